@@ -1,0 +1,13 @@
+"README.md from nbs/index.ipynb"
+import base64, re
+from pathlib import Path
+import nbformat
+from nbconvert import MarkdownExporter
+
+root = Path(__file__).parent.parent
+nb = nbformat.read(root/'nbs/index.ipynb', 4)
+nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide\b', c.source, re.M)]
+for c in nb.cells:
+    if c.cell_type=='code': c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
+body, res = MarkdownExporter().from_notebook_node(nb)
+(root/'README.md').write_text(body.strip()+'\n', encoding='utf-8')

@@ -1,0 +1,199 @@
+"What travels inside an image, what must not, and what a failed save leaves behind"
+import dataclasses, errno, json, os, re
+from pathlib import Path
+import xml.etree.ElementTree as ET
+import numpy as np, pytest, torch
+from PIL import Image
+import stylekit.rights as R
+from stylekit.rights import *
+from stylekit.core import StylekitError
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.PNG')
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+IM = Image.fromarray(PIXELS)
+RUN = dict(prompt='an owl <b> & "ink" ]]> 門 🦉 \x00\x07 é\n\\', steps=200, seeds=[2**62, 7], lam=.5, weights={'lora.safetensors': 'ab'*32}, none=None, yes=True, nested={'a': [1, {'b': 2}]})
+
+def raw(path):
+    "The packet as stored, by Pillow"
+    info = Image.open(path).info
+    return info.get('xmp') or info['XML:com.adobe.xmp'].encode()
+
+
+# ---- round trip
+
+@pytest.mark.parametrize('suffix', SUFFIXES)
+@pytest.mark.parametrize('source', SOURCE_TYPES)
+def test_round_trip(tmp_path, suffix, source):
+    rights = '© 2025 "Studio" & Söhne <x>'
+    p = save_output(IM, str(tmp_path/f'a b é{suffix}'), RUN, rights=rights, source=source)
+    back = read_output(p)
+    assert back['run'] == RUN and back['rights'] == rights and back['source'] == source and back['size'] == (32,24)
+    assert back['source_type'].startswith('http://cv.iptc.org/newscodes/digitalsourcetype/') and back['source_type'] == SOURCE_TYPES[source]
+    same = np.array_equal(Image.open(p).convert('RGB'), PIXELS)
+    assert same or suffix in ('.jpg', '.jpeg')
+
+@pytest.mark.parametrize('suffix', ('.png', '.jpg', '.webp'))
+def test_other_readers(tmp_path, suffix):
+    "Plain ElementTree and Pillow's own reader find the standard properties"
+    p = save_output(IM, tmp_path/f'x{suffix}', RUN, rights='© me')
+    root = ET.fromstring(raw(p).strip(b'\0 '))
+    assert root.find('.//{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType').text.endswith('/compositeWithTrainedAlgorithmicMedia')
+    alt = root.find('.//{http://purl.org/dc/elements/1.1/}rights/{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Alt')
+    assert alt[0].text == '© me' and alt[0].get('{http://www.w3.org/XML/1998/namespace}lang') == 'x-default'
+    pytest.importorskip('defusedxml')
+    d = Image.open(p).getxmp()['xmpmeta']['RDF']['Description']
+    assert d['DigitalSourceType'] == SOURCE_TYPES['photo'] and json.loads(d['run']) == RUN
+
+def test_one_mechanism(tmp_path):
+    "The packet is byte for byte the same in every format, and the same run gives the same file"
+    packets = {raw(save_output(IM, tmp_path/f'x{s}', RUN, rights='r')).strip(b'\0') for s in SUFFIXES}
+    assert len(packets) == 1
+    a, b = (save_output(IM, tmp_path/n, RUN).read_bytes() for n in ('1.png', '2.png'))
+    assert a == b
+
+@pytest.mark.parametrize('suffix', ('.png', '.jpg', '.webp'))
+def test_minimal_and_none(tmp_path, suffix):
+    p = save_output(IM, tmp_path/f'm{suffix}', dict(prompt='secretword'), rights='© me', metadata='minimal')
+    assert read_output(p)['run'] is None and read_output(p)['rights'] == '© me' and read_output(p)['source'] == 'photo'
+    assert b'secretword' not in p.read_bytes() and b'stylekit:run' not in p.read_bytes()
+    p = save_output(IM, tmp_path/f'n{suffix}', RUN, rights='© me', metadata='none')
+    assert read_output(p) == dict(format=read_output(p)['format'], size=(32,24), source_type='', source=None, rights='', run=None)
+    assert b'adobe' not in p.read_bytes() and b'xmp' not in Image.open(p).info
+
+def test_input_metadata_do_not_travel(tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = 'MariasCamera'
+    IM.save(tmp_path/'in.jpg', exif=exif, comment=b'MariasComment')
+    for s in ('.png', '.jpg', '.webp'): assert b'Marias' not in save_output(Image.open(tmp_path/'in.jpg'), tmp_path/f'o{s}', RUN).read_bytes()
+
+@pytest.mark.parametrize('image', [IM, PIXELS, PIXELS/255, torch.tensor(PIXELS).permute(2,0,1)[None]/255, Image.new('RGBA', (3,2), (255,0,0,0)), Image.new('L', (1,900))])
+def test_what_can_be_saved(tmp_path, image): assert Image.open(save_output(image, tmp_path/'x.png')).mode == 'RGB'
+
+
+# ---- privacy
+
+@pytest.mark.parametrize('private, public', [
+    ('/home/maria/a.pt', 'a.pt'), ('/Users/maria/My Pictures/a b.png', 'a b.png'), ('/mnt/x/', 'x'), ('C:\\Users\\maria\\a.pt', 'a.pt'), ('C:/Users/maria/a.pt', 'a.pt'), ('D:\\a.pt', 'a.pt'),
+    ('\\\\nas\\maria\\a.pt', 'a.pt'), ('file:///home/maria/a.pt', 'a.pt'), ('file:///home/maria', '~'), ('/home/maria', '~'), ('/Users/maria/', '~'), ('C:\\Users\\maria', '~'), ('~/a.pt', 'a.pt'), ('~maria/a.pt', 'a.pt'),
+    ('~maria', '~'), ('in ~maria/a.pt', 'in a.pt'), ('see /home/maria/a.pt now', 'see a.pt now'), ('x=/home/maria/a.pt,y', 'x=a.pt,y'), ('("/data/maria/b/a.pt")', '("a.pt")'), ("--out 'C:\\Users\\maria\\a.pt'", "--out 'a.pt'"),
+    ('hf_'+'a1'*17, '[removed]'), ('use ghp_'+'a1'*18, 'use [removed]'), ('Bearer abc.def', '[removed]'), ('https://maria:pw@host.org/x', 'https://[removed]host.org/x'), ('https://h.org/x?token=abc&y=1', 'https://h.org/x?[removed]&y=1')])
+def test_scrub_text(private, public):
+    assert scrub_text(private) == public
+    assert scrub_text(public) == public # cleaning twice changes nothing
+
+@pytest.mark.parametrize('text', ['', 'an owl', 'runwayml/stable-diffusion-v1-5', 'https://creativecommons.org/licenses/by/4.0/', 'a/b', '1/2', 'and/or', '© A / B', 'runs/x/y.png', '50 % ~ 60 %',
+                                  'ratio 16:9', 'black\\white', 'token', 'skate-board', '24/7 and 3/4', '(c) 2025 A; see LICENSE', 'see https://a.org/b/c, or d'])
+def test_scrub_keeps(text): assert scrub_text(text) == text
+
+def test_scrub_tree():
+    @dataclasses.dataclass
+    class Settings: lora: Path; steps: int = 5
+    out = scrub(dict(s=Settings(Path('/home/maria/l.pt')), t=(1, {2}), api_key='abc', HF_TOKEN='x', user='maria', tokens=77, tokenizer='clip', hub_token=None, f=np.float32(.5), i=np.int64(3),
+                     a=np.arange(3), x=torch.tensor([1., float('nan')]), big=torch.zeros(99), dt=torch.float16, dev=torch.device('cpu'), obj=object(), inf=float('inf'),
+                     w={Path('/a/b/l.pt'): 1, '/c/d/l.pt': 2, '/e/l.pt': 3}))
+    assert out == dict(s=dict(lora='l.pt', steps=5), t=[1, [2]], api_key='[removed]', HF_TOKEN='[removed]', user='[removed]', tokens=77, tokenizer='clip', hub_token=None, f=.5, i=3,
+                       a=[0,1,2], x=[1., 'nan'], big='Tensor', dt='torch.float16', dev='cpu', obj='object', inf='inf', w={'l.pt': 1, 'l.pt (2)': 2, 'l.pt (3)': 3})
+    assert json.loads(json.dumps(out, allow_nan=False)) == out
+
+def test_own_home_and_name(monkeypatch):
+    monkeypatch.setenv('HOME', '/data/people/Eva Maria')
+    monkeypatch.setenv('USER', 'evam')
+    assert scrub_text('/data/people/Eva Maria') == '~' and scrub_text('in /data/people/Eva Maria/x.pt') == 'in x.pt' and scrub_text('/scratch/evam') == '~'
+
+@pytest.mark.parametrize('suffix', ('.png', '.jpg', '.webp'))
+def test_nothing_private_in_the_bytes(tmp_path, suffix):
+    "Whatever the place in the record, no byte of a path's folders, user name or token gets into the file"
+    secret = ['/home/maria/acme/a.pt', 'C:\\Users\\maria\\acme\\a.pt', Path('/Users/maria/acme'), 'got /mnt/maria/acme/a.pt', 'hf_'+'maria0'*6, str(tmp_path/'acme'/'a.pt')]
+    for i, s in enumerate(secret):
+        info = {'v': s, str(s): 1, 'l': [s, (s,)], 'd': {'e': {'f': s}}}
+        p = save_output(IM, tmp_path/f'{i}{suffix}', info, rights=f'© me, {s}')
+        text = raw(p).decode()
+        assert 'maria' not in text and str(tmp_path) not in text and not re.search(r'/home|/Users|[\\/]acme[\\/]', text), text
+
+
+# ---- faults
+
+def left(folder): return sorted(p.name for p in folder.iterdir())
+
+@pytest.mark.parametrize('kw, word', [(dict(path='x.gif'), 'suffix'), (dict(path='x'), 'suffix'), (dict(path='.png'), 'suffix'), (dict(path=None), 'not a path'), (dict(path=''), 'not a path'), (dict(path='a\0.png'), 'not a path'),
+    (dict(metadata='all'), 'metadata'), (dict(metadata=None), 'metadata'), (dict(source='video'), 'source'), (dict(image=np.full((9,9,3), np.nan)), 'NaN'), (dict(image=np.full((9,9,3), 99.)), 'divide'),
+    (dict(image=torch.zeros(4,9,9)), '4 channels'), (dict(image=None), 'not an image'), (dict(path='x.jpg', info=dict(a='x'*70_000)), 'JPEG holds 64'), (dict(path='x.webp', image=np.zeros((1,17_000,3), np.uint8)), 'encoded'),
+    (dict(path='x.jpg', image=np.zeros((1,70_000,3), np.uint8)), 'encoded')])
+def test_refusals_leave_nothing(tmp_path, monkeypatch, kw, word):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StylekitError, match=word): save_output(**{**dict(image=IM, path='x.png'), **kw})
+    assert left(tmp_path) == []
+
+def test_longest_jpeg_record(tmp_path):
+    "Right up to the limit the record is whole; one byte more is refused by us, not by the encoder"
+    base = len(xmp_packet('photo', '', dict(a='')).encode())
+    n = 65502-29-base
+    assert read_output(save_output(IM, tmp_path/'x.jpg', dict(a='x'*n)))['run'] == dict(a='x'*n)
+    with pytest.raises(StylekitError, match='JPEG holds'): save_output(IM, tmp_path/'y.jpg', dict(a='x'*(n+1)))
+    assert len(read_output(save_output(IM, tmp_path/'y.png', dict(a='x'*200_000)))['run']['a']) == 200_000
+
+def test_target_is_a_folder_or_below_a_file(tmp_path):
+    (tmp_path/'d.png').mkdir()
+    (tmp_path/'f').write_text('x')
+    with pytest.raises(StylekitError, match='is a folder'): save_output(IM, tmp_path/'d.png')
+    with pytest.raises(StylekitError, match='part of the path is a file'): save_output(IM, tmp_path/'f'/'x.png')
+    assert left(tmp_path) == ['d.png', 'f']
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='the superuser may write anywhere')
+def test_read_only_folder(tmp_path):
+    (tmp_path/'ro').mkdir(mode=0o555)
+    with pytest.raises(StylekitError, match='choose another folder'): save_output(IM, tmp_path/'ro'/'x.png')
+
+@pytest.mark.parametrize('code, word', [(errno.ENOSPC, 'disk is full'), (errno.EROFS, 'read-only'), (errno.EACCES, 'choose another folder'), (errno.EIO, 'cannot write')])
+@pytest.mark.parametrize('place', ['save', 'replace', 'mkdir'])
+def test_faults_of_the_system(tmp_path, monkeypatch, code, word, place):
+    "The old image survives, nothing half-written stays, and the reason is said"
+    p = save_output(IM, tmp_path/'x.png', dict(n=1))
+    old, real = p.read_bytes(), Image.Image.save
+    def fail(*a, **k):
+        if place == 'save': Path(a[1]).write_bytes(b'half a file')
+        raise OSError(code, os.strerror(code))
+    monkeypatch.setattr(*{'save': (Image.Image, 'save'), 'replace': (os, 'replace'), 'mkdir': (Path, 'mkdir')}[place], fail)
+    with pytest.raises(StylekitError, match=word) as e: save_output(IM, p, dict(n=2))
+    assert str(p) in str(e.value) and p.read_bytes() == old and left(tmp_path) == ['x.png']
+
+def test_interrupt(tmp_path, monkeypatch):
+    p = save_output(IM, tmp_path/'x.png')
+    def stop(self, path, **k):
+        Path(path).write_bytes(b'half')
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Image.Image, 'save', stop)
+    with pytest.raises(KeyboardInterrupt): save_output(IM, p)
+    assert left(tmp_path) == ['x.png'] and Image.open(p).size == (32,24)
+
+
+# ---- reading files of others
+
+def with_xmp(tmp_path, xmp):
+    IM.save(tmp_path/'x.webp', xmp=xmp)
+    return tmp_path/'x.webp'
+
+def packet(body, attrs=''):
+    return (f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description xmlns:dc="http://purl.org/dc/elements/1.1/" '
+            f'xmlns:I="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" {attrs}>{body}</rdf:Description></rdf:RDF></x:xmpmeta>').encode()
+
+def test_foreign_packets(tmp_path):
+    url = SOURCE_TYPES['none']
+    for body, attrs in ((f'<I:DigitalSourceType rdf:resource="{url}"/>', ''), ('', f'I:DigitalSourceType="{url}"'), (f'<I:DigitalSourceType>\n {url}\n</I:DigitalSourceType>', '')):
+        assert read_output(with_xmp(tmp_path, packet(body, attrs)))['source'] == 'none'
+    back = read_output(with_xmp(tmp_path, packet('<I:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture</I:DigitalSourceType>')))
+    assert back['source'] is None and back['source_type'].endswith('digitalCapture') and back['run'] is None
+
+@pytest.mark.parametrize('xmp', [b'<x', b'\xff\xfe\x00', b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', '<a/>'.encode('utf-16')])
+def test_hostile_packets(tmp_path, xmp):
+    with pytest.raises(StylekitError, match='XMP'): read_output(with_xmp(tmp_path, xmp))
+
+def test_unreadable(tmp_path):
+    (tmp_path/'x.png').write_bytes(b'<html>')
+    for bad in (tmp_path/'x.png', tmp_path, tmp_path/'none.png', None):
+        with pytest.raises(StylekitError): read_output(bad)
+
+def test_light_import():
+    import subprocess, sys
+    code = 'import stylekit.rights, sys; print([m for m in ("torch","numpy","PIL","diffusers") if m in sys.modules])'
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.strip() == '[]'
