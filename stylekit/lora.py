@@ -48,7 +48,7 @@ def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     if bad: raise StylekitError(f'{path.name}: NaN or infinite weights in {bad}')
     return state, meta
 
-# %% ../nbs/04_lora.ipynb #11063e0a
+# %% ../nbs/04_lora.ipynb #7098054a
 LORA_FILE = 'pytorch_lora_weights.safetensors'
 
 def _find(style):
@@ -63,8 +63,7 @@ def _find(style):
         from huggingface_hub import hf_hub_download
         try: return Path(hf_hub_download(str(style), LORA_FILE))
         except Exception as e: raise StylekitError(f'no {LORA_FILE} to be had from {style!r} ({type(e).__name__}): download the LoRA and give its path') from e
-    builtin = asset('styles', safe_name(str(style)), LORA_FILE)
-    if builtin.exists(): return builtin
+    if style in styles(): return asset('styles', style, LORA_FILE)
     raise StylekitError(f'no style named {str(style)!r}: there are {", ".join(styles())}; or give the path of a LoRA file')
 
 def load_style(style, # name, path, hub id, or a Style (returned as it is, unless words or scale are given)

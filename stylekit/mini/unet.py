@@ -15,10 +15,10 @@ from .data import StyleSets, BASE_LOOKS
 from ..training import draw_t, fit, min_snr
 from .vae import to_float
 
-# %% ../../nbs/mini/03_unet.ipynb #ac9c8180
+# %% ../../nbs/mini/03_unet.ipynb #8464d86b
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', clip_sample=False)  # Stable Diffusion's
 
-def new_unet(channels:tuple=(64,128,192), latent_channels:int=8, width:int=192 # of the text tower
+def new_unet(channels:tuple=(64,128,192), latent_channels:int=16, width:int=192 # of the text tower
             )->UNet2DConditionModel:
     "An untrained UNet in the form of SD 1.5, with cross-attention at the two finer levels, where detail lives and a LoRA must reach it"
     return UNet2DConditionModel(sample_size=16, in_channels=latent_channels, out_channels=latent_channels, block_out_channels=channels, layers_per_block=1,

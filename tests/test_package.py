@@ -1,0 +1,86 @@
+"Packaging: every module stands alone, no star imports, one version"
+import ast, os, re, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+import pytest
+import stylekit
+
+PKG = Path(stylekit.__file__).parent
+FILES = sorted(p for p in PKG.rglob('*.py') if 'assets' not in p.parts)
+MODULES = ['.'.join(p.relative_to(PKG.parent).with_suffix('').parts).removesuffix('.__init__') for p in FILES]
+
+# One process loads torch, then each module is imported in a fork of it: nothing of stylekit is there before
+EACH = '''import os, sys, torch
+assert not any(m.split('.')[0] == 'stylekit' for m in sys.modules)
+for name in sys.argv[1:]:
+    pid = os.fork()
+    if not pid:
+        try:
+            m = __import__(name, fromlist=['*'])
+            for n in getattr(m, '__all__', []): getattr(m, n)
+            missing = ''
+        except BaseException as e: missing = f'{type(e).__name__}: {e}'
+        print(name, 'FAILED '+missing if missing else 'ok', flush=True); os._exit(0)
+    os.waitpid(pid, 0)
+'''
+
+@pytest.fixture(scope='module')
+def imported():
+    if not hasattr(os, 'fork'): pytest.skip('needs fork')
+    env = dict(os.environ, PYTHONPATH=str(PKG.parent), OMP_NUM_THREADS='1', MPLBACKEND='agg')
+    r = subprocess.run([sys.executable, '-c', EACH, *[m for m in MODULES if m != 'stylekit']], capture_output=True, text=True, env=env, cwd='/')
+    return dict(line.split(' ', 1) for line in r.stdout.splitlines()) | dict(stderr=r.stderr)
+
+@pytest.mark.parametrize('name', [m for m in MODULES if m != 'stylekit'])
+def test_module_imports_alone(imported, name): assert imported.get(name) == 'ok', imported
+
+def imports(tree, top=True):
+    "(module, names) of the import statements; with `top` only those that run on import"
+    nodes = ast.walk(tree) if not top else (n for s in tree.body for n in ([s] if isinstance(s, (ast.Import, ast.ImportFrom)) else []))
+    for n in nodes:
+        if isinstance(n, ast.Import): yield from ((a.name, ()) for a in n.names)
+        if isinstance(n, ast.ImportFrom): yield '.'*n.level+(n.module or ''), tuple(a.name for a in n.names)
+
+@pytest.mark.parametrize('path', FILES, ids=MODULES)
+def test_source(path):
+    "No star imports; light modules import nothing heavy; a module imports only lower floors; every public name is defined in the module"
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    assert not any('*' in names for _, names in imports(tree, top=False))
+    tops = {m.lstrip('.').split('.')[0] for m, _ in imports(tree) if not m.startswith('.')}
+    light = path.name in ('__init__.py', '_modidx.py', 'core.py', 'rights.py', 'cli.py')
+    assert not tops & {'diffusers', 'transformers', 'peft', 'matplotlib', 'scipy', 'sklearn', 'IPython', *(['torch', 'numpy', 'PIL'] if light else [])}, tops
+    defined = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    defined |= {t.id for n in tree.body if isinstance(n, ast.Assign) for tt in n.targets for t in ast.walk(tt) if isinstance(t, ast.Name)}
+    names = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], 'id', '') == '__all__' and isinstance(n.value, ast.List)
+             and path.name != '__init__.py']
+    assert set(sum(names, [])) <= defined
+
+ORDER = ['core', 'spectrum', 'backbone', 'rights', 'training', 'lora', 'scores', 'sms', 'baselines', 'stylizer', 'cli']
+
+def test_modules_import_only_lower_ones():
+    for path in FILES:
+        if path.parent != PKG or path.stem not in ORDER: continue
+        for m, names in imports(ast.parse(path.read_text(encoding='utf-8')), top=False):
+            found = re.fullmatch(r'(?:\.|stylekit\.)(\w+)(?:\..*)?', m)
+            if found and found[1] in ORDER: assert ORDER.index(found[1]) < ORDER.index(path.stem), f'{path.stem} imports {found[1]}'
+
+def test_one_version():
+    "The version stands in `__init__` only; the other files point to it"
+    root = PKG.parent
+    if not (root/'pyproject.toml').exists(): pytest.skip('not a clone')
+    text = (root/'pyproject.toml').read_text(encoding='utf-8')
+    assert re.search(r'version\s*=\s*\{\s*attr\s*=\s*"stylekit\.__version__"', text) and not re.search(r'^version\s*=\s*"', text, re.M)
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(root/'settings.ini', encoding='utf-8')
+    assert 'version' not in cfg['DEFAULT'] and re.fullmatch(r'\d+\.\d+\.\d+(\.?(dev|a|b|rc)\d+)?', stylekit.__version__)
+    assert all((root/f).exists() for f in ('LICENSE', 'MANIFEST.in', 'setup.py', 'Makefile'))
+    assert 'settings.ini' in (root/'MANIFEST.in').read_text()
+
+def test_entry_point():
+    cfg = ConfigParser(delimiters=['='])
+    if not cfg.read(PKG.parent/'settings.ini', encoding='utf-8'): pytest.skip('not a clone')
+    assert cfg['DEFAULT']['console_scripts'].split() == ['stylekit=stylekit.cli:main']
+
+def test_lazy_names_exist():
+    for name in stylekit.__all__: assert getattr(stylekit, name) is not None
+    assert set(stylekit.__all__) <= set(dir(stylekit))

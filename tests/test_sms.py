@@ -1,0 +1,425 @@
+"The method against a straight-line transcription of the released settings, and what preset `fast` promises"
+import copy, gc, math
+from contextlib import contextmanager
+from dataclasses import replace
+import pytest, torch, torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from stylekit import StylekitError, load_backbone, load_style, sample, settings
+from stylekit.scores import guided
+from stylekit.sms import SAMPLERS, PRESETS, SMS, Settings, sigma2
+from stylekit.stylizer import LatentOptimizer, Stylizer
+
+WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
+
+
+@pytest.fixture(scope='module')
+def base(models): return load_backbone(models('sd15'))
+
+@pytest.fixture(scope='module')
+def style(base, random_style): return load_style(random_style(base))
+
+@pytest.fixture(scope='module')
+def wide(base, style, tmp_path_factory):
+    "The style file with weights ten times as large, so that differences of scores stand clear of rounding"
+    from safetensors.torch import load_file, save_file
+    path = tmp_path_factory.mktemp('wide')/'wide.safetensors'
+    save_file({k: v*10 if 'lora_B' in k else v for k,v in load_file(style.path).items()}, path, metadata={'stylekit.words': WORDS})
+    return load_style(path)
+
+@contextmanager
+def prepared(base, style, preset, n=1, size=(128, 64), **changes):
+    "A Stylizer before its first step"
+    names = ['owl', 'taxi', 'penguin'][:n]
+    run = Stylizer(base, style, settings(preset, **{'steps': 10} | changes), [sample(s).resize(size) for s in names], [CAPTION]*n, [3+i for i in range(n)])
+    try: yield run
+    finally: run.close()
+
+def draws(run, t, seed=0):
+    "Latents that have moved away from the content, timesteps, noise"
+    g = torch.Generator().manual_seed(seed)
+    r = lambda: torch.randn(run.z_src.shape, generator=g)
+    return run.z_src+r(), torch.tensor([t]*len(run.z_src)), r()
+
+def same(a, b, tol=1e-5):
+    "`a` equals `b` to `tol`, relative to the size of `b`"
+    a, b = torch.as_tensor(a, dtype=torch.float64), torch.as_tensor(b, dtype=torch.float64)
+    assert a.shape == b.shape and b.norm() > 0
+    assert (a-b).norm() <= tol*b.norm(), f'relative difference {(a-b).norm()/b.norm():.2e}'
+
+
+# ---- the transcription: plain torch, three UNets, LoRAs merged into the weights, as read in spec/sms.md ----
+
+BETA = torch.linspace(.00085**.5, .012**.5, 1000, dtype=torch.float64)**2     # the scheduler of Stable Diffusion
+ABAR = (1-BETA).cumprod(0)
+
+def lora_pairs(state, sep):
+    "module name -> (down, up) matrices"
+    down = {k.split('.lora_A')[0].removeprefix('unet.'): v for k,v in state.items() if 'lora_A'+sep in k}
+    up = {k.split('.lora_B')[0].removeprefix('unet.'): v for k,v in state.items() if 'lora_B'+sep in k}
+    assert down.keys() == up.keys() and down
+    return {k: (down[k].double(), up[k].double()) for k in down}
+
+def merged(unet, pairs, scale):
+    "A UNet of its own whose weights hold the LoRA"
+    unet = copy.deepcopy(unet)
+    with torch.no_grad():
+        for name,(a,b) in pairs.items(): unet.get_submodule(name).weight += scale*b@a
+    return unet
+
+def dct(n):
+    i = torch.arange(n, dtype=torch.float64)
+    c = torch.cos(math.pi/n*(i+.5)*i[:, None])*math.sqrt(2/n)
+    c[0] = math.sqrt(1/n)
+    return c
+
+def released_mask(h, w, t):
+    return torch.tensor([[float(i+j <= t*(h+w-2)//500) for j in range(w)] for i in range(h)], dtype=torch.float64)
+
+class Released:
+    "The released arithmetic for given z, z_src, t, ε and φ"
+    def __init__(self, real, style, fake, y, edit, empty): self.real, self.style, self.fake, self.y, self.edit, self.empty = real, style, fake, y, edit, empty
+    def noisy(self, z, t, eps): return ABAR[t].sqrt()*z + (1-ABAR[t]).sqrt()*eps
+    def cfg(self, unet, z_t, t):
+        e, e0 = unet(z_t, t, self.y).sample, unet(z_t, t, self.empty).sample
+        return e0 + 4.5*(e-e0)
+    def g_style(self, z, t, eps):
+        z_t = self.noisy(z, t, eps)
+        w = (1-ABAR[t-2])/(1-ABAR[t])*BETA[t]
+        return w*(self.cfg(self.style, z_t, t)-self.cfg(self.fake, z_t, t))
+    def R(self, z_src, t, eps):
+        z_t = self.noisy(z_src, t, eps)
+        d = (self.real(z_t, t, self.edit).sample-self.real(z_t, t, self.empty).sample).mean(1, keepdim=True).abs()
+        return (d-d.min())/(d.max()-d.min())
+    def psr(self, z, z_src, t):
+        h, w = z.shape[-2:]
+        m, spectrum = released_mask(h, w, t), lambda x: dct(h)@x@dct(w).T
+        return F.l1_loss(m*spectrum(z), m*spectrum(z_src))
+    def total(self, z, z_src, t, eps):
+        with torch.no_grad(): target = z - self.R(z_src, t, eps)*self.g_style(z, t, eps)
+        x = z.clone().requires_grad_()
+        return torch.autograd.grad(.5*F.mse_loss(x, target) + 5e-4*self.psr(x, z_src, t), x)[0]
+
+@pytest.fixture(scope='module')
+def released(base, wide, models):
+    "Preset `paper` with a trained-looking φ, and its transcription; on 8×16 latents"
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+    from safetensors.torch import load_file
+    with prepared(base, wide, 'paper') as run:
+        g = torch.Generator().manual_seed(9)
+        with torch.no_grad():
+            for p in run.method.fake.params: p.copy_(torch.randn(p.shape, generator=g)*.2)
+        folder = models('sd15')
+        tok, enc = CLIPTokenizer.from_pretrained(folder/'tokenizer'), CLIPTextModel.from_pretrained(folder/'text_encoder')
+        with torch.no_grad():
+            emb = [enc(tok([p], padding='max_length', max_length=77, return_tensors='pt').input_ids).last_hidden_state.double()
+                   for p in (f'{WORDS}, {CAPTION}', f'Turn into {WORDS}', '')]
+        real = UNet2DConditionModel.from_pretrained(folder/'unet').double().requires_grad_(False)
+        fake = {k: v for k,v in base.unet.named_parameters() if '.fake.' in k}
+        pairs = lora_pairs(fake, '.fake')
+        ref = Released(real, merged(real, lora_pairs(load_file(wide.path), ''), .8), merged(real, pairs, 32/8), *emb)
+        yield run, ref, pairs
+
+TS = (21, 251, 499)
+
+@pytest.mark.parametrize('t', TS)
+def test_released_direction_relevance_and_gradient(released, t):
+    run, ref, _ = released
+    z, tt, eps = draws(run, t, seed=t)
+    m, d = run.method, lambda x: x.double()
+    with torch.no_grad():
+        want, R = ref.g_style(d(z), t, d(eps)), ref.R(d(run.z_src), t, d(eps))
+        same(m.relevance(tt, eps), R)
+        same(m.direction(z, tt, eps)[0], R*want)
+        m.cfg = replace(m.cfg, relevance='none')
+        same(m.direction(z, tt, eps)[0], want)
+        m.cfg = replace(m.cfg, relevance='released')
+        got = m.gradient(z, tt, eps)[0]
+    same(got, ref.total(d(z), d(run.z_src), t, d(eps)))
+    assert R.min() == 0 and R.max() == 1
+
+@pytest.mark.parametrize('t', TS)
+def test_released_spectrum_loss(released, t):
+    from stylekit.spectrum import psr_l1
+    run, ref, _ = released
+    z = draws(run, t)[0]
+    same(psr_l1(z, run.z_src, run.cfg.curve(torch.tensor([t]))), ref.psr(z.double(), run.z_src.double(), t))
+    x = z.double().requires_grad_()
+    with torch.no_grad(): got = run.method.regulariser_grad(z, torch.tensor([t]))
+    same(got, torch.autograd.grad(ref.psr(x, run.z_src.double(), t), x)[0])
+
+@pytest.mark.parametrize('h,w', [(8, 16), (64, 64), (51, 51), (7, 96)])
+def test_released_mask(h, w):
+    from stylekit.spectrum import band_mask
+    t = torch.arange(21, 500, 2)
+    got = band_mask(h, w, PRESETS['paper'].curve(t))
+    for i in range(0, len(t), 7): assert (got[i, 0].double() == released_mask(h, w, t[i].item())).all(), t[i]
+
+def test_released_fake_loss_and_its_gradient(released, monkeypatch):
+    "MSE(ᾱ·ε_φ(y), ᾱ·ε) at its own t and noise, over the whole range of indices however late the step"
+    run, ref, pairs = released
+    seen, add = [], run.backbone.add_noise
+    monkeypatch.setattr(run.backbone, 'add_noise', lambda z, noise, t: seen.append((z, noise, t)) or add(z, noise, t))
+    state, opt = [p.detach().clone() for p in run.method.fake.params], copy.deepcopy(run.method.fake.opt.state_dict())
+    z = draws(run, 99)[0]
+    loss = run.method.learn(z, run.gens)['fake']
+    (zz, noise, t), = seen
+    assert zz is z and t.item() % 2 == 1 and 21 <= t.item() <= 499
+    leaves = {k: (a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_()) for k,(a,b) in pairs.items()}
+    weights = {f'{k}.weight': ref.real.get_submodule(k).weight + 4*b@a for k,(a,b) in leaves.items()}
+    z_t = ref.noisy(z.double(), t.item(), noise.double())
+    eps = torch.func.functional_call(ref.real, weights, (z_t, t.item(), ref.y)).sample
+    want = F.mse_loss(ABAR[t.item()]*eps, ABAR[t.item()]*noise.double())
+    want.backward()
+    same(loss[0], want.detach())
+    got = lora_pairs({k: p.grad for k,p in run.backbone.unet.named_parameters() if '.fake.' in k}, '.fake')
+    for k,(a,b) in leaves.items(): same(got[k][0], a.grad, 1e-4), same(got[k][1], b.grad, 1e-4)
+    with torch.no_grad(): [p.copy_(s) for p,s in zip(run.method.fake.params, state)]
+    run.method.fake.opt.load_state_dict(opt)
+
+def test_released_fake_adapter(released):
+    run, _, pairs = released
+    assert {k.rsplit('.', 1)[1] for k in pairs} == {'to_q', 'to_v'}
+    assert all(a.shape[0] == 8 == b.shape[1] for a,b in pairs.values())
+    group, = run.method.fake.opt.param_groups
+    assert isinstance(run.method.fake.opt, torch.optim.AdamW) and group['lr'] == 1e-3
+
+def test_fake_timesteps_do_not_narrow(base, style):
+    "φ trains on the whole range at the last step too, whatever sampler the image uses"
+    for sampler in SAMPLERS:
+        with prepared(base, style, 'paper', size=(64, 64), sampler=sampler) as run:
+            ts, learn = [], lambda z_t, t, cond, noise, weight=None: (ts.append(t.item()), (noise, torch.zeros(1)))[1]
+            run.method.fake.learn, run.k = learn, 9
+            for _ in range(60): run.method.learn(run.z, run.gens)
+        assert min(ts) < 100 and max(ts) > 420 and len(set(ts)) > 20, (sampler, sorted(ts))
+
+def test_sigma2_takes_a_stride_of_two(base):
+    t = torch.tensor([21, 23, 101, 499])
+    same(sigma2(base, t).flatten(), (1-ABAR[t-2])/(1-ABAR[t])*BETA[t])
+    one = (1-ABAR[t-1])/(1-ABAR[t])*BETA[t]
+    assert ((sigma2(base, t).flatten().double()-one).abs() > 1e-3*one).all()
+
+def test_released_settings():
+    c = PRESETS['paper']
+    assert (c.steps, c.guidance_scale, c.fake_guidance, c.lam, c.lr, c.fake_rank, c.fake_alpha, c.fake_lr, c.style_scale) == (500, 4.5, 4.5, 5e-4, .1, 8, 32, 1e-3, .8)
+    assert (c.prompt, c.edit_prompt, set(c.fake_targets)) == ('{style}, {caption}', 'Turn into {style}', {'to_q', 'to_v'})
+    assert (c.curve.top, c.curve.t_top, c.curve.power) == (1, 500, 1)
+    assert settings().preset == 'fast'
+
+
+# ---- timesteps ----
+
+U = torch.cat([torch.linspace(0, 1-2**-24, 4001), torch.tensor([0., 1-2**-24])])
+
+def test_released_grid():
+    t = SAMPLERS['released'](U, 0., 21, 500)
+    assert set(t.tolist()) == set(range(21, 500, 2))
+    for k in range(0, 500, 13):
+        t = SAMPLERS['released'](U, k/500, 21, 500)
+        hi = max(11, math.floor(250*(500-k)/500))           # index in [10, 250·(1 − k/K)), at least one wide
+        assert t.dtype == torch.long and set(t.tolist()) == set(range(21, 2*hi, 2)), k
+    assert set(SAMPLERS['released'](U, 499/500, 21, 500).tolist()) == {21}
+
+@pytest.mark.parametrize('lo,hi', [(20, 500), (0, 1), (998, 999), (1, 999), (300, 301)])
+@pytest.mark.parametrize('name', ['narrowing', 'linear', 'uniform'])
+def test_samplers_stay_in_range(name, lo, hi):
+    for k in range(0, 100, 9):
+        t = SAMPLERS[name](U, k/100, lo, hi)
+        top = max(lo+1, (1-k/100)*hi) if name == 'narrowing' else hi
+        assert t.dtype == torch.long and t.shape == U.shape and t.min() >= lo and t.max() < top, (k, t.min(), t.max())
+
+def test_samplers_move_as_named():
+    end = lambda name, p: SAMPLERS[name](U, p, 20, 500).float()
+    assert abs(end('narrowing', .5).mean()-135) < 2 and abs(end('narrowing', 0.).mean()-260) < 2
+    assert abs(end('uniform', 0.).mean()-end('uniform', .99).mean()) == 0
+    lin = [end('linear', p/10) for p in range(10)]
+    assert all((x == x[0]).all() for x in lin) and all(a[0] > b[0] for a,b in zip(lin, lin[1:]))
+    assert lin[0][0] == 499 and abs(lin[5][0]-260) <= 1
+
+def test_guidance():
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    same(guided(a, b, 4.5), 4.5*a.double()-3.5*b.double())
+    assert (guided(a, b, 0.) == b).all()
+    same(guided(a, b, 1.), a)
+
+
+# ---- optimisers ----
+
+def optimise(cfg, grads, z):
+    opt = LatentOptimizer(cfg, z)
+    for g in grads: yield (z := opt.step(z, g))
+
+@pytest.mark.parametrize('K', [100, 40])
+def test_released_optimizer_is_adamw(K):
+    "Weight decay .01, 100 steps of warm-up, a cosine over 1.5·K; gradients as small as the released mean makes them"
+    g = torch.Generator().manual_seed(0)
+    z0 = torch.randn(1, 4, 8, 6, generator=g)
+    grads = [torch.randn(z0.shape, generator=g)*3e-8 for _ in range(K)]
+    p = torch.nn.Parameter(z0.clone())
+    opt = torch.optim.AdamW([p], lr=.1, weight_decay=.01)
+    factor = lambda k: k/100 if k < 100 else .5*(1+math.cos(math.pi*(k-100)/(1.5*K-100)))
+    sched = torch.optim.lr_scheduler.LambdaLR(opt, factor)
+    for grad, z in zip(grads, optimise(settings('paper', steps=K), grads, z0)):
+        p.grad = grad
+        opt.step(), sched.step()
+        torch.testing.assert_close(z, p.detach(), rtol=1e-5, atol=1e-6)
+
+def test_released_optimizer_after_the_warm_up():
+    z0, K = torch.ones(1, 1, 2, 2), 200
+    p = torch.nn.Parameter(z0.clone())
+    opt = torch.optim.AdamW([p], lr=.1, weight_decay=.01)
+    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(k/100, .5*(1+math.cos(math.pi*max(0, k-100)/(1.5*K-100)))))
+    grads = [torch.full_like(z0, math.sin(k)) for k in range(K)]
+    for grad, z in zip(grads, optimise(settings('paper', steps=K), grads, z0)):
+        p.grad = grad
+        opt.step(), sched.step()
+    torch.testing.assert_close(z, p.detach(), rtol=1e-5, atol=1e-6)
+
+def rms_path(size, scale, steps=6):
+    z, rms = torch.zeros(1, 4, *size), []
+    g = torch.Generator().manual_seed(sum(size))
+    for new in optimise(settings('fast', steps=20), [torch.randn(1, 4, *size, generator=g)*scale for _ in range(steps)], z):
+        rms.append((new-z).pow(2).mean().sqrt().item()); z = new
+    return torch.tensor(rms)
+
+def test_fast_step_does_not_depend_on_resolution_or_scale():
+    one = rms_path((16, 16), 1.)
+    assert (one > .01).all()
+    for size in ((24, 24), (32, 16)): assert (rms_path(size, 1.)/one-1).abs().max() < .05
+    for scale in (1e-6, 1e5): assert (rms_path((16, 16), scale)/one-1).abs().max() < 1e-3
+    z = next(optimise(settings('fast'), [torch.zeros(1, 4, 4, 4)], torch.ones(1, 4, 4, 4)))
+    assert (z == 1).all()                                   # no decay, no division by zero
+
+def test_fast_rate_anneals_and_does_not_decay_latents():
+    c = settings('fast', steps=50)
+    opt, rates = LatentOptimizer(c, torch.zeros(1, 4, 4, 4)), []
+    for opt.k in range(50): rates.append(opt.rate())
+    assert rates[0] == c.lr and rates[-1] < .01*c.lr and all(a > b for a,b in zip(rates, rates[1:]))
+
+
+# ---- settings ----
+
+BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
+           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 500, 600, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
+           sampler=['ddim', 3, ['uniform']], optimizer=['sgd'], weight=['sigma'], reduction=['none'], regulariser=['l3'], relevance=['yes'], fake=['none', True],
+           relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-1, 3],
+           t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
+           prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
+
+@pytest.mark.parametrize('name,value', [(k, v) for k, vs in BAD.items() for v in vs], ids=lambda v: repr(v))
+def test_bad_settings_name_the_argument(name, value):
+    for make in (lambda: settings('fast', **{name: value}), lambda: Settings(**{name: value})):
+        with pytest.raises(StylekitError) as e: make()
+        assert name in str(e.value) and '\n' not in str(e.value)
+
+def test_settings_take_changes():
+    assert settings('paper', steps=7, lam=None).steps == 7 and settings('paper', lam=None).lam == PRESETS['paper'].lam
+    assert settings(settings('fast', lam=0.)).lam == 0
+    for bad in ('quick', None, 3, ['fast']):
+        with pytest.raises(StylekitError, match='preset'): settings(bad)
+    with pytest.raises(StylekitError, match='lambda_'): settings('fast', lambda_=3)
+    with pytest.raises(Exception): PRESETS['fast'].steps = 3    # frozen
+
+
+# ---- preset fast ----
+
+@contextmanager
+def counted(unet):
+    "Samples through the UNet, and the batch of each backward pass"
+    n = dict(forward=[], backward=[])
+    def hook(_, args, kwargs, out):
+        n['forward'].append(len(args[0]))
+        if out.sample.requires_grad: out.sample.register_hook(lambda g: n['backward'].append(len(g)))
+    h = unet.register_forward_hook(hook, with_kwargs=True)
+    try: yield n
+    finally: h.remove()
+
+@pytest.mark.parametrize('images', [1, 2])
+def test_fast_cost(base, style, images):
+    from diffusers import UNet2DConditionModel
+    count = lambda: sum(isinstance(o, UNet2DConditionModel) for o in gc.get_objects() if isinstance(o, torch.nn.Module))
+    unets, ptr = count(), next(base.unet.parameters()).data_ptr()
+    with counted(base.unet) as n:
+        with prepared(base, style, 'fast', images, size=(64, 64)) as run:
+            assert 0 < sum(n['forward']) <= 16*images and not n['backward']
+            for _ in range(2):
+                n['forward'].clear(), n['backward'].clear()
+                run.step()
+                assert 0 < sum(n['forward']) <= 3*images
+                assert n['backward'] == [images]
+            assert count() == unets and next(base.unet.parameters()).data_ptr() == ptr
+
+def test_base_weights_stay_as_they_are(base, style):
+    plain = lambda: {k.replace('.base_layer', ''): v.detach().clone() for k,v in base.unet.named_parameters() if 'lora' not in k}
+    before = plain()
+    with prepared(base, style, 'fast', size=(64, 64)) as run:
+        run.step()
+        fake = [p.detach().clone() for p in run.method.fake.params]
+        run.step()
+        assert any((a != b).any() for a,b in zip(fake, run.method.fake.params))     # φ learns; nothing else does
+        after = plain()
+        assert not any(p.grad is not None for k,p in base.unet.named_parameters() if '.fake.' not in k)
+    assert before.keys() == after.keys() and all((before[k] == after[k]).all() for k in before)
+
+class NoSync(TorchDispatchMode):
+    "Raises where a GPU would have to be waited for; the optimiser's own counters live on the CPU"
+    def __init__(self, allowed): super().__init__(); self.allowed = allowed
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].data_ptr() not in self.allowed(): raise AssertionError('a value is read from the device')
+        if func in (torch.ops.aten.nonzero.default, torch.ops.aten.equal.default, torch.ops.aten.masked_select.default): raise AssertionError(f'{func} waits for the device')
+        return func(*args, **kwargs or {})
+
+@pytest.mark.parametrize('preset', ['fast', 'paper'])
+def test_a_step_never_waits_for_the_device(base, style, preset):
+    with prepared(base, style, preset, size=(64, 64)) as run:
+        counters = lambda: {s['step'].data_ptr() for s in run.method.fake.opt.state.values()}
+        with NoSync(counters): run.step(), run.step()
+
+def test_direction_of_the_other_fakes(base, style):
+    "The exact score of a point makes SMS an SDS; an untrained fake score is the real one"
+    with prepared(base, style, 'fast', relevance='none', fake='noise') as run:
+        z, t, eps = draws(run, 301)
+        m, z_t = run.method, base.add_noise(*draws(run, 301)[::2], torch.tensor([301]))
+        y, empty = m.cond, m.empty
+        with torch.no_grad():
+            e, e0, real = base.predict(z_t, t, y, ('style',)), base.predict(z_t, t, empty, ('style',)), base.predict(z_t, t, y)
+            eps_style = e0 + m.cfg.guidance_scale*(e-e0)
+            same(m.direction(z, t, eps)[0], eps_style-eps)
+            m.cfg = replace(m.cfg, fake='frozen')
+            same(m.direction(z, t, eps)[0], eps_style-real)
+        assert m.fake is None
+    with prepared(base, style, 'fast', relevance='none') as run, torch.no_grad():
+        same(run.method.direction(z, t, eps)[0], eps_style-real)        # before φ has learnt anything
+        assert (run.method.direction(z, t, eps)[0]-(eps_style-real)).norm() > 1e-4*real.norm()
+
+def test_fast_gradient(base, style):
+    "R ⊙ g + λ·∂/∂z ½‖LPF(DCT(z − z_src))‖², and R in [floor, 1]"
+    with prepared(base, style, 'fast', fake='noise', size=(128, 64)) as run:
+        z, t, eps = draws(run, 251)
+        with torch.no_grad(): total, g, R = run.method.gradient(z, t, eps)[0], run.method.direction(z, t, eps)[0], run.method.relevance(t, eps)
+        h, w = z.shape[-2:]
+        x = z.double().requires_grad_()
+        kept = (dct(h)@(x-run.z_src.double())@dct(w).T)*torch.tensor([[float(i+j <= run.cfg.cutoff*251*(h+w-2)/run.cfg.t_cutoff) for j in range(w)] for i in range(h)])
+        psr = torch.autograd.grad(.5*kept.pow(2).sum(), x)[0]
+        same(total, g.double()+run.cfg.lam*psr)
+        floor, whole = run.cfg.relevance_floor, replace(run.method.cfg, relevance='none')
+        assert R.shape == (1, 1, h, w) and R.max() > .8
+        for s in (run.cfg.t_min, 137, run.cfg.t_max-1):
+            r = run.method.relevance(torch.tensor([s]), eps)
+            assert r.min() >= floor-1e-6 and r.max() <= 1+1e-6
+        run.method.cfg = whole
+        with torch.no_grad(): same(g, R*run.method.direction(z, t, eps)[0])
+
+@pytest.mark.parametrize('preset', ['fast', 'paper'])
+def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
+    "Given the fake score, an image's gradient does not depend on its company: neither its direction nor its size"
+    with prepared(base, style, preset, 2, size=(64, 64)) as run:
+        z, _, eps = draws(run, 0)
+        t, m = torch.tensor([101, 401]), run.method
+        with torch.no_grad():
+            both = m.gradient(z, t, eps)[0]
+            for i in range(2):
+                one = SMS.__new__(SMS); one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], cond=m.cond.map(lambda a: a[i:i+1]))
+                if m.grid: one.grid = copy.copy(m.grid); one.grid.maps = m.grid.maps[:, i:i+1]
+                if m.fake: one.cfg = replace(m.cfg, fake='frozen')      # φ as it was: a fresh adapter is the identity
+                same(both[i:i+1], one.gradient(z[i:i+1], t[i:i+1], eps[i:i+1])[0], 1e-4)

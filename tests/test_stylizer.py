@@ -1,0 +1,340 @@
+"The loop: resume, seeds, batches, interrupts, faults, sizes, and what it refuses"
+import json, os, signal, warnings
+from pathlib import Path
+import numpy as np, pytest, torch
+from PIL import Image
+from stylekit import Callback, Checkpoint, StylekitError, load_backbone, load_style, read_output, sample, settings, stylize
+from stylekit.lora import LORA_FILE, Style, read_safetensors
+from stylekit.stylizer import Interrupted, NaNGuard, Stylizer
+
+
+@pytest.fixture(scope='module')
+def base(models): return load_backbone(models('sd15'))
+
+@pytest.fixture(scope='module')
+def style(base, random_style): return load_style(random_style(base))
+
+@pytest.fixture(autouse=True)
+def nothing_left(base):
+    "However a run ends, its adapters leave the UNet, and Ctrl-C is the caller's again"
+    yield
+    left = list(getattr(base.unet, 'peft_config', {}))
+    for a in left: base.remove(a)
+    assert not left
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+def owl(size=(64, 64)): return sample('owl').resize(size)
+
+def go(base, style, image=None, caption='an owl', **kw):
+    return stylize(owl() if image is None else image, style, caption, backbone=base, **{'steps': 4, 'seed': 5} | kw)
+
+class At(Callback):
+    "Do something after step `k`"
+    def __init__(self, k, do, order=0): self.k, self.do, self.order = k, do, order
+    def after_step(self, run):
+        if run.k == self.k: self.do(run)
+
+class Watch(Callback):
+    "Remember the latents after each step"
+    order = 99
+    def __init__(self): self.z, self.t, self.at = [], [], []
+    def after_step(self, run): self.z.append(run.z.clone()); self.t.append(run.records[-1]['t'].clone()); self.at.append(run.k)
+
+def stop(run): raise Interrupted
+def diff(a, b): return np.abs(np.asarray(a, float)-np.asarray(b, float)).max()/255
+def identical(a, b): assert a.image.tobytes() == b.image.tobytes()
+
+@pytest.fixture(scope='module')
+def whole(base, style):
+    "Uninterrupted runs to compare with, one for each preset"
+    out = {}
+    def get(preset):
+        if preset not in out: w = Watch(); out[preset] = (go(base, style, preset=preset, callbacks=[w]), w)
+        return out[preset]
+    return get
+
+
+# ---- resume ----
+
+@pytest.mark.parametrize('preset', ['fast', 'paper'])
+@pytest.mark.parametrize('every', [1, 50])
+def test_resume_is_bit_equal(base, style, whole, tmp_path, preset, every):
+    path, (full, w) = tmp_path/'deep'/'run.pt', whole(preset)
+    part = go(base, style, preset=preset, callbacks=[At(2, stop), Checkpoint(path, every)])
+    assert not part.complete and path.exists() and part.info['steps_done'] == 2
+    seen = Watch()
+    rest = go(base, style, preset=preset, callbacks=[Checkpoint(path, every), seen])
+    assert seen.at == [3, 4] and rest.complete
+    assert all((a == b).all() for a,b in zip(seen.z, w.z[2:]))
+    identical(rest, full)
+    assert rest.history == full.history and rest.info == full.info
+    assert not path.exists()                                # a finished run leaves none
+
+@pytest.mark.parametrize('preset', ['fast', 'paper'])
+def test_ctrl_c_in_the_middle_of_a_step_resumes_bit_equal(base, style, whole, tmp_path, preset):
+    "The signal comes while the UNet runs: the checkpoint must still be that of a whole number of steps"
+    calls = []
+    def hook(*_):
+        calls.append(1)
+        if len(calls) == 2: os.kill(os.getpid(), signal.SIGINT)
+    hooks = []
+    arm = At(1, lambda run: hooks.append(base.unet.register_forward_hook(hook)))
+    try: part = go(base, style, preset=preset, callbacks=[arm, Checkpoint(tmp_path/'run.pt')])
+    finally: [h.remove() for h in hooks]
+    assert not part.complete and 'interrupted' in part.info['note'] and 1 <= part.info['steps_done'] < 4
+    assert len(part.history['t']) == part.info['steps_done']
+    rest = go(base, style, preset=preset, callbacks=[Checkpoint(tmp_path/'run.pt')])
+    identical(rest, whole(preset)[0])
+    assert rest.history == whole(preset)[0].history
+
+def interrupted(base, style, path, **kw):
+    go(base, style, callbacks=[At(1, stop), Checkpoint(path)], **kw)
+    return path
+
+def test_checkpoint_of_another_run_is_refused(base, style, tmp_path):
+    path = interrupted(base, style, tmp_path/'run.pt')
+    kept, half = path.read_bytes(), Style(style.name, style.words, style.path, .5)
+    for kw in (dict(lam=.3), dict(steps=5), dict(seed=6), dict(caption='a taxi'), dict(image=sample('taxi').resize((64, 64))), dict(style=half), dict(preset='paper')):
+        with pytest.raises(StylekitError, match='run.pt.*other settings'): go(base, **dict(style=style, callbacks=[Checkpoint(path)]) | kw)
+        assert path.read_bytes() == kept, kw                # and left as it was
+
+@pytest.mark.parametrize('kind', ['half', 'empty', 'text', 'list', 'dict', 'folder'])
+def test_damaged_checkpoint_is_refused(base, style, tmp_path, kind):
+    path = interrupted(base, style, tmp_path/'run.pt') if kind == 'half' else tmp_path/'run.pt'
+    if kind == 'half': path.write_bytes(path.read_bytes()[:len(path.read_bytes())//2])
+    if kind == 'empty': path.write_bytes(b'')
+    if kind == 'text': path.write_text('<html>')
+    if kind == 'list': torch.save([1, 2], path)
+    if kind == 'dict': torch.save(dict(k=1), path)
+    if kind == 'folder': path.mkdir()
+    with pytest.raises(StylekitError, match='run.pt'): go(base, style, callbacks=[Checkpoint(path)])
+
+def test_checkpoint_appears_whole_or_not_at_all(base, style, tmp_path, monkeypatch):
+    path = interrupted(base, style, tmp_path/'run.pt')
+    kept, save = path.read_bytes(), torch.save
+    def full_disk(obj, f, *a, **kw): Path(f).write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(torch, 'save', full_disk)
+    with pytest.raises(StylekitError, match='disk is full'): go(base, style, callbacks=[Checkpoint(path, every=1)])
+    assert path.read_bytes() == kept and [p.name for p in tmp_path.iterdir()] == ['run.pt']
+
+
+# ---- seeds and batches ----
+
+def recorded(base, style, images, seeds, preset, steps=2):
+    "t and noise of every draw, per image"
+    from stylekit.sms import SMS
+    run = Stylizer(base, style, settings(preset, steps=steps), images, ['an owl']*len(images), seeds)
+    try: return [run.method.draw(run.gens, k/steps) for k in range(steps)]
+    finally: run.close()
+
+@pytest.mark.parametrize('preset', ['fast', 'paper'])
+def test_draws_are_the_same_alone_and_in_a_batch(base, style, preset):
+    ims = [owl(), sample('taxi').resize((64, 64))]
+    both = recorded(base, style, ims, [5, 6], preset)
+    for i in range(2):
+        for (t, n), (tt, nn) in zip(recorded(base, style, ims[i:i+1], [5+i], preset), both): assert t[0] == tt[i] and (n[0] == nn[i]).all()
+    assert (both[0][1][0] != both[0][1][1]).any() and (both[0][1] != both[1][1]).any()
+
+def test_same_seed_same_image(base, style, whole):
+    identical(go(base, style), whole('fast')[0])
+    other = go(base, style, seed=6)
+    assert diff(other.image, whole('fast')[0].image) > 0
+    a = go(base, style, seed=None, steps=1)
+    identical(a, go(base, style, seed=a.info['seed'], steps=1))     # drawn, recorded, repeatable
+
+def test_list_in_list_out(base, style, whole):
+    ims = [owl(), sample('taxi').resize((96, 40)), sample('penguin').resize((64, 64))]
+    out = go(base, style, ims, ['an owl', 'a taxi', 'a penguin'], independent=True)
+    assert isinstance(out, list) and [r.image.size for r in out] == [im.size for im in ims]
+    assert [r.info['caption'] for r in out] == ['an owl', 'a taxi', 'a penguin']
+    identical(out[0], whole('fast')[0])
+    assert diff(out[2].image, go(base, style, ims[2], 'a penguin').image) < 1e-4
+    assert isinstance(go(base, style, [owl()], steps=1), list)
+
+def test_batch_shares_a_fake_score_and_keeps_its_order(base, style):
+    ims = [owl(), sample('taxi').resize((96, 40)), sample('penguin').resize((64, 64))]
+    w = Watch()
+    out = go(base, style, ims, seed=[5, 6, 7], steps=2, callbacks=[w])
+    assert [len(z) for z in w.z] == [2, 2, 1, 1] and [r.image.size for r in out] == [im.size for im in ims]
+    assert [r.info['seed'] for r in out] == [5, 6, 7] and all(len(r.history['t']) == 2 and r.complete for r in out)
+    one = go(base, style, ims[2], seed=7, steps=2)
+    assert one.history['t'] == out[2].history['t']          # the same timesteps alone
+    assert diff(one.image, out[2].image) < .2               # only the shared fake score differs
+
+def test_stop_ends_the_whole_list(base, style, tmp_path):
+    "Ctrl-C at the first image does not start the second; every image comes back, marked"
+    w, ims = Watch(), [owl(), owl(), owl((96, 40))]
+    out = go(base, style, ims, independent=True, callbacks=[w, At(2, stop), Checkpoint(tmp_path/'run.pt')])
+    assert w.at == [1, 2] or w.at == [1]                    # the first run only
+    assert len(out) == 3 and not any(r.complete for r in out) and [r.image.size for r in out] == [im.size for im in ims]
+    assert all('interrupted' in r.info['note'] for r in out)
+
+
+# ---- interrupts and faults ----
+
+def test_interrupt_leaves_a_marked_result(base, style, whole, tmp_path):
+    r = go(base, style, callbacks=[At(2, stop)])
+    assert not r.complete and r.info['complete'] is False and r.info['steps_done'] == 2 and 'interrupted after step 2' in r.info['note']
+    assert r.image.size == (64, 64) and len(r.history['t']) == 2
+    run = read_output(r.save(tmp_path/'x.png'))['run']
+    assert run['complete'] is False and 'interrupted' in run['note'] and whole('fast')[0].info['note'] == ''
+
+@pytest.mark.parametrize('when', [1, 4])
+def test_ctrl_c(base, style, when):
+    r = go(base, style, callbacks=[At(when, lambda run: os.kill(os.getpid(), signal.SIGINT))])
+    assert r.image.size == (64, 64) and r.info['steps_done'] == when
+    assert r.complete == (when == 4)                        # after the last step there was nothing left to stop
+
+def test_a_second_ctrl_c_ends_it_at_once(base, style):
+    def twice(run): os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): go(base, style, callbacks=[At(1, twice)])
+
+def test_runs_outside_the_main_thread(base, style, whole):
+    import threading
+    out = []
+    t = threading.Thread(target=lambda: out.append(go(base, style)))
+    t.start(); t.join()
+    identical(out[0], whole('fast')[0])
+
+@pytest.mark.parametrize('hook', ['before_run', 'after_step', 'after_run'])
+@pytest.mark.parametrize('error', [ZeroDivisionError, KeyboardInterrupt])
+def test_a_failing_callback_leaves_nothing_behind(base, style, hook, error):
+    class Bad(Callback): pass
+    def fail(self, run): raise error('mine')
+    setattr(Bad, hook, fail)
+    with pytest.raises(error): go(base, style, steps=1, callbacks=[Bad()])     # `nothing_left` looks at the UNet
+
+def test_a_failing_set_up_leaves_nothing_behind(base, style, monkeypatch):
+    with pytest.raises(StylekitError, match='fake_targets|no_such_layer'): go(base, style, fake_targets=('no_such_layer',))
+    assert not getattr(base.unet, 'peft_config', {})
+    def fail(*a, **kw): raise RuntimeError('mine')
+    monkeypatch.setattr('stylekit.sms.RelevanceGrid', fail)
+    with pytest.raises(RuntimeError, match='mine'): go(base, style)
+
+def test_out_of_memory_names_a_lever(base, style):
+    def oom(run): raise torch.OutOfMemoryError('CUDA out of memory')
+    with pytest.raises(StylekitError, match='memory.*resolution'): go(base, style, callbacks=[At(1, oom)])
+
+def poison(run): run.z = run.z*float('nan')
+
+def test_nan_gives_the_last_good_state(base, style, whole, tmp_path):
+    with pytest.warns(UserWarning, match='NaN'): r = go(base, style, callbacks=[At(3, poison, -20), NaNGuard(every=1)])
+    assert not r.complete and 'NaN' in r.info['note'] and r.info['steps_done'] == 2 and len(r.history['t']) == 2
+    assert np.isfinite(r.history['style']).all()
+    identical(r, go(base, style, callbacks=[At(2, stop)]))
+
+def test_nan_is_seen_at_the_end_of_a_short_run(base, style):
+    with pytest.warns(UserWarning, match='NaN'): r = go(base, style, callbacks=[At(2, poison)])
+    assert not r.complete and r.image.getextrema() != ((0, 0),)*3
+
+def test_nan_does_not_reach_a_checkpoint(base, style, whole, tmp_path):
+    path = tmp_path/'run.pt'
+    go(base, style, callbacks=[At(2, stop), Checkpoint(path)])
+    with pytest.warns(UserWarning, match='NaN'): r = go(base, style, callbacks=[At(4, poison, -20), Checkpoint(path, every=1)])
+    assert r.info['steps_done'] >= 2                        # not the content image: the resumed state was good
+    rest = go(base, style, callbacks=[Checkpoint(path)])
+    assert rest.complete
+    identical(rest, whole('fast')[0])
+
+
+# ---- sizes, saving ----
+
+@pytest.mark.parametrize('size', [(64, 40), (100, 37), (33, 64), (16, 128), (300, 200)])
+def test_any_aspect_ratio(base, style, size):
+    r = go(base, style, owl(size), steps=1)
+    assert r.image.size == size and r.image.mode == 'RGB'
+
+def test_image_kinds_give_one_result(base, style, tmp_path):
+    im = owl()
+    im.save(tmp_path/'ein Käuzchen.png')
+    a = np.asarray(im)
+    t = torch.from_numpy(a.copy()).permute(2, 0, 1)/255
+    first, *rest = [go(base, style, x, steps=1) for x in (im, a, t, str(tmp_path/'ein Käuzchen.png'))]
+    for r in rest: identical(first, r)
+
+def test_saved_metadata_names_no_place(base, style, tmp_path):
+    src = tmp_path/'photo.png'
+    owl().save(src)
+    r = go(base, style, src, steps=1)
+    for name in ('a.png', 'b.jpg', 'c.webp'):
+        path = r.save(tmp_path/'new'/name)
+        found = read_output(path)
+        assert found['source'] == 'photo' and found['run']['seed'] == 5 and found['run']['settings']['steps'] == 1 and len(found['run']['style_sha256']) == 64
+        text = json.dumps(found['run'])
+        assert str(tmp_path) not in text and str(Path.home())+'/' not in text and str(tmp_path).encode() not in path.read_bytes()
+
+def test_places_that_cannot_be_written(base, style, tmp_path):
+    r = go(base, style, steps=1)
+    assert r.save(tmp_path/'absent'/'deep'/'x.png').exists()
+    (tmp_path/'file').write_text('')
+    for bad in (tmp_path/'file'/'x.png', tmp_path, tmp_path/'x.bmp', tmp_path/'x', '', 'a\0b.png', tmp_path/('x'*300+'.png')):
+        with pytest.raises(StylekitError): r.save(bad)
+    ro = tmp_path/'ro'
+    ro.mkdir(mode=0o500)
+    if os.geteuid():                                        # the superuser may write anywhere
+        with pytest.raises(StylekitError, match='may not write'): r.save(ro/'x.png')
+    assert not list(ro.iterdir())
+
+
+# ---- what is refused, before any work ----
+
+@pytest.mark.parametrize('caption', ['', '  \n', None, 3, ['an owl', ''], ['an owl', 'a taxi', 'three']])
+def test_captions(base, style, caption):
+    with pytest.raises(StylekitError, match='caption'): go(base, style, [owl(), owl()], caption)
+
+def test_other_bad_input(base, style):
+    for kw, word in ((dict(image=[]), 'image'), (dict(seed=-1), 'seed'), (dict(seed=[1, 2]), 'seed'), (dict(steps=0), 'steps'), (dict(lam=-1), 'lam'),
+                     (dict(guidance_scale=-1), 'guidance_scale'), (dict(cutoff=1.5), 'cutoff'), (dict(t_min=400, t_max=300), 't_min'), (dict(preset='best'), 'preset'),
+                     (dict(image=owl((5, 5))), '5'), (dict(image=None), 'image'), (dict(image='nowhere.png'), 'nowhere.png'), (dict(callbacks=3), 'callback'),
+                     (dict(callbacks=[print]), 'callback'), (dict(device='abacus'), 'abacus')):
+        if kw.get('image', 0) is None: kw = dict(image=3)
+        with pytest.raises(StylekitError, match=word): go(base, style, **kw)
+
+def test_an_error_hits_before_the_first_step(base, style):
+    with pytest.raises(StylekitError): go(base, style, [owl(), 'nowhere.png'], callbacks=[At(1, lambda run: pytest.fail('work was done'))])
+
+@pytest.fixture
+def bad_styles(tmp_path, style, models, random_style):
+    "What people give instead of a LoRA for this model, and a word of the answer"
+    from safetensors.torch import load_file, save_file
+    data, state, n = style.path.read_bytes(), load_file(style.path), iter(range(99))
+    def file(content, suffix='.safetensors'): p = tmp_path/f's{next(n)}{suffix}'; p.write_bytes(content); return p
+    def saved(state): p = tmp_path/f's{next(n)}.safetensors'; save_file(state, p); return p
+    first = next(iter(state))
+    return [('no-such-style', 'no style named'), ('../x', r'\.\./x'), ('', 'style'), ('  ', 'style'), (None, 'style'), (7, 'style'), ('a\0b', 'name'), ('x'*300, 'x'),
+            (str(tmp_path/'absent.safetensors'), 'absent.safetensors'), (tmp_path, 'safetensors'),
+            (file(b'\x80\x02}', '.ckpt'), 'pickle'), (file(b'PK', '.bin'), 'pickle'), (file(b'', '.pt'), 'pickle'),
+            (file(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n'), 'LFS'), (file(b'\n<!DOCTYPE html><html></html>'), 'web page'),
+            (file(data[:len(data)//2]), 'damaged'), (file(data[:4]), 'damaged'), (file(b''), 'damaged'), (file(b'\xff'*64), 'damaged'), (file((8).to_bytes(8, 'little')+b'{"a":1, '), 'damaged'),
+            (saved({**state, first: torch.full_like(state[first], float('nan'))}), 'NaN'), (saved({**state, first: torch.full_like(state[first], float('inf'))}), 'NaN or inf'),
+            (saved({'foo.weight': torch.zeros(2)}), 'UNet'), (saved({k.replace('attn', 'nosuch'): v for k,v in state.items()}), 'another base'),
+            (saved({k: v for k,v in state.items() if 'lora_A' in k}), 'another base|not a LoRA|damaged'),
+            (random_style(load_backbone(models('sdxl'))), 'another base')]
+
+def test_bad_styles(base, style, bad_styles):
+    for bad, word in bad_styles:
+        with pytest.raises(StylekitError, match=word) as e: go(base, bad)
+        assert '\n' not in str(e.value) and len(str(e.value)) < 600, bad
+        assert not getattr(base.unet, 'peft_config', {}), bad
+
+def test_partial_match_is_reported(base, style, tmp_path):
+    from safetensors.torch import load_file, save_file
+    state = load_file(style.path)
+    extra = {k.replace('mid_block', 'mid_block9'): v for k,v in state.items() if 'mid_block' in k}
+    save_file({**state, **extra}, tmp_path/'partial.safetensors')
+    n = len(state)//2
+    with pytest.warns(UserWarning, match=f'{n} of {n+len(extra)//2}'): r = go(base, tmp_path/'partial.safetensors', steps=1)
+    assert r.info['style_coverage'] == f'{n}/{n+len(extra)//2}'
+
+def test_cut_words_are_named(base, style):
+    with pytest.warns(UserWarning, match='owl zebra') as w: go(base, style, caption=' '.join(['an owl']*120)+' zebra', steps=1)
+    assert any('77' in str(x.message) for x in w)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        go(base, style, steps=1)                            # nothing to say about a short one
+
+def test_style_metadata_and_scale(style):
+    assert style.words == 'black ink drawing' and load_style(style.path, scale=.5).scale == .5 and load_style(style, words='ink').words == 'ink'
+    for bad in (-1, 3, float('nan'), 'x'):
+        with pytest.raises(StylekitError, match='scale'): load_style(style, scale=bad)
+    with pytest.raises(StylekitError, match='nowhere'): read_safetensors('nowhere.safetensors')
