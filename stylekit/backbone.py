@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PICKLES', 'to_epsilon', 'Cond', 'Backbone', 'load_backbone']
 
-# %% ../nbs/02_backbone.ipynb #4cab0259
+# %% ../nbs/02_backbone.ipynb #dd540fda
 import json, warnings
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 import torch
-from .core import StylekitError, asset, pick_device, pick_dtype
+from .core import StylekitError, asset, file_sha256, pick_device, pick_dtype
 
 # %% ../nbs/02_backbone.ipynb #b1d80f6e
 def to_epsilon(out:torch.Tensor, # network output (B, C, h, w)
@@ -43,7 +44,7 @@ class Cond:
         "Several batches as one"
         return Cond(*[None if a[0] is None else torch.cat(a) for a in zip(*[(c.embeds, c.pooled, c.time_ids) for c in conds])])
 
-# %% ../nbs/02_backbone.ipynb #796dbccc
+# %% ../nbs/02_backbone.ipynb #4e0fefa2
 class Backbone:
     "One frozen latent diffusion model whose adapters can be switched"
     def __init__(self,
@@ -51,10 +52,11 @@ class Backbone:
                  text_encoders:list, tokenizers:list, # one each, SDXL two
                  scheduler:dict, # the scheduler's config
                  name:str='', # what it was loaded from
-                 zero_empty:bool=False # SDXL's force_zeros_for_empty_prompt
+                 zero_empty:bool=False, # SDXL's force_zeros_for_empty_prompt
+                 weights:Path=None # the UNet's file, for its hash
                 ):
         from diffusers import DDPMScheduler
-        self.unet, self.vae, self.text_encoders, self.tokenizers, self.name, self.zero_empty = unet, vae, text_encoders, tokenizers, name, zero_empty
+        self.unet, self.vae, self.text_encoders, self.tokenizers, self.name, self.zero_empty, self.weights = unet, vae, text_encoders, tokenizers, name, zero_empty, weights
         for m in (unet, vae, *text_encoders): m.eval().requires_grad_(False)
         self.device, self.dtype = next(unet.parameters()).device, next(unet.parameters()).dtype
         self.prediction_type = scheduler.get('prediction_type', 'epsilon')
@@ -65,6 +67,10 @@ class Backbone:
         self._adapters = None  # (names, train) last switched on; None: unknown
 
     def __repr__(self): return f'Backbone({self.name}: {self.latent_channels} latent channels, 1/{self.factor}, native {self.native_size}, {self.prediction_type})'
+    @cached_property
+    def sha256(self)->str:
+        "Hash of the UNet's weights, which a run records"
+        return file_sha256(self.weights) if self.weights else ''
     @property
     def latent_channels(self)->int: return self.unet.config.in_channels
     @property
@@ -130,7 +136,7 @@ def text(self:Backbone, prompts, # a str or a list of them
     h, w = size or (self.native_size,)*2
     return Cond(embeds, pooled, torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=embeds.dtype).expand(len(prompts), 6))
 
-# %% ../nbs/02_backbone.ipynb #1992399b
+# %% ../nbs/02_backbone.ipynb #38fb3c0c
 @patch
 def use(self:Backbone, adapters:tuple=(), # names of adapters to switch on; none: the base model
         train:bool=False # should the active ones get gradients?
@@ -147,7 +153,9 @@ def use(self:Backbone, adapters:tuple=(), # names of adapters to switch on; none
 @patch
 def remove(self:Backbone, adapter:str):
     "Delete an adapter and free its weights"
-    if adapter in getattr(self.unet, 'peft_config', {}): self.unet.delete_adapters(adapter)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # PEFT tells that it makes another adapter active; `use` decides that
+        if adapter in getattr(self.unet, 'peft_config', {}): self.unet.delete_adapters(adapter)
     self._adapters = None
 
 # %% ../nbs/02_backbone.ipynb #50f1de01
@@ -198,17 +206,20 @@ def _part(cls, path, sub, **kw):
     try: return cls.from_pretrained(str(path), subfolder=sub, **kw)
     except Exception as e: raise StylekitError(f'could not load {sub}/ of {Path(path).name}: {str(e).splitlines()[0][:200]}') from e
 
-# %% ../nbs/02_backbone.ipynb #b5d531e7
+# %% ../nbs/02_backbone.ipynb #7aedf2d7
 def load_backbone(name=None, # folder, hub id, or None for the embedded model; a Backbone is returned as it is
                   device:str=None, # default: a GPU if there is one
                   dtype=None # UNet and text encoder; default bf16 or fp16 on a GPU, float32 on a CPU
                  )->Backbone:
     "Load a frozen diffusion model: SD 1.x, SD 2.x, SDXL, or the embedded one"
-    if isinstance(name, Backbone): return name
+    if isinstance(name, Backbone):
+        if device and torch.device(pick_device(device)).type != name.device.type: raise StylekitError(f'this backbone is on {name.device}, not on {device}: load it there')
+        return name
     path = asset('mini') if name in (None, 'mini') else name
     index = _index(path)
     import diffusers, transformers
     diffusers.utils.logging.set_verbosity_error(), transformers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar(), transformers.utils.logging.disable_progress_bar()  # stderr is for what went wrong
     device = pick_device(device); dtype = pick_dtype(device, dtype)
     kw = dict(use_safetensors=True)
     try: vae_cls = getattr(diffusers, index['vae'][1])
@@ -220,7 +231,15 @@ def load_backbone(name=None, # folder, hub id, or None for the embedded model; a
     toks = [_part(transformers.CLIPTokenizer, path, k.replace('text_encoder', 'tokenizer')) for k in texts]
     sched = _part(diffusers.DDPMScheduler, path, 'scheduler').config
     for part, m in dict(unet=unet, vae=vae).items(): _check_weights(m, part, path)
-    return Backbone(unet, vae, encoders, toks, dict(sched), name=Path(path).name, zero_empty=index.get('force_zeros_for_empty_prompt', False))
+    return Backbone(unet, vae, encoders, toks, dict(sched), name=Path(path).name, zero_empty=index.get('force_zeros_for_empty_prompt', False), weights=_weights(path))
+
+def _weights(path):
+    "The UNet's weights file, wherever from_pretrained found it"
+    name = 'diffusion_pytorch_model.safetensors'
+    if Path(path).is_dir(): return next((f for f in [Path(path)/'unet'/name] if f.exists()), None)
+    from huggingface_hub import try_to_load_from_cache
+    f = try_to_load_from_cache(str(path), f'unet/{name}')
+    return Path(f) if isinstance(f, str) else None
 
 def _check_weights(module, part, path):
     bad = [k for k,p in module.named_parameters() if not torch.isfinite(p).all()]

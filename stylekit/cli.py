@@ -5,25 +5,34 @@
 # %% auto #0
 __all__ = ['SAMPLE', 'SAMPLE_CAPTION', 'COMMANDS', 'HELP', 'out_paths', 'stylize', 'styles', 'main']
 
-# %% ../nbs/16_cli.ipynb #2b8bd29b
-import sys
+# %% ../nbs/16_cli.ipynb #427968a8
+import os, sys
 from pathlib import Path
 from fastcore.script import anno_parser
 from . import __version__
 from .core import StylekitError
 
-# %% ../nbs/16_cli.ipynb #543d0f52
+# %% ../nbs/16_cli.ipynb #43d1eb03
 def out_paths(images:list, style:str, out:str)->list:
     "Where each result goes: `out` is a file for one image, a folder for several"
+    if not out.strip(): raise StylekitError('--out is empty: give a file or a folder')
     out = Path(out)
     if out.suffix and not out.is_dir():
         if len(images) > 1: raise StylekitError(f'--out {out} is a file, but there are {len(images)} images: give a folder')
-        return [out]
+        return [_writable(out, images)]
     paths = [out/f'{Path(im).stem}-{Path(style).stem}.png' for im in images]
     if len(set(paths)) < len(paths): raise StylekitError('two images share a name, so one result would overwrite the other: rename one, or run them apart')
-    return paths
+    return [_writable(p, images) for p in paths]
 
-# %% ../nbs/16_cli.ipynb #4c758ade
+def _writable(path, images):
+    "`path`, if it looks as if it could be written: better known before the work than after"
+    if path.suffix.lower() not in ('.png', '.jpg', '.jpeg', '.webp'): raise StylekitError(f'--out {path}: the name must end in .png, .jpg or .webp, or be a folder')
+    if any(Path(im).resolve()==path.resolve() for im in images): raise StylekitError(f'--out {path} is the image itself: give another name')
+    home = next(p for p in path.absolute().parents if p.exists())
+    if not home.is_dir() or not os.access(home, os.W_OK): raise StylekitError(f'--out {path}: cannot write in {home}, choose another folder')
+    return path
+
+# %% ../nbs/16_cli.ipynb #6b5f7ed9
 def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), or the path of a LoRA
             caption:str=None, # what the image shows, in a few words
@@ -39,17 +48,21 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
             gif:bool=False # also write an animation of the run
            ):
     "Change the look of images, keep what they show"
-    from stylekit.core import asset
+    from stylekit.backbone import load_backbone
+    from stylekit.core import asset, load_image
+    from stylekit.lora import load_style
     from stylekit.stylizer import Preview, Progress, stylize as run
     if not images: images, caption = [str(asset('samples', f'{SAMPLE}.shaded.png'))], caption or SAMPLE_CAPTION
-    paths = out_paths(images, style, out)
-    for im, path in zip(images, paths):
+    paths, pictures = out_paths(images, style, out), [load_image(im) for im in images]  # a bad one is named before any work
+    style, model = load_style(style), load_backbone(backbone, device)
+    for im, path in zip(pictures, paths):
         preview = Preview(every=4) if gif else None
-        result = run(im, style, caption or '', backbone=backbone, preset=preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, seed=seed, device=device,
+        result = run(im, style, caption or '', backbone=model, preset=preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, seed=seed, device=device,
                      callbacks=[c for c in (Progress(), preview) if c])
         print(result.save(path))
         if preview: print(preview.save_gif(path.with_suffix('.gif')))
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
+        if 'interrupted' in result.info['note']: break
 
 SAMPLE, SAMPLE_CAPTION = 'owl', 'an owl'
 
@@ -60,7 +73,7 @@ def styles():
 
 COMMANDS = dict(stylize=stylize, styles=styles)
 
-# %% ../nbs/16_cli.ipynb #57e71120
+# %% ../nbs/16_cli.ipynb #5794be19
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style NAME|PATH --caption TEXT --out PATH|DIR
@@ -77,7 +90,7 @@ def main(argv:list=None # default sys.argv[1:]
         if argv[0] not in COMMANDS: raise StylekitError(f'no command {argv[0]!r}: there are {", ".join(COMMANDS)}')
         parser = anno_parser(COMMANDS[argv[0]], prog=f'stylekit {argv[0]}')
         parser.error = _one_line
-        args = vars(parser.parse_args(argv[1:]))
+        args = vars(parser.parse_intermixed_args(argv[1:]))
         args.pop('pdb', None), args.pop('xtra', None)
         COMMANDS[argv[0]](*args.pop('images', []), **args)
     except (StylekitError, KeyboardInterrupt) as e:

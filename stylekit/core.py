@@ -67,23 +67,23 @@ def safe_name(name:str, # of a style, a run, a weight file
         raise StylekitError(f'{what} {name!r} is not a plain file name: use letters, digits, "-", "_" and single dots, no folders')
     return name
 
-# %% ../nbs/00_core.ipynb #4bd8ff9a
+# %% ../nbs/00_core.ipynb #988f660c
 @contextmanager
 def atomic_path(path # where the file shall be; its folders are made
                ):
     "A temporary path in the same folder: it replaces `path` if the block succeeds and is removed if not"
     path = Path(path)
     tmp = path.with_name(f'.{path.stem[:80]}.{secrets.token_hex(6)}{path.suffix}') # the suffix tells writers the format
-    if path.is_dir(): raise StylekitError(f'{path} is a folder: give the name of a file in it')
     try:
         with _explain_write(path):
+            if path.is_dir(): raise StylekitError(f'{path} is a folder: give the name of a file in it')
             path.parent.mkdir(parents=True, exist_ok=True)
             yield tmp
             if not tmp.exists(): raise StylekitError(f'nothing was written for {path}')
             with open(tmp, 'rb+') as f: os.fsync(f.fileno()) # else a power cut can leave the new name with no content
             os.replace(tmp, path)
     finally:
-        if tmp.exists(): tmp.unlink()
+        if os.path.exists(tmp): tmp.unlink()
 
 # %% ../nbs/00_core.ipynb #4614fb59
 _WRITE_HELP = {'ENOSPC': 'the disk is full: free some space', 'EDQUOT': 'your quota is used up: free some space',

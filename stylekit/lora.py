@@ -6,13 +6,13 @@
 __all__ = ['LORA_FILE', 'ATTENTION', 'FEED_FORWARD', 'Style', 'styles', 'read_safetensors', 'load_style', 'add_style', 'coverage',
            'new_adapter', 'adapter_parameters', 'save_lora', 'train_lora']
 
-# %% ../nbs/04_lora.ipynb #0cacc666
+# %% ../nbs/04_lora.ipynb #a0b437f1
 import json, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from .backbone import PICKLES, Backbone, Cond
-from .core import StylekitError, asset, atomic_path, file_sha256, safe_name
+from .core import StylekitError, asset, atomic_path, check_range, file_sha256, safe_name, _explain
 from .training import draw_t, fit, min_snr
 
 # %% ../nbs/04_lora.ipynb #f2054e2e
@@ -31,13 +31,13 @@ def styles()->list:
     "Names of the styles that come with stylekit"
     return sorted(p.parent.name for p in asset('styles').glob('*/pytorch_lora_weights.safetensors'))
 
-# %% ../nbs/04_lora.ipynb #1179d635
+# %% ../nbs/04_lora.ipynb #8dd015a1
 def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     "Read a safetensors file, saying plainly what is wrong with a bad one"
     from safetensors import SafetensorError, safe_open
     path = Path(path)
     if path.suffix.lower() in PICKLES: raise StylekitError(f'{path.name}: pickled weights can run code and are refused; convert them to safetensors')
-    head = path.open('rb').read(64)
+    with _explain(f'cannot read {path.name}'), open(path, 'rb') as f: head = f.read(64)
     if head.lstrip()[:1] == b'<': raise StylekitError(f'{path.name} is a web page, not weights: download the file itself')
     if head.startswith(b'version https://git-lfs'): raise StylekitError(f'{path.name} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file itself')
     try:
@@ -48,13 +48,14 @@ def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     if bad: raise StylekitError(f'{path.name}: NaN or infinite weights in {bad}')
     return state, meta
 
-# %% ../nbs/04_lora.ipynb #7098054a
+# %% ../nbs/04_lora.ipynb #288974bd
 LORA_FILE = 'pytorch_lora_weights.safetensors'
 
 def _find(style):
     p = Path(style)
-    if p.is_file(): return p
-    if p.is_dir():
+    with _explain(f'no style {str(style)[:60]!r}'): is_file, is_dir = p.is_file(), p.is_dir()
+    if is_file: return p
+    if is_dir:
         files = sorted(p.glob('*.safetensors'))
         if len(files)==1: return files[0]
         raise StylekitError(f'{p.name}/ holds {len(files)} .safetensors files; name the one you mean')
@@ -78,10 +79,10 @@ def load_style(style, # name, path, hub id, or a Style (returned as it is, unles
         _, meta = read_safetensors(path)
         name = path.parent.name if path.name==LORA_FILE else path.stem
         s = Style(name, meta.get('stylekit.words') or meta.get('modelspec.trigger_phrase') or name.replace('_', ' ').replace('-', ' '), path, metadata=meta)
-    if scale is not None and not 0 <= scale <= 2: raise StylekitError(f'style scale {scale} is outside [0, 2]')
+    if scale is not None: check_range('style scale', scale, 0, 2)
     return Style(s.name, words or s.words, s.path, s.scale if scale is None else scale, s.metadata)
 
-# %% ../nbs/04_lora.ipynb #7d6c3507
+# %% ../nbs/04_lora.ipynb #9ee4b19f
 def add_style(backbone:Backbone, style:Style, adapter:str='style')->dict: # matched, total, rank, per block
     "Load a style's UNet part as an adapter; report what found its place"
     import diffusers
@@ -91,6 +92,7 @@ def add_style(backbone:Backbone, style:Style, adapter:str='style')->dict: # matc
     except Exception as e: raise StylekitError(f'{style.path.name} is not a LoRA that diffusers can read: {str(e)[:120]}') from e
     unet = {k:v for k,v in state.items() if k.startswith('unet.')}
     if not unet: raise StylekitError(f'{style.path.name} has no UNet LoRA keys (its keys look like {next(iter(state))!r}): is it a LoRA for Stable Diffusion?')
+    if len(unet) < len(state): warnings.warn(f'{style.name}: {len(state)-len(unet)} keys outside the UNet (text encoder) are not used')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try: backbone.unet.load_lora_adapter(unet, prefix='unet', adapter_name=adapter, network_alphas=alphas)
@@ -120,7 +122,7 @@ def coverage(backbone:Backbone, state:dict, adapter:str)->dict: # matched, total
     ranks = {m.r[adapter] for m in _layers(backbone, adapter)}
     return dict(matched=len(found), total=max(len(wanted), len(found)), rank=max(ranks, default=0), blocks=dict(sorted(blocks.items())))
 
-# %% ../nbs/04_lora.ipynb #2c85292c
+# %% ../nbs/04_lora.ipynb #eb1011b3
 ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')
 FEED_FORWARD = ('ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out')
 
@@ -135,7 +137,8 @@ def new_adapter(backbone:Backbone, name:str, # adapter name; an old one of this 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.manual_seed(seed)
-        backbone.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets), init_lora_weights='gaussian'), adapter_name=name)
+        try: backbone.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets), init_lora_weights='gaussian'), adapter_name=name)
+        except ValueError as e: raise StylekitError(f'no layer of {backbone.name} is named like {", ".join(targets)}: choose among {", ".join(ATTENTION+FEED_FORWARD)}') from e
     backbone._adapters = None
     params = adapter_parameters(backbone, name)
     for p in params: p.data = p.data.float()

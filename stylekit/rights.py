@@ -122,7 +122,7 @@ def _explain_encoder(path):
         raise
     except (ValueError, RuntimeError, struct.error) as e: raise StylekitError(f'{path} cannot be encoded: {e}; use PNG or a smaller image') from e
 
-# %% ../nbs/03_rights.ipynb #19a19b96
+# %% ../nbs/03_rights.ipynb #85e4247c
 _WRITERS = {'.png': dict(format='PNG'), '.webp': dict(format='WEBP', lossless=True, exact=True),
             '.jpg': dict(format='JPEG', quality=95, subsampling=0), '.jpeg': dict(format='JPEG', quality=95, subsampling=0)}
 METADATA = ('full', 'minimal', 'none')
@@ -158,7 +158,7 @@ def save_output(image, # PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1]
     if not isinstance(path, (str, os.PathLike)) or '\0' in os.fspath(path) or not os.fspath(path).strip():
         raise StylekitError(f'{path!r} is not a path to write to')
     path = Path(path).expanduser()
-    if path.is_dir(): raise StylekitError(f'{path} is a folder: give the name of a file in it')
+    if os.path.isdir(path): raise StylekitError(f"{path} is a folder: give the name of a file in it")
     options = dict(_WRITERS[_choice(f'{path}: suffix', path.suffix.lower(), _WRITERS)])
     im = load_image(image, max_pixels=2**31, min_side=1, max_aspect=float('inf'), name='output image')
     run = scrub(info or {}) if metadata == 'full' else None

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['guided', 'Score', 'FakeScore']
 
-# %% ../nbs/05_scores.ipynb #08f10bad
+# %% ../nbs/05_scores.ipynb #c92d65b2
+import copy
 from dataclasses import dataclass
 import torch
 from .backbone import Backbone, Cond
@@ -33,7 +34,7 @@ class Score:
         both = self.backbone.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), Cond.cat([cond.expand(n), self.empty.expand(n)]), self.adapters)
         return guided(*both.chunk(2), self.guidance)
 
-# %% ../nbs/05_scores.ipynb #4f825b61
+# %% ../nbs/05_scores.ipynb #f8c9c10e
 class FakeScore:
     "ε_fake: a LoRA that learns, online, to denoise the image being made"
     def __init__(self,
@@ -65,7 +66,7 @@ class FakeScore:
         self.opt.step()
         return eps.detach(), loss.detach()
 
-    def state_dict(self): return dict(params=[p.detach().clone() for p in self.params], opt=self.opt.state_dict())
+    def state_dict(self): return dict(params=[p.detach().clone() for p in self.params], opt=copy.deepcopy(self.opt.state_dict()))
     def load_state_dict(self, s):
         with torch.no_grad(): [p.copy_(v) for p,v in zip(self.params, s['params'])]
         self.opt.load_state_dict(s['opt'])

@@ -83,17 +83,17 @@ class Callback:
 class Interrupted(Exception):
     "Ends a run early and keeps the result so far: raised by a callback, or by Ctrl-C"
 
-# %% ../nbs/08_stylizer.ipynb #710a763c
+# %% ../nbs/08_stylizer.ipynb #c4ebeaa2
 class NaNGuard(Callback):
     "Every `every` steps: are the latents finite? If not, back to the last good ones, and stop"
     order = -10
     def __init__(self, every:int=10): self.every = every
-    def before_run(self, run): self.good = (run.k, run.z)
+    def before_run(self, run): self.good = run.state_dict()
     def after_step(self, run):
         if run.k%self.every and run.k < run.cfg.steps: return
-        if torch.isfinite(run.z).all(): self.good = (run.k, run.z); return
-        k, run.z = self.good
-        run.note = f'the latents became NaN after step {k}; the result is from there. A smaller lr or guidance_scale, or float32, helps'
+        if torch.isfinite(run.z).all(): self.good = run.state_dict(); return
+        run.load_state_dict(self.good)
+        run.note = f'the latents became NaN after step {run.k}; the result is from there. A smaller lr or guidance_scale, or float32, helps'
         warnings.warn(run.note)
         raise Interrupted
 
@@ -120,15 +120,19 @@ class Preview(Callback):
         with atomic_path(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=[ms]*(len(ims)-1)+[1500], loop=0)
         return Path(path)
 
-# %% ../nbs/08_stylizer.ipynb #e7bd7966
+# %% ../nbs/08_stylizer.ipynb #1371d89b
 class Checkpoint(Callback):
     "Save the whole state every `every` steps, resume from it when it is there and belongs to the same run"
-    def __init__(self, path:Path, every:int=50): self.path, self.every = Path(path), every
+    order = -20  # first: the others must see the resumed state
+    def __init__(self, path:Path, every:int=50): self.file, self.every = Path(path), every
     def before_run(self, run):
+        self.path = self.file.with_stem(f'{self.file.stem}-{run.group}') if run.group else self.file  # a list in several batches: a file each
         if not self.path.exists(): return
-        try: s = torch.load(self.path, weights_only=True, map_location=run.z.device)
+        try:
+            s = torch.load(self.path, weights_only=True, map_location=run.z.device)
+            mine = s['run_id'] == run.run_id
         except Exception as e: raise StylekitError(f'{self.path.name} is damaged or half-written ({type(e).__name__}): delete it to start anew') from e
-        if s.get('run_id') != run.run_id: raise StylekitError(f'{self.path.name} belongs to a run with other settings, images or weights: use its settings, or delete it to start anew')
+        if not mine: raise StylekitError(f'{self.path.name} belongs to a run with other settings, images or weights: use its settings, or delete it to start anew')
         run.load_state_dict(s)
     def after_step(self, run):
         if run.k%self.every==0: self.save(run)
@@ -136,7 +140,10 @@ class Checkpoint(Callback):
         if not run.complete: self.save(run)
         else: self.path.unlink(missing_ok=True)
     def save(self, run):
-        with atomic_path(self.path) as tmp: torch.save(run.state_dict(), tmp)
+        if not torch.isfinite(run.z).all(): return  # keep the last good one
+        try:
+            with atomic_path(self.path) as tmp: torch.save(run.state_dict(), tmp)
+        except StylekitError as e: warnings.warn(f'no checkpoint at step {run.k}: {e}')  # a full disk must not cost the result
 
 # %% ../nbs/08_stylizer.ipynb #b9033596
 @dataclass
@@ -154,7 +161,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #b9d06318
+# %% ../nbs/08_stylizer.ipynb #50d30942
 def _sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()
 
 class Stylizer:
@@ -163,8 +170,9 @@ class Stylizer:
                  backbone:Backbone, style:Style, cfg:Settings, # what decides the run
                  images:list, captions:list, # PIL images of one working size, one caption each
                  seeds:list, # one int each
-                 callbacks:tuple=(), label:str=''):
-        self.backbone, self.style, self.cfg, self.captions, self.seeds, self.label = backbone, style, cfg, captions, seeds, label or style.name
+                 callbacks:tuple=(), label:str='', group:int=0 # which batch of a longer list this is
+                ):
+        self.backbone, self.style, self.cfg, self.captions, self.seeds, self.label, self.group = backbone, style, cfg, captions, seeds, label or style.name, group
         self.sizes = [im.size for im in images]
         fits = [working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution) for im in images]
         self.inner = [f[0] for f in fits]
@@ -172,18 +180,24 @@ class Stylizer:
         x = torch.cat([fit_image(im, *f) for im,f in zip(images, fits)])
         self.z_src = backbone.encode(x)
         self.z, self.k, self.note, self.records, self.complete = self.z_src.clone(), 0, '', [], False
+        self.stopped = False  # by Ctrl-C or a callback; looked at between two steps
         self.gens = [torch.Generator().manual_seed(s) for s in seeds]
         self.callbacks = sorted((NaNGuard(), *callbacks), key=lambda c: c.order)
-        report = add_style(backbone, Style(style.name, style.words, style.path, style.scale*cfg.style_scale, style.metadata))
-        size = fits[0][1][::-1]
-        words = style.words
-        cond = backbone.text([cfg.prompt.format(style=words, caption=c) for c in captions], size)
-        edit, empty = (backbone.text(p, size) for p in (cfg.edit_prompt.format(style=words), ''))
-        self.method = SMS(backbone, cfg, self.z_src, cond, edit, empty, self.gens, seed=seeds[0])
+        try: report = self._set_up(fits[0][1][::-1])
+        except BaseException: self.close(); raise
         self.opt = LatentOptimizer(cfg, self.z)
-        self.run_id = _sha(json.dumps(asdict(cfg), sort_keys=True), words, style.sha256, backbone.name, captions, seeds, x.numpy().tobytes())[:16]
+        self.run_id = _sha(json.dumps(asdict(cfg), sort_keys=True), style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes())[:16]
         self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256, style_coverage=f'{report["matched"]}/{report["total"]}',
-                         backbone=backbone.name, run_id=self.run_id)
+                         backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
+
+    def _set_up(self, size)->dict: # how much of the style found its place
+        "Prompts, adapters, and the method that uses them"
+        b, style, cfg = self.backbone, self.style, self.cfg
+        report = add_style(b, Style(style.name, style.words, style.path, style.scale*cfg.style_scale, style.metadata))
+        cond = b.text([cfg.prompt.format(style=style.words, caption=c) for c in self.captions], size)
+        edit, empty = (b.text(p, size) for p in (cfg.edit_prompt.format(style=style.words), ''))
+        self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0])
+        return report
 
     def step(self):
         "One iteration, without a word from the device"
@@ -199,20 +213,24 @@ class Stylizer:
     def run(self)->list: # a StylizeResult for each image
         "Run to the end, or to an interrupt, with the result so far"
         try:
-            for c in self.callbacks: c.before_run(self)
-            with _ctrl_c():
-                while self.k < self.cfg.steps:
-                    self.step()
-                    for c in self.callbacks: c.after_step(self)
-            self.complete = True
-        except Interrupted: self.note = self.note or f'interrupted after step {self.k}'
+            with _ctrl_c(self): self._loop()
+            for c in self.callbacks: c.after_run(self)
+            return self.results()
         except torch.OutOfMemoryError as e:
             self.close(); torch.cuda.empty_cache()
             raise StylekitError('the GPU ran out of memory: lower `resolution`, or stylise fewer images per call') from e
-        for c in self.callbacks: c.after_run(self)
-        out = self.results()
-        self.close()
-        return out
+        finally: self.close()  # whatever happened, the UNet is as it was
+
+    def _loop(self):
+        try:
+            for c in self.callbacks: c.before_run(self)
+            while self.k < self.cfg.steps:
+                if self.stopped: raise Interrupted
+                self.step()
+                for c in self.callbacks: c.after_step(self)
+            self.complete = True
+        except Interrupted:
+            if not self.note: self.stopped, self.note = True, f'interrupted after step {self.k}'
 
     def images(self)->list:
         "The images as they are now, at their own sizes"
@@ -227,29 +245,28 @@ class Stylizer:
 
     def state_dict(self)->dict:
         "All that a resumed run needs to end bit for bit as this one would"
-        return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(), gens=[g.get_state() for g in self.gens], records=self.records)
+        return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(), gens=[g.get_state() for g in self.gens], records=list(self.records))
     def load_state_dict(self, s:dict):
-        self.k, self.z, self.records = s['k'], s['z'], s['records']
+        self.k, self.z, self.records = s['k'], s['z'], list(s['records'])
         self.opt.load_state_dict(s['opt']); self.method.load_state_dict(s['method'])
         for g,v in zip(self.gens, s['gens']): g.set_state(v.cpu())
     def close(self):
         "Free the adapters of this run"
-        self.method.close(); self.backbone.remove('style')
+        for a in ('fake', 'style'): self.backbone.remove(a)
 
-# %% ../nbs/08_stylizer.ipynb #4c14cf5f
+# %% ../nbs/08_stylizer.ipynb #2a0835e3
 @contextmanager
-def _ctrl_c():
-    "Ctrl-C ends the loop between two steps; a second one ends it at once"
-    try: old = signal.getsignal(signal.SIGINT)
-    except ValueError: old = None
-    def stop(*_): signal.signal(signal.SIGINT, old); raise Interrupted
+def _ctrl_c(run):
+    "Ctrl-C ends the loop between two steps, as a half-done step could not be resumed; a second one ends it at once"
+    old = signal.getsignal(signal.SIGINT)
+    def stop(*_): run.stopped = True; signal.signal(signal.SIGINT, old)
     try: signal.signal(signal.SIGINT, stop)
     except ValueError: old = None   # not in the main thread: there is no Ctrl-C to catch
     try: yield
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/08_stylizer.ipynb #d53dd481
+# %% ../nbs/08_stylizer.ipynb #f984999a
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
             caption='', # what the image shows, without the style; one for all, or a list
@@ -271,12 +288,15 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
     if len(captions) != len(images): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
     if any(not isinstance(c, str) or not c.strip() for c in captions): raise StylekitError('the caption is empty: say in a few words what the image shows, as in caption="a cat face"')
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks): raise StylekitError('callbacks must be a list of `Callback` objects')
     cfg = settings(preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
     style, backbone, seeds = load_style(style), load_backbone(backbone, device), caller_seeds(seed, len(images))
-    out = [None]*len(images)
-    for group in _groups(images, backbone, cfg, independent):
-        run = Stylizer(backbone, style, cfg, [images[i] for i in group], [captions[i] for i in group], [seeds[i] for i in group], callbacks)
+    out, stopped = [None]*len(images), False
+    for n, group in enumerate(_groups(images, backbone, cfg, independent)):
+        run = Stylizer(backbone, style, cfg, [images[i] for i in group], [captions[i] for i in group], [seeds[i] for i in group], () if stopped else callbacks, group=n)
+        run.stopped = stopped  # after Ctrl-C the rest comes back as it is, marked
         for i,r in zip(group, run.run()): out[i] = r
+        stopped = run.stopped
     return out if many else out[0]
 
 def _groups(images, backbone, cfg, independent):

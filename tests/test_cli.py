@@ -2,6 +2,7 @@
 import json, os, subprocess, sys
 from pathlib import Path
 import pytest
+import stylekit.backbone
 from stylekit import __version__, load_backbone, read_output, sample, styles
 from stylekit.cli import main
 
@@ -12,7 +13,16 @@ ROOT = Path(__file__).parent.parent
 def folder(models): return str(models('sd15'))
 
 @pytest.fixture(scope='module')
-def style(folder, random_style): return str(random_style(load_backbone(folder)))
+def model(folder): return load_backbone(folder)
+
+@pytest.fixture(scope='module')
+def style(model, random_style): return str(random_style(model))
+
+@pytest.fixture
+def loaded(folder, model, monkeypatch):
+    "Loading is tested elsewhere: here the folder's model is there at once"
+    load = stylekit.backbone.load_backbone
+    monkeypatch.setattr('stylekit.backbone.load_backbone', lambda name=None, device=None, **kw: model if name == folder and not device else load(name, device, **kw))
 
 @pytest.fixture
 def photo(tmp_path):
@@ -30,7 +40,7 @@ def test_stylize_writes_and_names_its_file(folder, style, photo, tmp_path, capsy
     found = read_output(out)
     assert found['size'] == (64, 64) and found['run']['seed'] == 7 and found['run']['settings']['steps'] == 2 and str(tmp_path) not in json.dumps(found)
 
-def test_several_images_go_to_a_folder(folder, style, photo, tmp_path, capsys):
+def test_several_images_go_to_a_folder(loaded, folder, style, photo, tmp_path, capsys):
     sample('taxi').resize((64, 40)).save(tmp_path/'taxi.png')
     assert main(['stylize', photo, str(tmp_path/'taxi.png'), '--style', style, '--caption', 'a thing', '--backbone', folder, '--steps', '1', '--out', str(tmp_path/'o')]) == 0
     lines = capsys.readouterr().out.split()
@@ -47,7 +57,7 @@ def test_quiet_commands(capsys):
     assert e.value.code == 0 and '--caption' in capsys.readouterr().out
 
 GOOD = ['{photo}', '--style', '{style}', '--caption', 'an owl', '--backbone', '{folder}', '--steps', '1', '--out', '{out}']
-BAD = [(['frobnicate'], 'frobnicate'), (['stylise'], 'stylise'), (['--versoin'], '--versoin'), (['styles', 'extra'], 'extra')] + [(['stylize', *GOOD, *a], word) for a, word in [
+BAD = [(['frobnicate'], 'frobnicate'), (['stylise'], 'stylise'), (['--versoin'], '--versoin'), (['styles', 'extra'], 'extra')] + [(['stylize', *(x for x in a[:1] if x[0] == '{'), *GOOD, *(a[1:] if a[0][0] == '{' else a)], word) for a, word in [
     (['--steps', '0'], 'steps'), (['--steps', 'many'], 'steps'), (['--steps', '1.5'], 'steps'), (['--steps'], 'steps'), (['--lam', '-1'], 'lam'), (['--lam', 'nan'], 'lam'), (['--cutoff', '1.5'], 'cutoff'),
     (['--guidance_scale', '-1'], 'guidance_scale'), (['--seed', '-1'], 'seed'), (['--seed', 'x'], 'seed'), (['--preset', 'best'], 'best'), (['--caption', ''], 'caption'), (['--caption', '  '], 'caption'),
     (['--style', 'nosuch'], 'nosuch'), (['--style', '../x'], '../x'), (['--style', '{photo}'], 'photo.png'), (['--backbone', '{dir}'], 'model_index.json'), (['--backbone', '{photo}'], 'photo.png'),
@@ -56,7 +66,7 @@ BAD = [(['frobnicate'], 'frobnicate'), (['stylise'], 'stylise'), (['--versoin'],
     (['--out', '{photo}/x.png'], 'photo.png'), (['--out', ''], 'out')]]
 
 @pytest.mark.parametrize('argv,word', BAD, ids=lambda v: v if isinstance(v, str) else None)
-def test_bad_input_is_one_line_and_status_2(argv, word, folder, style, photo, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_status_2(argv, word, loaded, folder, style, photo, tmp_path, capsys, monkeypatch):
     from stylekit.stylizer import Stylizer
     monkeypatch.setattr(Stylizer, 'step', lambda run: pytest.fail('work was done before the refusal'))
     (tmp_path/'page.png').write_text('<html>'), sample('taxi').resize((64, 64)).save(tmp_path/'second.png')
@@ -67,7 +77,7 @@ def test_bad_input_is_one_line_and_status_2(argv, word, folder, style, photo, tm
     assert cap.err.count('\n') == 1 and cap.err.startswith('stylekit: ') and word in cap.err and 'Traceback' not in cap.err, cap.err
     assert cap.out == '' and sorted(tmp_path.rglob('*')) == before and Path(photo).read_bytes() == kept
 
-def test_interrupt_in_one_of_several(folder, style, photo, tmp_path, capsys, monkeypatch):
+def test_interrupt_in_one_of_several(loaded, folder, style, photo, tmp_path, capsys, monkeypatch):
     "Ctrl-C keeps the result so far, says so, and does not go on to the next image"
     import signal
     from stylekit.stylizer import Stylizer

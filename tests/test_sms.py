@@ -57,7 +57,7 @@ def lora_pairs(state, sep):
     down = {k.split('.lora_A')[0].removeprefix('unet.'): v for k,v in state.items() if 'lora_A'+sep in k}
     up = {k.split('.lora_B')[0].removeprefix('unet.'): v for k,v in state.items() if 'lora_B'+sep in k}
     assert down.keys() == up.keys() and down
-    return {k: (down[k].double(), up[k].double()) for k in down}
+    return {k: (down[k].detach().double().clone(), up[k].detach().double().clone()) for k in down}
 
 def merged(unet, pairs, scale):
     "A UNet of its own whose weights hold the LoRA"
@@ -100,12 +100,14 @@ class Released:
         return torch.autograd.grad(.5*F.mse_loss(x, target) + 5e-4*self.psr(x, z_src, t), x)[0]
 
 @pytest.fixture(scope='module')
-def released(base, wide, models):
+def released(wide, models):
     "Preset `paper` with a trained-looking φ, and its transcription; on 8×16 latents"
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from safetensors.torch import load_file
-    with prepared(base, wide, 'paper') as run:
+    b = load_backbone(models('sd15'))
+    with prepared(b, wide, 'paper') as run:
+        b.unet.double(); b.dtype = torch.float64            # differences of scores cancel: float32 leaves them 1e-5
         g = torch.Generator().manual_seed(9)
         with torch.no_grad():
             for p in run.method.fake.params: p.copy_(torch.randn(p.shape, generator=g)*.2)
@@ -115,7 +117,7 @@ def released(base, wide, models):
             emb = [enc(tok([p], padding='max_length', max_length=77, return_tensors='pt').input_ids).last_hidden_state.double()
                    for p in (f'{WORDS}, {CAPTION}', f'Turn into {WORDS}', '')]
         real = UNet2DConditionModel.from_pretrained(folder/'unet').double().requires_grad_(False)
-        fake = {k: v for k,v in base.unet.named_parameters() if '.fake.' in k}
+        fake = {k: v for k,v in b.unet.named_parameters() if '.fake.' in k}
         pairs = lora_pairs(fake, '.fake')
         ref = Released(real, merged(real, lora_pairs(load_file(wide.path), ''), .8), merged(real, pairs, 32/8), *emb)
         yield run, ref, pairs
@@ -160,7 +162,7 @@ def test_released_fake_loss_and_its_gradient(released, monkeypatch):
     run, ref, pairs = released
     seen, add = [], run.backbone.add_noise
     monkeypatch.setattr(run.backbone, 'add_noise', lambda z, noise, t: seen.append((z, noise, t)) or add(z, noise, t))
-    state, opt = [p.detach().clone() for p in run.method.fake.params], copy.deepcopy(run.method.fake.opt.state_dict())
+    state = [p.detach().clone() for p in run.method.fake.params]
     z = draws(run, 99)[0]
     loss = run.method.learn(z, run.gens)['fake']
     (zz, noise, t), = seen
@@ -175,7 +177,6 @@ def test_released_fake_loss_and_its_gradient(released, monkeypatch):
     got = lora_pairs({k: p.grad for k,p in run.backbone.unet.named_parameters() if '.fake.' in k}, '.fake')
     for k,(a,b) in leaves.items(): same(got[k][0], a.grad, 1e-4), same(got[k][1], b.grad, 1e-4)
     with torch.no_grad(): [p.copy_(s) for p,s in zip(run.method.fake.params, state)]
-    run.method.fake.opt.load_state_dict(opt)
 
 def test_released_fake_adapter(released):
     run, _, pairs = released
@@ -384,12 +385,12 @@ def test_direction_of_the_other_fakes(base, style):
         with torch.no_grad():
             e, e0, real = base.predict(z_t, t, y, ('style',)), base.predict(z_t, t, empty, ('style',)), base.predict(z_t, t, y)
             eps_style = e0 + m.cfg.guidance_scale*(e-e0)
-            same(m.direction(z, t, eps)[0], eps_style-eps)
+            same(m.direction(z, t, eps)[0], eps_style-eps, 1e-4)
             m.cfg = replace(m.cfg, fake='frozen')
-            same(m.direction(z, t, eps)[0], eps_style-real)
+            same(m.direction(z, t, eps)[0], eps_style-real, 1e-4)
         assert m.fake is None
     with prepared(base, style, 'fast', relevance='none') as run, torch.no_grad():
-        same(run.method.direction(z, t, eps)[0], eps_style-real)        # before φ has learnt anything
+        same(run.method.direction(z, t, eps)[0], eps_style-real, 1e-4)  # before φ has learnt anything
         assert (run.method.direction(z, t, eps)[0]-(eps_style-real)).norm() > 1e-4*real.norm()
 
 def test_fast_gradient(base, style):
