@@ -25,16 +25,20 @@ def new_unet(channels:tuple=(64,128,192), latent_channels:int=16, width:int=192 
         down_block_types=('CrossAttnDownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'),
         cross_attention_dim=width, attention_head_dim=(2,4,6), norm_num_groups=16)
 
-# %% ../../nbs/mini/03_unet.ipynb #42504392
+# %% ../../nbs/mini/03_unet.ipynb #16de7613
+def _encode(vae, x, kind):
+    with torch.autocast(kind, torch.bfloat16): return vae.encode(x.to(kind, memory_format=torch.channels_last)).latents.half().cpu()
+
 @torch.no_grad()
-def encode_looks(vae, sets:StyleSets, looks:tuple, split:str='train', copies:int=6, seed:int=0, batch:int=64)->dict: # latents (looks, names, copies, C, h, w) half, scale
+def encode_looks(vae, sets:StyleSets, looks:tuple, split:str='train', copies:int=4, seed:int=0, batch:int=8)->dict: # latents (looks, names, copies, C, h, w) half, scale
     "Latents of every image of a split as it is, mirrored, and in random placements"
     g, names = torch.Generator().manual_seed(seed), sets.names(split)
     keep, out = [sets.index[n] for n in names], []
+    vae, kind = vae.to(memory_format=torch.channels_last), next(vae.parameters()).device.type   # with bf16 six times as fast on a CPU
     for l in looks:
         x = to_float(sets.array(l)[keep])
         views = [x, x.flip(-1), *(random_affine(x, g) for _ in range(copies-2))][:copies]
-        out.append(torch.stack([torch.cat([vae.encode(b).latents for b in v.split(batch)]).half() for v in views], 1))
+        out.append(torch.stack([torch.cat([_encode(vae, b, kind) for b in v.split(batch)]) for v in views], 1))
     z = torch.stack(out)
     return dict(z=z, scale=1/z.float().std().item(), names=names, looks=list(looks))
 
