@@ -162,7 +162,7 @@ def save_lora(backbone:Backbone, adapter:str, path:Path, # .safetensors
     with atomic_path(path) as tmp: save_file(state, str(tmp), metadata={'format': 'pt', 'lora_adapter_metadata': peft, 'stylekit.words': words, **(metadata or {})})
     return Path(path)
 
-# %% ../nbs/04_lora.ipynb #34607f37
+# %% ../nbs/04_lora.ipynb #f2162e6d
 def train_lora(backbone:Backbone,
                images:torch.Tensor, # (N, 3, H, W) in [0, 1], sides multiples of the backbone's
                captions:list, # N texts saying what is shown, without the style
@@ -173,7 +173,7 @@ def train_lora(backbone:Backbone,
                seed:int=0, report=None)->list: # mean loss at each report
     "Train a style LoRA on a frozen backbone; it stays loaded as `adapter`"
     if len(images)!=len(captions): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one each')
-    z = torch.stack([torch.cat([backbone.encode(b) for b in x.split(32)]) for x in (images, images.flip(-1))])
+    z = torch.stack([torch.cat([backbone.encode(b) for b in x.split(8)]) for x in (images, images.flip(-1))])
     texts = [f'{words}, {c}' for c in captions]+['']
     cond = Cond.cat([backbone.text(texts[i:i+128]) for i in range(0, len(texts), 128)])
     new_adapter(backbone, adapter, rank, targets=targets, seed=seed)
