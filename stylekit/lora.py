@@ -48,7 +48,7 @@ def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     if bad: raise StylekitError(f'{path.name}: NaN or infinite weights in {bad}')
     return state, meta
 
-# %% ../nbs/04_lora.ipynb #288974bd
+# %% ../nbs/04_lora.ipynb #be2adcec
 LORA_FILE = 'pytorch_lora_weights.safetensors'
 
 def _find(style):
@@ -58,7 +58,7 @@ def _find(style):
     if is_dir:
         files = sorted(p.glob('*.safetensors'))
         if len(files)==1: return files[0]
-        raise StylekitError(f'{p.name}/ holds {len(files)} .safetensors files; name the one you mean')
+        raise StylekitError(f'the folder {str(style)!r} holds {len(files)} .safetensors files; name the one you mean')
     if p.suffix or str(style).startswith(('.', '/', '~')): raise StylekitError(f'no style file {str(style)!r}')
     if str(style).count('/')==1:
         from huggingface_hub import hf_hub_download

@@ -1,5 +1,5 @@
 "README.md from nbs/index.ipynb"
-import base64, re
+import posixpath, re
 from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
@@ -9,5 +9,6 @@ nb = nbformat.read(root/'nbs/index.ipynb', 4)
 nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide\b', c.source, re.M)]
 for c in nb.cells:
     if c.cell_type=='code': c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
-body, res = MarkdownExporter().from_notebook_node(nb)
+body, _ = MarkdownExporter().from_notebook_node(nb)
+body = re.sub(r'\]\((?!https?:|#)([^)]+)\)', lambda m: f"]({posixpath.normpath('nbs/'+m[1])})", body)  # links seen from the root
 (root/'README.md').write_text(body.strip()+'\n', encoding='utf-8')

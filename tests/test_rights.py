@@ -62,9 +62,9 @@ def test_minimal_and_none(tmp_path, suffix):
 
 def test_input_metadata_do_not_travel(tmp_path):
     exif = Image.Exif()
-    exif[0x010F] = 'MariasCamera'
-    IM.save(tmp_path/'in.jpg', exif=exif, comment=b'MariasComment')
-    for s in ('.png', '.jpg', '.webp'): assert b'Marias' not in save_output(Image.open(tmp_path/'in.jpg'), tmp_path/f'o{s}', RUN).read_bytes()
+    exif[0x010F] = 'User1sCamera'
+    IM.save(tmp_path/'in.jpg', exif=exif, comment=b'User1sComment')
+    for s in ('.png', '.jpg', '.webp'): assert b'User1s' not in save_output(Image.open(tmp_path/'in.jpg'), tmp_path/f'o{s}', RUN).read_bytes()
 
 @pytest.mark.parametrize('image', [IM, PIXELS, PIXELS/255, torch.tensor(PIXELS).permute(2,0,1)[None]/255, Image.new('RGBA', (3,2), (255,0,0,0)), Image.new('L', (1,900))])
 def test_what_can_be_saved(tmp_path, image): assert Image.open(save_output(image, tmp_path/'x.png')).mode == 'RGB'
@@ -73,10 +73,10 @@ def test_what_can_be_saved(tmp_path, image): assert Image.open(save_output(image
 # ---- privacy
 
 @pytest.mark.parametrize('private, public', [
-    ('/home/maria/a.pt', 'a.pt'), ('/Users/maria/My Pictures/a b.png', 'a b.png'), ('/mnt/x/', 'x'), ('C:\\Users\\maria\\a.pt', 'a.pt'), ('C:/Users/maria/a.pt', 'a.pt'), ('D:\\a.pt', 'a.pt'),
-    ('\\\\nas\\maria\\a.pt', 'a.pt'), ('file:///home/maria/a.pt', 'a.pt'), ('file:///home/maria', '~'), ('/home/maria', '~'), ('/Users/maria/', '~'), ('C:\\Users\\maria', '~'), ('~/a.pt', 'a.pt'), ('~maria/a.pt', 'a.pt'),
-    ('~maria', '~'), ('in ~maria/a.pt', 'in a.pt'), ('see /home/maria/a.pt now', 'see a.pt now'), ('x=/home/maria/a.pt,y', 'x=a.pt,y'), ('("/data/maria/b/a.pt")', '("a.pt")'), ("--out 'C:\\Users\\maria\\a.pt'", "--out 'a.pt'"),
-    ('hf_'+'a1'*17, '[removed]'), ('use ghp_'+'a1'*18, 'use [removed]'), ('Bearer abc.def', '[removed]'), ('https://maria:pw@host.org/x', 'https://[removed]host.org/x'), ('https://h.org/x?token=abc&y=1', 'https://h.org/x?[removed]&y=1')])
+    ('/home/user1/a.pt', 'a.pt'), ('/Users/user1/My Pictures/a b.png', 'a b.png'), ('/mnt/x/', 'x'), ('C:\\Users\\user1\\a.pt', 'a.pt'), ('C:/Users/user1/a.pt', 'a.pt'), ('D:\\a.pt', 'a.pt'),
+    ('\\\\nas\\user1\\a.pt', 'a.pt'), ('file:///home/user1/a.pt', 'a.pt'), ('file:///home/user1', '~'), ('/home/user1', '~'), ('/Users/user1/', '~'), ('C:\\Users\\user1', '~'), ('~/a.pt', 'a.pt'), ('~user1/a.pt', 'a.pt'),
+    ('~user1', '~'), ('in ~user1/a.pt', 'in a.pt'), ('see /home/user1/a.pt now', 'see a.pt now'), ('x=/home/user1/a.pt,y', 'x=a.pt,y'), ('("/data/user1/b/a.pt")', '("a.pt")'), ("--out 'C:\\Users\\user1\\a.pt'", "--out 'a.pt'"),
+    ('hf_'+'a1'*17, '[removed]'), ('use ghp_'+'a1'*18, 'use [removed]'), ('Bearer abc.def', '[removed]'), ('https://user1:pw@host.org/x', 'https://[removed]host.org/x'), ('https://h.org/x?token=abc&y=1', 'https://h.org/x?[removed]&y=1')])
 def test_scrub_text(private, public):
     assert scrub_text(private) == public
     assert scrub_text(public) == public # cleaning twice changes nothing
@@ -88,7 +88,7 @@ def test_scrub_keeps(text): assert scrub_text(text) == text
 def test_scrub_tree():
     @dataclasses.dataclass
     class Settings: lora: Path; steps: int = 5
-    out = scrub(dict(s=Settings(Path('/home/maria/l.pt')), t=(1, {2}), api_key='abc', HF_TOKEN='x', user='maria', tokens=77, tokenizer='clip', hub_token=None, f=np.float32(.5), i=np.int64(3),
+    out = scrub(dict(s=Settings(Path('/home/user1/l.pt')), t=(1, {2}), api_key='abc', HF_TOKEN='x', user='user1', tokens=77, tokenizer='clip', hub_token=None, f=np.float32(.5), i=np.int64(3),
                      a=np.arange(3), x=torch.tensor([1., float('nan')]), big=torch.zeros(99), dt=torch.float16, dev=torch.device('cpu'), obj=object(), inf=float('inf'),
                      w={Path('/a/b/l.pt'): 1, '/c/d/l.pt': 2, '/e/l.pt': 3}))
     assert out == dict(s=dict(lora='l.pt', steps=5), t=[1, [2]], api_key='[removed]', HF_TOKEN='[removed]', user='[removed]', tokens=77, tokenizer='clip', hub_token=None, f=.5, i=3,
@@ -96,19 +96,19 @@ def test_scrub_tree():
     assert json.loads(json.dumps(out, allow_nan=False)) == out
 
 def test_own_home_and_name(monkeypatch):
-    monkeypatch.setenv('HOME', '/data/people/Eva Maria')
+    monkeypatch.setenv('HOME', '/data/people/Eva User1')
     monkeypatch.setenv('USER', 'evam')
-    assert scrub_text('/data/people/Eva Maria') == '~' and scrub_text('in /data/people/Eva Maria/x.pt') == 'in x.pt' and scrub_text('/scratch/evam') == '~'
+    assert scrub_text('/data/people/Eva User1') == '~' and scrub_text('in /data/people/Eva User1/x.pt') == 'in x.pt' and scrub_text('/scratch/evam') == '~'
 
 @pytest.mark.parametrize('suffix', ('.png', '.jpg', '.webp'))
 def test_nothing_private_in_the_bytes(tmp_path, suffix):
     "Whatever the place in the record, no byte of a path's folders, user name or token gets into the file"
-    secret = ['/home/maria/acme/a.pt', 'C:\\Users\\maria\\acme\\a.pt', Path('/Users/maria/acme'), 'got /mnt/maria/acme/a.pt', 'hf_'+'maria0'*6, str(tmp_path/'acme'/'a.pt')]
+    secret = ['/home/user1/acme/a.pt', 'C:\\Users\\user1\\acme\\a.pt', Path('/Users/user1/acme'), 'got /mnt/user1/acme/a.pt', 'hf_'+'user10'*6, str(tmp_path/'acme'/'a.pt')]
     for i, s in enumerate(secret):
         info = {'v': s, str(s): 1, 'l': [s, (s,)], 'd': {'e': {'f': s}}}
         p = save_output(IM, tmp_path/f'{i}{suffix}', info, rights=f'© me, {s}')
         text = raw(p).decode()
-        assert 'maria' not in text and str(tmp_path) not in text and not re.search(r'/home|/Users|[\\/]acme[\\/]', text), text
+        assert 'user1' not in text and str(tmp_path) not in text and not re.search(r'/home|/Users|[\\/]acme[\\/]', text), text
 
 
 # ---- faults
