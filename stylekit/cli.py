@@ -32,7 +32,7 @@ def _writable(path, images):
     if not home.is_dir() or not os.access(home, os.W_OK): raise StylekitError(f'--out {path}: cannot write in {home}, choose another folder')
     return path
 
-# %% ../nbs/16_cli.ipynb #6b5f7ed9
+# %% ../nbs/16_cli.ipynb #98e3f6db
 def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), or the path of a LoRA
             caption:str=None, # what the image shows, in a few words
@@ -58,7 +58,7 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
     for im, path in zip(pictures, paths):
         preview = Preview(every=4) if gif else None
         result = run(im, style, caption or '', backbone=model, preset=preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, seed=seed, device=device,
-                     callbacks=[c for c in (Progress(), preview) if c])
+                     callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c])
         print(result.save(path))
         if preview: print(preview.save_gif(path.with_suffix('.gif')))
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
