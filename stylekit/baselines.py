@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ddim', 'img2img']
 
-# %% ../nbs/07_baselines.ipynb #6f0fc287
+# %% ../nbs/07_baselines.ipynb #1c865d0a
 import torch
 from .backbone import Backbone, Cond
-from .core import StylekitError, check_range
+from .core import check_range
 from .scores import Score
 from .sms import randn_like
 

@@ -6,13 +6,13 @@
 __all__ = ['LORA_FILE', 'ATTENTION', 'FEED_FORWARD', 'Style', 'styles', 'read_safetensors', 'load_style', 'add_style', 'coverage',
            'new_adapter', 'adapter_parameters', 'save_lora', 'train_lora']
 
-# %% ../nbs/04_lora.ipynb #a0b437f1
+# %% ../nbs/04_lora.ipynb #9278abba
 import json, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from .backbone import PICKLES, Backbone, Cond
-from .core import StylekitError, asset, atomic_path, check_range, file_sha256, safe_name, _explain
+from .core import StylekitError, asset, atomic_path, check_range, file_sha256, _explain
 from .training import draw_t, fit, min_snr
 
 # %% ../nbs/04_lora.ipynb #f2054e2e
