@@ -330,7 +330,14 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.training.Ema.__init__': ('training.html#ema.__init__', 'stylekit/training.py'),
                                    'stylekit.training.Ema.copy_to': ('training.html#ema.copy_to', 'stylekit/training.py'),
                                    'stylekit.training.Ema.update': ('training.html#ema.update', 'stylekit/training.py'),
+                                   'stylekit.training.Muon': ('training.html#muon', 'stylekit/training.py'),
+                                   'stylekit.training.Muon.__init__': ('training.html#muon.__init__', 'stylekit/training.py'),
+                                   'stylekit.training.Muon._matrix': ('training.html#muon._matrix', 'stylekit/training.py'),
+                                   'stylekit.training.Muon._vector': ('training.html#muon._vector', 'stylekit/training.py'),
+                                   'stylekit.training.Muon.step': ('training.html#muon.step', 'stylekit/training.py'),
+                                   'stylekit.training._save': ('training.html#_save', 'stylekit/training.py'),
                                    'stylekit.training.draw_t': ('training.html#draw_t', 'stylekit/training.py'),
                                    'stylekit.training.fit': ('training.html#fit', 'stylekit/training.py'),
                                    'stylekit.training.lr_factor': ('training.html#lr_factor', 'stylekit/training.py'),
-                                   'stylekit.training.min_snr': ('training.html#min_snr', 'stylekit/training.py')}}}
+                                   'stylekit.training.min_snr': ('training.html#min_snr', 'stylekit/training.py'),
+                                   'stylekit.training.orthogonalize': ('training.html#orthogonalize', 'stylekit/training.py')}}}

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['PICKLES', 'to_epsilon', 'Cond', 'Backbone', 'load_backbone']
 
-# %% ../nbs/02_backbone.ipynb #dd540fda
+# %% ../nbs/02_backbone.ipynb #d69ccbef
 import json, warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from .core import StylekitError, asset, file_sha256, pick_device, pick_dtype
 
 # %% ../nbs/02_backbone.ipynb #b1d80f6e
@@ -44,7 +45,7 @@ class Cond:
         "Several batches as one"
         return Cond(*[None if a[0] is None else torch.cat(a) for a in zip(*[(c.embeds, c.pooled, c.time_ids) for c in conds])])
 
-# %% ../nbs/02_backbone.ipynb #4e0fefa2
+# %% ../nbs/02_backbone.ipynb #0f69f27c
 class Backbone:
     "One frozen latent diffusion model whose adapters can be switched"
     def __init__(self,
@@ -71,24 +72,27 @@ class Backbone:
     def sha256(self)->str:
         "Hash of the UNet's weights, which a run records"
         return file_sha256(self.weights) if self.weights else ''
-    @property
-    def latent_channels(self)->int: return self.unet.config.in_channels
-    @property
-    def factor(self)->int:
-        "Pixels per latent, along one side"
-        return 2**(len(self.vae.config.get('block_out_channels') or self.vae.config['encoder_block_out_channels'])-1)
-    @property
-    def multiple(self)->int:
-        "Image sides must be multiples of this"
-        return self.factor*2**(len(self.unet.config.block_out_channels)-1)
-    @property
-    def native_size(self)->int:
-        "Side of the square images it was trained on"
-        return self.unet.config.sample_size*self.factor
 
-# %% ../nbs/02_backbone.ipynb #f367c75c
-from fastcore.basics import patch
+# %% ../nbs/02_backbone.ipynb #c4a3510c
+@patch(as_prop=True)
+def latent_channels(self:Backbone)->int: return self.unet.config.in_channels
 
+@patch(as_prop=True)
+def factor(self:Backbone)->int:
+    "Pixels per latent, along one side"
+    return 2**(len(self.vae.config.get('block_out_channels') or self.vae.config['encoder_block_out_channels'])-1)
+
+@patch(as_prop=True)
+def multiple(self:Backbone)->int:
+    "Image sides must be multiples of this"
+    return self.factor*2**(len(self.unet.config.block_out_channels)-1)
+
+@patch(as_prop=True)
+def native_size(self:Backbone)->int:
+    "Side of the square images it was trained on"
+    return self.unet.config.sample_size*self.factor
+
+# %% ../nbs/02_backbone.ipynb #a77ac2e1
 def _vae_affine(vae): return vae.config.get('scaling_factor') or 1., vae.config.get('shift_factor') or 0.
 
 @patch
@@ -206,7 +210,20 @@ def _part(cls, path, sub, **kw):
     try: return cls.from_pretrained(str(path), subfolder=sub, **kw)
     except Exception as e: raise StylekitError(f'could not load {sub}/ of {Path(path).name}: {str(e).splitlines()[0][:200]}') from e
 
-# %% ../nbs/02_backbone.ipynb #625b5c3d
+# %% ../nbs/02_backbone.ipynb #d793f711
+def _weights(path):
+    "The UNet's weights file, wherever from_pretrained found it"
+    name = 'diffusion_pytorch_model.safetensors'
+    if Path(path).is_dir(): return next((f for f in [Path(path)/'unet'/name] if f.exists()), None)
+    from huggingface_hub import try_to_load_from_cache
+    f = try_to_load_from_cache(str(path), f'unet/{name}')
+    return Path(f) if isinstance(f, str) else None
+
+def _check_weights(module, part, path):
+    bad = [k for k,p in module.named_parameters() if not torch.isfinite(p).all()]
+    if bad: raise StylekitError(f'{part}/ of {Path(path).name} has NaN or infinite weights (first: {bad[0]}): download it again')
+
+# %% ../nbs/02_backbone.ipynb #129207c8
 def load_backbone(name=None, # folder, hub id, or None for the embedded model; a Backbone is returned as it is
                   device:str=None, # default: a GPU if there is one
                   dtype=None # UNet and text encoder; default bf16 or fp16 on a GPU, float32 on a CPU
@@ -233,15 +250,3 @@ def load_backbone(name=None, # folder, hub id, or None for the embedded model; a
     vae.to(memory_format=torch.channels_last)  # convolutions at full size: several times as fast on a CPU
     for part, m in dict(unet=unet, vae=vae).items(): _check_weights(m, part, path)
     return Backbone(unet, vae, encoders, toks, dict(sched), name=Path(path).name, zero_empty=index.get('force_zeros_for_empty_prompt', False), weights=_weights(path))
-
-def _weights(path):
-    "The UNet's weights file, wherever from_pretrained found it"
-    name = 'diffusion_pytorch_model.safetensors'
-    if Path(path).is_dir(): return next((f for f in [Path(path)/'unet'/name] if f.exists()), None)
-    from huggingface_hub import try_to_load_from_cache
-    f = try_to_load_from_cache(str(path), f'unet/{name}')
-    return Path(f) if isinstance(f, str) else None
-
-def _check_weights(module, part, path):
-    bad = [k for k,p in module.named_parameters() if not torch.isfinite(p).all()]
-    if bad: raise StylekitError(f'{part}/ of {Path(path).name} has NaN or infinite weights (first: {bad[0]}): download it again')

@@ -122,7 +122,7 @@ def _explain_encoder(path):
         raise
     except (ValueError, RuntimeError, struct.error) as e: raise StylekitError(f'{path} cannot be encoded: {e}; use PNG or a smaller image') from e
 
-# %% ../nbs/03_rights.ipynb #85e4247c
+# %% ../nbs/03_rights.ipynb #61c0e42b
 _WRITERS = {'.png': dict(format='PNG'), '.webp': dict(format='WEBP', lossless=True, exact=True),
             '.jpg': dict(format='JPEG', quality=95, subsampling=0), '.jpeg': dict(format='JPEG', quality=95, subsampling=0)}
 METADATA = ('full', 'minimal', 'none')
@@ -146,6 +146,7 @@ def _check_room(fmt:str, xmp:str, path):
     if fmt == 'JPEG' and len(xmp.encode()) > 65502-29:
         raise StylekitError(f'{path}: the run record has {len(xmp.encode())//1024} KB, JPEG holds 64: save as PNG or WebP, or use metadata="minimal"')
 
+# %% ../nbs/03_rights.ipynb #0a11f851
 def save_output(image, # PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1]
                 path, # ends in .png, .jpg, .jpeg or .webp; folders are made
                 info:dict=None, # record of the run: settings, seeds, hashes of weights; scrubbed here

@@ -7,10 +7,11 @@ __all__ = ['SAMPLERS', 'WHOLE', 'RANGES', 'CHOICES', 'PRESETS', 'narrowing', 'li
            'edit_difference', 'released_relevance', 'smooth_relevance', 'RelevanceGrid', 'randn_like', 'sigma2',
            'Settings', 'settings', 'SMS']
 
-# %% ../nbs/06_sms.ipynb #bb2825a9
+# %% ../nbs/06_sms.ipynb #52065e05
 import math
 from dataclasses import dataclass, fields, replace
 import torch
+from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, check_range
 from .lora import ATTENTION, FEED_FORWARD
@@ -162,7 +163,7 @@ def settings(preset='fast', # name of a preset, or Settings
     if unknown: raise StylekitError(f'unknown settings {sorted(unknown)}; there are {[f.name for f in fields(Settings)]}')
     return replace(preset, **{k:v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/06_sms.ipynb #d0a799d9
+# %% ../nbs/06_sms.ipynb #93cc25fe
 class SMS:
     "Style Matching Score as a method: directions for the latents, and the fake score that learns beside"
     def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, cond:Cond, edit:Cond, empty:Cond, gens:list, style:str='style', seed:int=0):
@@ -177,54 +178,68 @@ class SMS:
         t = SAMPLERS[self.cfg.sampler](u, progress, self.cfg.t_min, self.cfg.t_max).to(self.z_src.device)
         return t, randn_like(self.z_src, gens)
 
-    def relevance(self, t, noise)->torch.Tensor: # (B, 1, h, w)
-        if self.cfg.relevance=='none': return torch.ones_like(self.z_src[:, :1])
-        return self.grid(t) if self.grid else released_relevance(edit_difference(self.backbone, self.z_src, t, noise, self.edit, self.empty))
+# %% ../nbs/06_sms.ipynb #1bca9961
+@patch
+def relevance(self:SMS, t:torch.Tensor, noise:torch.Tensor)->torch.Tensor: # (B, 1, h, w)
+    "R for these timesteps, by the setting `relevance`"
+    if self.cfg.relevance=='none': return torch.ones_like(self.z_src[:, :1])
+    return self.grid(t) if self.grid else released_relevance(edit_difference(self.backbone, self.z_src, t, noise, self.edit, self.empty))
 
-    def fake_eps(self, z_t, t, noise)->tuple: # ε_fake, φ's loss per image or None
-        "The score of the image's own distribution, by the setting `fake`"
-        kind = self.cfg.fake
-        if kind=='shared': return self.fake.learn(z_t, t, self.cond, noise)
-        if kind=='noise': return noise, None
-        adapters = ('fake',) if kind=='own' else ()
-        return Score(self.backbone, adapters, self.cfg.fake_guidance, self.empty)(z_t, t, self.cond), None
+@patch
+def fake_eps(self:SMS, z_t, t, noise)->tuple: # ε_fake, φ's loss per image or None
+    "The score of the image's own distribution, by the setting `fake`"
+    kind = self.cfg.fake
+    if kind=='shared': return self.fake.learn(z_t, t, self.cond, noise)
+    if kind=='noise': return noise, None
+    adapters = ('fake',) if kind=='own' else ()
+    return Score(self.backbone, adapters, self.cfg.fake_guidance, self.empty)(z_t, t, self.cond), None
 
-    def direction(self, z:torch.Tensor, t:torch.Tensor, noise:torch.Tensor)->tuple: # g like z; φ's loss (B,) or None
-        "R ⊙ w_t·(ε_style − ε_fake), the way down the style matching loss"
-        z_t = self.backbone.add_noise(z, noise, t)
-        eps_style = self.style(z_t, t, self.cond)
-        eps_fake, loss = self.fake_eps(z_t, t, noise)
-        w = sigma2(self.backbone, t) if self.cfg.weight=='sigma2' else 1.
-        return self.relevance(t, noise)*w*(eps_style-eps_fake), loss
+@patch
+def direction(self:SMS, z:torch.Tensor, t:torch.Tensor, noise:torch.Tensor)->tuple: # g like z; φ's loss (B,) or None
+    "R ⊙ w_t·(ε_style − ε_fake), the way down the style matching loss"
+    z_t = self.backbone.add_noise(z, noise, t)
+    eps_style = self.style(z_t, t, self.cond)
+    eps_fake, loss = self.fake_eps(z_t, t, noise)
+    w = sigma2(self.backbone, t) if self.cfg.weight=='sigma2' else 1.
+    return self.relevance(t, noise)*w*(eps_style-eps_fake), loss
 
-    def gradient(self, z, t, noise)->tuple: # total gradient like z, record of tensors (B,)
-        "Direction plus λ times the spectrum regularisation"
-        g, loss = self.direction(z, t, noise)
-        rec = dict(t=t, style=g.pow(2).mean((1,2,3)).sqrt())
-        if self.cfg.reduction=='mean': g = g/g[0].numel()  # per image, so that a batch steps as its images alone
-        if loss is not None: rec['fake'] = loss
-        if self.cfg.lam:
-            r = self.regulariser_grad(z, t)
-            rec['psr'] = r.pow(2).mean((1,2,3)).sqrt()
-            g = g + self.cfg.lam*r
-        return g, rec
+# %% ../nbs/06_sms.ipynb #d244221f
+@patch
+def gradient(self:SMS, z:torch.Tensor, t:torch.Tensor, noise:torch.Tensor)->tuple: # total gradient like z, record of tensors (B,)
+    "Direction plus λ times the spectrum regularisation"
+    g, loss = self.direction(z, t, noise)
+    rec = dict(t=t, style=g.pow(2).mean((1,2,3)).sqrt())
+    if self.cfg.reduction=='mean': g = g/g[0].numel()  # per image, so that a batch steps as its images alone
+    if loss is not None: rec['fake'] = loss
+    if self.cfg.lam:
+        r = self.regulariser_grad(z, t)
+        rec['psr'] = r.pow(2).mean((1,2,3)).sqrt()
+        g = g + self.cfg.lam*r
+    return g, rec
 
-    def regulariser_grad(self, z, t)->torch.Tensor:
-        cut = self.cfg.curve(t)
-        if self.cfg.regulariser=='l2': return psr_grad(z, self.z_src, cut)
-        with torch.enable_grad():
-            x = z.detach().requires_grad_()
-            return torch.autograd.grad(len(x)*psr_l1(x, self.z_src, cut), x)[0]
+@patch
+def regulariser_grad(self:SMS, z:torch.Tensor, t:torch.Tensor)->torch.Tensor: # like z
+    "Gradient of the spectrum regularisation, before λ"
+    cut = self.cfg.curve(t)
+    if self.cfg.regulariser=='l2': return psr_grad(z, self.z_src, cut)
+    with torch.enable_grad():
+        x = z.detach().requires_grad_()
+        return torch.autograd.grad(len(x)*psr_l1(x, self.z_src, cut), x)[0]
 
-    def learn(self, z, gens)->dict:
-        "The released φ-step, with its own t over the whole range and its own noise; nothing to do for the other settings"
-        if self.cfg.fake!='own': return {}
-        u = torch.stack([torch.rand((), generator=g) for g in gens])
-        draw = released_grid if self.cfg.sampler=='released' else uniform
-        t = draw(u, 0., self.cfg.t_min, self.cfg.t_max).to(z.device)
-        noise = randn_like(z, gens)
-        _, loss = self.fake.learn(self.backbone.add_noise(z, noise, t), t, self.cond, noise, weight=self.backbone.abar(t))
-        return dict(fake=loss)
-    def state_dict(self): return self.fake.state_dict() if self.fake else {}
-    def load_state_dict(self, s): self.fake and self.fake.load_state_dict(s)
-    def close(self): self.fake and self.fake.close()
+# %% ../nbs/06_sms.ipynb #ac051d96
+@patch
+def learn(self:SMS, z:torch.Tensor, gens:list)->dict: # for the record
+    "The released φ-step, with its own t over the whole range and its own noise; nothing to do for the other settings"
+    if self.cfg.fake!='own': return {}
+    u = torch.stack([torch.rand((), generator=g) for g in gens])
+    draw = released_grid if self.cfg.sampler=='released' else uniform
+    t = draw(u, 0., self.cfg.t_min, self.cfg.t_max).to(z.device)
+    noise = randn_like(z, gens)
+    _, loss = self.fake.learn(self.backbone.add_noise(z, noise, t), t, self.cond, noise, weight=self.backbone.abar(t))
+    return dict(fake=loss)
+@patch
+def state_dict(self:SMS)->dict: return self.fake.state_dict() if self.fake else {}
+@patch
+def load_state_dict(self:SMS, s:dict): self.fake and self.fake.load_state_dict(s)
+@patch
+def close(self:SMS): self.fake and self.fake.close()

@@ -6,12 +6,13 @@
 __all__ = ['working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard', 'Progress',
            'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'stylize']
 
-# %% ../nbs/08_stylizer.ipynb #43b17cc4
+# %% ../nbs/08_stylizer.ipynb #f962e670
 import hashlib, json, math, os, signal, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from PIL import Image
 from . import __version__
 from .backbone import Backbone, load_backbone
@@ -161,7 +162,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #50d30942
+# %% ../nbs/08_stylizer.ipynb #da117b6a
 def _sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()
 
 class Stylizer:
@@ -199,60 +200,73 @@ class Stylizer:
         self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0])
         return report
 
-    def step(self):
-        "One iteration, without a word from the device"
-        progress = self.k/self.cfg.steps
-        t, noise = self.method.draw(self.gens, progress)
-        with torch.no_grad():
-            g, rec = self.method.gradient(self.z, t, noise)
-        self.z = self.opt.step(self.z, g)
-        rec |= self.method.learn(self.z, self.gens)
-        self.records.append(rec)
-        self.k += 1
+# %% ../nbs/08_stylizer.ipynb #b5168165
+@patch
+def step(self:Stylizer):
+    "One iteration, without a word from the device"
+    progress = self.k/self.cfg.steps
+    t, noise = self.method.draw(self.gens, progress)
+    with torch.no_grad():
+        g, rec = self.method.gradient(self.z, t, noise)
+    self.z = self.opt.step(self.z, g)
+    rec |= self.method.learn(self.z, self.gens)
+    self.records.append(rec)
+    self.k += 1
 
-    def run(self)->list: # a StylizeResult for each image
-        "Run to the end, or to an interrupt, with the result so far"
-        try:
-            with _ctrl_c(self): self._loop()
-            for c in self.callbacks: c.after_run(self)
-            return self.results()
-        except torch.OutOfMemoryError as e:
-            self.close(); torch.cuda.empty_cache()
-            raise StylekitError('the GPU ran out of memory: lower `resolution`, or stylise fewer images per call') from e
-        finally: self.close()  # whatever happened, the UNet is as it was
+# %% ../nbs/08_stylizer.ipynb #429b18e4
+@patch
+def _loop(self:Stylizer):
+    try:
+        for c in self.callbacks: c.before_run(self)
+        while self.k < self.cfg.steps:
+            if self.stopped: raise Interrupted
+            self.step()
+            for c in self.callbacks: c.after_step(self)
+        self.complete = True
+    except Interrupted:
+        if not self.note: self.stopped, self.note = True, f'interrupted after step {self.k}'
 
-    def _loop(self):
-        try:
-            for c in self.callbacks: c.before_run(self)
-            while self.k < self.cfg.steps:
-                if self.stopped: raise Interrupted
-                self.step()
-                for c in self.callbacks: c.after_step(self)
-            self.complete = True
-        except Interrupted:
-            if not self.note: self.stopped, self.note = True, f'interrupted after step {self.k}'
+@patch
+def run(self:Stylizer)->list: # a StylizeResult for each image
+    "Run to the end, or to an interrupt, with the result so far"
+    try:
+        with _ctrl_c(self): self._loop()
+        for c in self.callbacks: c.after_run(self)
+        return self.results()
+    except torch.OutOfMemoryError as e:
+        self.close(); torch.cuda.empty_cache()
+        raise StylekitError('the GPU ran out of memory: lower `resolution`, or stylise fewer images per call') from e
+    finally: self.close()  # whatever happened, the UNet is as it was
 
-    def images(self)->list:
-        "The images as they are now, at their own sizes"
-        return [unfit_image(x.cpu(), i, s) for x,i,s in zip(self.backbone.decode(self.z), self.inner, self.sizes)]
+# %% ../nbs/08_stylizer.ipynb #34a2fd0d
+@patch
+def images(self:Stylizer)->list:
+    "The images as they are now, at their own sizes"
+    return [unfit_image(x.cpu(), i, s) for x,i,s in zip(self.backbone.decode(self.z), self.inner, self.sizes)]
 
-    def results(self)->list:
-        "What the run came to, one result per image"
-        hist = {k: torch.stack([r[k] for r in self.records]).cpu() for k in (self.records[0] if self.records else {})}
-        return [StylizeResult(im, self.cfg, {k: v[:, i].tolist() for k,v in hist.items()},
-                              self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note), self.complete)
-                for i,im in enumerate(self.images())]
+@patch
+def results(self:Stylizer)->list:
+    "What the run came to, one result per image"
+    hist = {k: torch.stack([r[k] for r in self.records]).cpu() for k in (self.records[0] if self.records else {})}
+    return [StylizeResult(im, self.cfg, {k: v[:, i].tolist() for k,v in hist.items()},
+                          self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note), self.complete)
+            for i,im in enumerate(self.images())]
 
-    def state_dict(self)->dict:
-        "All that a resumed run needs to end bit for bit as this one would"
-        return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(), gens=[g.get_state() for g in self.gens], records=list(self.records))
-    def load_state_dict(self, s:dict):
-        self.k, self.z, self.records = s['k'], s['z'], list(s['records'])
-        self.opt.load_state_dict(s['opt']); self.method.load_state_dict(s['method'])
-        for g,v in zip(self.gens, s['gens']): g.set_state(v.cpu())
-    def close(self):
-        "Free the adapters of this run"
-        for a in ('fake', 'style'): self.backbone.remove(a)
+# %% ../nbs/08_stylizer.ipynb #0f8ba5f5
+@patch
+def state_dict(self:Stylizer)->dict:
+    "All that a resumed run needs to end bit for bit as this one would"
+    return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(), gens=[g.get_state() for g in self.gens], records=list(self.records))
+@patch
+def load_state_dict(self:Stylizer, s:dict):
+    "Go on where `state_dict` was taken"
+    self.k, self.z, self.records = s['k'], s['z'], list(s['records'])
+    self.opt.load_state_dict(s['opt']); self.method.load_state_dict(s['method'])
+    for g,v in zip(self.gens, s['gens']): g.set_state(v.cpu())
+@patch
+def close(self:Stylizer):
+    "Free the adapters of this run"
+    for a in ('fake', 'style'): self.backbone.remove(a)
 
 # %% ../nbs/08_stylizer.ipynb #2a0835e3
 @contextmanager

@@ -8,12 +8,13 @@ __all__ = ['WEIGHTS_SHA256', 'STAGES', 'ANSWER', 'ANSWERS', 'unit', 'edges', 'ed
            'style_probe', 'answers', 'probe_accuracy', 'score_images', 'envelope', 'common_range', 'frontier_area',
            'AreaGap', 'area_gap']
 
-# %% ../../nbs/mini/05_judge.ipynb #6aa20829
+# %% ../../nbs/mini/05_judge.ipynb #36c1661a
 import hashlib, io
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
+from fastcore.basics import patch
 from ..core import StylekitError, atomic_path
 from .data import StyleSets
 
@@ -78,7 +79,7 @@ def _distance(fa, fb): # lists of maps -> (N,)
 def _statistics(maps): # the first four stages: what a thing *is* lives later -> (N, 2*192)
     return torch.cat([s for m in maps[:4] for s in (m.mean((2,3)), m.std((2,3)))], 1)
 
-# %% ../../nbs/mini/05_judge.ipynb #18baf4df
+# %% ../../nbs/mini/05_judge.ipynb #242c13b9
 class Judge:
     "EfficientNet-Lite0 as a neutral judge: features, perceptual distance, style statistics"
     name, size = 'efficientnet-lite0', 224
@@ -102,19 +103,26 @@ class Judge:
             x = block(x)
             if i in STAGES: maps.append(x)
         return maps, n._swish(n._bn1(n._conv_head(x))).mean((2,3))
-    def map_batches(self, f, *images):
-        "`f` over the images, `batch` at a time; the results joined on the CPU"
-        return torch.cat([f(*b).cpu() for b in zip(*[unit(x).split(self.batch) for x in images])])
-    def pd(self, a, # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
-           b # as many
-          )->torch.Tensor: # (N,) >= 0; 0 for equal images
-        "Perceptual distance `pd[efficientnet-lite0]`: LPIPS without learned weights"
-        if len(a) != len(b): raise StylekitError(f'pd compares image by image, got {len(a)} and {len(b)}')
-        return self.map_batches(lambda x, y: _distance(self.features(x)[0], self.features(y)[0]), a, b)
-    def stats(self, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
-             )->torch.Tensor: # (N, 384)
-        "Mean and deviation of every channel of the early stages: how it is drawn, more than what it is"
-        return self.map_batches(lambda x: _statistics(self.features(x)[0]), images)
+
+# %% ../../nbs/mini/05_judge.ipynb #09a503fd
+@patch
+def map_batches(self:Judge, f, *images):
+    "`f` over the images, `batch` at a time; the results joined on the CPU"
+    return torch.cat([f(*b).cpu() for b in zip(*[unit(x).split(self.batch) for x in images])])
+
+@patch
+def pd(self:Judge, a, # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
+       b # as many
+      )->torch.Tensor: # (N,) >= 0; 0 for equal images
+    "Perceptual distance `pd[efficientnet-lite0]`: LPIPS without learned weights"
+    if len(a) != len(b): raise StylekitError(f'pd compares image by image, got {len(a)} and {len(b)}')
+    return self.map_batches(lambda x, y: _distance(self.features(x)[0], self.features(y)[0]), a, b)
+
+@patch
+def stats(self:Judge, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
+         )->torch.Tensor: # (N, 384)
+    "Mean and deviation of every channel of the early stages: how it is drawn, more than what it is"
+    return self.map_batches(lambda x: _statistics(self.features(x)[0]), images)
 
 # %% ../../nbs/mini/05_judge.ipynb #b8f2c977
 def blur(x:torch.Tensor, # (N, 3, H, W)

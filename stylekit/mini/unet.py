@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SCHEDULE', 'new_unet', 'encode_looks', 'denoising_loss', 'text_table', 'train_unet', 'eval_loss']
 
-# %% ../../nbs/mini/03_unet.ipynb #edb35ed8
+# %% ../../nbs/mini/03_unet.ipynb #8d365fb5
 import json
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from .clip import caption, random_affine, tokenize
 from .data import StyleSets, BASE_LOOKS
-from ..training import draw_t, fit, min_snr
+from ..training import Muon, draw_t, fit, min_snr
 from .vae import to_float
 
 # %% ../../nbs/mini/03_unet.ipynb #8464d86b
@@ -49,14 +49,14 @@ def denoising_loss(unet, z0, context, t, noise, alpha_bar)->torch.Tensor: # scal
     with torch.autocast(z0.device.type, torch.bfloat16): pred = unet(a.sqrt()*z0 + (1-a).sqrt()*noise, t, context).sample
     return ((pred.float()-noise).pow(2).mean((1,2,3))*min_snr(a.flatten())).mean()
 
-# %% ../../nbs/mini/03_unet.ipynb #95334b8d
+# %% ../../nbs/mini/03_unet.ipynb #76121cd1
 @torch.no_grad()
 def text_table(clip, tok, texts:list)->torch.Tensor: # (N, CONTEXT, width)
     "The text tower's last hidden states, what the UNet's cross-attention reads"
     return torch.cat([clip.text_model(input_ids=tokenize(tok, texts[i:i+256])).last_hidden_state for i in range(0, len(texts), 256)])
 
 def train_unet(latents:dict, # as `encode_looks` returns
-               clip, tok, out:Path, steps:int=40000, batch:int=16, lr:float=6e-4, minutes:float=None, device='cpu', p_empty:float=.1, ema:float=.999, report=print)->UNet2DConditionModel:
+               clip, tok, out:Path, steps:int=20000, batch:int=32, lr:float=1e-3, minutes:float=None, device='cpu', p_empty:float=.1, ema:float=.999, report=print)->UNet2DConditionModel:
     "Train the base model; resumes from `out/unet.pt`"
     torch.manual_seed(0)
     unet = new_unet().to(device)
@@ -74,7 +74,7 @@ def train_unet(latents:dict, # as `encode_looks` returns
         cap = ['' if u < p_empty else c for c,u in zip(cap, torch.rand(batch, generator=g).tolist())]
         t, noise = draw_t(batch, g), torch.randn(z0.shape, generator=g)
         return denoising_loss(unet, *(a.to(device) for a in (z0, embed(cap), t, noise)), abar)
-    avg = fit(unet, loss, steps, lr, Path(out)/'unet.pt', ema=ema, cooldown=.25, minutes=minutes, report=report)
+    avg = fit(unet, loss, steps, lr, Path(out)/'unet.pt', ema=ema, cooldown=.25, optimizer=Muon, minutes=minutes, report=report)
     avg.copy_to(unet)
     return unet.eval()
 

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['CODEC_LOOKS', 'new_vae', 'to_float', 'crops', 'vae_loss', 'train_vae', 'psnr']
 
-# %% ../../nbs/mini/01_vae.ipynb #24672e15
+# %% ../../nbs/mini/01_vae.ipynb #c1b1b5a2
 import math
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from diffusers import AutoencoderTiny
 from .data import StyleSets
-from ..training import fit
+from ..training import Muon, fit
 
 # %% ../../nbs/mini/01_vae.ipynb #fa9f6898
 CODEC_LOOKS = ('shaded', 'render', 'noto', 'twemoji', 'flat', 'ink')
@@ -45,18 +45,18 @@ def crops(images:torch.Tensor, # (N, H, W, 3) uint8
         out.append(c)
     return to_float(torch.stack(out).numpy())
 
-# %% ../../nbs/mini/01_vae.ipynb #1cb7d060
+# %% ../../nbs/mini/01_vae.ipynb #6b0abfa7
 def vae_loss(x:torch.Tensor, # target (B, 3, H, W) in [-1, 1]
              y:torch.Tensor # reconstruction
             )->torch.Tensor: # scalar
-    "L1 + MSE, L1 of the image gradients, and MSE of the coarse colours"
-    dx, dy = (lambda a: a[..., 1:]-a[..., :-1]), (lambda a: a[..., 1:, :]-a[..., :-1, :])
-    edges = F.l1_loss(dx(y), dx(x)) + F.l1_loss(dy(y), dy(x))
-    return F.l1_loss(y, x) + 4*F.mse_loss(y, x) + .5*edges + 4*F.mse_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
+    "L1 + MSE, L1 of differences 1 and 6 pixels apart (edges; fills), and MSE of the coarse colours"
+    e = y-x
+    slopes = sum((e[..., k:]-e[..., :-k]).abs().mean() + (e[..., k:, :]-e[..., :-k, :]).abs().mean() for k in (1, 6))
+    return e.abs().mean() + 4*e.pow(2).mean() + .5*slopes + 4*F.avg_pool2d(e, 8).pow(2).mean()
 
-# %% ../../nbs/mini/01_vae.ipynb #97c21459
+# %% ../../nbs/mini/01_vae.ipynb #4875d266
 def train_vae(sets:StyleSets, out:Path, # checkpoint folder
-              steps:int=2800, batch:int=16, size:int=64, lr:float=1e-3, minutes:float=None, device='cpu', report=print)->AutoencoderTiny:
+              steps:int=8000, batch:int=16, size:int=64, lr:float=1.2e-3, minutes:float=None, device='cpu', report=print)->AutoencoderTiny:
     "Train the autoencoder on the train names; resumes from `out/vae.pt`"
     torch.manual_seed(0)
     vae = new_vae().to(device, memory_format=torch.channels_last)
@@ -67,12 +67,12 @@ def train_vae(sets:StyleSets, out:Path, # checkpoint folder
         u = torch.rand(1, generator=g).item()
         with torch.autocast(device, torch.bfloat16): z = vae.encode(x).latents.float()
         reg = 1e-3*z.pow(2).mean()
-        z = z + .02*torch.randn(z.shape, generator=g).to(device)
+        z = z + .04*torch.randn(z.shape, generator=g).to(device)
         if u < .05: z, x = z.flip(-1), x.flip(-1)
         elif u < .15: z, x = [F.interpolate(a, scale_factor=.5, mode='bilinear', antialias=True) for a in (z, x)]
         with torch.autocast(device, torch.bfloat16): y = vae.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
         return vae_loss(x, y) + reg
-    avg = fit(vae, loss, steps, lr, Path(out)/'vae.pt', minutes=minutes, ema=.998, report=report)
+    avg = fit(vae, loss, steps, lr, Path(out)/'vae.pt', minutes=minutes, ema=.998, optimizer=Muon, report=report)
     avg.copy_to(vae)
     return vae.to(memory_format=torch.contiguous_format).eval()
 
