@@ -12,7 +12,7 @@ from fastcore.script import anno_parser
 from . import __version__
 from .core import StylekitError
 
-# %% ../nbs/16_cli.ipynb #43d1eb03
+# %% ../nbs/16_cli.ipynb #05c7e4cd
 def out_paths(images:list, style:str, out:str)->list:
     "Where each result goes: `out` is a file for one image, a folder for several"
     if not out.strip(): raise StylekitError('--out is empty: give a file or a folder')
@@ -26,13 +26,14 @@ def out_paths(images:list, style:str, out:str)->list:
 
 def _writable(path, images):
     "`path`, if it looks as if it could be written: better known before the work than after"
-    if path.suffix.lower() not in ('.png', '.jpg', '.jpeg', '.webp'): raise StylekitError(f'--out {path}: the name must end in .png, .jpg or .webp, or be a folder')
+    if path.suffix.lower() not in ('.png', '.jpg', '.jpeg', '.webp'):
+        raise StylekitError(f'--out {path}: the name must end in .png, .jpg or .webp, or be a folder')
     if any(Path(im).resolve()==path.resolve() for im in images): raise StylekitError(f'--out {path} is the image itself: give another name')
     home = next(p for p in path.absolute().parents if p.exists())
     if not home.is_dir() or not os.access(home, os.W_OK): raise StylekitError(f'--out {path}: cannot write in {home}, choose another folder')
     return path
 
-# %% ../nbs/16_cli.ipynb #98e3f6db
+# %% ../nbs/16_cli.ipynb #8351c42b
 def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), or the path of a LoRA
             caption:str=None, # what the image shows, in a few words
@@ -57,8 +58,8 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
     style, model = load_style(style), load_backbone(backbone, device)
     for im, path in zip(pictures, paths):
         preview = Preview(every=4) if gif else None
-        result = run(im, style, caption or '', backbone=model, preset=preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, seed=seed, device=device,
-                     callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c])
+        result = run(im, style, caption or '', backbone=model, preset=preset, steps=steps, lam=lam, cutoff=cutoff,
+                     guidance_scale=guidance_scale, seed=seed, device=device, callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c])
         print(result.save(path))
         if preview: print(preview.save_gif(path.with_suffix('.gif')))
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)

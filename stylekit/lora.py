@@ -31,7 +31,7 @@ def styles()->list:
     "Names of the styles that come with stylekit"
     return sorted(p.parent.name for p in asset('styles').glob('*/pytorch_lora_weights.safetensors'))
 
-# %% ../nbs/04_lora.ipynb #8dd015a1
+# %% ../nbs/04_lora.ipynb #f3f29b27
 def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     "Read a safetensors file, saying plainly what is wrong with a bad one"
     from safetensors import SafetensorError, safe_open
@@ -39,10 +39,12 @@ def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     if path.suffix.lower() in PICKLES: raise StylekitError(f'{path.name}: pickled weights can run code and are refused; convert them to safetensors')
     with _explain(f'cannot read {path.name}'), open(path, 'rb') as f: head = f.read(64)
     if head.lstrip()[:1] == b'<': raise StylekitError(f'{path.name} is a web page, not weights: download the file itself')
-    if head.startswith(b'version https://git-lfs'): raise StylekitError(f'{path.name} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file itself')
+    if head.startswith(b'version https://git-lfs'):
+        raise StylekitError(f'{path.name} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file itself')
     try:
         with safe_open(str(path), 'pt') as f: state, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as e: raise StylekitError(f'{path.name} is damaged or not safetensors ({str(e)[:80]}): download it again') from e
+    except (SafetensorError, OSError, ValueError) as e:
+        raise StylekitError(f'{path.name} is damaged or not safetensors ({str(e)[:80]}): download it again') from e
     if not state: raise StylekitError(f'{path.name} holds no tensors')
     bad = next((k for k,v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()), None)
     if bad: raise StylekitError(f'{path.name}: NaN or infinite weights in {bad}')
@@ -82,13 +84,15 @@ def load_style(style, # name, path, hub id, or a Style (returned as it is, unles
     if scale is not None: check_range('style scale', scale, 0, 2)
     return Style(s.name, words or s.words, s.path, s.scale if scale is None else scale, s.metadata)
 
-# %% ../nbs/04_lora.ipynb #9ee4b19f
+# %% ../nbs/04_lora.ipynb #c565a34b
 def add_style(backbone:Backbone, style:Style, adapter:str='style')->dict: # matched, total, rank, per block
     "Load a style's UNet part as an adapter; report what found its place"
     import diffusers
     backbone.remove(adapter)
     state, meta = read_safetensors(style.path)
-    try: state, alphas = diffusers.StableDiffusionXLPipeline.lora_state_dict(dict(state), unet_config=backbone.unet.config) if backbone.is_xl else diffusers.StableDiffusionPipeline.lora_state_dict(dict(state))
+    xl = dict(unet_config=backbone.unet.config) if backbone.is_xl else {}
+    pipeline = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
+    try: state, alphas = pipeline.lora_state_dict(dict(state), **xl)
     except Exception as e: raise StylekitError(f'{style.path.name} is not a LoRA that diffusers can read: {str(e)[:120]}') from e
     unet = {k:v for k,v in state.items() if k.startswith('unet.')}
     if not unet: raise StylekitError(f'{style.path.name} has no UNet LoRA keys (its keys look like {next(iter(state))!r}): is it a LoRA for Stable Diffusion?')
@@ -122,7 +126,7 @@ def coverage(backbone:Backbone, state:dict, adapter:str)->dict: # matched, total
     ranks = {m.r[adapter] for m in _layers(backbone, adapter)}
     return dict(matched=len(found), total=max(len(wanted), len(found)), rank=max(ranks, default=0), blocks=dict(sorted(blocks.items())))
 
-# %% ../nbs/04_lora.ipynb #eb1011b3
+# %% ../nbs/04_lora.ipynb #608d8d1a
 ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')
 FEED_FORWARD = ('ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out')
 
@@ -138,7 +142,8 @@ def new_adapter(backbone:Backbone, name:str, # adapter name; an old one of this 
         warnings.simplefilter('ignore')
         torch.manual_seed(seed)
         try: backbone.unet.add_adapter(LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets), init_lora_weights='gaussian'), adapter_name=name)
-        except ValueError as e: raise StylekitError(f'no layer of {backbone.name} is named like {", ".join(targets)}: choose among {", ".join(ATTENTION+FEED_FORWARD)}') from e
+        except ValueError as e:
+            raise StylekitError(f'no layer of {backbone.name} is named like {", ".join(targets)}: choose among {", ".join(ATTENTION+FEED_FORWARD)}') from e
     backbone._adapters = None
     params = adapter_parameters(backbone, name)
     for p in params: p.data = p.data.float()

@@ -121,7 +121,7 @@ class Preview(Callback):
         with atomic_path(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=[ms]*(len(ims)-1)+[1500], loop=0)
         return Path(path)
 
-# %% ../nbs/08_stylizer.ipynb #1371d89b
+# %% ../nbs/08_stylizer.ipynb #19a22f1d
 class Checkpoint(Callback):
     "Save the whole state every `every` steps, resume from it when it is there and belongs to the same run"
     order = -20  # first: the others must see the resumed state
@@ -133,7 +133,8 @@ class Checkpoint(Callback):
             s = torch.load(self.path, weights_only=True, map_location=run.z.device)
             mine = s['run_id'] == run.run_id
         except Exception as e: raise StylekitError(f'{self.path.name} is damaged or half-written ({type(e).__name__}): delete it to start anew') from e
-        if not mine: raise StylekitError(f'{self.path.name} belongs to a run with other settings, images or weights: use its settings, or delete it to start anew')
+        if not mine:
+            raise StylekitError(f'{self.path.name} belongs to a run with other settings, images or weights: use its settings, or delete it to start anew')
         run.load_state_dict(s)
     def after_step(self, run):
         if run.k%self.every==0: self.save(run)
@@ -162,7 +163,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #da117b6a
+# %% ../nbs/08_stylizer.ipynb #ad09740a
 def _sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()
 
 class Stylizer:
@@ -177,7 +178,8 @@ class Stylizer:
         self.sizes = [im.size for im in images]
         fits = [working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution) for im in images]
         self.inner = [f[0] for f in fits]
-        if len({f[1] for f in fits}) > 1: raise StylekitError(f'images of one batch must share a working size, got {sorted({f[1] for f in fits})}: run them one by one')
+        if len({f[1] for f in fits}) > 1:
+            raise StylekitError(f'images of one batch must share a working size, got {sorted({f[1] for f in fits})}: run them one by one')
         x = torch.cat([fit_image(im, *f) for im,f in zip(images, fits)])
         self.z_src = backbone.encode(x)
         self.z, self.k, self.note, self.records, self.complete = self.z_src.clone(), 0, '', [], False
@@ -187,9 +189,10 @@ class Stylizer:
         try: report = self._set_up(fits[0][1][::-1])
         except BaseException: self.close(); raise
         self.opt = LatentOptimizer(cfg, self.z)
-        self.run_id = _sha(json.dumps(asdict(cfg), sort_keys=True), style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes())[:16]
-        self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256, style_coverage=f'{report["matched"]}/{report["total"]}',
-                         backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
+        parts = style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes()
+        self.run_id = _sha(json.dumps(asdict(cfg), sort_keys=True), *parts)[:16]
+        self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
+                         style_coverage=f'{report["matched"]}/{report["total"]}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
 
     def _set_up(self, size)->dict: # how much of the style found its place
         "Prompts, adapters, and the method that uses them"
@@ -252,11 +255,12 @@ def results(self:Stylizer)->list:
                           self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note), self.complete)
             for i,im in enumerate(self.images())]
 
-# %% ../nbs/08_stylizer.ipynb #0f8ba5f5
+# %% ../nbs/08_stylizer.ipynb #6d16a0e1
 @patch
 def state_dict(self:Stylizer)->dict:
     "All that a resumed run needs to end bit for bit as this one would"
-    return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(), gens=[g.get_state() for g in self.gens], records=list(self.records))
+    return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(),
+                gens=[g.get_state() for g in self.gens], records=list(self.records))
 @patch
 def load_state_dict(self:Stylizer, s:dict):
     "Go on where `state_dict` was taken"
@@ -280,7 +284,7 @@ def _ctrl_c(run):
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/08_stylizer.ipynb #f984999a
+# %% ../nbs/08_stylizer.ipynb #3ffe6269
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
             caption='', # what the image shows, without the style; one for all, or a list
@@ -301,13 +305,16 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     if not images: raise StylekitError('no images: give at least one')
     captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
     if len(captions) != len(images): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
-    if any(not isinstance(c, str) or not c.strip() for c in captions): raise StylekitError('the caption is empty: say in a few words what the image shows, as in caption="a cat face"')
-    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks): raise StylekitError('callbacks must be a list of `Callback` objects')
+    if any(not isinstance(c, str) or not c.strip() for c in captions):
+        raise StylekitError('the caption is empty: say in a few words what the image shows, as in caption="a cat face"')
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks):
+        raise StylekitError('callbacks must be a list of `Callback` objects')
     cfg = settings(preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
     style, backbone, seeds = load_style(style), load_backbone(backbone, device), caller_seeds(seed, len(images))
     out, stopped = [None]*len(images), False
     for n, group in enumerate(_groups(images, backbone, cfg, independent)):
-        run = Stylizer(backbone, style, cfg, [images[i] for i in group], [captions[i] for i in group], [seeds[i] for i in group], () if stopped else callbacks, group=n)
+        its = lambda all: [all[i] for i in group]
+        run = Stylizer(backbone, style, cfg, its(images), its(captions), its(seeds), () if stopped else callbacks, group=n)
         run.stopped = stopped  # after Ctrl-C the rest comes back as it is, marked
         for i,r in zip(group, run.run()): out[i] = r
         stopped = run.stopped

@@ -255,6 +255,18 @@ def test_any_aspect_ratio(base, style, size):
     r = go(base, style, owl(size), steps=1)
     assert r.image.size == size and r.image.mode == 'RGB'
 
+def test_the_step_does_not_depend_on_the_size():
+    "On the embedded model, whose gradients are not noise: 128², 192² and 256×128 move alike"
+    backbone = load_backbone()
+    def moved(size):
+        w = Watch()
+        stylize(sample('owl').resize(size), 'ink', 'an owl', backbone=backbone, steps=12, seed=0, callbacks=[w])
+        z = torch.stack(w.z)
+        assert z.shape[-2:] == (size[1]//8, size[0]//8)
+        return (z[1:]-z[:-1]).pow(2).mean((1, 2, 3, 4)).sqrt().mean()
+    one = moved((128, 128))
+    for size in ((192, 192), (256, 128)): assert abs(moved(size)/one-1) < .05, size
+
 def test_image_kinds_give_one_result(base, style, tmp_path):
     im = owl()
     im.save(tmp_path/'ein Käuzchen.png')

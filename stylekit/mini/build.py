@@ -72,7 +72,7 @@ def build_styles(backbone, sets:StyleSets, dest:Path, work:Path, looks=('flat', 
         backbone.remove('style')
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
 
-# %% ../../nbs/mini/04_build.ipynb #7382a928
+# %% ../../nbs/mini/04_build.ipynb #7ea2d678
 SAMPLES = ('airplane', 'owl', 'taxi', 'birthday-cake', 'penguin', 'microscope', 'kick-scooter', 'statue-of-liberty')  # test names
 
 def _say(part): return lambda step, loss, dt: print(f'{time.strftime("%H:%M:%S")} {part} {step} loss {loss:.4f} {dt:.2f} s/step', flush=True)
@@ -80,7 +80,8 @@ def _say(part): return lambda step, loss, dt: print(f'{time.strftime("%H:%M:%S")
 def build(data:Path, # packages and rendered sets; fetched when absent
           work:Path, # checkpoints
           dest:Path, # stylekit/assets
-          vae_steps:int=4800, clip_steps:int=600, unet_steps:int=40000, lora_steps:int=500, minutes:float=None, # of UNet training in this call
+          vae_steps:int=8000, clip_steps:int=600, unet_steps:int=4000, lora_steps:int=500, # of 16, 64, 32 and 16 images
+          minutes:float=None, # of UNet training in this call
           device:str='cpu')->Path:
     "Make everything in `dest`; run again to go on after an interruption"
     data, work, dest = Path(data), Path(work), Path(dest)

@@ -117,14 +117,15 @@ def render_sets(pkgs:dict, # as `fetch_sets` returns them
     (dest/'names.json').write_text(json.dumps(names))
     return names
 
-# %% ../../nbs/mini/00_data.ipynb #9a85890d
+# %% ../../nbs/mini/00_data.ipynb #dbeab612
 class StyleSets:
     "The rendered sets: `sets['ink', 'cat-face']` is an image; `sets.names('test')` lists a split"
     def __init__(self,
                  root:Path # folder written by `render_sets`
                 ):
         self.root = Path(root)
-        if not (self.root/'names.json').exists(): raise StylekitError(f'no rendered sets in {root}: run nbs/mini/00_data.ipynb, or render_sets(fetch_sets(...), ...)')
+        if not (self.root/'names.json').exists():
+            raise StylekitError(f'no rendered sets in {root}: run nbs/mini/00_data.ipynb, or render_sets(fetch_sets(...), ...)')
         self.info = json.loads((self.root/'names.json').read_text())
         self.index = {n:i for i,n in enumerate(self.info)}
     def array(self, look:str)->np.ndarray:
