@@ -72,7 +72,7 @@ class Muon(torch.optim.Optimizer):
         s['m'].lerp_(p.grad, 1-b1); s['v'].lerp_(p.grad**2, 1-b2)
         return s['m']/(1-b1**s['n'])/((s['v']/(1-b2**s['n'])).sqrt()+1e-8)
 
-# %% ../nbs/03a_training.ipynb #25ad275a
+# %% ../nbs/03a_training.ipynb #34a47ea1
 def _save(path, module, opt, avg, step):
     "A checkpoint: what is trained, how, and how far; written whole or not at all"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         s = torch.load(path, weights_only=True)
         module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg, start = s['ema'], s['step']
     save = lambda step: path and _save(path, module, opt, avg, step)
-    g, t0, t, total = torch.Generator(), time.time(), time.time(), 0.
+    g, t0, t, total, last = torch.Generator(), time.time(), time.time(), 0., start
     for step in range(start, steps):
         for group in opt.param_groups: group['lr'] = lr*lr_factor(step, steps, warmup, cooldown)
         opt.zero_grad(set_to_none=True)
@@ -115,8 +115,9 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         opt.step(); avg.update(module, step); total += loss.item()
         if (step+1)%every == 0 or step+1 == steps:
             save(step+1)
-            if report: report(step+1, total/((step-start)%every+1), (time.time()-t)/((step-start)%every+1))
-            t, total = time.time(), 0.
+            n = step+1-last
+            if report: report(step+1, total/n, (time.time()-t)/n)
+            t, total, last = time.time(), 0., step+1
         if minutes and time.time()-t0 > 60*minutes: save(step+1); break
     return avg
 
