@@ -33,7 +33,7 @@ def _writable(path, images):
     if not home.is_dir() or not os.access(home, os.W_OK): raise StylekitError(f'--out {path}: cannot write in {home}, choose another folder')
     return path
 
-# %% ../nbs/16_cli.ipynb #8351c42b
+# %% ../nbs/16_cli.ipynb #1b88b8f7
 def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), or the path of a LoRA
             caption:str=None, # what the image shows, in a few words
@@ -65,6 +65,7 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
         if 'interrupted' in result.info['note']: break
 
+# %% ../nbs/16_cli.ipynb #91ffa5e3
 SAMPLE, SAMPLE_CAPTION = 'owl', 'an owl'
 
 def styles():

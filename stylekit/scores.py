@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['guided', 'Score', 'FakeScore']
 
-# %% ../nbs/05_scores.ipynb #c92d65b2
+# %% ../nbs/05_scores.ipynb #8e03ef28
 import copy
 from dataclasses import dataclass
 import torch
+from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError
 from .lora import ATTENTION, adapter_parameters, new_adapter
@@ -36,7 +37,7 @@ class Score:
         both = self.backbone.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), Cond.cat([cond.expand(n), self.empty.expand(n)]), self.adapters)
         return guided(*both.chunk(2), self.guidance)
 
-# %% ../nbs/05_scores.ipynb #f8c9c10e
+# %% ../nbs/05_scores.ipynb #0c847a20
 class FakeScore:
     "ε_fake: a LoRA that learns, online, to denoise the image being made"
     def __init__(self,
@@ -52,24 +53,24 @@ class FakeScore:
     def __call__(self, z_t, t, cond)->torch.Tensor:
         "ε_fake as it is now, without a graph"
         return self.backbone.predict(z_t, t, cond, (self.adapter,))
-
-    def learn(self,
-              z_t:torch.Tensor, t:torch.Tensor, cond:Cond, # noisy latents of the current image
-              noise:torch.Tensor, # what was added
-              weight:torch.Tensor=None # of each sample's ε, (B,1,1,1); the released code takes ᾱ_t
-             )->tuple: # ε_fake before the step, detached; loss per sample (B,)
-        "One step of denoising score matching at `z_t`; the same forward pass gives the score"
-        with torch.enable_grad():
-            eps = self.backbone.predict(z_t, t, cond, (self.adapter,), train=True)
-            err = eps-noise if weight is None else weight*(eps-noise)
-            loss = err.pow(2).mean((1,2,3))
-            self.opt.zero_grad(set_to_none=True)
-            loss.mean().backward()
-        self.opt.step()
-        return eps.detach(), loss.detach()
-
     def state_dict(self): return dict(params=[p.detach().clone() for p in self.params], opt=copy.deepcopy(self.opt.state_dict()))
     def load_state_dict(self, s):
         with torch.no_grad(): [p.copy_(v) for p,v in zip(self.params, s['params'])]
         self.opt.load_state_dict(s['opt'])
     def close(self): self.backbone.remove(self.adapter)
+
+@patch
+def learn(self:FakeScore,
+          z_t:torch.Tensor, t:torch.Tensor, cond:Cond, # noisy latents of the current image
+          noise:torch.Tensor, # what was added
+          weight:torch.Tensor=None # of each sample's ε, (B,1,1,1); the released code takes ᾱ_t
+         )->tuple: # ε_fake before the step, detached; loss per sample (B,)
+    "One step of denoising score matching at `z_t`; the same forward pass gives the score"
+    with torch.enable_grad():
+        eps = self.backbone.predict(z_t, t, cond, (self.adapter,), train=True)
+        err = eps-noise if weight is None else weight*(eps-noise)
+        loss = err.pow(2).mean((1,2,3))
+        self.opt.zero_grad(set_to_none=True)
+        loss.mean().backward()
+    self.opt.step()
+    return eps.detach(), loss.detach()

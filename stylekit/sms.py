@@ -88,7 +88,7 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
     A, prev = backbone.alphas_cumprod[t], backbone.alphas_cumprod[(t-2).clamp(min=0)]
     return ((1-prev)/(1-A)*backbone.betas[t]).view(-1,1,1,1)
 
-# %% ../nbs/06_sms.ipynb #7bcf285f
+# %% ../nbs/06_sms.ipynb #3720e227
 WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff')
 RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 10),
               relevance_floor=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2))
@@ -103,7 +103,16 @@ def _check_prompt(name, v, **words):
     except (AttributeError, KeyError, IndexError, ValueError): ok = False
     if not ok: raise StylekitError(f'{name} {v!r} must be a text, with {" and ".join(f"{{{w}}}" for w in words)} as its only {{...}}')
 
-# %% ../nbs/06_sms.ipynb #20ac1162
+def _check_settings(c):
+    for name in WHOLE: _check_whole(name, getattr(c, name))
+    for name, (lo, hi) in RANGES.items(): check_range(name, getattr(c, name), lo, hi)
+    if c.resolution is not None: _check_whole('resolution', c.resolution), check_range('resolution', c.resolution, 16, 8192)
+    if c.t_min >= c.t_max: raise StylekitError(f't_min={c.t_min} must be below t_max={c.t_max}')
+    for name, allowed in CHOICES.items():
+        if getattr(c, name) not in allowed: raise StylekitError(f'{name}={getattr(c, name)!r}: choose one of {", ".join(allowed)}')
+    _check_prompt('prompt', c.prompt, style='x', caption='x'), _check_prompt('edit_prompt', c.edit_prompt, style='x')
+
+# %% ../nbs/06_sms.ipynb #ec630ce5
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a run besides image, style, caption and seed"
@@ -135,14 +144,7 @@ class Settings:
     prompt: str = '{style}, {caption}'
     edit_prompt: str = 'Turn into {style}'
 
-    def __post_init__(self):
-        for name in WHOLE: _check_whole(name, getattr(self, name))
-        for name, (lo, hi) in RANGES.items(): check_range(name, getattr(self, name), lo, hi)
-        if self.resolution is not None: _check_whole('resolution', self.resolution), check_range('resolution', self.resolution, 16, 8192)
-        if self.t_min >= self.t_max: raise StylekitError(f't_min={self.t_min} must be below t_max={self.t_max}')
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed: raise StylekitError(f'{name}={getattr(self, name)!r}: choose one of {", ".join(allowed)}')
-        _check_prompt('prompt', self.prompt, style='x', caption='x'), _check_prompt('edit_prompt', self.edit_prompt, style='x')
+    def __post_init__(self): _check_settings(self)
     @property
     def curve(self)->CutoffCurve: return CutoffCurve(self.cutoff, self.t_cutoff, self.cutoff_power)
 

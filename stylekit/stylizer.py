@@ -163,7 +163,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #ad09740a
+# %% ../nbs/08_stylizer.ipynb #c31e52f6
 def _sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()
 
 class Stylizer:
@@ -184,7 +184,7 @@ class Stylizer:
         self.z_src = backbone.encode(x)
         self.z, self.k, self.note, self.records, self.complete = self.z_src.clone(), 0, '', [], False
         self.stopped = False  # by Ctrl-C or a callback; looked at between two steps
-        self.gens = [torch.Generator().manual_seed(s) for s in seeds]
+        self.gens = generators(seeds, len(seeds))
         self.callbacks = sorted((NaNGuard(), *callbacks), key=lambda c: c.order)
         try: report = self._set_up(fits[0][1][::-1])
         except BaseException: self.close(); raise
@@ -284,7 +284,7 @@ def _ctrl_c(run):
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/08_stylizer.ipynb #3ffe6269
+# %% ../nbs/08_stylizer.ipynb #335b2c87
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
             caption='', # what the image shows, without the style; one for all, or a list
@@ -301,12 +301,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
            ): # StylizeResult, or a list of them
     "Stylise one image or several: the thing stays, the look changes (SMS, arXiv 2503.07601)"
     many = isinstance(image, (list, tuple))
-    images = [load_image(im) for im in (image if many else [image])]
-    if not images: raise StylekitError('no images: give at least one')
-    captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
-    if len(captions) != len(images): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
-    if any(not isinstance(c, str) or not c.strip() for c in captions):
-        raise StylekitError('the caption is empty: say in a few words what the image shows, as in caption="a cat face"')
+    images, captions = _pairs(image if many else [image], caption)
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks):
         raise StylekitError('callbacks must be a list of `Callback` objects')
     cfg = settings(preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
@@ -319,6 +314,16 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
         for i,r in zip(group, run.run()): out[i] = r
         stopped = run.stopped
     return out if many else out[0]
+
+# %% ../nbs/08_stylizer.ipynb #36b67c19
+def _pairs(images, caption)->tuple: # PIL images, a caption each
+    images = [load_image(im) for im in images]
+    if not images: raise StylekitError('no images: give at least one')
+    captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
+    if len(captions) != len(images): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
+    if any(not isinstance(c, str) or not c.strip() for c in captions):
+        raise StylekitError('the caption is empty: say in a few words what the image shows, as in caption="a cat face"')
+    return images, captions
 
 def _groups(images, backbone, cfg, independent):
     "Indices of images that run together: those with one working size"

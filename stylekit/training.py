@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['lr_factor', 'Ema', 'orthogonalize', 'Muon', 'fit', 'min_snr', 'draw_t']
 
-# %% ../nbs/03a_training.ipynb #f8891ca1
-import math, os, time
+# %% ../nbs/03a_training.ipynb #6d583923
+import math, time
 from pathlib import Path
 import torch
+from .core import atomic_path
 
 # %% ../nbs/03a_training.ipynb #c7186da9
 def lr_factor(step:int, # current step
@@ -72,14 +73,20 @@ class Muon(torch.optim.Optimizer):
         s['m'].lerp_(p.grad, 1-b1); s['v'].lerp_(p.grad**2, 1-b2)
         return s['m']/(1-b1**s['n'])/((s['v']/(1-b2**s['n'])).sqrt()+1e-8)
 
-# %% ../nbs/03a_training.ipynb #34a47ea1
+# %% ../nbs/03a_training.ipynb #3081e60f
 def _save(path, module, opt, avg, step):
     "A checkpoint: what is trained, how, and how far; written whole or not at all"
-    path.parent.mkdir(parents=True, exist_ok=True)
     trained = {k: p.detach() for k,p in module.named_parameters() if p.requires_grad}
-    torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step), f'{path}.tmp')
-    os.replace(f'{path}.tmp', path)
+    if path:
+        with atomic_path(path) as tmp: torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step), tmp)
 
+def _resume(path, module, opt, avg)->int: # the step to go on from
+    if not path or not Path(path).exists(): return 0
+    s = torch.load(path, weights_only=True)
+    module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg = s['ema']
+    return s['step']
+
+# %% ../nbs/03a_training.ipynb #26774ce9
 def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss_fn, # loss_fn(generator) -> scalar loss of one batch
         steps:int, # steps in all
@@ -94,18 +101,13 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         every:int=500, # steps between checkpoints and reports
         seed:int=0,
         optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=)
-       report=None # report(step, mean loss, seconds per step)
+        report=None # report(step, mean loss, seconds per step)
        )->Ema: # the average; `module` itself holds the last weights
     "Train with a cosine schedule, a moving average and resumable checkpoints"
     params = [p for p in module.parameters() if p.requires_grad]
-    opt = optimizer(params, lr=lr, weight_decay=weight_decay)
-    avg, start = Ema(module, ema), 0
-    path = Path(path) if path else None
-    if path and path.exists():
-        s = torch.load(path, weights_only=True)
-        module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg, start = s['ema'], s['step']
-    save = lambda step: path and _save(path, module, opt, avg, step)
-    g, t0, t, total, last = torch.Generator(), time.time(), time.time(), 0., start
+    opt, avg = optimizer(params, lr=lr, weight_decay=weight_decay), Ema(module, ema)
+    start = last = _resume(path, module, opt, avg)
+    g, total, t0, t = torch.Generator(), 0., time.time(), time.time()
     for step in range(start, steps):
         for group in opt.param_groups: group['lr'] = lr*lr_factor(step, steps, warmup, cooldown)
         opt.zero_grad(set_to_none=True)
@@ -113,12 +115,13 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss.backward()
         torch.nn.utils.clip_grad_norm_(params, clip)
         opt.step(); avg.update(module, step); total += loss.item()
-        if (step+1)%every == 0 or step+1 == steps:
-            save(step+1)
+        late = minutes and time.time()-t0 > 60*minutes
+        if (step+1)%every == 0 or step+1 == steps or late:
+            _save(path, module, opt, avg, step+1)
             n = step+1-last
             if report: report(step+1, total/n, (time.time()-t)/n)
             t, total, last = time.time(), 0., step+1
-        if minutes and time.time()-t0 > 60*minutes: save(step+1); break
+        if late: break
     return avg
 
 # %% ../nbs/03a_training.ipynb #102638a9

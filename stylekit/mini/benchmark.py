@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'FAST_LAM', 'PAPER_LAM', 'pick', 'Benchmark', 'score_all', 'curve', 'table']
 
-# %% ../../nbs/mini/06_benchmark.ipynb #fab6a28b
-import json
+# %% ../../nbs/mini/06_benchmark.ipynb #50a6d882
+import hashlib, json
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from ..backbone import load_backbone
 from ..baselines import img2img
-from ..core import atomic_path
+from ..core import asset, atomic_path, file_sha256
 from ..lora import add_style, load_style
 from .data import StyleSets, thing
 from .judge import area_gap, score_images
 from .vae import to_float
+from ..sms import PRESETS
 from ..stylizer import stylize
 
-# %% ../../nbs/mini/06_benchmark.ipynb #ae59fa56
+# %% ../../nbs/mini/06_benchmark.ipynb #94849ace
 STRENGTHS = (.2, .35, .5, .65, .8)                 # of img2img
 FAST_LAM = (.025, .05, .1, .2, .4)                 # λ of "fast"
 PAPER_LAM = (5e-5, 2e-4, 5e-4, 2e-3, 8e-3)         # λ of "paper"
@@ -27,6 +28,8 @@ PAPER_LAM = (5e-5, 2e-4, 5e-4, 2e-3, 8e-3)         # λ of "paper"
 def pick(names:list, n:int, seed:int=0)->list:
     "`n` of the names, always the same ones"
     return [names[i] for i in sorted(np.random.default_rng(seed).permutation(len(names))[:n])]
+
+def _sha(b:bytes)->str: return hashlib.sha256(b).hexdigest()[:8]
 
 class Benchmark:
     "Results of methods on the test names, cached as images under `root`"
@@ -36,6 +39,11 @@ class Benchmark:
                 ):
         self.sets, self.root, self.names, self.batch = sets, Path(root), names, batch
         self.backbone = load_backbone(backbone)
+        self.weights = [file_sha256(f) for part in ('mini', 'styles') for f in sorted(asset(part).glob('*/*.safetensors'))]
+    def folder(self, style:str, method:str, setting:float)->Path:
+        "Where results lie; other names, weights or presets, another folder"
+        made_by = self.names, self.batch, str(self.backbone.dtype), self.weights, PRESETS.get(method)
+        return self.root/style/f'{method}-{setting:g}-{_sha(repr(made_by).encode())}'
     def images(self, look:str)->np.ndarray: # (N, 128, 128, 3) uint8
         return np.array(self.sets.array(look)[[self.sets.index[n] for n in self.names]])
     def _latents(self, x): return self.backbone.encode((to_float(x)+1)/2)
@@ -65,7 +73,7 @@ def _batch(self:Benchmark, style, method, setting, i):
     if method=='img2img': return self._img2img(style, names, x, setting)
     return self._sms(style, names, x, method, setting)
 
-# %% ../../nbs/mini/06_benchmark.ipynb #7ec02949
+# %% ../../nbs/mini/06_benchmark.ipynb #902d2832
 @patch
 def make(self:Benchmark, style:str, # 'flat' or 'ink'
          method:str, # 'unchanged', 'codec' (the truth, encoded and decoded), 'img2img', or a preset of `stylize`
@@ -74,7 +82,7 @@ def make(self:Benchmark, style:str, # 'flat' or 'ink'
     "One method at one setting, batch by batch, from the cache where it is there"
     out = []
     for i in range(0, len(self.names), self.batch):
-        f = self.root/style/f'{method}-{setting:g}'/f'{i}.npy'
+        f = self.folder(style, method, setting)/f'{i}.npy'
         if not f.exists():
             x = self._batch(style, method, setting, i)
             with atomic_path(f) as tmp:
@@ -82,7 +90,7 @@ def make(self:Benchmark, style:str, # 'flat' or 'ink'
         out.append(np.load(f))
     return np.concatenate(out)
 
-# %% ../../nbs/mini/06_benchmark.ipynb #bd6f6f2f
+# %% ../../nbs/mini/06_benchmark.ipynb #a7846c2b
 def score_all(bench:Benchmark, style:str, judge, probe, # as in `mini.judge`
               runs:list # of (method, setting)
              )->dict: # (method, setting) -> dict of (N,) arrays
@@ -90,7 +98,7 @@ def score_all(bench:Benchmark, style:str, judge, probe, # as in `mini.judge`
     src, truth = bench.images('shaded'), bench.images(style)
     out = {}
     for method, setting in runs:
-        f = bench.root/style/f'{method}-{setting:g}'/'scores.npz'
+        f = bench.folder(style, method, setting)/f'scores-{_sha(probe.weight.tobytes())}.npz'
         if not f.exists():
             s = score_images(judge, probe, bench.make(style, method, setting), src, truth, style)
             with atomic_path(f) as tmp:

@@ -72,7 +72,7 @@ def build_styles(backbone, sets:StyleSets, dest:Path, work:Path, looks=('flat', 
         backbone.remove('style')
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
 
-# %% ../../nbs/mini/04_build.ipynb #7ea2d678
+# %% ../../nbs/mini/04_build.ipynb #247a2ff1
 SAMPLES = ('airplane', 'owl', 'taxi', 'birthday-cake', 'penguin', 'microscope', 'kick-scooter', 'statue-of-liberty')  # test names
 
 def _say(part): return lambda step, loss, dt: print(f'{time.strftime("%H:%M:%S")} {part} {step} loss {loss:.4f} {dt:.2f} s/step', flush=True)
@@ -82,22 +82,24 @@ def build(data:Path, # packages and rendered sets; fetched when absent
           dest:Path, # stylekit/assets
           vae_steps:int=8000, clip_steps:int=600, unet_steps:int=4000, lora_steps:int=500, # of 16, 64, 32 and 16 images
           minutes:float=None, # of UNet training in this call
-          device:str='cpu')->Path:
+          device:str='cpu',
+          say=_say # part -> report(step, loss, seconds), or None
+         )->Path:
     "Make everything in `dest`; run again to go on after an interruption"
     data, work, dest = Path(data), Path(work), Path(dest)
-    render_sets(fetch_sets(data/'npm'), data/'sets')
+    if not (data/'sets'/'names.json').exists(): render_sets(fetch_sets(data/'npm'), data/'sets')
     sets = StyleSets(data/'sets')
-    if not (work/'vae').exists(): train_vae(sets, work, vae_steps, device=device, report=_say('vae')).cpu().save_pretrained(work/'vae')
+    if not (work/'vae').exists(): train_vae(sets, work, vae_steps, device=device, report=say('vae')).cpu().save_pretrained(work/'vae')
     vae = AutoencoderTiny.from_pretrained(work/'vae').eval()
     if not (work/'clip').exists():
         tok = train_tokenizer(all_captions(sets)); tok.save_pretrained(work/'tokenizer')
-        train_clip(sets, tok, work, clip_steps, report=_say('clip')).save_pretrained(work/'clip')
+        train_clip(sets, tok, work, clip_steps, report=say('clip')).save_pretrained(work/'clip')
     tok, clip = CLIPTokenizer.from_pretrained(work/'tokenizer'), CLIPModel.from_pretrained(work/'clip').eval()
     if not (work/'latents.pt').exists(): torch.save(encode_looks(vae, sets, BASE_LOOKS), work/'latents.pt')
     latents = torch.load(work/'latents.pt', weights_only=True)
-    unet = train_unet(latents, clip, tok, work, unet_steps, minutes=minutes, device=device, report=_say('unet')).cpu()
+    unet = train_unet(latents, clip, tok, work, unet_steps, minutes=minutes, device=device, report=say('unet')).cpu()
     pack(dest/'mini', vae, clip, tok, unet, latents['scale'])
-    build_styles(load_backbone(dest/'mini'), sets, dest/'styles', work, steps=lora_steps, report=_say('lora'))
+    build_styles(load_backbone(dest/'mini'), sets, dest/'styles', work, steps=lora_steps, report=say('lora'))
     (dest/'samples').mkdir(exist_ok=True)
     for n in SAMPLES:
         for l in ('shaded', 'render', 'flat', 'ink'): sets[l, n].save(dest/'samples'/f'{n}.{l}.png', optimize=True)

@@ -72,7 +72,7 @@ def random_affine(x:torch.Tensor, # (B, 3, H, W) in [-1, 1], white ground
     theta = torch.zeros(B, 2, 3); theta[:,0,0] = flip/s; theta[:,1,1] = 1/s; theta[:,:,2] = shift/s[:, None]
     return F.grid_sample(x-1, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)+1
 
-# %% ../../nbs/mini/02_clip.ipynb #bb934aa1
+# %% ../../nbs/mini/02_clip.ipynb #cef1f2a6
 def train_clip(sets:StyleSets, tok:CLIPTokenizer, out:Path, steps:int=600, batch:int=64, lr:float=1e-3, minutes:float=None, report=print)->CLIPModel:
     "Contrastive training on the base looks of the train names; resumes from `out/clip.pt`"
     torch.manual_seed(0)
@@ -85,7 +85,7 @@ def train_clip(sets:StyleSets, tok:CLIPTokenizer, out:Path, steps:int=600, batch
         ids = tokenize(tok, [caption(names[i], l, g) for i,l in zip(pick, looks)])
         x = random_affine(to_float(np.stack([images[l][i] for i,l in zip(pick, looks)])), g)
         with torch.autocast('cpu', torch.bfloat16): logits = clip(input_ids=ids, pixel_values=x).logits_per_image
-        return (F.cross_entropy(logits.float(), t := torch.arange(batch)) + F.cross_entropy(logits.float().T, t))/2
+        return (F.cross_entropy(logits.float(), t := torch.arange(len(pick))) + F.cross_entropy(logits.float().T, t))/2
     fit(clip, loss, steps, lr, Path(out)/'clip.pt', ema=.99, weight_decay=.1, minutes=minutes, every=100, report=report).copy_to(clip)
     return clip.eval()
 

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SETS', 'RENDERS', 'NAMES', 'BASE_LOOKS', 'GROUPS', 'look_words', 'fetch_package', 'fetch_sets', 'shared_names',
-           'split_of', 'thing', 'render_svg', 'render_sets', 'StyleSets']
+           'split_of', 'thing', 'render_svg', 'render_sets', 'StyleSets', 'sample_sets']
 
-# %% ../../nbs/mini/00_data.ipynb #b8b435af
+# %% ../../nbs/mini/00_data.ipynb #f7a74ce8
 import hashlib, io, json, shutil, subprocess, tarfile
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from ..core import StylekitError
+from ..core import StylekitError, sample, samples
 
 # %% ../../nbs/mini/00_data.ipynb #35636568
 SETS = dict(  # look: (npm package, version, licence, words that name the look in a caption)
@@ -133,3 +133,14 @@ class StyleSets:
         return np.load(self.root/f'{look}.npy', mmap_mode='r')
     def names(self, split:str=None)->list: return [n for n,v in self.info.items() if split in (None, v['split'])]
     def __getitem__(self, k): return Image.fromarray(np.array(self.array(k[0])[self.index[k[1]]]))
+
+# %% ../../nbs/mini/00_data.ipynb #ce06302e
+def sample_sets(root:Path # an empty folder
+               )->StyleSets: # eight train names, the same in every look that does not ship
+    "The shipped samples in the form of the rendered sets: to try things out, not to train"
+    root, names = Path(root), samples()
+    root.mkdir(parents=True, exist_ok=True)
+    shipped = {l: np.stack([np.asarray(sample(n, l)) for n in names]) for l in ('shaded', 'render', 'flat', 'ink')}
+    for l in [*SETS, 'render']: np.save(root/f'{l}.npy', shipped.get(l, shipped['shaded']))
+    (root/'names.json').write_text(json.dumps({n: dict(split='train') for n in names}))
+    return StyleSets(root)
