@@ -346,6 +346,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.training.Muon.step': ('training.html#muon.step', 'stylekit/training.py'),
                                    'stylekit.training._resume': ('training.html#_resume', 'stylekit/training.py'),
                                    'stylekit.training._save': ('training.html#_save', 'stylekit/training.py'),
+                                   'stylekit.training._step': ('training.html#_step', 'stylekit/training.py'),
                                    'stylekit.training.draw_t': ('training.html#draw_t', 'stylekit/training.py'),
                                    'stylekit.training.fit': ('training.html#fit', 'stylekit/training.py'),
                                    'stylekit.training.lr_factor': ('training.html#lr_factor', 'stylekit/training.py'),

@@ -37,7 +37,7 @@ class Score:
         both = self.backbone.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), Cond.cat([cond.expand(n), self.empty.expand(n)]), self.adapters)
         return guided(*both.chunk(2), self.guidance)
 
-# %% ../nbs/05_scores.ipynb #0c847a20
+# %% ../nbs/05_scores.ipynb #52a8beff
 class FakeScore:
     "ε_fake: a LoRA that learns, online, to denoise the image being made"
     def __init__(self,
@@ -59,6 +59,7 @@ class FakeScore:
         self.opt.load_state_dict(s['opt'])
     def close(self): self.backbone.remove(self.adapter)
 
+# %% ../nbs/05_scores.ipynb #87458729
 @patch
 def learn(self:FakeScore,
           z_t:torch.Tensor, t:torch.Tensor, cond:Cond, # noisy latents of the current image

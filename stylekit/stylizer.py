@@ -163,7 +163,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #c31e52f6
+# %% ../nbs/08_stylizer.ipynb #f777dbb6
 def _sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()
 
 class Stylizer:
@@ -194,14 +194,16 @@ class Stylizer:
         self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
                          style_coverage=f'{report["matched"]}/{report["total"]}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
 
-    def _set_up(self, size)->dict: # how much of the style found its place
-        "Prompts, adapters, and the method that uses them"
-        b, style, cfg = self.backbone, self.style, self.cfg
-        report = add_style(b, Style(style.name, style.words, style.path, style.scale*cfg.style_scale, style.metadata))
-        cond = b.text([cfg.prompt.format(style=style.words, caption=c) for c in self.captions], size)
-        edit, empty = (b.text(p, size) for p in (cfg.edit_prompt.format(style=style.words), ''))
-        self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0])
-        return report
+# %% ../nbs/08_stylizer.ipynb #63271b5c
+@patch
+def _set_up(self:Stylizer, size)->dict: # how much of the style found its place
+    "Prompts, adapters, and the method that uses them"
+    b, style, cfg = self.backbone, self.style, self.cfg
+    report = add_style(b, Style(style.name, style.words, style.path, style.scale*cfg.style_scale, style.metadata))
+    cond = b.text([cfg.prompt.format(style=style.words, caption=c) for c in self.captions], size)
+    edit, empty = (b.text(p, size) for p in (cfg.edit_prompt.format(style=style.words), ''))
+    self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0])
+    return report
 
 # %% ../nbs/08_stylizer.ipynb #b5168165
 @patch

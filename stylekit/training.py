@@ -73,12 +73,12 @@ class Muon(torch.optim.Optimizer):
         s['m'].lerp_(p.grad, 1-b1); s['v'].lerp_(p.grad**2, 1-b2)
         return s['m']/(1-b1**s['n'])/((s['v']/(1-b2**s['n'])).sqrt()+1e-8)
 
-# %% ../nbs/03a_training.ipynb #3081e60f
+# %% ../nbs/03a_training.ipynb #6370ae73
 def _save(path, module, opt, avg, step):
     "A checkpoint: what is trained, how, and how far; written whole or not at all"
+    if not path: return
     trained = {k: p.detach() for k,p in module.named_parameters() if p.requires_grad}
-    if path:
-        with atomic_path(path) as tmp: torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step), tmp)
+    with atomic_path(path) as tmp: torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step), tmp)
 
 def _resume(path, module, opt, avg)->int: # the step to go on from
     if not path or not Path(path).exists(): return 0
@@ -86,15 +86,21 @@ def _resume(path, module, opt, avg)->int: # the step to go on from
     module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg = s['ema']
     return s['step']
 
-# %% ../nbs/03a_training.ipynb #26774ce9
+# %% ../nbs/03a_training.ipynb #ddea88a9
+def _step(opt, params, loss, lr, clip)->float: # the loss
+    for group in opt.param_groups: group['lr'] = lr
+    opt.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(params, clip)
+    opt.step()
+    return loss.item()
+
 def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss_fn, # loss_fn(generator) -> scalar loss of one batch
-        steps:int, # steps in all
-        lr:float, # peak learning rate
+        steps:int, lr:float, # steps in all, peak learning rate
         path:Path=None, # checkpoint file; resumed from when it exists
         ema:float=.999, # decay of the moving average
-        weight_decay:float=.01,
-        warmup:int=200,
+        weight_decay:float=.01, warmup:int=200,
         cooldown:float=1., # share of the steps over which the rate decays
         clip:float=1., # gradient norm limit
         minutes:float=None, # stop early after so long, checkpoint kept
@@ -109,18 +115,13 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
     start = last = _resume(path, module, opt, avg)
     g, total, t0, t = torch.Generator(), 0., time.time(), time.time()
     for step in range(start, steps):
-        for group in opt.param_groups: group['lr'] = lr*lr_factor(step, steps, warmup, cooldown)
-        opt.zero_grad(set_to_none=True)
-        loss = loss_fn(g.manual_seed(seed*10**9 + step))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(params, clip)
-        opt.step(); avg.update(module, step); total += loss.item()
+        total += _step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip)
+        avg.update(module, step)
         late = minutes and time.time()-t0 > 60*minutes
-        if (step+1)%every == 0 or step+1 == steps or late:
-            _save(path, module, opt, avg, step+1)
-            n = step+1-last
-            if report: report(step+1, total/n, (time.time()-t)/n)
-            t, total, last = time.time(), 0., step+1
+        if (step+1)%every and step+1 < steps and not late: continue
+        _save(path, module, opt, avg, step+1)
+        if report: report(step+1, total/(step+1-last), (time.time()-t)/(step+1-last))
+        t, total, last = time.time(), 0., step+1
         if late: break
     return avg
 

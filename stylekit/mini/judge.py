@@ -124,7 +124,7 @@ def stats(self:Judge, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
     "Mean and deviation of every channel of the early stages: how it is drawn, more than what it is"
     return self.map_batches(lambda x: _statistics(self.features(x)[0]), images)
 
-# %% ../../nbs/mini/05_judge.ipynb #b8f2c977
+# %% ../../nbs/mini/05_judge.ipynb #62523760
 def blur(x:torch.Tensor, # (N, 3, H, W)
          sigma:float # pixels
         )->torch.Tensor:
@@ -148,6 +148,7 @@ def bleed(x:torch.Tensor, sigma:float # pixels
     "Colours run, luminance stays: what a weak decoder does to colour"
     return (grey(x) + blur(x-grey(x), sigma)).clamp(0, 1)
 
+# %% ../../nbs/mini/05_judge.ipynb #4e5ef944
 def mottle(x:torch.Tensor, # white ground
            sd:float, g:torch.Generator,
            cell:int=6 # pixels per cloud
