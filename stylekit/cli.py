@@ -33,7 +33,7 @@ def _writable(path, images):
     if not home.is_dir() or not os.access(home, os.W_OK): raise StylekitError(f'--out {path}: cannot write in {home}, choose another folder')
     return path
 
-# %% ../nbs/16_cli.ipynb #1b88b8f7
+# %% ../nbs/16_cli.ipynb #a376cb1a
 def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), or the path of a LoRA
             caption:str=None, # what the image shows, in a few words
@@ -43,7 +43,7 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
             steps:int=None, # iterations
             lam:float=None, # λ: how strictly the coarse structure is kept
             cutoff:float=None, # kept share of the spectrum, 0 to 1
-            guidance_scale:float=None, # strength of the style's prompt
+            guidance_scale:float=None, # how strongly the style is followed
             backbone:str=None, # folder or hub id of a diffusion model; default the embedded one
             device:str=None, # cpu, cuda, mps
             gif:bool=False # also write an animation of the run

@@ -22,17 +22,19 @@ def guided(cond:torch.Tensor, # ε with the prompt
     "Classifier-free guidance: ε(∅) + s·(ε(y) − ε(∅)) (arXiv 2207.12598)"
     return uncond + scale*(cond-uncond)
 
-# %% ../nbs/05_scores.ipynb #cbcd6787
+# %% ../nbs/05_scores.ipynb #f908ecbc
 @dataclass
 class Score:
     "A noise prediction as a function of (z_t, t, cond): which adapters are on, and how much guidance"
     backbone: Backbone
     adapters: tuple = ()    # none: the base model, ε_real
-    guidance: float = 1.    # classifier-free guidance scale
-    empty: Cond = None      # the empty prompt, needed when guidance is not 1
+    guidance: float = 1.    # scale; 1: none
+    empty: Cond = None      # what guidance points away from: the empty prompt; if None, the base model with the same prompt
 
     def __call__(self, z_t:torch.Tensor, t:torch.Tensor, cond:Cond)->torch.Tensor: # ε (B, C, h, w), no graph
-        if self.guidance==1: return self.backbone.predict(z_t, t, cond, self.adapters)
+        one = lambda *adapters: self.backbone.predict(z_t, t, cond, adapters)
+        if self.guidance==1: return one(*self.adapters)
+        if self.empty is None: return guided(one(*self.adapters), one(), self.guidance)
         n = len(z_t)
         both = self.backbone.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), Cond.cat([cond.expand(n), self.empty.expand(n)]), self.adapters)
         return guided(*both.chunk(2), self.guidance)

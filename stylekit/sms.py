@@ -88,12 +88,13 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
     A, prev = backbone.alphas_cumprod[t], backbone.alphas_cumprod[(t-2).clamp(min=0)]
     return ((1-prev)/(1-A)*backbone.betas[t]).view(-1,1,1,1)
 
-# %% ../nbs/06_sms.ipynb #3720e227
+# %% ../nbs/06_sms.ipynb #5a063697
 WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff')
 RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 10),
-              relevance_floor=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2))
+              relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2))
 CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw'), weight=('one', 'sigma2'), reduction=('sum', 'mean'), regulariser=('l2', 'l1'),
-               relevance=('grid', 'released', 'none'), fake=('shared', 'own', 'frozen', 'noise'))
+               relevance=('grid', 'released', 'none'), guide=('base', 'empty'),
+               fake=('source', 'shared', 'own', 'frozen', 'noise'))
 
 def _check_whole(name, v):
     if isinstance(v, bool) or not hasattr(v, '__index__'): raise StylekitError(f'{name} must be a whole number, got {v!r}')
@@ -112,29 +113,31 @@ def _check_settings(c):
         if getattr(c, name) not in allowed: raise StylekitError(f'{name}={getattr(c, name)!r}: choose one of {", ".join(allowed)}')
     _check_prompt('prompt', c.prompt, style='x', caption='x'), _check_prompt('edit_prompt', c.edit_prompt, style='x')
 
-# %% ../nbs/06_sms.ipynb #ec630ce5
+# %% ../nbs/06_sms.ipynb #23851a44
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a run besides image, style, caption and seed"
     preset: str = 'fast'
     steps: int = 120               # K
-    guidance_scale: float = 4.5    # of ε_style
+    guidance_scale: float = 2.     # of ε_style
+    guide: str = 'base'            # what guidance points away from: base (the base model, same prompt), or empty (the empty prompt)
     lam: float = .1                # λ of the spectrum regularisation
     cutoff: float = 1.             # kept share of the spectrum at t_cutoff, in [0, 1]
     t_cutoff: int = 500            # where the cut-off curve reaches `cutoff`
     cutoff_power: float = 1.       # 1: straight line (paper)
     sampler: str = 'narrowing'     # narrowing, linear, uniform, released
     t_min: int = 20
-    t_max: int = 500
-    lr: float = .1                 # step size on the latents
+    t_max: int = 700
+    lr: float = .05                # step size on the latents
     optimizer: str = 'rms'         # rms: one scale per image; adam: one per element; adamw: the released one
     weight: str = 'one'            # w_t: one, or sigma2 (released)
     reduction: str = 'sum'         # sum: gradients as they are; mean: divided by the number of elements (released)
     regulariser: str = 'l2'        # l2: ½‖·‖² over the kept band; l1: mean |·| (released)
     relevance: str = 'grid'        # grid: averaged and cached; released: per step; none
     relevance_floor: float = .3    # R is at least this, grid only
-    fake: str = 'shared'           # shared: learns from the pass that gives the score; own: own t and noise (released); frozen: ε_real; noise: ε itself (SDS)
-    fake_guidance: float = 1.      # 4.5 in the released code
+    fake: str = 'source'           # source: ε_real of the content; shared: a LoRA that learns from the pass that gives the score; own: at its own t and noise (released); frozen: ε_real; noise: ε (SDS)
+    fake_noise: float = .15        # share of ε mixed into ε_fake
+    fake_guidance: float = 1.      # of a LoRA or ε_real; 4.5 in the released code
     fake_rank: int = 8
     fake_alpha: float = 8.
     fake_lr: float = 1e-3
@@ -148,11 +151,11 @@ class Settings:
     @property
     def curve(self)->CutoffCurve: return CutoffCurve(self.cutoff, self.t_cutoff, self.cutoff_power)
 
-# %% ../nbs/06_sms.ipynb #9c52c43b
+# %% ../nbs/06_sms.ipynb #3c87c286
 PRESETS = dict(
     fast=Settings(),
-    paper=Settings(preset='paper', steps=500, lam=5e-4, sampler='released', t_min=21, t_max=500, lr=.1, optimizer='adamw', weight='sigma2', reduction='mean', regulariser='l1',
-                   relevance='released', fake='own', fake_guidance=4.5, fake_rank=8, fake_alpha=32., fake_targets=('to_q', 'to_v'), style_scale=.8))
+    paper=Settings(preset='paper', steps=500, guidance_scale=4.5, guide='empty', lam=5e-4, sampler='released', t_min=21, t_max=500, lr=.1, optimizer='adamw', weight='sigma2', reduction='mean', regulariser='l1',
+                   relevance='released', fake='own', fake_noise=0., fake_guidance=4.5, fake_rank=8, fake_alpha=32., fake_targets=('to_q', 'to_v'), style_scale=.8))
 
 def settings(preset='fast', # name of a preset, or Settings
              **changes # fields to change; None leaves the preset's value
@@ -165,12 +168,12 @@ def settings(preset='fast', # name of a preset, or Settings
     if unknown: raise StylekitError(f'unknown settings {sorted(unknown)}; there are {[f.name for f in fields(Settings)]}')
     return replace(preset, **{k:v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/06_sms.ipynb #93cc25fe
+# %% ../nbs/06_sms.ipynb #5fbe37ea
 class SMS:
     "Style Matching Score as a method: directions for the latents, and the fake score that learns beside"
     def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, cond:Cond, edit:Cond, empty:Cond, gens:list, style:str='style', seed:int=0):
         self.backbone, self.cfg, self.z_src, self.cond, self.edit, self.empty = backbone, cfg, z_src, cond, edit, empty
-        self.style = Score(backbone, (style,), cfg.guidance_scale, empty)
+        self.style = Score(backbone, (style,), cfg.guidance_scale, empty if cfg.guide=='empty' else None)
         self.fake = FakeScore(backbone, cfg.fake_rank, cfg.fake_alpha, cfg.fake_targets, cfg.fake_lr, seed=seed) if cfg.fake in ('own', 'shared') else None
         self.grid = RelevanceGrid(backbone, z_src, edit, empty, cfg.t_min, cfg.t_max, cfg.relevance_floor, gens) if cfg.relevance=='grid' else None
 
@@ -180,7 +183,7 @@ class SMS:
         t = SAMPLERS[self.cfg.sampler](u, progress, self.cfg.t_min, self.cfg.t_max).to(self.z_src.device)
         return t, randn_like(self.z_src, gens)
 
-# %% ../nbs/06_sms.ipynb #1bca9961
+# %% ../nbs/06_sms.ipynb #5977f710
 @patch
 def relevance(self:SMS, t:torch.Tensor, noise:torch.Tensor)->torch.Tensor: # (B, 1, h, w)
     "R for these timesteps, by the setting `relevance`"
@@ -190,11 +193,11 @@ def relevance(self:SMS, t:torch.Tensor, noise:torch.Tensor)->torch.Tensor: # (B,
 @patch
 def fake_eps(self:SMS, z_t, t, noise)->tuple: # ε_fake, φ's loss per image or None
     "The score of the image's own distribution, by the setting `fake`"
-    kind = self.cfg.fake
-    if kind=='shared': return self.fake.learn(z_t, t, self.cond, noise)
-    if kind=='noise': return noise, None
-    adapters = ('fake',) if kind=='own' else ()
-    return Score(self.backbone, adapters, self.cfg.fake_guidance, self.empty)(z_t, t, self.cond), None
+    b, kind, eps, loss = self.backbone, self.cfg.fake, noise, None
+    if kind=='source': eps = b.predict(b.add_noise(self.z_src, noise, t), t, self.cond)
+    elif kind=='shared': eps, loss = self.fake.learn(z_t, t, self.cond, noise)
+    elif kind!='noise': eps = Score(b, ('fake',) if kind=='own' else (), self.cfg.fake_guidance, self.empty)(z_t, t, self.cond)
+    return eps + self.cfg.fake_noise*(noise-eps), loss
 
 @patch
 def direction(self:SMS, z:torch.Tensor, t:torch.Tensor, noise:torch.Tensor)->tuple: # g like z; φ's loss (B,) or None

@@ -286,7 +286,7 @@ def _ctrl_c(run):
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/08_stylizer.ipynb #335b2c87
+# %% ../nbs/08_stylizer.ipynb #17f9dafd
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
             caption='', # what the image shows, without the style; one for all, or a list
@@ -298,7 +298,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             seed=None, # int, the same for each image, or a list; default drawn and recorded
             device:str=None,
             callbacks:tuple=(), # see `Callback`
-            independent:bool=False, # a fake score per image, exactly as in single runs, instead of one per batch
+            independent:bool=False, # images run one by one, so that none shares a fake LoRA
             **changes # more fields of Settings
            ): # StylizeResult, or a list of them
     "Stylise one image or several: the thing stays, the look changes (SMS, arXiv 2503.07601)"

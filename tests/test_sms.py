@@ -10,6 +10,7 @@ from stylekit.sms import SAMPLERS, PRESETS, SMS, Settings, sigma2
 from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
+ONLINE = settings('fast', fake='shared', fake_noise=0., guide='empty', guidance_scale=4.5)     # the fake score a LoRA, learning as the image moves
 
 
 @pytest.fixture(scope='module')
@@ -301,8 +302,8 @@ def test_fast_rate_anneals_and_does_not_decay_latents():
 # ---- settings ----
 
 BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
-           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 500, 600, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
-           sampler=['ddim', 3, ['uniform']], optimizer=['sgd'], weight=['sigma'], reduction=['none'], regulariser=['l3'], relevance=['yes'], fake=['none', True],
+           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 700, 800, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
+           sampler=['ddim', 3, ['uniform']], optimizer=['sgd'], weight=['sigma'], reduction=['none'], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
            relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-1, 3],
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
            prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
@@ -336,24 +337,25 @@ def counted(unet):
     finally: h.remove()
 
 @pytest.mark.parametrize('images', [1, 2])
-def test_fast_cost(base, style, images):
+@pytest.mark.parametrize('fake', ['source', 'shared'])
+def test_fast_cost(base, style, images, fake):
     from diffusers import UNet2DConditionModel
     count = lambda: sum(isinstance(o, UNet2DConditionModel) for o in gc.get_objects() if isinstance(o, torch.nn.Module))
     unets, ptr = count(), next(base.unet.parameters()).data_ptr()
     with counted(base.unet) as n:
-        with prepared(base, style, 'fast', images, size=(64, 64)) as run:
+        with prepared(base, style, 'fast', images, size=(64, 64), fake=fake) as run:
             assert 0 < sum(n['forward']) <= 16*images and not n['backward']
             for _ in range(2):
                 n['forward'].clear(), n['backward'].clear()
                 run.step()
                 assert 0 < sum(n['forward']) <= 3*images
-                assert n['backward'] == [images]
+                assert n['backward'] == ([images] if fake == 'shared' else [])
             assert count() == unets and next(base.unet.parameters()).data_ptr() == ptr
 
 def test_base_weights_stay_as_they_are(base, style):
     plain = lambda: {k.replace('.base_layer', ''): v.detach().clone() for k,v in base.unet.named_parameters() if 'lora' not in k}
     before = plain()
-    with prepared(base, style, 'fast', size=(64, 64)) as run:
+    with prepared(base, style, 'fast', size=(64, 64), fake='shared') as run:
         run.step()
         fake = [p.detach().clone() for p in run.method.fake.params]
         run.step()
@@ -370,26 +372,32 @@ class NoSync(TorchDispatchMode):
         if func in (torch.ops.aten.nonzero.default, torch.ops.aten.equal.default, torch.ops.aten.masked_select.default): raise AssertionError(f'{func} waits for the device')
         return func(*args, **kwargs or {})
 
-@pytest.mark.parametrize('preset', ['fast', 'paper'])
+KINDS = pytest.mark.parametrize('preset', ['fast', ONLINE, 'paper'], ids=['fast', 'online', 'paper'])
+
+@KINDS
 def test_a_step_never_waits_for_the_device(base, style, preset):
     with prepared(base, style, preset, size=(64, 64)) as run:
-        counters = lambda: {s['step'].data_ptr() for s in run.method.fake.opt.state.values()}
+        counters = lambda: {s['step'].data_ptr() for s in run.method.fake.opt.state.values()} if run.method.fake else ()
         with NoSync(counters): run.step(), run.step()
 
 def test_direction_of_the_other_fakes(base, style):
-    "The exact score of a point makes SMS an SDS; an untrained fake score is the real one"
-    with prepared(base, style, 'fast', relevance='none', fake='noise') as run:
-        z, t, eps = draws(run, 301)
-        m, z_t = run.method, base.add_noise(*draws(run, 301)[::2], torch.tensor([301]))
-        y, empty = m.cond, m.empty
-        with torch.no_grad():
-            e, e0, real = base.predict(z_t, t, y, ('style',)), base.predict(z_t, t, empty, ('style',)), base.predict(z_t, t, y)
-            eps_style = e0 + m.cfg.guidance_scale*(e-e0)
-            same(m.direction(z, t, eps)[0], eps_style-eps, 1e-4)
-            m.cfg = replace(m.cfg, fake='frozen')
-            same(m.direction(z, t, eps)[0], eps_style-real, 1e-4)
-        assert m.fake is None
-    with prepared(base, style, 'fast', relevance='none') as run, torch.no_grad():
+    "The exact score of a point makes SMS an SDS; an untrained fake score is the real one; and what guidance points away from"
+    for guide in ('base', 'empty'):
+        with prepared(base, style, 'fast', relevance='none', guide=guide, guidance_scale=3.) as run:
+            z, t, eps = draws(run, 301)
+            m, z_t, z_t_src = run.method, base.add_noise(z, eps, t := torch.tensor([301])), base.add_noise(run.z_src, eps, t)
+            with torch.no_grad():
+                e, real, source = base.predict(z_t, t, m.cond, ('style',)), base.predict(z_t, t, m.cond), base.predict(z_t_src, t, m.cond)
+                e0 = real if guide == 'base' else base.predict(z_t, t, m.empty, ('style',))
+                eps_style = e0 + 3*(e-e0)
+                for fake, want in dict(noise=eps, frozen=real, source=source).items():
+                    for share in (0., .2):
+                        m.cfg = replace(m.cfg, fake=fake, fake_noise=share)
+                        same(m.direction(z, t, eps)[0], eps_style - (1-share)*want - share*eps, 1e-4)
+            assert m.fake is None
+    with prepared(base, style, ONLINE, relevance='none') as run, torch.no_grad():
+        e, e0 = base.predict(z_t, t, m.cond, ('style',)), base.predict(z_t, t, m.empty, ('style',))
+        eps_style = e0 + ONLINE.guidance_scale*(e-e0)
         same(run.method.direction(z, t, eps)[0], eps_style-real, 1e-4)  # before φ has learnt anything
         assert (run.method.direction(z, t, eps)[0]-(eps_style-real)).norm() > 1e-4*real.norm()
 
@@ -411,7 +419,7 @@ def test_fast_gradient(base, style):
         run.method.cfg = whole
         with torch.no_grad(): same(g, R*run.method.direction(z, t, eps)[0])
 
-@pytest.mark.parametrize('preset', ['fast', 'paper'])
+@KINDS
 def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
     "Given the fake score, an image's gradient does not depend on its company: neither its direction nor its size"
     with prepared(base, style, preset, 2, size=(64, 64)) as run:

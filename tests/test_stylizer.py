@@ -57,7 +57,10 @@ def whole(base, style):
 
 # ---- resume ----
 
-@pytest.mark.parametrize('preset', ['fast', 'paper'])
+ONLINE = settings('fast', fake='shared')
+KINDS = pytest.mark.parametrize('preset', ['fast', ONLINE, 'paper'], ids=['fast', 'online', 'paper'])
+
+@KINDS
 @pytest.mark.parametrize('every', [1, 50])
 def test_resume_is_bit_equal(base, style, whole, tmp_path, preset, every):
     path, (full, w) = tmp_path/'deep'/'run.pt', whole(preset)
@@ -71,7 +74,7 @@ def test_resume_is_bit_equal(base, style, whole, tmp_path, preset, every):
     assert rest.history == full.history and rest.info == full.info
     assert not path.exists()                                # a finished run leaves none
 
-@pytest.mark.parametrize('preset', ['fast', 'paper'])
+@KINDS
 def test_ctrl_c_in_the_middle_of_a_step_resumes_bit_equal(base, style, whole, tmp_path, preset):
     "The signal comes while the UNet runs: the checkpoint must still be that of a whole number of steps"
     calls = []
@@ -155,20 +158,23 @@ def test_same_seed_same_image(base, style, whole):
 
 def test_list_in_list_out(base, style, whole):
     ims = [owl(), sample('taxi').resize((96, 40)), sample('penguin').resize((64, 64))]
-    out = go(base, style, ims, ['an owl', 'a taxi', 'a penguin'], independent=True)
-    assert isinstance(out, list) and [r.image.size for r in out] == [im.size for im in ims]
-    assert [r.info['caption'] for r in out] == ['an owl', 'a taxi', 'a penguin']
-    identical(out[0], whole('fast')[0])
-    assert diff(out[2].image, go(base, style, ims[2], 'a penguin').image) < 1e-4
+    for preset in ('fast', ONLINE):
+        out = go(base, style, ims, ['an owl', 'a taxi', 'a penguin'], preset=preset, independent=True)
+        assert isinstance(out, list) and [r.image.size for r in out] == [im.size for im in ims]
+        assert [r.info['caption'] for r in out] == ['an owl', 'a taxi', 'a penguin']
+        identical(out[0], whole(preset)[0])
+        assert diff(out[2].image, go(base, style, ims[2], 'a penguin', preset=preset).image) < 1e-4
+    many = [go(base, style, ims, 'an owl', independent=alone) for alone in (True, False)]
+    assert all(diff(x.image, y.image) < .01 for x,y in zip(*many))      # preset `fast` shares nothing: a batch gives what single runs give, up to rounding
     assert isinstance(go(base, style, [owl()], steps=1), list)
 
 def test_batch_shares_a_fake_score_and_keeps_its_order(base, style):
     ims = [owl(), sample('taxi').resize((96, 40)), sample('penguin').resize((64, 64))]
     w = Watch()
-    out = go(base, style, ims, seed=[5, 6, 7], steps=2, callbacks=[w])
+    out = go(base, style, ims, seed=[5, 6, 7], steps=2, preset=ONLINE, callbacks=[w])
     assert [len(z) for z in w.z] == [2, 2, 1, 1] and [r.image.size for r in out] == [im.size for im in ims]
     assert [r.info['seed'] for r in out] == [5, 6, 7] and all(len(r.history['t']) == 2 and r.complete for r in out)
-    one = go(base, style, ims[2], seed=7, steps=2)
+    one = go(base, style, ims[2], seed=7, steps=2, preset=ONLINE)
     assert one.history['t'] == out[2].history['t']          # the same timesteps alone
     assert diff(one.image, out[2].image) < .2               # only the shared fake score differs
 
@@ -216,7 +222,7 @@ def test_a_failing_callback_leaves_nothing_behind(base, style, hook, error):
     with pytest.raises(error): go(base, style, steps=1, callbacks=[Bad()])     # `nothing_left` looks at the UNet
 
 def test_a_failing_set_up_leaves_nothing_behind(base, style, monkeypatch):
-    with pytest.raises(StylekitError, match='fake_targets|no_such_layer'): go(base, style, fake_targets=('no_such_layer',))
+    with pytest.raises(StylekitError, match='fake_targets|no_such_layer'): go(base, style, fake='shared', fake_targets=('no_such_layer',))
     assert not getattr(base.unet, 'peft_config', {})
     def fail(*a, **kw): raise RuntimeError('mine')
     monkeypatch.setattr('stylekit.sms.RelevanceGrid', fail)

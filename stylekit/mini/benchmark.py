@@ -20,7 +20,7 @@ from .vae import to_float
 from ..sms import PRESETS
 from ..stylizer import stylize
 
-# %% ../../nbs/mini/06_benchmark.ipynb #94849ace
+# %% ../../nbs/mini/06_benchmark.ipynb #cfa4ea22
 STRENGTHS = (.2, .35, .5, .65, .8)                 # of img2img
 FAST_LAM = (.025, .05, .1, .2, .4)                 # λ of "fast"
 PAPER_LAM = (5e-5, 2e-4, 5e-4, 2e-3, 8e-3)         # λ of "paper"
@@ -35,7 +35,7 @@ class Benchmark:
     "Results of methods on the test names, cached as images under `root`"
     def __init__(self, sets:StyleSets, root:Path, # folder for results
                  names:list, # test (or validation) names
-                 backbone=None, batch:int=16 # images that share a fake score
+                 backbone=None, batch:int=16 # images at a time; in "paper" they share a fake score
                 ):
         self.sets, self.root, self.names, self.batch = sets, Path(root), names, batch
         self.backbone = load_backbone(backbone)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS_SHA256', 'STAGES', 'ANSWER', 'ANSWERS', 'unit', 'edges', 'edge_f1', 'Judge', 'blur', 'noise', 'grey', 'bleed',
            'mottle', 'jpeg', 'worn', 'blurred', 'noisy', 'StyleProbe', 'fit_probe', 'cached_stats', 'look_images',
-           'style_probe', 'answers', 'probe_accuracy', 'score_images', 'envelope', 'common_range', 'frontier_area',
-           'AreaGap', 'area_gap']
+           'style_probe', 'through_codec', 'answers', 'probe_accuracy', 'score_images', 'envelope', 'common_range',
+           'frontier_area', 'AreaGap', 'area_gap']
 
 # %% ../../nbs/mini/05_judge.ipynb #36c1661a
 import hashlib, io
@@ -236,13 +236,14 @@ def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez(f, stats=stats)   # a handle, or numpy would add a suffix
     return stats
 
-# %% ../../nbs/mini/05_judge.ipynb #6bfd5fc3
+# %% ../../nbs/mini/05_judge.ipynb #5187d16f
 def look_images(sets:StyleSets, look:str, names:list)->torch.Tensor: # (N, 3, H, W) in [0, 1]
     "Some names of a look, for the judge"
     return unit(sets.array(look)[[sets.index[n] for n in names]])
 
 def style_probe(judge:Judge, sets:StyleSets, folder=None, # cache of features
                 n_train:int=400, # train names
+                codec=None, # function (images, generator) -> images: an autoencoder whose wear does not change a look
                 others:tuple=(), # more looks to count as neither, as 'noto', 'twemoji'
                 seed:int=0
                )->StyleProbe:
@@ -250,10 +251,23 @@ def style_probe(judge:Judge, sets:StyleSets, folder=None, # cache of features
     names, g = sets.names('train'), torch.Generator().manual_seed(seed)
     names = [names[i] for i in torch.randperm(len(names), generator=g)[:n_train]]
     stats = lambda look, f=lambda x, g: x, n=None: cached_stats(judge, f(look_images(sets, look, names[:n]), g), folder)
-    data = {l: np.concatenate([stats(l), stats(l, worn)]) for l in [*ANSWER, *others]}
+    wear = [lambda x, g: x, worn, *([codec] if codec else [])]
+    data = {l: np.concatenate([stats(l, f) for f in wear]) for l in [*ANSWER, *others]}
     for f in (blurred, noisy): data[f.__name__] = np.concatenate([stats(l, f, n_train//3) for l in ('shaded', 'flat', 'ink')])
     data['grey'] = stats('shaded', lambda x, g: grey(x), n_train//3)
     return fit_probe(data)
+
+# %% ../../nbs/mini/05_judge.ipynb #57acbbbb
+@torch.no_grad()
+def through_codec(backbone, # its autoencoder
+                  sd:float=.13, # most noise on the latents, which have unit variance
+                  batch:int=16):
+    "The images that come back from an autoencoder, as a function of images and a generator, for `style_probe`"
+    def f(x:torch.Tensor, g:torch.Generator)->torch.Tensor:
+        z = torch.cat([backbone.encode(b) for b in x.split(batch)])
+        z = z + sd*torch.rand(len(z), 1, 1, 1, generator=g)*torch.randn(z.shape, generator=g)
+        return torch.cat([backbone.decode(b) for b in z.split(batch)])
+    return f
 
 # %% ../../nbs/mini/05_judge.ipynb #32e30f4a
 def answers(judge:Judge, probe:StyleProbe, images, folder=None)->np.ndarray: # (4,) sums to 1
