@@ -26,13 +26,13 @@ def ddim(score, # callable (z_t, t, cond) -> ε
         if prev is None: return z0
         z = backbone.alphas_cumprod[prev].sqrt()*z0 + (1-backbone.alphas_cumprod[prev]).sqrt()*eps
 
-# %% ../nbs/07_baselines.ipynb #96530ffb
+# %% ../nbs/07_baselines.ipynb #aa1e643e
 def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
             cond:Cond, empty:Cond, # the target prompt of each image; the empty one
             strength:float, # in (0, 1]: share of the noise range
             gens:list, # one CPU generator per image
             steps:int=25, # of the part that is run
-            guidance_scale:float=4.5, adapters:tuple=('style',))->torch.Tensor: # latents
+            guidance_scale:float=2., adapters:tuple=('style',))->torch.Tensor: # latents
     "Noise the content to `strength`, then sample it back with the style LoRA (SDEdit)"
     check_range('strength', strength, 1e-3, 1)
     top = max(1, round(strength*(len(backbone.alphas_cumprod)-1)))

@@ -6,8 +6,8 @@
 __all__ = ['working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard', 'Progress',
            'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'stylize']
 
-# %% ../nbs/08_stylizer.ipynb #f962e670
-import hashlib, json, math, os, signal, time, warnings
+# %% ../nbs/08_stylizer.ipynb #e3a88188
+import json, math, os, signal, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from PIL import Image
 from . import __version__
 from .backbone import Backbone, load_backbone
-from .core import StylekitError, atomic_path, caller_seeds, generators, image_to_tensor, load_image, tensor_to_image
+from .core import StylekitError, atomic_path, caller_seeds, digest, generators, image_to_tensor, load_image, tensor_to_image
 from .lora import Style, add_style, load_style
 from .rights import save_output
 from .sms import SMS, Settings, settings
@@ -163,9 +163,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #f777dbb6
-def _sha(*parts): return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()
-
+# %% ../nbs/08_stylizer.ipynb #aea04606
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
     def __init__(self,
@@ -190,7 +188,7 @@ class Stylizer:
         except BaseException: self.close(); raise
         self.opt = LatentOptimizer(cfg, self.z)
         parts = style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes()
-        self.run_id = _sha(json.dumps(asdict(cfg), sort_keys=True), *parts)[:16]
+        self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), *parts)[:16]
         self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
                          style_coverage=f'{report["matched"]}/{report["total"]}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
 

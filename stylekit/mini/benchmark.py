@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'FAST_LAM', 'PAPER_LAM', 'pick', 'Benchmark', 'score_all', 'curve', 'table']
 
-# %% ../../nbs/mini/06_benchmark.ipynb #50a6d882
-import hashlib, json
+# %% ../../nbs/mini/06_benchmark.ipynb #8ab58c88
+import json
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from ..backbone import load_backbone
 from ..baselines import img2img
-from ..core import asset, atomic_path, file_sha256
+from ..core import asset, atomic_path, digest, file_sha256
 from ..lora import add_style, load_style
 from .data import StyleSets, thing
 from .judge import area_gap, score_images
@@ -20,7 +20,7 @@ from .vae import to_float
 from ..sms import PRESETS
 from ..stylizer import stylize
 
-# %% ../../nbs/mini/06_benchmark.ipynb #cfa4ea22
+# %% ../../nbs/mini/06_benchmark.ipynb #0b509561
 STRENGTHS = (.2, .35, .5, .65, .8)                 # of img2img
 FAST_LAM = (.025, .05, .1, .2, .4)                 # λ of "fast"
 PAPER_LAM = (5e-5, 2e-4, 5e-4, 2e-3, 8e-3)         # λ of "paper"
@@ -28,8 +28,6 @@ PAPER_LAM = (5e-5, 2e-4, 5e-4, 2e-3, 8e-3)         # λ of "paper"
 def pick(names:list, n:int, seed:int=0)->list:
     "`n` of the names, always the same ones"
     return [names[i] for i in sorted(np.random.default_rng(seed).permutation(len(names))[:n])]
-
-def _sha(b:bytes)->str: return hashlib.sha256(b).hexdigest()[:8]
 
 class Benchmark:
     "Results of methods on the test names, cached as images under `root`"
@@ -42,8 +40,8 @@ class Benchmark:
         self.weights = [file_sha256(f) for part in ('mini', 'styles') for f in sorted(asset(part).glob('*/*.safetensors'))]
     def folder(self, style:str, method:str, setting:float)->Path:
         "Where results lie; other names, weights or presets, another folder"
-        made_by = self.names, self.batch, str(self.backbone.dtype), self.weights, PRESETS.get(method)
-        return self.root/style/f'{method}-{setting:g}-{_sha(repr(made_by).encode())}'
+        made_by = digest(self.names, self.batch, self.backbone.dtype, self.weights, PRESETS.get(method))
+        return self.root/style/f'{method}-{setting:g}-{made_by[:8]}'
     def images(self, look:str)->np.ndarray: # (N, 128, 128, 3) uint8
         return np.array(self.sets.array(look)[[self.sets.index[n] for n in self.names]])
     def _latents(self, x): return self.backbone.encode((to_float(x)+1)/2)
@@ -90,7 +88,7 @@ def make(self:Benchmark, style:str, # 'flat' or 'ink'
         out.append(np.load(f))
     return np.concatenate(out)
 
-# %% ../../nbs/mini/06_benchmark.ipynb #a7846c2b
+# %% ../../nbs/mini/06_benchmark.ipynb #90d6367d
 def score_all(bench:Benchmark, style:str, judge, probe, # as in `mini.judge`
               runs:list # of (method, setting)
              )->dict: # (method, setting) -> dict of (N,) arrays
@@ -98,7 +96,7 @@ def score_all(bench:Benchmark, style:str, judge, probe, # as in `mini.judge`
     src, truth = bench.images('shaded'), bench.images(style)
     out = {}
     for method, setting in runs:
-        f = bench.folder(style, method, setting)/f'scores-{_sha(probe.weight.tobytes())}.npz'
+        f = bench.folder(style, method, setting)/f'scores-{digest(probe.weight.tobytes())[:8]}.npz'
         if not f.exists():
             s = score_images(judge, probe, bench.make(style, method, setting), src, truth, style)
             with atomic_path(f) as tmp:

@@ -72,27 +72,24 @@ def build_styles(backbone, sets:StyleSets, dest:Path, work:Path, looks=('flat', 
         backbone.remove('style')
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
 
-# %% ../../nbs/mini/04_build.ipynb #766347b5
+# %% ../../nbs/mini/04_build.ipynb #7285a816
 @torch.no_grad()
 def denoised_looks(backbone, sets:StyleSets, styles:Path, # folder of style LoRAs, by look
                    t_max:int=250, batch:int=16, seed:int=0)->dict: # clean, denoised (looks, names, 2, C, h, w) half; scale
     "Latents of the train names and their mirror images in every look, as they are and denoised in one step"
-    g, names, out = torch.Generator().manual_seed(seed), sets.names('train'), dict(clean=[], denoised=[])
-    keep = [sets.index[n] for n in names]
-    for look in CODEC_LOOKS:
+    g, names, out = torch.Generator().manual_seed(seed), sets.names('train'), []
+    clean = encode_looks(backbone.vae, sets, CODEC_LOOKS, copies=2)['z'].float()*backbone.vae.config.scaling_factor
+    for look, z in zip(CODEC_LOOKS, clean):
         adapters = ('style',) if (f := Path(styles)/look/LORA_FILE).exists() else ()
         if adapters: add_style(backbone, load_style(f))
-        x, cond = (to_float(sets.array(look)[keep])+1)/2, backbone.text([f'{look_words(look)}, {thing(n)}' for n in names])
-        views = [[], []]
-        for v in (x, x.flip(-1)):
-            z = torch.cat([backbone.encode(b) for b in v.split(batch)])
-            t, noise = 20+(torch.rand(len(z), generator=g)*(t_max-20)).long(), torch.randn(z.shape, generator=g)
-            z_t, A = backbone.add_noise(z, noise, t), backbone.abar(t)
-            eps = torch.cat([backbone.predict(z_t[i:i+batch], t[i:i+batch], cond.map(lambda a: a[i:i+batch]), adapters) for i in range(0, len(z), batch)])
-            for kept, a in zip(views, (z, (z_t-(1-A).sqrt()*eps)/A.sqrt())): kept.append(a.half())
-        backbone.remove('style')
-        for kept, a in zip(out.values(), views): kept.append(torch.stack(a, 1))
-    return {k: torch.stack(v) for k,v in out.items()} | dict(scale=backbone.vae.config.scaling_factor)
+        cond, done = backbone.text([f'{look_words(look)}, {thing(n)}' for n in names]), []
+        for i in range(0, len(z), batch):
+            z0, c = z[i:i+batch].flatten(0, 1), cond.map(lambda a: a[i:i+batch].repeat_interleave(2, 0))
+            t, noise = 20+(torch.rand(len(z0), generator=g)*(t_max-20)).long(), torch.randn(z0.shape, generator=g)
+            z_t, A = backbone.add_noise(z0, noise, t), backbone.abar(t)
+            done.append(((z_t-(1-A).sqrt()*backbone.predict(z_t, t, c, adapters))/A.sqrt()).unflatten(0, (-1, 2)).half())
+        backbone.remove('style'); out.append(torch.cat(done))
+    return dict(clean=clean.half(), denoised=torch.stack(out), scale=backbone.vae.config.scaling_factor)
 
 # %% ../../nbs/mini/04_build.ipynb #c4f04cb4
 SAMPLES = ('airplane', 'owl', 'taxi', 'birthday-cake', 'penguin', 'microscope', 'kick-scooter', 'statue-of-liberty')  # test names

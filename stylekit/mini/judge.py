@@ -8,14 +8,14 @@ __all__ = ['WEIGHTS_SHA256', 'STAGES', 'ANSWER', 'ANSWERS', 'unit', 'edges', 'ed
            'style_probe', 'through_codec', 'answers', 'probe_accuracy', 'score_images', 'envelope', 'common_range',
            'frontier_area', 'AreaGap', 'area_gap']
 
-# %% ../../nbs/mini/05_judge.ipynb #36c1661a
+# %% ../../nbs/mini/05_judge.ipynb #5032256c
 import hashlib, io
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from fastcore.basics import patch
-from ..core import StylekitError, atomic_path
+from ..core import StylekitError, atomic_path, digest
 from .data import StyleSets
 
 # %% ../../nbs/mini/05_judge.ipynb #e1cfe90f
@@ -221,14 +221,14 @@ def fit_probe(stats:dict, # class -> (n, D)
     opt.step(closure)
     return StyleProbe(stats, mean, std, w.detach().numpy())
 
-# %% ../../nbs/mini/05_judge.ipynb #b86774e0
+# %% ../../nbs/mini/05_judge.ipynb #7ed49f42
 def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W, 3)
                  folder=None # where to keep them; None: nowhere
                 )->np.ndarray: # (N, D)
     "`judge.stats`, once per pixels and weights"
     if folder is None: return judge.stats(images).numpy()
     x = unit(images)
-    key = hashlib.sha256(f'{judge!r} {STAGES} {tuple(x.shape)}'.encode() + x.contiguous().numpy().tobytes()).hexdigest()[:20]
+    key = digest(judge, STAGES, tuple(x.shape), x.contiguous().numpy().tobytes())[:20]
     path = Path(folder)/f'{key}.npz'
     if path.exists(): return np.load(path)['stats']
     stats = judge.stats(x).numpy()
