@@ -113,7 +113,7 @@ def _check_settings(c):
         if getattr(c, name) not in allowed: raise StylekitError(f'{name}={getattr(c, name)!r}: choose one of {", ".join(allowed)}')
     _check_prompt('prompt', c.prompt, style='x', caption='x'), _check_prompt('edit_prompt', c.edit_prompt, style='x')
 
-# %% ../nbs/06_sms.ipynb #23851a44
+# %% ../nbs/06_sms.ipynb #661186e2
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a run besides image, style, caption and seed"
@@ -121,14 +121,14 @@ class Settings:
     steps: int = 120               # K
     guidance_scale: float = 2.     # of ε_style
     guide: str = 'base'            # what guidance points away from: base (the base model, same prompt), or empty (the empty prompt)
-    lam: float = .1                # λ of the spectrum regularisation
+    lam: float = .05               # λ of the spectrum regularisation
     cutoff: float = 1.             # kept share of the spectrum at t_cutoff, in [0, 1]
     t_cutoff: int = 500            # where the cut-off curve reaches `cutoff`
     cutoff_power: float = 1.       # 1: straight line (paper)
     sampler: str = 'narrowing'     # narrowing, linear, uniform, released
     t_min: int = 20
-    t_max: int = 700
-    lr: float = .05                # step size on the latents
+    t_max: int = 900
+    lr: float = .02                # rms: how far a step moves the latents, which have unit variance
     optimizer: str = 'rms'         # rms: one scale per image; adam: one per element; adamw: the released one
     weight: str = 'one'            # w_t: one, or sigma2 (released)
     reduction: str = 'sum'         # sum: gradients as they are; mean: divided by the number of elements (released)
@@ -168,18 +168,19 @@ def settings(preset='fast', # name of a preset, or Settings
     if unknown: raise StylekitError(f'unknown settings {sorted(unknown)}; there are {[f.name for f in fields(Settings)]}')
     return replace(preset, **{k:v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/06_sms.ipynb #5fbe37ea
+# %% ../nbs/06_sms.ipynb #7935880c
 class SMS:
     "Style Matching Score as a method: directions for the latents, and the fake score that learns beside"
     def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, cond:Cond, edit:Cond, empty:Cond, gens:list, style:str='style', seed:int=0):
         self.backbone, self.cfg, self.z_src, self.cond, self.edit, self.empty = backbone, cfg, z_src, cond, edit, empty
         self.style = Score(backbone, (style,), cfg.guidance_scale, empty if cfg.guide=='empty' else None)
         self.fake = FakeScore(backbone, cfg.fake_rank, cfg.fake_alpha, cfg.fake_targets, cfg.fake_lr, seed=seed) if cfg.fake in ('own', 'shared') else None
+        self.u = torch.stack([torch.rand(cfg.steps, generator=g) for g in gens], 1)   # all before any noise: the timesteps do not depend on the image's size
         self.grid = RelevanceGrid(backbone, z_src, edit, empty, cfg.t_min, cfg.t_max, cfg.relevance_floor, gens) if cfg.relevance=='grid' else None
 
     def draw(self, gens:list, progress:float)->tuple: # t (B,), noise like z
         "A timestep and a noise for each image"
-        u = torch.stack([torch.rand((), generator=g) for g in gens])
+        u = self.u[round(progress*self.cfg.steps)]
         t = SAMPLERS[self.cfg.sampler](u, progress, self.cfg.t_min, self.cfg.t_max).to(self.z_src.device)
         return t, randn_like(self.z_src, gens)
 

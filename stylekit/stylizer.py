@@ -49,9 +49,9 @@ def unfit_image(x:torch.Tensor, # (3, H, W) in [0, 1]
     im = tensor_to_image(x[:, top:top+h, left:left+w])
     return im if im.size==size else im.resize(size, Image.LANCZOS)
 
-# %% ../nbs/08_stylizer.ipynb #7053bc9a
+# %% ../nbs/08_stylizer.ipynb #0a4c0af3
 class LatentOptimizer:
-    "Adam on the latents without weight decay; `rms` shares one second moment per image, so that R and λ act as they are"
+    "Adam on the latents without weight decay; `rms` has one scale per image, the running size of its momentum, so that R and λ act as they are"
     def __init__(self, cfg:Settings, z:torch.Tensor):
         self.cfg, self.k = cfg, 0
         self.m, self.v = torch.zeros_like(z), torch.zeros_like(z[:, :1, :1, :1] if cfg.optimizer=='rms' else z)
@@ -65,9 +65,10 @@ class LatentOptimizer:
         lr, (b1, b2) = self.rate(), ((.9, .999) if self.cfg.optimizer=='adamw' else (.9, .99))
         eps = 1e-8 if self.cfg.optimizer=='adamw' else 1e-12
         self.k += 1
-        sq = g.pow(2).mean((1,2,3), keepdim=True) if self.cfg.optimizer=='rms' else g.pow(2)
-        self.m, self.v = b1*self.m + (1-b1)*g, b2*self.v + (1-b2)*sq
-        m, v = self.m/(1-b1**self.k), self.v/(1-b2**self.k)
+        self.m = b1*self.m + (1-b1)*g
+        m = self.m/(1-b1**self.k)
+        self.v = b2*self.v + (1-b2)*(m.pow(2).mean((1,2,3), keepdim=True) if self.cfg.optimizer=='rms' else g.pow(2))
+        v = self.v/(1-b2**self.k)
         if self.cfg.optimizer=='adamw': z = z*(1-lr*.01)
         return z - lr*m/(v.sqrt()+eps)
     def state_dict(self): return dict(k=self.k, m=self.m, v=self.v)

@@ -286,7 +286,7 @@ def rms_path(size, scale, steps=6):
 
 def test_fast_step_does_not_depend_on_resolution_or_scale():
     one = rms_path((16, 16), 1.)
-    assert (one > .01).all()
+    assert (one > .004).all()
     for size in ((24, 24), (32, 16)): assert (rms_path(size, 1.)/one-1).abs().max() < .05
     for scale in (1e-6, 1e5): assert (rms_path((16, 16), scale)/one-1).abs().max() < 1e-3
     z = next(optimise(settings('fast'), [torch.zeros(1, 4, 4, 4)], torch.ones(1, 4, 4, 4)))
@@ -302,7 +302,7 @@ def test_fast_rate_anneals_and_does_not_decay_latents():
 # ---- settings ----
 
 BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
-           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 700, 800, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
+           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 900, 950, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
            sampler=['ddim', 3, ['uniform']], optimizer=['sgd'], weight=['sigma'], reduction=['none'], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
            relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-1, 3],
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],

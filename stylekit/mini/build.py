@@ -19,7 +19,7 @@ from .data import BASE_LOOKS, SETS, StyleSets, fetch_sets, look_words, render_se
 from .unet import SCHEDULE, encode_looks, train_unet
 from .vae import CODEC_LOOKS, to_float, train_vae, tune_decoder
 
-# %% ../../nbs/mini/04_build.ipynb #fb73096a
+# %% ../../nbs/mini/04_build.ipynb #0e92738d
 def text_encoder_of(clip:CLIPModel)->CLIPTextModel:
     "CLIP's text tower as the pipeline's text encoder"
     enc = CLIPTextModel(clip.config.text_config)
@@ -39,7 +39,7 @@ def pack(dest:Path, vae, clip, tok, unet, scale:float # 1/std of the latents
     if dest.exists(): shutil.rmtree(dest)
     vae.register_to_config(scaling_factor=scale)
     for name, m in dict(vae=vae, unet=unet, text_encoder=text_encoder_of(clip), clip=clip).items(): m.half().save_pretrained(dest/name); m.float()
-    _drop(dest/'vae'/'config.json', 'block_out_channels')  # diffusers writes it and then warns about it
+    _drop(dest/'vae'/'config.json', 'block_out_channels', '_name_or_path')  # diffusers warns about the first; the second is a folder of the one who trained
     tok.save_pretrained(dest/'tokenizer')
     DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(dest/'scheduler')
     parts = dict(vae=['diffusers', 'AutoencoderTiny'], unet=['diffusers', 'UNet2DConditionModel'], text_encoder=['transformers', 'CLIPTextModel'],

@@ -49,14 +49,14 @@ def denoising_loss(unet, z0, context, t, noise, alpha_bar)->torch.Tensor: # scal
     with torch.autocast(z0.device.type, torch.bfloat16): pred = unet(a.sqrt()*z0 + (1-a).sqrt()*noise, t, context).sample
     return ((pred.float()-noise).pow(2).mean((1,2,3))*min_snr(a.flatten())).mean()
 
-# %% ../../nbs/mini/03_unet.ipynb #3ae1af9d
+# %% ../../nbs/mini/03_unet.ipynb #75e5ba26
 @torch.no_grad()
 def text_table(clip, tok, texts:list)->torch.Tensor: # (N, CONTEXT, width)
     "The text tower's last hidden states, what the UNet's cross-attention reads"
     return torch.cat([clip.text_model(input_ids=tokenize(tok, texts[i:i+256])).last_hidden_state for i in range(0, len(texts), 256)])
 
 def train_unet(latents:dict, # as `encode_looks` returns
-               clip, tok, out:Path, steps:int=4000, batch:int=32, lr:float=1e-3,
+               clip, tok, out:Path, steps:int=13600, batch:int=32, lr:float=1e-3,
                minutes:float=None, device='cpu', p_empty:float=.1, ema:float=.999, report=print)->UNet2DConditionModel:
     "Train the base model; resumes from `out/unet.pt`"
     torch.manual_seed(0)
