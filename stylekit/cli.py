@@ -65,8 +65,8 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
         if 'interrupted' in result.info['note']: break
 
-# %% ../nbs/16_cli.ipynb #91ffa5e3
-SAMPLE, SAMPLE_CAPTION = 'owl', 'an owl'
+# %% ../nbs/16_cli.ipynb #c54700d3
+SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
 
 def styles():
     "List the styles that come with stylekit"
