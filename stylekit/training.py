@@ -86,7 +86,7 @@ def _resume(path, module, opt, avg)->int: # the step to go on from
     module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg = s['ema']
     return s['step']
 
-# %% ../nbs/03a_training.ipynb #ddea88a9
+# %% ../nbs/03a_training.ipynb #245f13a4
 def _step(opt, params, loss, lr, clip)->float: # the loss
     for group in opt.param_groups: group['lr'] = lr
     opt.zero_grad(set_to_none=True)
@@ -95,6 +95,7 @@ def _step(opt, params, loss, lr, clip)->float: # the loss
     opt.step()
     return loss.item()
 
+# %% ../nbs/03a_training.ipynb #30da2425
 def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss_fn, # loss_fn(generator) -> scalar loss of one batch
         steps:int, lr:float, # steps in all, peak learning rate

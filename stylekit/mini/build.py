@@ -91,11 +91,12 @@ def denoised_looks(backbone, sets:StyleSets, styles:Path, # folder of style LoRA
         backbone.remove('style'); out.append(torch.cat(done))
     return dict(clean=clean.half(), denoised=torch.stack(out), scale=backbone.vae.config.scaling_factor)
 
-# %% ../../nbs/mini/04_build.ipynb #c4f04cb4
+# %% ../../nbs/mini/04_build.ipynb #421cb8c0
 SAMPLES = ('airplane', 'owl', 'taxi', 'birthday-cake', 'penguin', 'microscope', 'kick-scooter', 'statue-of-liberty')  # test names
 
 def _say(part): return lambda step, loss, dt: print(f'{time.strftime("%H:%M:%S")} {part} {step} loss {loss:.4f} {dt:.2f} s/step', flush=True)
 
+# %% ../../nbs/mini/04_build.ipynb #9670964f
 def build(data:Path, # packages and rendered sets; fetched when absent
           work:Path, # checkpoints
           dest:Path, # stylekit/assets

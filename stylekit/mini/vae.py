@@ -76,7 +76,7 @@ def train_vae(sets:StyleSets, out:Path, # checkpoint folder
     avg.copy_to(vae)
     return vae.to(memory_format=torch.contiguous_format).eval()
 
-# %% ../../nbs/mini/01_vae.ipynb #ba7e0f5c
+# %% ../../nbs/mini/01_vae.ipynb #258e2300
 def latent_crops(images:torch.Tensor, # (looks, N, 128, 128, 3) uint8
                  data:dict, # 'clean' and 'denoised' latents (looks, N, 2, C, 16, 16) of the images and their mirror images
                  n:int, size:int, # how many; pixels, a multiple of 8
@@ -90,11 +90,12 @@ def latent_crops(images:torch.Tensor, # (looks, N, 128, 128, 3) uint8
     zs, xs = [], []
     for _ in range(n):
         x, at = max(one(), one(), key=lambda c: c[0].float().std())
-        u, z = torch.rand(2, generator=g).tolist(), data
+        u = torch.rand(2, generator=g).tolist()
         z = data['denoised' if u[0] < .65 else 'clean'][at].float()
         zs.append(z + .25*u[1]*torch.randn(z.shape, generator=g)*(u[0] > .4)); xs.append(x)
     return torch.stack(zs), to_float(torch.stack(xs).numpy())
 
+# %% ../../nbs/mini/01_vae.ipynb #92d2dd53
 def tune_decoder(vae:AutoencoderTiny, data:dict, # as `mini.build.denoised_looks` returns
                  sets:StyleSets, out:Path, # checkpoint folder
                  steps:int=2500, batch:int=16, lr:float=1e-3, device='cpu', report=print)->AutoencoderTiny:
