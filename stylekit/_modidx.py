@@ -228,6 +228,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'stylekit.scores.FakeScore.state_dict': ('scores.html#fakescore.state_dict', 'stylekit/scores.py'),
                                  'stylekit.scores.Score': ('scores.html#score', 'stylekit/scores.py'),
                                  'stylekit.scores.Score.__call__': ('scores.html#score.__call__', 'stylekit/scores.py'),
+                                 'stylekit.scores.Score.__post_init__': ('scores.html#score.__post_init__', 'stylekit/scores.py'),
                                  'stylekit.scores.guided': ('scores.html#guided', 'stylekit/scores.py')},
             'stylekit.sms': { 'stylekit.sms.RelevanceGrid': ('sms.html#relevancegrid', 'stylekit/sms.py'),
                               'stylekit.sms.RelevanceGrid.__call__': ('sms.html#relevancegrid.__call__', 'stylekit/sms.py'),

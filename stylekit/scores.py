@@ -22,7 +22,7 @@ def guided(cond:torch.Tensor, # ε with the prompt
     "Classifier-free guidance: ε(∅) + s·(ε(y) − ε(∅)) (arXiv 2207.12598)"
     return uncond + scale*(cond-uncond)
 
-# %% ../nbs/05_scores.ipynb #f908ecbc
+# %% ../nbs/05_scores.ipynb #af320207
 @dataclass
 class Score:
     "A noise prediction as a function of (z_t, t, cond): which adapters are on, and how much guidance"
@@ -30,6 +30,9 @@ class Score:
     adapters: tuple = ()    # none: the base model, ε_real
     guidance: float = 1.    # scale; 1: none
     empty: Cond = None      # what guidance points away from: the empty prompt; if None, the base model with the same prompt
+
+    def __post_init__(self):
+        if self.guidance!=1 and self.empty is None and not self.adapters: raise StylekitError('the base model cannot be guided away from itself: give `empty`')
 
     def __call__(self, z_t:torch.Tensor, t:torch.Tensor, cond:Cond)->torch.Tensor: # ε (B, C, h, w), no graph
         one = lambda *adapters: self.backbone.predict(z_t, t, cond, adapters)

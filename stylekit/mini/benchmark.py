@@ -20,7 +20,7 @@ from .vae import to_float
 from ..sms import PRESETS
 from ..stylizer import stylize
 
-# %% ../../nbs/mini/06_benchmark.ipynb #7c770bc6
+# %% ../../nbs/mini/06_benchmark.ipynb #345c88d6
 STRENGTHS = (.2, .35, .5, .65, .8)                 # of img2img
 FAST_LAM = (.0125, .025, .05, .125, .3)            # λ of "fast"
 PAPER_LAM = (5e-5, 2e-4, 5e-4, 2e-3, 8e-3)         # λ of "paper"
@@ -40,7 +40,7 @@ class Benchmark:
         self.weights = [file_sha256(f) for part in ('mini', 'styles') for f in sorted(asset(part).glob('*/*.safetensors'))]
     def folder(self, style:str, method:str, setting:float)->Path:
         "Where results lie; other names, weights or presets, another folder"
-        made_by = digest(self.names, self.batch, self.backbone.dtype, self.weights, PRESETS.get(method))
+        made_by = digest(self.names, self.batch, self.backbone.dtype, self.backbone.sha256, self.weights, PRESETS.get(method))
         return self.root/style/f'{method}-{setting:g}-{made_by[:8]}'
     def images(self, look:str)->np.ndarray: # (N, 128, 128, 3) uint8
         return np.array(self.sets.array(look)[[self.sets.index[n] for n in self.names]])
