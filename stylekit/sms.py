@@ -7,7 +7,7 @@ __all__ = ['SAMPLERS', 'WHOLE', 'RANGES', 'CHOICES', 'PRESETS', 'narrowing', 'li
            'edit_difference', 'released_relevance', 'smooth_relevance', 'RelevanceGrid', 'randn_like', 'sigma2',
            'Settings', 'settings', 'SMS']
 
-# %% ../nbs/06_sms.ipynb #52065e05
+# %% ../nbs/06_sms.ipynb #1758c04c
 import math
 from dataclasses import dataclass, fields, replace
 import torch
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, check_range
 from .lora import ATTENTION, FEED_FORWARD
-from .scores import FakeScore, Score
+from .scores import FakeScore, Score, ddim, falling
 from .spectrum import CutoffCurve, psr_grad, psr_l1
 
 # %% ../nbs/06_sms.ipynb #070bd584
@@ -61,10 +61,10 @@ def smooth_relevance(diff:torch.Tensor, # (draws, B, C, h, w)
     top = r.flatten(1).quantile(q, dim=1).view(-1,1,1,1)
     return floor + (1-floor)*(r/top.clamp(min=1e-8)).clamp(max=1)
 
-# %% ../nbs/06_sms.ipynb #3c3d8be4
+# %% ../nbs/06_sms.ipynb #4c8ec2be
 class RelevanceGrid:
-    "R(t) from a few timesteps and noise draws, computed once per image and interpolated in t: 16 forwards per image"
-    def __init__(self, backbone:Backbone, z_src, edit:Cond, empty:Cond, t_min:int, t_max:int, floor:float, gens:list, points:int=4, draws:int=2):
+    "R(t) from a few timesteps and noise draws, computed once per image and interpolated in t: 12 forwards per image"
+    def __init__(self, backbone:Backbone, z_src, edit:Cond, empty:Cond, t_min:int, t_max:int, floor:float, gens:list, points:int=3, draws:int=2):
         self.ts = torch.linspace(t_min, t_max-1, points, device=z_src.device)
         maps = []
         for t in self.ts.long():
@@ -88,10 +88,10 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
     A, prev = backbone.alphas_cumprod[t], backbone.alphas_cumprod[(t-2).clamp(min=0)]
     return ((1-prev)/(1-A)*backbone.betas[t]).view(-1,1,1,1)
 
-# %% ../nbs/06_sms.ipynb #5a063697
-WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff')
+# %% ../nbs/06_sms.ipynb #fde83e51
+WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff', 'finish')
 RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 10),
-              relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2))
+              relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2), finish=(0, 998))
 CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw'), weight=('one', 'sigma2'), reduction=('sum', 'mean'), regulariser=('l2', 'l1'),
                relevance=('grid', 'released', 'none'), guide=('base', 'empty'),
                fake=('source', 'shared', 'own', 'frozen', 'noise'))
@@ -113,7 +113,7 @@ def _check_settings(c):
         if getattr(c, name) not in allowed: raise StylekitError(f'{name}={getattr(c, name)!r}: choose one of {", ".join(allowed)}')
     _check_prompt('prompt', c.prompt, style='x', caption='x'), _check_prompt('edit_prompt', c.edit_prompt, style='x')
 
-# %% ../nbs/06_sms.ipynb #661186e2
+# %% ../nbs/06_sms.ipynb #b3fa9a95
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a run besides image, style, caption and seed"
@@ -143,6 +143,7 @@ class Settings:
     fake_lr: float = 1e-3
     fake_targets: tuple = ATTENTION
     style_scale: float = 1.        # multiplies the style's own scale
+    finish: int = 100              # timestep to which the result is noised, for the style to take the noise off again; 0: not at all
     resolution: int = None         # √area in pixels to work at; default: the image's own, kept near the model's native
     prompt: str = '{style}, {caption}'
     edit_prompt: str = 'Turn into {style}'
@@ -151,11 +152,11 @@ class Settings:
     @property
     def curve(self)->CutoffCurve: return CutoffCurve(self.cutoff, self.t_cutoff, self.cutoff_power)
 
-# %% ../nbs/06_sms.ipynb #3c87c286
+# %% ../nbs/06_sms.ipynb #590d32fa
 PRESETS = dict(
     fast=Settings(),
     paper=Settings(preset='paper', steps=500, guidance_scale=4.5, guide='empty', lam=5e-4, sampler='released', t_min=21, t_max=500, lr=.1, optimizer='adamw', weight='sigma2', reduction='mean', regulariser='l1',
-                   relevance='released', fake='own', fake_noise=0., fake_guidance=4.5, fake_rank=8, fake_alpha=32., fake_targets=('to_q', 'to_v'), style_scale=.8))
+                   relevance='released', fake='own', fake_noise=0., fake_guidance=4.5, fake_rank=8, fake_alpha=32., fake_targets=('to_q', 'to_v'), style_scale=.8, finish=0))
 
 def settings(preset='fast', # name of a preset, or Settings
              **changes # fields to change; None leaves the preset's value
@@ -249,3 +250,13 @@ def state_dict(self:SMS)->dict: return self.fake.state_dict() if self.fake else 
 def load_state_dict(self:SMS, s:dict): self.fake and self.fake.load_state_dict(s)
 @patch
 def close(self:SMS): self.fake and self.fake.close()
+
+# %% ../nbs/06_sms.ipynb #31b6de4a
+@patch
+@torch.no_grad()
+def finish(self:SMS, z:torch.Tensor, gens:list)->torch.Tensor: # like z
+    "Noise the latents to timestep `finish`, and let the style's model take the noise off in four steps"
+    if not self.cfg.finish: return z
+    ts = falling(self.cfg.finish, 4)
+    z_t = self.backbone.add_noise(z, randn_like(z, gens), torch.full((len(z),), ts[0], device=z.device))
+    return ddim(Score(self.backbone, self.style.adapters), self.backbone, z_t, ts, self.cond)

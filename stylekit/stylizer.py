@@ -204,7 +204,7 @@ def _set_up(self:Stylizer, size)->dict: # how much of the style found its place
     self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0])
     return report
 
-# %% ../nbs/08_stylizer.ipynb #b5168165
+# %% ../nbs/08_stylizer.ipynb #d0762048
 @patch
 def step(self:Stylizer):
     "One iteration, without a word from the device"
@@ -216,6 +216,7 @@ def step(self:Stylizer):
     rec |= self.method.learn(self.z, self.gens)
     self.records.append(rec)
     self.k += 1
+    if self.k==self.cfg.steps: self.z = self.method.finish(self.z, self.gens)
 
 # %% ../nbs/08_stylizer.ipynb #429b18e4
 @patch

@@ -352,6 +352,19 @@ def test_fast_cost(base, style, images, fake):
                 assert n['backward'] == ([images] if fake == 'shared' else [])
             assert count() == unets and next(base.unet.parameters()).data_ptr() == ptr
 
+def test_fast_cost_in_all(base, style):
+    with counted(base.unet) as n, prepared(base, style, 'fast', 2, size=(64, 64), steps=2) as run:
+        run.step(), run.step()
+    assert 0 < sum(n['forward']) <= (16 + 3*2)*2      # the relevance grid, two steps, and the last four to finish
+
+def test_finish_ends_a_run(base, style):
+    out = {}
+    for finish in (0, 100):
+        with prepared(base, style, 'fast', size=(64, 64), steps=2, finish=finish) as run:
+            run.step(); first = run.z
+            run.step(); out[finish] = first, run.z
+    assert torch.equal(out[0][0], out[100][0]) and not torch.equal(out[0][1], out[100][1])   # only the last step differs
+
 def test_base_weights_stay_as_they_are(base, style):
     plain = lambda: {k.replace('.base_layer', ''): v.detach().clone() for k,v in base.unet.named_parameters() if 'lora' not in k}
     before = plain()
