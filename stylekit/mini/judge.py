@@ -236,25 +236,24 @@ def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W
     with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez(f, stats=stats)   # a handle, or numpy would add a suffix
     return stats
 
-# %% ../../nbs/mini/05_judge.ipynb #5187d16f
+# %% ../../nbs/mini/05_judge.ipynb #a0446c63
 def look_images(sets:StyleSets, look:str, names:list)->torch.Tensor: # (N, 3, H, W) in [0, 1]
     "Some names of a look, for the judge"
     return unit(sets.array(look)[[sets.index[n] for n in names]])
 
 def style_probe(judge:Judge, sets:StyleSets, folder=None, # cache of features
-                n_train:int=400, # train names
                 codec=None, # function (images, generator) -> images: an autoencoder whose wear does not change a look
                 others:tuple=(), # more looks to count as neither, as 'noto', 'twemoji'
                 seed:int=0
                )->StyleProbe:
-    "Train the probe on train names only: clean and worn looks, and broken ones"
+    "Train the probe on all train names, and no others: clean and worn looks, and broken ones"
     names, g = sets.names('train'), torch.Generator().manual_seed(seed)
-    names = [names[i] for i in torch.randperm(len(names), generator=g)[:n_train]]
+    names = [names[i] for i in torch.randperm(len(names), generator=g)]
     stats = lambda look, f=lambda x, g: x, n=None: cached_stats(judge, f(look_images(sets, look, names[:n]), g), folder)
     wear = [lambda x, g: x, worn, *([codec] if codec else [])]
     data = {l: np.concatenate([stats(l, f) for f in wear]) for l in [*ANSWER, *others]}
-    for f in (blurred, noisy): data[f.__name__] = np.concatenate([stats(l, f, n_train//3) for l in ('shaded', 'flat', 'ink')])
-    data['grey'] = stats('shaded', lambda x, g: grey(x), n_train//3)
+    for f in (blurred, noisy): data[f.__name__] = np.concatenate([stats(l, f, len(names)//3) for l in ('shaded', 'flat', 'ink')])
+    data['grey'] = stats('shaded', lambda x, g: grey(x), len(names)//3)
     return fit_probe(data)
 
 # %% ../../nbs/mini/05_judge.ipynb #57acbbbb
