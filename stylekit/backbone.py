@@ -118,7 +118,7 @@ def decode(self:Backbone, z:torch.Tensor # latents as `encode` gives them
     x = self.vae.decode((z/scale+shift).to(next(self.vae.parameters()).dtype)).sample
     return (x.float()/2+.5).clamp(0, 1)
 
-# %% ../nbs/02_backbone.ipynb #506ffe6d
+# %% ../nbs/02_backbone.ipynb #dd2349bb
 def _ids(tok, prompts):
     n = tok.model_max_length
     for p in prompts:
@@ -129,10 +129,12 @@ def _ids(tok, prompts):
 @patch
 @torch.no_grad()
 def text(self:Backbone, prompts, # a str or a list of them
-         size:tuple=None # (height, width) in pixels, for SDXL's size conditioning; default native
+         size:tuple=None, # (height, width) in pixels, for SDXL's size conditioning; default native
+         adapters:tuple=() # names of the adapters that are on, if they reach into the text encoders
         )->Cond:
     "What the UNet is told for these prompts"
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    for m in self.text_encoders: _switch(m, adapters)
     if not self.is_xl: return Cond(self.text_encoders[0](_ids(self.tokenizers[0], prompts).to(self.device)).last_hidden_state)
     outs = [m(_ids(t, prompts).to(self.device), output_hidden_states=True) for m,t in zip(self.text_encoders, self.tokenizers)]
     embeds, pooled = torch.cat([o.hidden_states[-2] for o in outs], -1), outs[-1].text_embeds
@@ -142,26 +144,38 @@ def text(self:Backbone, prompts, # a str or a list of them
     h, w = size or (self.native_size,)*2
     return Cond(embeds, pooled, torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=embeds.dtype).expand(len(prompts), 6))
 
-# %% ../nbs/02_backbone.ipynb #38fb3c0c
+# %% ../nbs/02_backbone.ipynb #cf311d5b
+@patch(as_prop=True)
+def parts(self:Backbone)->dict:
+    "The networks an adapter can sit on, by the names LoRA files have for them"
+    return dict(zip(('unet', 'text_encoder', 'text_encoder_2'), (self.unet, *self.text_encoders)))
+
+def _switch(model, adapters, train=False):
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    for m in model.modules():
+        if isinstance(m, BaseTunerLayer): m.set_adapter(list(adapters), inference_mode=not train)
+
 @patch
 def use(self:Backbone, adapters:tuple=(), # names of adapters to switch on; none: the base model
         train:bool=False # should the active ones get gradients?
        ):
     "Switch adapters on the one UNet"
     if (adapters, train) == self._adapters: return
-    from peft.tuners.tuners_utils import BaseTunerLayer
     known = set(getattr(self.unet, 'peft_config', {}))
     if missing := set(adapters)-known: raise StylekitError(f'no adapter named {sorted(missing)}; loaded: {sorted(known)}')
-    for m in self.unet.modules():
-        if isinstance(m, BaseTunerLayer): m.set_adapter(list(adapters), inference_mode=not train)
+    _switch(self.unet, adapters, train)
     self._adapters = (adapters, train)
 
 @patch
 def remove(self:Backbone, adapter:str):
     "Delete an adapter and free its weights"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # PEFT tells that it makes another adapter active; `use` decides that
-        if adapter in getattr(self.unet, 'peft_config', {}): self.unet.delete_adapters(adapter)
+    for model in self.parts.values():
+        if adapter not in getattr(model, 'peft_config', {}): continue
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # PEFT tells that it makes another adapter active; `use` decides that
+            for m in model.modules():
+                if adapter in getattr(m, 'lora_A', {}): m.delete_adapter(adapter)
+        del model.peft_config[adapter]
     self._adapters = None
 
 # %% ../nbs/02_backbone.ipynb #50f1de01

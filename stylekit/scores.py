@@ -22,7 +22,7 @@ def guided(cond:torch.Tensor, # ε with the prompt
     "Classifier-free guidance: ε(∅) + s·(ε(y) − ε(∅)) (arXiv 2207.12598)"
     return uncond + scale*(cond-uncond)
 
-# %% ../nbs/05_scores.ipynb #af320207
+# %% ../nbs/05_scores.ipynb #9dbb2840
 @dataclass
 class Score:
     "A noise prediction as a function of (z_t, t, cond): which adapters are on, and how much guidance"
@@ -30,16 +30,17 @@ class Score:
     adapters: tuple = ()    # none: the base model, ε_real
     guidance: float = 1.    # scale; 1: none
     empty: Cond = None      # what guidance points away from: the empty prompt; if None, the base model with the same prompt
+    own: Cond = None        # how the adapters' own text encoder reads the prompt, where they have one
 
     def __post_init__(self):
         if self.guidance!=1 and self.empty is None and not self.adapters: raise StylekitError('the base model cannot be guided away from itself: give `empty`')
 
     def __call__(self, z_t:torch.Tensor, t:torch.Tensor, cond:Cond)->torch.Tensor: # ε (B, C, h, w), no graph
-        one = lambda *adapters: self.backbone.predict(z_t, t, cond, adapters)
-        if self.guidance==1: return one(*self.adapters)
-        if self.empty is None: return guided(one(*self.adapters), one(), self.guidance)
+        one, mine = lambda c, adapters: self.backbone.predict(z_t, t, c, adapters), self.own or cond
+        if self.guidance==1: return one(mine, self.adapters)
+        if self.empty is None: return guided(one(mine, self.adapters), one(cond, ()), self.guidance)
         n = len(z_t)
-        both = self.backbone.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), Cond.cat([cond.expand(n), self.empty.expand(n)]), self.adapters)
+        both = self.backbone.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), Cond.cat([mine.expand(n), self.empty.expand(n)]), self.adapters)
         return guided(*both.chunk(2), self.guidance)
 
 # %% ../nbs/05_scores.ipynb #52a8beff

@@ -169,12 +169,12 @@ def settings(preset='fast', # name of a preset, or Settings
     if unknown: raise StylekitError(f'unknown settings {sorted(unknown)}; there are {[f.name for f in fields(Settings)]}')
     return replace(preset, **{k:v for k,v in changes.items() if v is not None})
 
-# %% ../nbs/06_sms.ipynb #7935880c
+# %% ../nbs/06_sms.ipynb #ac9ac2a1
 class SMS:
     "Style Matching Score as a method: directions for the latents, and the fake score that learns beside"
-    def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, cond:Cond, edit:Cond, empty:Cond, gens:list, style:str='style', seed:int=0):
+    def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, cond:Cond, edit:Cond, empty:Cond, gens:list, style:str='style', seed:int=0, own:Cond=None):
         self.backbone, self.cfg, self.z_src, self.cond, self.edit, self.empty = backbone, cfg, z_src, cond, edit, empty
-        self.style = Score(backbone, (style,), cfg.guidance_scale, empty if cfg.guide=='empty' else None)
+        self.style = Score(backbone, (style,), cfg.guidance_scale, empty if cfg.guide=='empty' else None, own)
         self.fake = FakeScore(backbone, cfg.fake_rank, cfg.fake_alpha, cfg.fake_targets, cfg.fake_lr, seed=seed) if cfg.fake in ('own', 'shared') else None
         self.u = torch.stack([torch.rand(cfg.steps, generator=g) for g in gens], 1)   # all before any noise: the timesteps do not depend on the image's size
         self.grid = RelevanceGrid(backbone, z_src, edit, empty, cfg.t_min, cfg.t_max, cfg.relevance_floor, gens) if cfg.relevance=='grid' else None
@@ -251,7 +251,7 @@ def load_state_dict(self:SMS, s:dict): self.fake and self.fake.load_state_dict(s
 @patch
 def close(self:SMS): self.fake and self.fake.close()
 
-# %% ../nbs/06_sms.ipynb #31b6de4a
+# %% ../nbs/06_sms.ipynb #9550de0b
 @patch
 @torch.no_grad()
 def finish(self:SMS, z:torch.Tensor, gens:list)->torch.Tensor: # like z
@@ -259,4 +259,4 @@ def finish(self:SMS, z:torch.Tensor, gens:list)->torch.Tensor: # like z
     if not self.cfg.finish: return z
     ts = falling(self.cfg.finish, 4)
     z_t = self.backbone.add_noise(z, randn_like(z, gens), torch.full((len(z),), ts[0], device=z.device))
-    return ddim(Score(self.backbone, self.style.adapters), self.backbone, z_t, ts, self.cond)
+    return ddim(replace(self.style, guidance=1.), self.backbone, z_t, ts, self.cond)

@@ -6,7 +6,7 @@
 __all__ = ['working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard', 'Progress',
            'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'stylize']
 
-# %% ../nbs/08_stylizer.ipynb #e3a88188
+# %% ../nbs/08_stylizer.ipynb #18fc84d1
 import json, math, os, signal, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, load_backbone
 from .core import StylekitError, atomic_path, caller_seeds, digest, generators, image_to_tensor, load_image, tensor_to_image
-from .lora import Style, add_style, load_style
+from .lora import Report, Style, add_style, load_style
 from .rights import save_output
 from .sms import SMS, Settings, settings
 
@@ -164,7 +164,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #aea04606
+# %% ../nbs/08_stylizer.ipynb #6dbf96bd
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
     def __init__(self,
@@ -191,17 +191,18 @@ class Stylizer:
         parts = style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes()
         self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), *parts)[:16]
         self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
-                         style_coverage=f'{report["matched"]}/{report["total"]}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
+                         style_coverage=f'{report.matched}/{report.total}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
 
-# %% ../nbs/08_stylizer.ipynb #63271b5c
+# %% ../nbs/08_stylizer.ipynb #759dcde7
 @patch
-def _set_up(self:Stylizer, size)->dict: # how much of the style found its place
+def _set_up(self:Stylizer, size)->Report: # how much of the style found its place
     "Prompts, adapters, and the method that uses them"
     b, style, cfg = self.backbone, self.style, self.cfg
-    report = add_style(b, Style(style.name, style.words, style.path, style.scale*cfg.style_scale, style.metadata))
-    cond = b.text([cfg.prompt.format(style=style.words, caption=c) for c in self.captions], size)
+    report = add_style(b, style.scaled(cfg.style_scale))
+    prompts = [cfg.prompt.format(style=style.words, caption=c) for c in self.captions]
+    cond, own = b.text(prompts, size), b.text(prompts, size, ('style',)) if any(k.startswith('text') for k in report.blocks) else None
     edit, empty = (b.text(p, size) for p in (cfg.edit_prompt.format(style=style.words), ''))
-    self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0])
+    self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0], own=own)
     return report
 
 # %% ../nbs/08_stylizer.ipynb #d0762048
