@@ -37,6 +37,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'stylekit.cli._writable': ('cli.html#_writable', 'stylekit/cli.py'),
                               'stylekit.cli.main': ('cli.html#main', 'stylekit/cli.py'),
                               'stylekit.cli.out_paths': ('cli.html#out_paths', 'stylekit/cli.py'),
+                              'stylekit.cli.parse_style': ('cli.html#parse_style', 'stylekit/cli.py'),
                               'stylekit.cli.styles': ('cli.html#styles', 'stylekit/cli.py'),
                               'stylekit.cli.stylize': ('cli.html#stylize', 'stylekit/cli.py')},
             'stylekit.core': { 'stylekit.core.StylekitError': ('core.html#stylekiterror', 'stylekit/core.py'),

@@ -56,6 +56,18 @@ def test_quiet_commands(capsys):
     with pytest.raises(SystemExit) as e: main(['stylize', '--help'])
     assert e.value.code == 0 and '--caption' in capsys.readouterr().out
 
+def test_a_lora_file_is_looked_into(loaded, folder, style, capsys):
+    assert main(['styles', style, '--backbone', folder]) == 0
+    words, report = capsys.readouterr().out.splitlines()
+    assert words.split(maxsplit=1) == ['random', 'black ink drawing'] and 'of' in report and 'layers (diffusers LoRA, rank 4)' in report and 'mid_block' in report
+    assert main(['styles', style]) == 2 and 'does not fit' in capsys.readouterr().err
+
+def test_a_mix_of_styles(loaded, folder, style, photo, tmp_path, capsys):
+    assert main(['stylize', photo, '--style', f'{style}:0.5+{style}:0.5', '--caption', 'an owl', '--backbone', folder, '--steps', '1', '--seed', '0', '--out', str(tmp_path)]) == 0
+    mixed = tmp_path/'photo-random+random.png'
+    assert capsys.readouterr().out == f'{mixed}\n' and read_output(mixed)['run']['style'] == 'random+random'
+    assert main(['stylize', photo, '--style', f'{style}:0.5+oil:0.5', '--caption', 'an owl', '--out', str(tmp_path)]) == 2 and 'oil' in capsys.readouterr().err
+
 GOOD = ['{photo}', '--style', '{style}', '--caption', 'an owl', '--backbone', '{folder}', '--steps', '1', '--out', '{out}']
 BAD = [(['frobnicate'], 'frobnicate'), (['stylise'], 'stylise'), (['--versoin'], '--versoin'), (['styles', 'extra'], 'extra')] + [(['stylize', *(x for x in a[:1] if x[0] == '{'), *GOOD, *(a[1:] if a[0][0] == '{' else a)], word) for a, word in [
     (['--steps', '0'], 'steps'), (['--steps', 'many'], 'steps'), (['--steps', '1.5'], 'steps'), (['--steps'], 'steps'), (['--lam', '-1'], 'lam'), (['--lam', 'nan'], 'lam'), (['--cutoff', '1.5'], 'cutoff'),
