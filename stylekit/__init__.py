@@ -3,7 +3,7 @@ __version__ = "0.1.0"
 
 # Names are fetched when first used, so that `import stylekit` and `stylekit --help` need not wait for torch.
 _HOMES = dict(stylize='stylizer', Stylizer='stylizer', StylizeResult='stylizer', Callback='stylizer', Checkpoint='stylizer', Preview='stylizer', Progress='stylizer',
-              Settings='sms', settings='sms', load_backbone='backbone', Backbone='backbone', load_style='lora', styles='lora', train_lora='lora',
+              Settings='sms', settings='sms', load_backbone='backbone', Backbone='backbone', load_style='lora', styles='lora', train_lora='finetune',
               StylekitError='core', load_image='core', sample='core', samples='core', save_output='rights', read_output='rights')
 __all__ = ['__version__', *_HOMES]
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['lr_factor', 'Ema', 'orthogonalize', 'Muon', 'fit', 'min_snr', 'draw_t']
 
-# %% ../nbs/03a_training.ipynb #6d583923
+# %% ../nbs/03a_training.ipynb #21f71aaa
 import math, time
 from pathlib import Path
 import torch
-from .core import atomic_path
+from .core import StylekitError, atomic_path
 
 # %% ../nbs/03a_training.ipynb #c7186da9
 def lr_factor(step:int, # current step
@@ -73,29 +73,33 @@ class Muon(torch.optim.Optimizer):
         s['m'].lerp_(p.grad, 1-b1); s['v'].lerp_(p.grad**2, 1-b2)
         return s['m']/(1-b1**s['n'])/((s['v']/(1-b2**s['n'])).sqrt()+1e-8)
 
-# %% ../nbs/03a_training.ipynb #6370ae73
-def _save(path, module, opt, avg, step):
+# %% ../nbs/03a_training.ipynb #f056b7e1
+def _save(path, module, opt, avg, step, run_id):
     "A checkpoint: what is trained, how, and how far; written whole or not at all"
     if not path: return
     trained = {k: p.detach() for k,p in module.named_parameters() if p.requires_grad}
-    with atomic_path(path) as tmp: torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step), tmp)
+    with atomic_path(path) as tmp: torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step, run_id=run_id), tmp)
 
-def _resume(path, module, opt, avg)->int: # the step to go on from
+def _resume(path, module, opt, avg, run_id)->int: # the step to go on from
     if not path or not Path(path).exists(): return 0
-    s = torch.load(path, weights_only=True)
+    try: s = torch.load(path, weights_only=True)
+    except Exception as e: raise StylekitError(f'{Path(path).name} is damaged or half-written ({type(e).__name__}): delete it to start anew') from e
+    if s.get('run_id', '') != run_id: raise StylekitError(f'{Path(path).name} belongs to a training with other settings or data: use those, or delete it to start anew')
     module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg = s['ema']
     return s['step']
 
-# %% ../nbs/03a_training.ipynb #245f13a4
-def _step(opt, params, loss, lr, clip)->float: # the loss
+# %% ../nbs/03a_training.ipynb #6da29419
+def _step(opt, params, loss, lr, clip, scale)->float: # the loss
     for group in opt.param_groups: group['lr'] = lr
     opt.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(params, clip)
-    opt.step()
+    (loss*scale).backward()
+    for p in params:
+        if p.grad is not None: p.grad /= scale
+    norm = torch.nn.utils.clip_grad_norm_(params, clip)
+    if scale==1 or torch.isfinite(norm): opt.step()   # in half precision a step may overflow: leave it out
     return loss.item()
 
-# %% ../nbs/03a_training.ipynb #30da2425
+# %% ../nbs/03a_training.ipynb #60dbcef7
 def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss_fn, # loss_fn(generator) -> scalar loss of one batch
         steps:int, lr:float, # steps in all, peak learning rate
@@ -108,22 +112,25 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         every:int=500, # steps between checkpoints and reports
         seed:int=0,
         optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=)
-        report=None # report(step, mean loss, seconds per step)
+        report=None, # report(step, mean loss, seconds per step)
+        stop=None, # stop(step, average) -> True ends the training; asked every `every` steps
+        scale:float=1., # of the loss on its way through a half-precision network
+        run_id:str='' # a checkpoint of another run is refused
        )->Ema: # the average; `module` itself holds the last weights
     "Train with a cosine schedule, a moving average and resumable checkpoints"
     params = [p for p in module.parameters() if p.requires_grad]
     opt, avg = optimizer(params, lr=lr, weight_decay=weight_decay), Ema(module, ema)
-    start = last = _resume(path, module, opt, avg)
+    start = last = _resume(path, module, opt, avg, run_id)
     g, total, t0, t = torch.Generator(), 0., time.time(), time.time()
     for step in range(start, steps):
-        total += _step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip)
+        total += _step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip, scale)
         avg.update(module, step)
         late = minutes and time.time()-t0 > 60*minutes
         if (step+1)%every and step+1 < steps and not late: continue
-        _save(path, module, opt, avg, step+1)
+        _save(path, module, opt, avg, step+1, run_id)
         if report: report(step+1, total/(step+1-last), (time.time()-t)/(step+1-last))
         t, total, last = time.time(), 0., step+1
-        if late: break
+        if late or (stop and stop(step+1, avg)): break
     return avg
 
 # %% ../nbs/03a_training.ipynb #102638a9

@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['RIGHTS', 'SAMPLES', 'text_encoder_of', 'pack', 'build_styles', 'denoised_looks', 'build']
 
-# %% ../../nbs/mini/04_build.ipynb #4d37cacd
+# %% ../../nbs/mini/04_build.ipynb #23ddc83c
 import json, shutil, time
 from pathlib import Path
 import numpy as np, torch
 from diffusers import AutoencoderTiny, DDIMScheduler
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from ..backbone import load_backbone
-from ..core import StylekitError
-from ..lora import LORA_FILE, add_style, load_style, save_lora, train_lora
+from PIL import Image
+from ..core import StylekitError, digest
+from ..finetune import Example, train_lora
+from ..lora import LORA_FILE, add_style, load_style
 from .clip import all_captions, train_clip, train_tokenizer
 from .data import BASE_LOOKS, SETS, StyleSets, fetch_sets, look_words, render_sets, thing
 from .unet import SCHEDULE, encode_looks, train_unet
@@ -48,7 +50,7 @@ def pack(dest:Path, vae, clip, tok, unet, scale:float # 1/std of the latents
     (dest/'model_index.json').write_text(json.dumps(index, indent=2)+'\n')
     return dest
 
-# %% ../../nbs/mini/04_build.ipynb #0c2aba76
+# %% ../../nbs/mini/04_build.ipynb #0e15942a
 RIGHTS = '''id = "{look}"
 title = "{title}"
 holder = "Microsoft Corporation and contributors (Fluent Emoji)"
@@ -59,17 +61,16 @@ attribution = "Fluent Emoji, MIT licence"
 flags = []
 '''
 
-def build_styles(backbone, sets:StyleSets, dest:Path, work:Path, looks=('flat', 'ink'), steps:int=500, batch:int=16, rank:int=16, lr:float=2e-3, report=None)->list:
+def build_styles(backbone, sets:StyleSets, dest:Path, looks=('flat', 'ink'), steps:int=500, batch:int=16, rank:int=16, lr:float=2e-3, report=None)->list:
     "Train, save and describe the style LoRAs"
     keep = [sets.index[n] for n in sets.names('train')]
     for look in looks:
         package, version, licence, words = SETS[look]
-        x = (to_float(sets.array(look)[keep])+1)/2
-        train_lora(backbone, x, [thing(n) for n in sets.names('train')], words, rank=rank, steps=steps, batch=batch, lr=lr, path=Path(work)/f'lora-{look}.pt', report=report)
-        (Path(dest)/look).mkdir(parents=True, exist_ok=True)
-        save_lora(backbone, 'style', Path(dest)/look/LORA_FILE, words, {'stylekit.data': f'{package}@{version}', 'stylekit.images': str(len(keep)), 'stylekit.steps': str(steps), 'license': licence})
+        examples = [Example(Path(f'{n}.png'), Image.fromarray(a), thing(n), digest(a.tobytes())) for n,a in zip(sets.names('train'), sets.array(look)[keep])]
+        train_lora(examples, look, words, backbone=backbone, out=dest, metadata={'stylekit.data': f'{package}@{version}', 'license': licence},
+                   report=report and (lambda r: 'loss' in r and report(r['step'], r['loss'], r['seconds'])),
+                   rank=rank, steps=steps, batch=batch, lr=lr, views=2, zoom=1., hold_out=0.)
         (Path(dest)/look/'rights.toml').write_text(RIGHTS.format(look=look, title=words, package=package, version=version, licence=licence))
-        backbone.remove('style')
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
 
 # %% ../../nbs/mini/04_build.ipynb #7285a816
@@ -96,7 +97,7 @@ SAMPLES = ('airplane', 'owl', 'taxi', 'birthday-cake', 'penguin', 'microscope', 
 
 def _say(part): return lambda step, loss, dt: print(f'{time.strftime("%H:%M:%S")} {part} {step} loss {loss:.4f} {dt:.2f} s/step', flush=True)
 
-# %% ../../nbs/mini/04_build.ipynb #9670964f
+# %% ../../nbs/mini/04_build.ipynb #f796b288
 def build(data:Path, # packages and rendered sets; fetched when absent
           work:Path, # checkpoints
           dest:Path, # stylekit/assets
@@ -119,7 +120,7 @@ def build(data:Path, # packages and rendered sets; fetched when absent
     latents = torch.load(work/'latents.pt', weights_only=True)
     unet = train_unet(latents, clip, tok, work, unet_steps, minutes=minutes, device=device, report=say('unet')).cpu()
     pack(dest/'mini', vae, clip, tok, unet, latents['scale'])
-    build_styles(load_backbone(dest/'mini'), sets, dest/'styles', work, steps=lora_steps, report=say('lora'))
+    build_styles(load_backbone(dest/'mini'), sets, dest/'styles', steps=lora_steps, report=say('lora'))
     if not (work/'denoised.pt').exists(): torch.save(denoised_looks(load_backbone(dest/'mini', dtype='bf16'), sets, dest/'styles'), work/'denoised.pt')
     vae = tune_decoder(vae, torch.load(work/'denoised.pt', weights_only=True), sets, work, decoder_steps, device=device, report=say('decoder')).cpu()
     pack(dest/'mini', vae, clip, tok, unet, latents['scale'])

@@ -1,0 +1,388 @@
+"Metrics: against torchmetrics, SciPy and scikit-image, against formulas written out, and as properties"
+import copy, dataclasses, os
+import numpy as np, pytest, torch, torch.nn.functional as F
+from stylekit import metrics as M
+from stylekit.core import StylekitError, sample, samples
+
+def normal(n, d, seed=0, shift=0.): return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
+def images(n=6, size=32, seed=0): return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+def close(a, b):
+    "The same ruler, value and interval, up to the order in which a sum was taken"
+    near = lambda v: v and pytest.approx(v, rel=1e-6, abs=1e-9)
+    return a.key == b.key and a.value == near(b.value) and a.interval == near(b.interval)
+
+class Trunk(torch.nn.Module):
+    "Convolutions shaped like AlexNet's, with random weights"
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        c = torch.nn.Conv2d
+        relu, pool = torch.nn.ReLU, lambda: torch.nn.MaxPool2d(3, 2)
+        self.features = torch.nn.Sequential(c(3, 64, 11, 4, 2), relu(), pool(), c(64, 192, 5, padding=2), relu(), pool(),
+                                            c(192, 384, 3, padding=1), relu(), c(384, 256, 3, padding=1), relu(), c(256, 256, 3, padding=1), relu())
+    def forward(self, x): return self.features(x)
+
+RELUS = tuple(f'features.{i}' for i in (1, 4, 7, 9, 11))
+
+@pytest.fixture(scope='module')
+def net(): return M.Features('trunk', Trunk(), 64, RELUS, mean=M.IMAGENET[0], std=M.IMAGENET[1])
+
+@pytest.fixture(scope='module')
+def mini(): return M.load_features('mini')
+
+# ---- the value and its ruler
+
+def value(**kw): return dataclasses.replace(M.Measured(1., 'kid[x]', 'x', 'ab', '8×8', 'bicubic', 'n', 'unbiased', 64, 64, (.5, 1.5)), **kw)
+
+OTHERS = dict(name='fd[x]', backbone='y', sha256='cd', resolution='9×9', resize='bilinear', norm='m', estimator='biased', n_ref=8)
+
+@pytest.mark.parametrize('field, other', OTHERS.items())
+def test_other_rulers_are_refused(field, other):
+    a, b = value(), value(**{field: other})
+    for compare in (lambda: a-b, lambda: a < b, lambda: b < a, lambda: a > b):
+        with pytest.raises(StylekitError, match=field): compare()
+
+def test_n_counts_only_where_it_biases():
+    assert value(n=8) - value() == dataclasses.replace(value(n=8), value=0., name='Δ kid[x]', interval=None)
+    with pytest.raises(StylekitError, match=r'n \(8 and 64\)'): value(n=8, estimator='biased') < value(estimator='biased')
+
+def test_measured_is_no_number():
+    with pytest.raises(StylekitError, match='only with another measured value'): value() < 2.
+    with pytest.raises(StylekitError): value() - 1
+    with pytest.raises(TypeError): float(value())
+    with pytest.raises(TypeError): value() + value()
+    with pytest.raises(dataclasses.FrozenInstanceError): value().value = 2.
+    assert '\n' not in repr(value()) and '[0.50, 1.50]' in repr(value()) and '(n=64, n_ref=64)' in repr(value())
+    for v in (0., 1e-12, float('nan'), float('inf'), -3e5): repr(value(value=v, interval=None))
+
+def test_paired_difference_is_narrower_than_either():
+    hard = np.random.default_rng(0).normal(0, 5, 50)
+    worse = hard+1+.1*np.random.default_rng(1).normal(size=50)
+    a, b = [value(value=float(e.mean()), each=tuple(e), ids=tuple(range(50)), interval=M.mean_interval(e)) for e in (worse, hard)]
+    d = a-b
+    assert .9 < d.interval[0] < d.value < d.interval[1] < 1.1 and d.value == pytest.approx(1, abs=.05)
+    assert d.interval[1]-d.interval[0] < (a.interval[1]-a.interval[0])/10
+    assert (a-dataclasses.replace(b, ids=tuple(range(1, 51)))).interval is None     # other images: no pairs
+
+def test_mean_interval_covers():
+    "95 % nominal; 300 trials with n = 60"
+    rng = np.random.default_rng(0)
+    spans = [M.mean_interval(rng.exponential(size=60), times=300, seed=i) for i in range(300)]
+    assert .88 < np.mean([lo < 1 < hi for lo, hi in spans]) < .98
+    assert M.mean_interval([1., 2, 4], seed=3) == M.mean_interval([1., 2, 4], seed=3)
+
+# ---- images and pairs
+
+def test_pairs_by_id_whatever_the_order(net):
+    x = images(5)
+    a, b = dict(zip('abcde', x)), dict(zip('abcde', x.flip(2)))
+    shuffled = {k: b[k] for k in 'dbeac'}
+    same = lambda f, *rest: f(a, b, *rest).each == pytest.approx(f(a, shuffled, *rest).each, rel=1e-5)
+    assert all(same(f) for f in (M.ssim, M.psnr, M.edge_f1)) and all(same(f, net) for f in (M.pd, M.cfsd, M.structure, M.gram, M.similarity))
+    assert same(M.direction, x, x.flip(2), net)
+    assert M.ssim(a, b).ids == tuple('abcde')
+    assert M.ssim(a, b).value != M.ssim(list(a.values()), list(shuffled.values())).value
+
+@pytest.mark.parametrize('a, b, words', [(dict(x=0, y=0), dict(y=0, z=0), r"first \['x'\].*second \['z'\]"), (dict(x=0), [0], 'one side has ids'),
+                                         ([0, 0], [0], '2 images against 1'), ([], [], 'no images')])
+def test_pairs_refused(a, b, words):
+    im = images(1)[0]
+    fill = lambda v: {k: im for k in v} if isinstance(v, dict) else [im]*len(v)
+    with pytest.raises(StylekitError, match=words): M.psnr(fill(a), fill(b))
+
+def test_files_are_opened_in_turn_and_named(tmp_path, net):
+    files = {n: tmp_path/f'{n}.png' for n in samples()[:3]}
+    for n, f in files.items(): sample(n).save(f)
+    assert torch.allclose(net(files), net({n: sample(n) for n in files}), atol=1e-6)
+    with pytest.raises(StylekitError, match='absent.png does not exist'): net({**files, 'z': tmp_path/'absent.png'})
+    bad = {n: torch.rand(3, 8, 8) for n in 'ab'} | dict(c=torch.full((3, 8, 8), 2.))
+    for f in (M.psnr, lambda a, b: M.pd(a, b, net)):
+        with pytest.raises(StylekitError, match="image 'c'"): f(bad, bad)
+
+@pytest.mark.parametrize('bad, words', [(-torch.ones(1, 3, 8, 8), 'pixel is -1'), (torch.full((1, 3, 8, 8), float('nan')), 'NaN'), ('owl.png', 'into a list'),
+                                        (torch.rand(2, 1, 8, 8), 'expected'), ([], 'no images'), (torch.rand(2, 3, 8, 8)*255, 'between')])
+def test_images_refused(bad, words):
+    with pytest.raises(StylekitError, match=words): M.as_tensors(bad)
+
+def test_forms_agree(net):
+    pil = [sample(n) for n in samples()[:3]]
+    stack = torch.cat(M.as_tensors(pil))
+    for x in (stack, list(stack), [np.asarray(p) for p in pil], dict(enumerate(pil))): assert torch.equal(net(x), net(pil))
+
+# ---- networks
+
+def test_hash_follows_the_weights():
+    a, b = Trunk(), Trunk()
+    assert M.weights_sha256(a) == M.weights_sha256(b) != M.weights_sha256(Trunk(1))
+    assert M.weights_sha256(a) != M.weights_sha256(copy.deepcopy(a).half())
+    b.features[0].bias.data[3] = torch.nextafter(b.features[0].bias.data[3], torch.tensor(9.))
+    assert M.weights_sha256(a) != M.weights_sha256(b)
+
+def test_batches_and_hooks(net):
+    x = images(5, 64)
+    one = M.Features('trunk', Trunk(), 64, RELUS, mean=M.IMAGENET[0], std=M.IMAGENET[1], batch=1)
+    assert torch.allclose(net(x), one(x), atol=1e-5) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(net.maps(x), one.maps(x)))
+    assert M.pd(x, x.flip(0), net).each == pytest.approx(M.pd(x, x.flip(0), one).each, abs=1e-6)
+    assert not any(m._forward_hooks for m in net.module.modules())
+    plain = (x-torch.tensor(M.IMAGENET[0]).view(3, 1, 1))/torch.tensor(M.IMAGENET[1]).view(3, 1, 1)
+    assert torch.allclose(net.maps(x)[-1], Trunk()(plain), atol=1e-5) and torch.allclose(net(x), Trunk()(plain).mean((2, 3)), atol=1e-5)
+
+def test_no_silent_fallback():
+    with pytest.raises(StylekitError, match="or ask for 'mini'"): M.load_features('standard')
+    with pytest.raises(StylekitError, match='no features'): M.load_features('inception')
+    with pytest.raises(StylekitError, match='no layers'): M.pd(images(2), images(2), M.Features('bare', Trunk(), 64))
+    with pytest.raises(StylekitError, match='say in `reads`'): M.Features('x', Trunk(), 64, read=lambda net, x: net(x))
+    with pytest.raises(StylekitError, match='give `read`'): M.Features('odd', torch.nn.Flatten(0), 8)(images(2))
+
+def test_mini_is_the_embedded_clip(mini):
+    from transformers import CLIPModel
+    from stylekit.core import asset, image_to_tensor
+    clip = CLIPModel.from_pretrained(asset('mini/clip')).float().eval()
+    with torch.no_grad():
+        vision = clip.vision_model(pixel_values=image_to_tensor(sample('owl'))*2-1)
+        assert torch.allclose(mini([sample('owl')]), clip.visual_projection(vision.pooler_output), atol=1e-5)
+        assert torch.allclose(mini.maps([sample('owl')])[-1].flatten(2)[0].T, vision.last_hidden_state[0, 1:], atol=1e-5)
+    assert mini.sha256 == M.weights_sha256(clip)
+
+def test_judge_is_a_ruler_too():
+    pytest.importorskip('efficientnet_lite_pytorch')
+    from stylekit.mini.judge import Judge
+    judge, x = Judge(), torch.cat(M.as_tensors([sample('owl', 'flat'), sample('taxi')]))
+    net = M.judge_features(judge)
+    maps, vector = judge.features(x)
+    assert torch.allclose(net(x), vector, atol=1e-5) and all(torch.allclose(a, b, atol=1e-5) for a, b in zip(net.maps(x), maps))
+    m = M.pd(x, x.flip(0), net)
+    assert m.name == 'pd[efficientnet-lite0]' and not m.standard and m.each == pytest.approx(judge.pd(x, x.flip(0)).tolist(), rel=1e-3)
+
+def test_published_names_are_earned(net, monkeypatch):
+    x, y = images(4, 64), images(4, 64, 1)
+    m = M.pd(x, y, net)
+    pin = dict(metric='pd', **{k: getattr(m, k) for k in ('sha256', 'resolution', 'resize', 'norm', 'estimator')})
+    monkeypatch.setitem(M.PUBLISHED, 'LPIPS-trunk', pin)
+    assert (p := M.pd(x, y, net)).name == 'LPIPS-trunk' and p.standard and p.value == m.value
+    kw = dict(layers=RELUS, mean=M.IMAGENET[0], std=M.IMAGENET[1])
+    others = [M.Features('trunk', Trunk(1), 64, **kw), M.Features('trunk', Trunk(), 96, **kw), M.Features('trunk', Trunk(), 64, resize='bilinear', **kw),
+              M.Features('trunk', Trunk(), 64, **kw | dict(mean=(0.,)*3)), M.Features('trunk', Trunk(), 64, **kw | dict(layers=RELUS[:4]))]
+    for other in others:
+        assert (q := M.pd(x, y, other)).name == 'pd[trunk]' and not q.standard
+        with pytest.raises(StylekitError, match='differ in name'): q < p
+    assert M.kid(x, y, net).name == 'kid[trunk]'
+
+# ---- sets
+
+def test_frechet_closed_form():
+    "Of commuting and of general covariances, exact to rounding"
+    import scipy.linalg
+    rng = np.random.default_rng(0)
+    for d in (1, 3, 8):
+        def gaussian():
+            s = rng.normal(size=(d, d)); s = s @ s.T + .1*np.eye(d)
+            z = rng.normal(size=(100, d)); z -= z.mean(0)
+            mean = rng.normal(size=d)
+            return mean, s, z @ np.linalg.inv(np.linalg.cholesky(np.atleast_2d(np.cov(z.T))).T) @ np.linalg.cholesky(s).T + mean
+        (ma, sa, a), (mb, sb, b) = gaussian(), gaussian()
+        assert np.allclose(np.cov(a.T), sa if d > 1 else sa.item())
+        want = ((ma-mb)**2).sum() + np.trace(sa+sb-2*scipy.linalg.sqrtm(sa @ sb).real)
+        assert M.frechet(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(want, rel=1e-9, abs=1e-9)
+
+@pytest.mark.parametrize('n, m, d', [(40, 50, 8), (40, 30, 64), (10, 200, 32)])
+def test_frechet_against_scipy(n, m, d):
+    import scipy.linalg
+    x, y = normal(n, d).double().numpy(), (normal(m, d, 1)*1.5+.3).double().numpy()
+    sx, sy = np.cov(x.T), np.cov(y.T)
+    root = np.sqrt(np.clip(scipy.linalg.eigvals(sx @ sy).real, 0, None)).sum() if min(n, m) <= d else np.trace(scipy.linalg.sqrtm(sx @ sy)).real
+    want = ((x.mean(0)-y.mean(0))**2).sum() + np.trace(sx) + np.trace(sy) - 2*root
+    got = M.frechet(torch.from_numpy(x), torch.from_numpy(y))
+    assert got == pytest.approx(want, rel=1e-6) and got == pytest.approx(M.frechet(torch.from_numpy(y), torch.from_numpy(x)), rel=1e-9)
+
+@pytest.mark.parametrize('n, want, tol', [(64, 311, 5), (1024, 33, 1)])
+def test_frechet_bias_of_small_sets(n, want, tol): assert M.frechet(normal(n, 256), normal(n, 256, 1)) == pytest.approx(want, abs=tol)
+
+def test_frechet_extrapolation():
+    x, y = normal(3000, 32), normal(3000, 32, 1)
+    assert abs(M.frechet_infinite(x, y)) < .08 < M.frechet(x, y) and M.frechet_infinite(x, y+.5) == pytest.approx(8, abs=.4)
+    assert M.frechet_infinite(x, y, seed=1) == pytest.approx(M.frechet_infinite(x, y, seed=1), abs=1e-9)   # sums may differ in the last bit
+
+def test_fd_labels(net):
+    few, many = normal(64, 8), normal(M.ENOUGH, 8)
+    assert M.fd(few, few, net).note == 'indicative' and M.fd(many, few, net).note == 'indicative' and M.fd(few, few, net).interval is None
+    assert M.fd(many, many+1, net).note == '' and 'extrapolated' in M.fd(many, many+1, net).estimator
+    with pytest.raises(StylekitError, match='n '): M.fd(few, few, net) < M.fd(few[:32], few, net)   # biased: n matters
+
+@pytest.fixture(scope='module')
+def shared():
+    "A network on float images of its own size: nothing to disagree about but the formula"
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 4, 4), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(256, 16))
+    return M.Features('flat', net, 16, resize='none'), images(40, 16), images(30, 16, 1)**1.5
+
+def test_fid_against_torchmetrics(shared):
+    fid = pytest.importorskip('torchmetrics.image.fid')
+    net, x, y = shared
+    # a network of one's own gets the floats as they are
+    other = fid.FrechetInceptionDistance(feature=copy.deepcopy(net.module), normalize=True, input_img_size=(3, 16, 16))
+    other.update(x, real=True); other.update(y, real=False)
+    assert M.fd(y, x, net).value == pytest.approx(other.compute().item(), rel=1e-4)
+
+@pytest.mark.filterwarnings('ignore:Metric .Kernel Inception')
+def test_kid_against_torchmetrics(shared):
+    kid = pytest.importorskip('torchmetrics.image.kid')
+    net, x, y = shared
+    other = kid.KernelInceptionDistance(feature=copy.deepcopy(net.module), subsets=1, subset_size=30, normalize=True)
+    other.update(x[:30], real=True); other.update(y, real=False)
+    assert M.kid(y, x[:30], net).value == pytest.approx(other.compute()[0].item(), rel=1e-3, abs=1e-6)
+
+def test_unbiased_kernels_average_to_zero(net):
+    v = [[f(normal(20, 16, 2*s), normal(20, 16, 2*s+1), net, times=2).value for s in range(60)] for f in (M.kid, M.mmd)]
+    for each in v: assert abs(np.mean(each)) < 3*np.std(each)/60**.5 and min(each) < 0 < max(each)
+
+def test_kernels_symmetric_and_seeded(net):
+    x, y = normal(20, 16), normal(20, 16, 1, .5)
+    for f in (M.kid, M.mmd):
+        assert f(x, y, net).value == pytest.approx(f(y, x, net).value, rel=1e-9) and close(f(x, y, net), f(x, y, net))
+        assert not close(f(x, y, net), f(x, y, net, seed=5))
+        assert f(x, x, net).value <= 0 and f(x, y, net) > f(x, normal(20, 16, 2), net)
+
+def test_cmmd_formula(net):
+    x, y = normal(12, 6).numpy().astype(float), normal(15, 6, 1, .4).numpy().astype(float)
+    x, y = [v/np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y)]
+    k = lambda a, b: np.exp(-((a[:, None]-b[None])**2).sum(-1)/(2*10**2))
+    biased = 1000*(k(x, x).mean()+k(y, y).mean()-2*k(x, y).mean())
+    n, m = len(x), len(y)
+    unbiased = 1000*((k(x, x).sum()-n)/(n*(n-1)) + (k(y, y).sum()-m)/(m*(m-1)) - 2*k(x, y).mean())
+    got = M.mmd(torch.from_numpy(x), torch.from_numpy(y), net)
+    assert got.value == pytest.approx(unbiased, rel=1e-8) and float(got.note.split()[1]) == pytest.approx(biased, rel=5e-3)
+
+def test_bootstrap_is_centred_and_as_wide_as_repeats():
+    "No copy meets its copy, so draws scatter around the value; their spread is that of fresh samples"
+    f = lambda s, **w: M.mmd2(*[M.cubic_kernel(a, b) for x, y in [(normal(50, 8, s), normal(50, 8, s+1000, .5))] for a, b in ((x, x), (y, y), (x, y))], **w)
+    boot = f(0, wx=M._draws(50, 2000, 0), wy=M._draws(50, 2000, 1))
+    fresh = torch.stack([f(s) for s in range(100)])
+    assert abs(boot.mean()-f(0)) < .15*boot.std() and .6 < boot.std()/fresh.std() < 1.6
+
+def test_bootstrap_draws_the_two_sets_apart(net):
+    "Sets of one size are no pairs: drawing both alike would make the interval of look-alikes far too narrow"
+    x, z = normal(50, 8), normal(50, 8, 1)
+    alike, apart = [np.ptp(M.mmd(x, y+.5, net).interval) for y in (x, z)]
+    assert alike > .7*apart
+
+def test_sets_refused(net):
+    for f in (M.kid, M.mmd, M.fd):
+        with pytest.raises(StylekitError, match='at least 2'): f(normal(1, 4), normal(9, 4), net)
+        with pytest.raises(StylekitError, match='one length'): f(normal(9, 4), normal(9, 5), net)
+        with pytest.raises(StylekitError, match='NaN'): f(normal(9, 4)*float('nan'), normal(9, 4), net)
+    assert M.kid(normal(3, 4), normal(9, 4), net).interval is None
+
+def test_sets_take_images_or_their_vectors(net):
+    x, y = images(6, 64), images(7, 64, 1)
+    half = M.Features('trunk', Trunk(), 64, RELUS, mean=M.IMAGENET[0], std=M.IMAGENET[1], read=lambda net, x: net(x)[:, :128], reads='first half')
+    with pytest.raises(StylekitError, match='first half'): M.kid(x, y, half) < M.kid(x, y, net)   # the same weights, read elsewhere
+    for f in (M.kid, M.mmd, M.fd): assert close(f(x, y, net), f(net(x), net(y), net)) and (f(x, y, net).n, f(x, y, net).n_ref) == (6, 7)
+
+# ---- pairs
+
+def lpips(trunk, heads, a, b):
+    "Written out from the paper and its released layout: inputs in [-1, 1], shift, scale"
+    shift, scale = torch.tensor([-.030, -.088, -.188]).view(1, 3, 1, 1), torch.tensor([.458, .448, .450]).view(1, 3, 1, 1)
+    total = 0
+    fa, fb = ((2*a-1)-shift)/scale, ((2*b-1)-shift)/scale
+    for i, layer in enumerate(trunk.features):
+        fa, fb = layer(fa), layer(fb)
+        if f'features.{i}' not in RELUS: continue
+        na, nb = fa/(torch.sqrt((fa**2).sum(1, keepdim=True))+1e-10), fb/(torch.sqrt((fb**2).sum(1, keepdim=True))+1e-10)
+        total = total + F.conv2d((na-nb)**2, heads[RELUS.index(f'features.{i}')].view(1, -1, 1, 1)).mean((1, 2, 3))
+    return total
+
+def heads_file():
+    torchmetrics = pytest.importorskip('torchmetrics')
+    path = os.path.join(os.path.dirname(torchmetrics.__file__), 'functional', 'image', 'lpips_models', 'alex.pth')
+    if not os.path.exists(path): pytest.skip('no heads in this version')
+    return path
+
+def test_pd_with_heads_is_lpips(net):
+    heads = [torch.rand(c, generator=torch.Generator().manual_seed(c)) for c in (64, 192, 384, 256, 256)]
+    a, b = images(3, 64), images(3, 64, 1)
+    with torch.no_grad(): want = lpips(Trunk(), heads, a, b)
+    got = M.pd(a, b, net, linear=heads)
+    assert got.each == pytest.approx(want.tolist(), rel=1e-5) and got.sha256 != net.sha256 and 'learned' in got.estimator
+    with pytest.raises(StylekitError, match='4 linear weights'): M.pd(a, b, net, linear=heads[:4])
+
+def test_published_heads(net):
+    heads = M.lpips_heads(heads_file())
+    assert [len(h) for h in heads] == [64, 192, 384, 256, 256] and all((h >= 0).all() and h.dtype == torch.float32 for h in heads)
+    a, b = images(2, 64), images(2, 64, 1)
+    with torch.no_grad(): assert M.pd(a, b, net, linear=heads).each == pytest.approx(lpips(Trunk(), heads, a, b).tolist(), rel=1e-5)
+
+def test_heads_refused(tmp_path):
+    torch.save(dict(a=torch.ones(3)), tmp_path/'x.pth')
+    with pytest.raises(StylekitError, match='not the linear layers'): M.lpips_heads(tmp_path/'x.pth')
+    (tmp_path/'y.pth').write_bytes(b'no weights')
+    for p in ('y.pth', 'absent.pth'):
+        with pytest.raises(StylekitError, match='cannot read'): M.lpips_heads(tmp_path/p)
+
+def test_ssim_and_psnr_against_skimage():
+    skm = pytest.importorskip('skimage.metrics')
+    pairs = [(np.asarray(sample(n, 'shaded'))/255., np.asarray(sample(n, 'flat'))/255.) for n in samples()[:4]]
+    grey = lambda a: a @ np.array([.299, .587, .114])
+    want = [skm.structural_similarity(grey(a), grey(b), gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.) for a, b in pairs]
+    a, b = [[sample(n, l) for n in samples()[:4]] for l in ('shaded', 'flat')]
+    assert M.ssim(a, b).each == pytest.approx(want, abs=1e-6)
+    assert M.psnr(a, b).each == pytest.approx([skm.peak_signal_noise_ratio(x, y, data_range=1.) for x, y in pairs], abs=1e-4)
+
+def test_edge_f1_is_the_judges():
+    from stylekit.mini.judge import edge_f1
+    a, b = images(4), images(4, 32, 1)
+    assert M.edge_f1(a, b).each == pytest.approx(edge_f1(a, b).tolist(), abs=1e-7)
+
+def loop(f, ma, mb):
+    "`f` of two arrays (C, hw), image by image"
+    return [f(a.flatten(1).double().numpy(), b.flatten(1).double().numpy()) for a, b in zip(ma, mb)]
+
+def cosines(x):
+    n = np.linalg.norm(x, axis=0)
+    return np.array([[x[:, i] @ x[:, j]/(n[i]*n[j]) for j in range(x.shape[1])] for i in range(x.shape[1])])
+
+def test_self_similarities_written_out(net):
+    a, b, layer = images(3, 64), images(3, 64, 1), RELUS[2]
+    (ma,), (mb,) = net.maps(a, (layer,)), net.maps(b, (layer,))
+    def kl(x, y):
+        p, q = [np.exp(cosines(v))/np.exp(cosines(v)).sum(1, keepdims=True) for v in (x, y)]
+        return (p*np.log(p/q)).sum(1).mean()
+    assert M.cfsd(a, b, net, layer).each == pytest.approx(loop(kl, ma, mb), rel=1e-3)
+    assert M.structure(a, b, net, layer).each == pytest.approx(loop(lambda x, y: ((cosines(x)-cosines(y))**2).mean(), ma, mb), rel=1e-4)
+    assert M.cfsd(a, b, net, layer).value != M.cfsd(b, a, net, layer).value and M.cfsd(a, b, net).value >= 0
+    with pytest.raises(StylekitError, match='estimator'): M.cfsd(a, b, net) < M.cfsd(a, b, net, layer)
+
+def test_gram_written_out(net):
+    a, b = images(3, 64), images(3, 64, 1)
+    per_layer = [loop(lambda x, y: (((x @ x.T - y @ y.T)/x.size)**2).sum(), ma, mb) for ma, mb in zip(net.maps(a), net.maps(b))]
+    assert M.gram(a, b, net).each == pytest.approx(np.sum(per_layer, 0).tolist(), rel=1e-3)
+
+def test_direction_and_similarity(mini):
+    shaded, ink = [{n: sample(n, l) for n in samples()[:4]} for l in ('shaded', 'ink')]
+    u = lambda x: F.normalize(mini(x), dim=1)
+    way = F.normalize(u(ink).mean(0)-u(shaded).mean(0), dim=0)
+    want = (F.normalize(u(ink)-u(shaded), dim=1)*way).sum(1)
+    m = M.direction(shaded, ink, shaded, ink, mini)
+    assert m.each == pytest.approx(want.tolist(), abs=1e-5) and m.n_ref == 4
+    assert M.direction(ink, shaded, shaded, ink, mini).value == pytest.approx(-m.value, abs=1e-5)
+    assert M.direction(shaded, shaded, shaded, ink, mini).value == 0
+    assert M.similarity(shaded, ink, mini).each == pytest.approx((u(shaded)*u(ink)).sum(1).tolist(), abs=1e-5)
+
+def test_symmetry_identity_and_record(net):
+    a, b = images(4, 64), images(4, 64, 1)
+    for f in (M.pd, M.structure, M.gram, M.similarity):
+        assert f(a, b, net).value == pytest.approx(f(b, a, net).value, rel=1e-5)
+    for f in (M.pd, M.structure, M.gram, M.cfsd): assert abs(f(a, a, net).value) < 1e-9 < f(a, b, net).value
+    m = M.pd(a, b, net)
+    assert m.value == pytest.approx(np.mean(m.each)) and m.interval[0] <= m.value <= m.interval[1]
+    assert (m.n, m.n_ref, m.resolution, m.resize) == (4, None, '64×64', 'bicubic')
+    assert m.sha256 == net.sha256 and set(RELUS) <= set(m.estimator.split('; ')[1].split(', ')) and M.pd(a[:1], b[:1], net).interval is None
+
+def test_art_fd(net):
+    out, content, style = images(5, 64), images(5, 64, 1), images(7, 64, 2)
+    m = M.art_fd(out, content, style, net)
+    assert m.value == pytest.approx((1+M.pd(content, out, net).value)*(1+M.fd(out, style, net).value))
+    assert m.name == 'art_fd[trunk]' and (m.n, m.n_ref) == (5, 7)
+    with pytest.raises(StylekitError, match='n '): M.art_fd(out[:4], content[:4], style, net) < m
