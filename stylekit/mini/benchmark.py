@@ -20,9 +20,9 @@ from .vae import to_float
 from ..sms import PRESETS
 from ..stylizer import stylize
 
-# %% ../../nbs/mini/06_benchmark.ipynb #345c88d6
+# %% ../../nbs/mini/06_benchmark.ipynb #1cf2e4bf
 STRENGTHS = (.2, .35, .5, .65, .8)                 # of img2img
-FAST_LAM = (.0125, .025, .05, .125, .3)            # λ of "fast"
+FAST_LAM = (.0125, .05, .3, 1., 4.)                # λ of "fast"
 PAPER_LAM = (5e-5, 2e-4, 5e-4, 2e-3, 8e-3)         # λ of "paper"
 
 def pick(names:list, n:int, seed:int=0)->list:
