@@ -78,7 +78,7 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
         if 'interrupted' in result.info['note']: break
 
-# %% ../nbs/16_cli.ipynb #5997c30c
+# %% ../nbs/16_cli.ipynb #cfb4e12e
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
 
 def styles(*files:str, # LoRA files to look into; none: list the styles that come with stylekit
@@ -103,15 +103,15 @@ def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions i
                seed:int=None,
                minutes:float=None, # stop after so long; the same command goes on later
                names:str='diffusers', # key names in the file: diffusers or kohya
-               preview:str=None, # caption of a picture to draw at the end
+               preview:str=None, # image to stylise at the end; its caption is in a .txt beside it, or its name
                backbone:str=None, # folder or hub id of a diffusion model; default the embedded one
                device:str=None, # cpu, cuda, mps
                dtype:str=None # float32, bfloat16, float16
               ):
     "Learn a style from a folder of pictures"
-    from stylekit.finetune import train_lora as run
+    from stylekit.finetune import image_caption, train_lora as run
     said = lambda r: print(f'step {r["step"]}: '+', '.join(f'{k} {r[k]:.4g}' for k in ('loss', 'held_out') if k in r), file=sys.stderr)
-    style = run(folder, name or Path(folder).resolve().name, words, backbone=backbone, out=out, template=template, device=device, dtype=dtype, previews=(preview,) if preview else (),
+    style = run(folder, name or Path(folder).resolve().name, words, backbone=backbone, out=out, template=template, device=device, dtype=dtype, previews=[(preview, image_caption(preview) or 'a picture')] if preview else [],
                 names=names, minutes=minutes, report=said, rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
     print(style.path)
     print(f'say what may be done with its pictures in {style.path.with_name("rights.toml")}', file=sys.stderr)

@@ -21,7 +21,7 @@ def b(request, models): return load_backbone(models(request.param))
 
 def test_every_kind_of_model_learns(b, folder, tmp_path):
     "Train, save, load and stylise; the file says what it was made from"
-    s = train_lora(folder, 'mine', 'black ink drawing', backbone=b, out=tmp_path/'styles', previews=('an owl',), **TINY)
+    s = train_lora(folder, 'mine', 'black ink drawing', backbone=b, out=tmp_path/'styles', previews=[(sample('taxi').resize((64, 64)), 'a taxi')], **TINY)
     assert s.path == tmp_path/'styles'/'mine'/'pytorch_lora_weights.safetensors' and s.words == 'black ink drawing'
     assert json.loads(s.metadata['stylekit.settings'])['rank'] == 2 and s.metadata['stylekit.base_sha256'] == b.sha256 and str(tmp_path) not in json.dumps(s.metadata)
     r = stylize(sample('owl').resize((64, 64)), s, 'an owl', backbone=b, steps=1, seed=0)
