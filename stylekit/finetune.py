@@ -6,15 +6,15 @@
 __all__ = ['PICTURES', 'LORA_WHOLE', 'LORA_RANGES', 'RIGHTS', 'name_words', 'Example', 'read_folder', 'image_caption', 'view',
            'LoraSettings', 'Latents', 'encode_views', 'lora_loss', 'LoraTrainer', 'train_lora']
 
-# %% ../nbs/08a_finetune.ipynb #7c8bdadb
-import json, re, time, warnings
+# %% ../nbs/08a_finetune.ipynb #b09875d2
+import json, re, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 import torch, torch.nn.functional as F
 from .backbone import Backbone, Cond, load_backbone
 from .core import StylekitError, atomic_path, check_range, digest, file_sha256, image_to_tensor, load_image, safe_name, _explain
-from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, adapter_parameters, load_style, new_adapter, save_lora
+from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, load_style, new_adapter, save_lora
 from .stylizer import stylize
 from .training import draw_t, fit, min_snr
 

@@ -6,14 +6,13 @@
 __all__ = ['KINDS', 'BASES', 'Pair', 'mixed', 'loha', 'lokr', 'to_pair', 'split_key', 'gather', 'sgm_names', 'layer_shapes',
            'kohya_name', 'file_names', 'LoraFile', 'read_lora']
 
-# %% ../nbs/03b_formats.ipynb #263c382b
-import json, re
+# %% ../nbs/03b_formats.ipynb #582c1e28
+import re
 from collections import Counter
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import NamedTuple
 import torch
-from .core import StylekitError, _explain
+from .core import StylekitError
 
 # %% ../nbs/03b_formats.ipynb #e91e3d8e
 class Pair(NamedTuple):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['guided', 'Score', 'FakeScore', 'falling', 'ddim']
 
-# %% ../nbs/05_scores.ipynb #8e03ef28
+# %% ../nbs/05_scores.ipynb #17be10c6
 import copy
 from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError
-from .lora import ATTENTION, adapter_parameters, new_adapter
+from .lora import ATTENTION, new_adapter
 
 # %% ../nbs/05_scores.ipynb #f17711ab
 def guided(cond:torch.Tensor, # ε with the prompt

@@ -7,14 +7,14 @@ __all__ = ['SAMPLERS', 'WHOLE', 'RANGES', 'CHOICES', 'PRESETS', 'narrowing', 'li
            'edit_difference', 'released_relevance', 'smooth_relevance', 'RelevanceGrid', 'randn_like', 'sigma2',
            'Settings', 'settings', 'SMS']
 
-# %% ../nbs/06_sms.ipynb #1758c04c
+# %% ../nbs/06_sms.ipynb #36f406d6
 import math
 from dataclasses import dataclass, fields, replace
 import torch
 from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, check_range
-from .lora import ATTENTION, FEED_FORWARD
+from .lora import ATTENTION
 from .scores import FakeScore, Score, ddim, falling
 from .spectrum import CutoffCurve, psr_grad, psr_l1
 

@@ -6,8 +6,8 @@
 __all__ = ['working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard', 'Progress',
            'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'stylize']
 
-# %% ../nbs/08_stylizer.ipynb #18fc84d1
-import json, math, os, signal, time, warnings
+# %% ../nbs/08_stylizer.ipynb #c651a349
+import json, math, signal, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['STRENGTHS', 'FAST_LAM', 'PAPER_LAM', 'pick', 'Benchmark', 'score_all', 'curve', 'table']
 
-# %% ../../nbs/mini/06_benchmark.ipynb #8ab58c88
-import json
+# %% ../../nbs/mini/06_benchmark.ipynb #94ebc544
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
@@ -15,7 +14,7 @@ from ..baselines import img2img
 from ..core import asset, atomic_path, digest, file_sha256
 from ..lora import add_style, load_style
 from .data import StyleSets, thing
-from .judge import area_gap, score_images
+from .judge import score_images
 from .vae import to_float
 from ..sms import PRESETS
 from ..stylizer import stylize

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['RIGHTS', 'SAMPLES', 'text_encoder_of', 'pack', 'build_styles', 'denoised_looks', 'build']
 
-# %% ../../nbs/mini/04_build.ipynb #23ddc83c
+# %% ../../nbs/mini/04_build.ipynb #477e7ecf
 import json, shutil, time
 from pathlib import Path
-import numpy as np, torch
+import torch
 from diffusers import AutoencoderTiny, DDIMScheduler
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from ..backbone import load_backbone
 from PIL import Image
-from ..core import StylekitError, digest
+from ..core import digest
 from ..finetune import Example, train_lora
 from ..lora import LORA_FILE, add_style, load_style
 from .clip import all_captions, train_clip, train_tokenizer
 from .data import BASE_LOOKS, SETS, StyleSets, fetch_sets, look_words, render_sets, thing
 from .unet import SCHEDULE, encode_looks, train_unet
-from .vae import CODEC_LOOKS, to_float, train_vae, tune_decoder
+from .vae import CODEC_LOOKS, train_vae, tune_decoder
 
 # %% ../../nbs/mini/04_build.ipynb #0e92738d
 def text_encoder_of(clip:CLIPModel)->CLIPTextModel:

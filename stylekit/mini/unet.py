@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['SCHEDULE', 'new_unet', 'encode_looks', 'denoising_loss', 'text_table', 'train_unet', 'eval_loss']
 
-# %% ../../nbs/mini/03_unet.ipynb #8d365fb5
-import json
+# %% ../../nbs/mini/03_unet.ipynb #7c04944e
 from pathlib import Path
-import numpy as np, torch, torch.nn.functional as F
+import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from .clip import caption, random_affine, tokenize
-from .data import StyleSets, BASE_LOOKS
+from .data import StyleSets
 from ..training import Muon, draw_t, fit, min_snr
 from .vae import to_float
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['CODEC_LOOKS', 'new_vae', 'to_float', 'crops', 'vae_loss', 'train_vae', 'latent_crops', 'tune_decoder', 'psnr']
 
-# %% ../../nbs/mini/01_vae.ipynb #c1b1b5a2
-import math
+# %% ../../nbs/mini/01_vae.ipynb #ef309e4c
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from diffusers import AutoencoderTiny
