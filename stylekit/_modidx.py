@@ -105,6 +105,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'stylekit.formats.Pair.delta': ('formats.html#pair.delta', 'stylekit/formats.py'),
                                   'stylekit.formats.Pair.rank': ('formats.html#pair.rank', 'stylekit/formats.py'),
                                   'stylekit.formats.Pair.scaled': ('formats.html#pair.scaled', 'stylekit/formats.py'),
+                                  'stylekit.formats.Pair.shape': ('formats.html#pair.shape', 'stylekit/formats.py'),
                                   'stylekit.formats._alphas': ('formats.html#_alphas', 'stylekit/formats.py'),
                                   'stylekit.formats._base': ('formats.html#_base', 'stylekit/formats.py'),
                                   'stylekit.formats._conv': ('formats.html#_conv', 'stylekit/formats.py'),

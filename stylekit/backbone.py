@@ -144,7 +144,7 @@ def text(self:Backbone, prompts, # a str or a list of them
     h, w = size or (self.native_size,)*2
     return Cond(embeds, pooled, torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=embeds.dtype).expand(len(prompts), 6))
 
-# %% ../nbs/02_backbone.ipynb #cf311d5b
+# %% ../nbs/02_backbone.ipynb #bb4d7c63
 @patch(as_prop=True)
 def parts(self:Backbone)->dict:
     "The networks an adapter can sit on, by the names LoRA files have for them"
@@ -166,6 +166,7 @@ def use(self:Backbone, adapters:tuple=(), # names of adapters to switch on; none
     _switch(self.unet, adapters, train)
     self._adapters = (adapters, train)
 
+# %% ../nbs/02_backbone.ipynb #5da950b7
 @patch
 def remove(self:Backbone, adapter:str):
     "Delete an adapter and free its weights"

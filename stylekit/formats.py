@@ -6,15 +6,15 @@
 __all__ = ['KINDS', 'BASES', 'Pair', 'mixed', 'loha', 'lokr', 'to_pair', 'split_key', 'gather', 'sgm_names', 'layer_shapes',
            'kohya_name', 'file_names', 'LoraFile', 'read_lora']
 
-# %% ../nbs/03b_formats.ipynb #582c1e28
-import re
+# %% ../nbs/03b_formats.ipynb #2b3d6d65
+import math, re
 from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 import torch
 from .core import StylekitError
 
-# %% ../nbs/03b_formats.ipynb #e91e3d8e
+# %% ../nbs/03b_formats.ipynb #72466fdb
 class Pair(NamedTuple):
     "One layer's update, W + up·down, its strength folded in"
     down: torch.Tensor              # (r, in), or (r, in, k, k) for a convolution
@@ -23,9 +23,11 @@ class Pair(NamedTuple):
     @property
     def rank(self)->int: return len(self.down)
     @property
+    def shape(self)->tuple: return (len(self.up), *self.down.shape[1:])   # of the layer's weight
+    @property
     def delta(self)->torch.Tensor: # like the layer's weight
         "The update as one tensor"
-        return (self.up.flatten(1) @ self.down.flatten(1)).view(len(self.up), *self.down.shape[1:])
+        return (self.up.flatten(1) @ self.down.flatten(1)).view(self.shape)
     def scaled(self, s:float)->'Pair': return self._replace(up=self.up*s)
 
 def mixed(pairs:list)->Pair:
@@ -62,7 +64,7 @@ def lokr(w1, # (p, q)
     if kernel or q*r >= min(p*c, q*b.shape[1]): return lokr(w1, (a@b).view(c, -1, *kernel))
     return Pair(torch.kron(torch.eye(q), b), torch.kron(w1, a))
 
-# %% ../nbs/03b_formats.ipynb #405026eb
+# %% ../nbs/03b_formats.ipynb #df17bf46
 def _tucker(t, a, b): # core (r, s, k, k), (r, out), (s, in) -> (out, in, k, k)
     return torch.einsum('rskl,ro,si->oikl', t, a, b)
 
@@ -84,6 +86,7 @@ def _lokr(s, k):
     else: w2 = s['lokr_w2'] if 'lokr_w2' in s else (s['lokr_w2_a'], s['lokr_w2_b'])
     return lokr(w1, w2, s['kernel']).scaled(k(r[0]) if r else 1.)
 
+# %% ../nbs/03b_formats.ipynb #4a37854f
 KINDS = dict(LoRA=('up', _lora), LoHa=('hada_w1_a', _loha), LoKr=('lokr_w1', _lokr))
 
 def to_pair(slots:dict, # role -> tensor, as `gather` finds them
@@ -96,8 +99,8 @@ def to_pair(slots:dict, # role -> tensor, as `gather` finds them
     if make is None: raise ValueError('half of it is missing')
     try: pair = make(s | dict(kernel=tuple(shape[2:])), lambda r: 1. if alpha is None else alpha/r)
     except (KeyError, RuntimeError, IndexError) as e: raise ValueError(f'half of it is missing or misshapen ({str(e)[:60]})') from e
-    if tuple(pair.delta.shape) != tuple(shape):
-        if pair.delta.numel() != torch.Size(shape).numel() or pair.delta.shape[:2] != torch.Size(shape[:2]): raise ValueError(f'it updates {tuple(pair.delta.shape)}, the layer is {tuple(shape)}')
+    if pair.shape != tuple(shape):
+        if pair.shape[:2] != tuple(shape[:2]) or math.prod(pair.shape) != math.prod(shape): raise ValueError(f'it updates {pair.shape}, the layer is {tuple(shape)}')
         pair = _conv(pair.down.flatten(1), pair.up.flatten(1), tuple(shape[2:]))   # a 1×1 convolution written as a matrix, or the other way
     return pair._replace(magnitude=_magnitude(s, shape[0]))
 
@@ -186,7 +189,7 @@ def file_names(parts:dict # 'unet', 'text_encoder', 'text_encoder_2' -> module
             for n in known: names.setdefault(n, (part, layer))
     return names
 
-# %% ../nbs/03b_formats.ipynb #5f08de2b
+# %% ../nbs/03b_formats.ipynb #d3be0659
 BASES = {768: 'SD 1.x', 1024: 'SD 2.x', 2048: 'SDXL'}   # by the width of the text that cross-attention reads
 
 @dataclass
@@ -199,6 +202,7 @@ class LoraFile:
     unmatched: list         # names of layers this model does not have, and keys of no known role
     misfits: dict           # layer -> why its tensors do not fit
 
+# %% ../nbs/03b_formats.ipynb #4cb54ebf
 def _alphas(config, part, layer, rank):
     "α as kohya would write it, from a PEFT configuration"
     from peft.utils.other import get_pattern_key
@@ -225,6 +229,7 @@ def read_lora(state:dict, # of the file
         except ValueError as e: misfits[layer] = str(e)
     return LoraFile({p: v for p,v in pairs.items() if v}, _kind(layers), _writer(state), _base(layers), unmatched, misfits)
 
+# %% ../nbs/03b_formats.ipynb #c37202c5
 def _kind(layers):
     roles = {r for s in layers.values() for r in s}
     kinds = [k for k,(has,_) in KINDS.items() if any(r.startswith(has) for r in roles)]

@@ -86,7 +86,7 @@ def _download(style): # 'org/model', or 'org/model/file.safetensors'
     except StylekitError: raise
     except Exception as e: raise StylekitError(f'no LoRA to be had from {style!r} ({type(e).__name__}): download it and give its path') from e
 
-# %% ../nbs/04_lora.ipynb #05d8b881
+# %% ../nbs/04_lora.ipynb #d756271e
 def trigger_words(meta:dict # a LoRA file's metadata
                  )->str: # '' if the file does not say
     "The words that call a style, as far as its file knows them"
@@ -96,6 +96,7 @@ def trigger_words(meta:dict # a LoRA file's metadata
     except (KeyError, ValueError, AttributeError, TypeError): return ''
     return tags.most_common(1)[0][0].strip() if tags else ''
 
+# %% ../nbs/04_lora.ipynb #65d86108
 def load_style(style, # name, path, hub id, or a Style; or a list of them to mix, each alone or as (style, scale)
                words:str=None, # what a prompt says to ask for it; default from the file's metadata, else its name
                scale=None # strength, 0 to 2, or {block: strength}; default 1
@@ -146,7 +147,7 @@ def _report(files, pairs)->Report:
     return Report(matched, matched+len(unmatched), f'{ranks[0]}-{ranks[-1]}' if len(ranks) > 1 else str(ranks[0]),
                   dict(sorted(Counter(block(p, l) for p,d in pairs.items() for l in d).items())), join('kind'), join('writer'), join('base'), unmatched)
 
-# %% ../nbs/04_lora.ipynb #668e5563
+# %% ../nbs/04_lora.ipynb #680ddc05
 def _config(path, meta):
     "The PEFT configuration beside the file, or in its header"
     beside = path.parent/'adapter_config.json'
@@ -167,6 +168,7 @@ def _read(backbone, style):
         raise StylekitError(f'{name}: none of its {len(f.unmatched)} layers exist in {made_for} (its names look like {f.unmatched[0]!r})')
     return f
 
+# %% ../nbs/04_lora.ipynb #dee5b34a
 def _strength(scale, part, layer):
     "The style's strength at a layer: the longest block name that fits decides"
     if not isinstance(scale, dict): return scale

@@ -489,7 +489,7 @@ def structure(content, # see `as_pairs`
     f = lambda ma, mb: (_self_similarity(ma[0])-_self_similarity(mb[0])).square().mean((1, 2))
     return _map_pairs('structure', f, content, stylised, net, (layer or net.keys or net.layers[-1],), 'cosine self-similarity, squared difference', seed)
 
-# %% ../nbs/12_metrics.ipynb #f15faa88
+# %% ../nbs/12_metrics.ipynb #327fd794
 def _gram(m:torch.Tensor)->torch.Tensor: # (N, C, h, w) -> (N, C, C)
     x = m.flatten(2)
     return x @ x.transpose(1, 2)/m[0].numel()
@@ -503,6 +503,7 @@ def gram(a, # see `as_pairs`
     f = lambda ma, mb: sum((_gram(x)-_gram(y)).square().sum((1, 2)) for x, y in zip(ma, mb))
     return _map_pairs('gram', f, a, b, net, net.layers, 'gram/Chw, squared Frobenius norm', seed)
 
+# %% ../nbs/12_metrics.ipynb #0ba81cb4
 def similarity(a, # see `as_pairs`
                b,
                net:Features,
