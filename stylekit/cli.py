@@ -78,7 +78,7 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
         if 'interrupted' in result.info['note']: break
 
-# %% ../nbs/16_cli.ipynb #cfb4e12e
+# %% ../nbs/16_cli.ipynb #5685eb9a
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
 
 def styles(*files:str, # LoRA files to look into; none: list the styles that come with stylekit
@@ -92,6 +92,7 @@ def styles(*files:str, # LoRA files to look into; none: list the styles that com
         model = load_backbone(backbone)
     for s in found: print(f'{s.name:12} {s.words}' + (f'\n{"":12} {add_style(model, s)}' if files else ''))
 
+# %% ../nbs/16_cli.ipynb #eb7cc2a0
 def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
                name:str=None, # the style's name; default the folder's
                words:str=None, # what a prompt says to ask for the style; default its name
@@ -116,9 +117,8 @@ def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions i
     print(style.path)
     print(f'say what may be done with its pictures in {style.path.with_name("rights.toml")}', file=sys.stderr)
 
+# %% ../nbs/16_cli.ipynb #a84f5454
 COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora}
-
-# %% ../nbs/16_cli.ipynb #35b1c302
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style NAME|PATH --caption TEXT --out PATH|DIR

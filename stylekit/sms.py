@@ -7,13 +7,13 @@ __all__ = ['SAMPLERS', 'WHOLE', 'RANGES', 'CHOICES', 'PRESETS', 'narrowing', 'li
            'edit_difference', 'released_relevance', 'smooth_relevance', 'RelevanceGrid', 'randn_like', 'sigma2',
            'Settings', 'settings', 'SMS']
 
-# %% ../nbs/06_sms.ipynb #36f406d6
+# %% ../nbs/06_sms.ipynb #04207e99
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
 from .backbone import Backbone, Cond
-from .core import StylekitError, check_range
+from .core import StylekitError, changed, check_range, check_whole
 from .lora import ATTENTION
 from .scores import FakeScore, Score, ddim, falling
 from .spectrum import CutoffCurve, psr_grad, psr_l1
@@ -88,7 +88,7 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
     A, prev = backbone.alphas_cumprod[t], backbone.alphas_cumprod[(t-2).clamp(min=0)]
     return ((1-prev)/(1-A)*backbone.betas[t]).view(-1,1,1,1)
 
-# %% ../nbs/06_sms.ipynb #fde83e51
+# %% ../nbs/06_sms.ipynb #2ca2b7c3
 WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff', 'finish')
 RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 10),
               relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2), finish=(0, 998))
@@ -96,18 +96,15 @@ CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw'), weig
                relevance=('grid', 'released', 'none'), guide=('base', 'empty'),
                fake=('source', 'shared', 'own', 'frozen', 'noise'))
 
-def _check_whole(name, v):
-    if isinstance(v, bool) or not hasattr(v, '__index__'): raise StylekitError(f'{name} must be a whole number, got {v!r}')
-
 def _check_prompt(name, v, **words):
     try: ok = bool(v.format(**words).strip())
     except (AttributeError, KeyError, IndexError, ValueError): ok = False
     if not ok: raise StylekitError(f'{name} {v!r} must be a text, with {" and ".join(f"{{{w}}}" for w in words)} as its only {{...}}')
 
 def _check_settings(c):
-    for name in WHOLE: _check_whole(name, getattr(c, name))
+    for name in WHOLE: check_whole(name, getattr(c, name))
     for name, (lo, hi) in RANGES.items(): check_range(name, getattr(c, name), lo, hi)
-    if c.resolution is not None: _check_whole('resolution', c.resolution), check_range('resolution', c.resolution, 16, 8192)
+    if c.resolution is not None: check_range('resolution', check_whole('resolution', c.resolution), 16, 8192)
     if c.t_min >= c.t_max: raise StylekitError(f't_min={c.t_min} must be below t_max={c.t_max}')
     for name, allowed in CHOICES.items():
         if getattr(c, name) not in allowed: raise StylekitError(f'{name}={getattr(c, name)!r}: choose one of {", ".join(allowed)}')
@@ -152,7 +149,7 @@ class Settings:
     @property
     def curve(self)->CutoffCurve: return CutoffCurve(self.cutoff, self.t_cutoff, self.cutoff_power)
 
-# %% ../nbs/06_sms.ipynb #590d32fa
+# %% ../nbs/06_sms.ipynb #3fe90555
 PRESETS = dict(
     fast=Settings(),
     paper=Settings(preset='paper', steps=500, guidance_scale=4.5, guide='empty', lam=5e-4, sampler='released', t_min=21, t_max=500, lr=.1, optimizer='adamw', weight='sigma2', reduction='mean', regulariser='l1',
@@ -165,9 +162,7 @@ def settings(preset='fast', # name of a preset, or Settings
     if not isinstance(preset, Settings):
         if preset not in tuple(PRESETS): raise StylekitError(f'no preset named {preset!r}: choose one of {", ".join(PRESETS)}')
         preset = PRESETS[preset]
-    unknown = set(changes)-{f.name for f in fields(Settings)}
-    if unknown: raise StylekitError(f'unknown settings {sorted(unknown)}; there are {[f.name for f in fields(Settings)]}')
-    return replace(preset, **{k:v for k,v in changes.items() if v is not None})
+    return changed(preset, changes)
 
 # %% ../nbs/06_sms.ipynb #ac9ac2a1
 class SMS:

@@ -6,7 +6,7 @@
 __all__ = ['working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard', 'Progress',
            'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'stylize']
 
-# %% ../nbs/08_stylizer.ipynb #c651a349
+# %% ../nbs/08_stylizer.ipynb #95d918cb
 import json, math, signal, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from PIL import Image
 from . import __version__
 from .backbone import Backbone, load_backbone
-from .core import StylekitError, atomic_path, caller_seeds, digest, generators, image_to_tensor, load_image, tensor_to_image
+from .core import StylekitError, atomic_path, caller_seeds, digest, generators, image_to_tensor, load_image, read_checkpoint, tensor_to_image
 from .lora import Report, Style, add_style, load_style
 from .rights import save_output
 from .sms import SMS, Settings, settings
@@ -122,21 +122,14 @@ class Preview(Callback):
         with atomic_path(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=[ms]*(len(ims)-1)+[1500], loop=0)
         return Path(path)
 
-# %% ../nbs/08_stylizer.ipynb #19a22f1d
+# %% ../nbs/08_stylizer.ipynb #a332ef9c
 class Checkpoint(Callback):
     "Save the whole state every `every` steps, resume from it when it is there and belongs to the same run"
     order = -20  # first: the others must see the resumed state
     def __init__(self, path:Path, every:int=50): self.file, self.every = Path(path), every
     def before_run(self, run):
         self.path = self.file.with_stem(f'{self.file.stem}-{run.group}') if run.group else self.file  # a list in several batches: a file each
-        if not self.path.exists(): return
-        try:
-            s = torch.load(self.path, weights_only=True, map_location=run.z.device)
-            mine = s['run_id'] == run.run_id
-        except Exception as e: raise StylekitError(f'{self.path.name} is damaged or half-written ({type(e).__name__}): delete it to start anew') from e
-        if not mine:
-            raise StylekitError(f'{self.path.name} belongs to a run with other settings, images or weights: use its settings, or delete it to start anew')
-        run.load_state_dict(s)
+        if self.path.exists(): run.load_state_dict(read_checkpoint(self.path, run.run_id, run.z.device))
     def after_step(self, run):
         if run.k%self.every==0: self.save(run)
     def after_run(self, run):
@@ -193,14 +186,14 @@ class Stylizer:
         self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
                          style_coverage=f'{report.matched}/{report.total}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
 
-# %% ../nbs/08_stylizer.ipynb #759dcde7
+# %% ../nbs/08_stylizer.ipynb #0d2f66ec
 @patch
 def _set_up(self:Stylizer, size)->Report: # how much of the style found its place
     "Prompts, adapters, and the method that uses them"
     b, style, cfg = self.backbone, self.style, self.cfg
     report = add_style(b, style.scaled(cfg.style_scale))
     prompts = [cfg.prompt.format(style=style.words, caption=c) for c in self.captions]
-    cond, own = b.text(prompts, size), b.text(prompts, size, ('style',)) if any(k.startswith('text') for k in report.blocks) else None
+    cond, own = b.text(prompts, size), b.text(prompts, size, ('style',)) if report.has_text else None
     edit, empty = (b.text(p, size) for p in (cfg.edit_prompt.format(style=style.words), ''))
     self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0], own=own)
     return report

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['lr_factor', 'Ema', 'orthogonalize', 'Muon', 'fit', 'min_snr', 'draw_t']
 
-# %% ../nbs/03a_training.ipynb #21f71aaa
+# %% ../nbs/03a_training.ipynb #e6f0ff1b
 import math, time
 from pathlib import Path
 import torch
-from .core import StylekitError, atomic_path
+from .core import atomic_path, read_checkpoint
 
 # %% ../nbs/03a_training.ipynb #c7186da9
 def lr_factor(step:int, # current step
@@ -73,7 +73,7 @@ class Muon(torch.optim.Optimizer):
         s['m'].lerp_(p.grad, 1-b1); s['v'].lerp_(p.grad**2, 1-b2)
         return s['m']/(1-b1**s['n'])/((s['v']/(1-b2**s['n'])).sqrt()+1e-8)
 
-# %% ../nbs/03a_training.ipynb #f056b7e1
+# %% ../nbs/03a_training.ipynb #44cee757
 def _save(path, module, opt, avg, step, run_id):
     "A checkpoint: what is trained, how, and how far; written whole or not at all"
     if not path: return
@@ -82,9 +82,7 @@ def _save(path, module, opt, avg, step, run_id):
 
 def _resume(path, module, opt, avg, run_id)->int: # the step to go on from
     if not path or not Path(path).exists(): return 0
-    try: s = torch.load(path, weights_only=True)
-    except Exception as e: raise StylekitError(f'{Path(path).name} is damaged or half-written ({type(e).__name__}): delete it to start anew') from e
-    if s.get('run_id', '') != run_id: raise StylekitError(f'{Path(path).name} belongs to a training with other settings or data: use those, or delete it to start anew')
+    s = read_checkpoint(path, run_id)
     module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg = s['ema']
     return s['step']
 
