@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['NOISE_SCHEDULE', 'PICKLES', 'to_epsilon', 'Cond', 'Backbone', 'load_backbone']
 
-# %% ../nbs/02_backbone.ipynb #d69ccbef
+# %% ../nbs/02_backbone.ipynb #560ef8d6
 import json, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,15 @@ def text(self:Backbone, prompts, # a str or a list of them
     h, w = size or (self.native_size,)*2
     return Cond(embeds, pooled, torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=embeds.dtype).expand(len(prompts), 6))
 
+# %% ../nbs/02_backbone.ipynb #697457b5
+@patch
+def tokens_of(self:Backbone, words:str, prompts:list)->torch.Tensor: # (B, tokens) bool
+    "Which tokens of each prompt are `words`, as the first text encoder reads it"
+    tok = self.tokenizers[0]
+    own, rows = tok(words, add_special_tokens=False).input_ids, tok(list(prompts), padding='max_length', max_length=tok.model_max_length, truncation=True).input_ids
+    starts = lambda row: {i for i in range(len(row)-len(own)+1) if row[i:i+len(own)]==own}
+    return torch.tensor([[any(i-k in at for k in range(len(own))) for i in range(len(row))] for row in rows for at in [starts(row)]], device=self.device)
+
 # %% ../nbs/02_backbone.ipynb #bb4d7c63
 @patch(as_prop=True)
 def parts(self:Backbone)->dict:
@@ -179,7 +189,7 @@ def remove(self:Backbone, adapter:str):
         del model.peft_config[adapter]
     self._adapters = None
 
-# %% ../nbs/02_backbone.ipynb #50f1de01
+# %% ../nbs/02_backbone.ipynb #b485432e
 @patch
 def abar(self:Backbone, t:torch.Tensor)->torch.Tensor: # (B, 1, 1, 1)
     "ᾱ_t for timesteps `t` (B,), shaped to multiply latents"
@@ -198,13 +208,33 @@ def predict(self:Backbone,
             cond:Cond, # a batch of B, or one prompt for all
             adapters:tuple=(), # names of the adapters that are on
             train:bool=False # build a graph for the active adapters' weights
-           )->torch.Tensor: # ε (B, C, h, w), float32
+           )->torch.Tensor: # ε (B, C, h, w), float32; with a graph if `z_t` has one
     "The noise the model sees in `z_t`"
     self.use(adapters, train)
     c = cond.expand(len(z_t)).map(lambda a: a.to(self.dtype))
     extra = dict(text_embeds=c.pooled, time_ids=c.time_ids) if self.is_xl else None
-    with torch.set_grad_enabled(train): out = self.unet(z_t.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample.float()
+    with torch.set_grad_enabled(train or z_t.requires_grad): out = self.unet(z_t.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample.float()
     return to_epsilon(out, z_t, self.abar(t), self.prediction_type)
+
+# %% ../nbs/02_backbone.ipynb #0c5acf06
+@patch
+@contextmanager
+def watch(self:Backbone, layer:str, # 'attn1': pixels look at pixels; 'attn2': pixels look at words
+          block:str='', # only in blocks of this name, as 'up_blocks'
+          maps:bool=False, # attention maps (B, N, M), the heads' mean, instead of outputs (B, N, C)
+         pixels:int=None # only layers that see so many, N
+         ):
+    "A list that fills with what attention layers give, one tensor for each layer and prediction"
+    seen = []
+    def look(m, args, kw, out):
+        h, words = args[0] if args else kw['hidden_states'], kw.get('encoder_hidden_states')
+        if pixels not in (None, h.shape[1]): return
+        if not maps: seen.append(out); return
+        q, k = (m.head_to_batch_dim(a) for a in (m.to_q(h), m.to_k(h if words is None else words)))
+        seen.append(m.get_attention_scores(q, k).unflatten(0, (len(h), -1)).mean(1))
+    hooks = [m.register_forward_hook(look, with_kwargs=True) for n,m in self.unet.named_modules() if n.startswith(block) and n.endswith('.'+layer)]
+    try: yield seen
+    finally: [h.remove() for h in hooks]
 
 # %% ../nbs/02_backbone.ipynb #df2aba29
 PICKLES = ('.ckpt', '.bin', '.pt', '.pth', '.pkl')

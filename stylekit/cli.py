@@ -45,13 +45,14 @@ def parse_style(text:str # name, path or hub id; or several with their strengths
     if os.path.exists(text): return text
     return [one(p) for p in text.split('+')] if '+' in text or one(text)!=text else text
 
-# %% ../nbs/16_cli.ipynb #2d778d1d
+# %% ../nbs/16_cli.ipynb #a827fdaa
 def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), the path of a LoRA, or a mix: ink:0.7+flat:0.3
             caption:str=None, # what the image shows, in a few words
             out:str='out', # file for one image, else a folder
             seed:int=None, # drawn and recorded if not given
-            preset:str='fast', # fast or paper
+            preset:str='fast', # fast, paper, or a rival's
+            method:str=None, # sms, or a rival: dds, vsd, pds, ...
             steps:int=None, # iterations
             lam:float=None, # λ: how strictly the coarse structure is kept
             cutoff:float=None, # kept share of the spectrum, 0 to 1
@@ -71,7 +72,7 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
     model = load_backbone(backbone, device)
     for im, path in zip(pictures, paths):
         preview = Preview(every=4) if gif else None
-        result = run(im, style, caption or '', backbone=model, preset=preset, steps=steps, lam=lam, cutoff=cutoff,
+        result = run(im, style, caption or '', backbone=model, preset=preset, method=method, steps=steps, lam=lam, cutoff=cutoff,
                      guidance_scale=guidance_scale, seed=seed, device=device, callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c])
         print(result.save(path))
         if preview: print(preview.save_gif(path.with_suffix('.gif')))

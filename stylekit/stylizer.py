@@ -6,7 +6,7 @@
 __all__ = ['working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard', 'Progress',
            'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'stylize']
 
-# %% ../nbs/08_stylizer.ipynb #95d918cb
+# %% ../nbs/08_stylizer.ipynb #f822a9d2
 import json, math, signal, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +19,8 @@ from .backbone import Backbone, load_backbone
 from .core import StylekitError, atomic_path, caller_seeds, digest, generators, image_to_tensor, load_image, read_checkpoint, tensor_to_image
 from .lora import Report, Style, add_style, load_style
 from .rights import save_output
-from .sms import SMS, Settings, settings
+from .baselines import METHODS
+from .sms import Conds, Settings, settings
 
 # %% ../nbs/08_stylizer.ipynb #957a73b6
 def working_size(w:int, h:int, # of the image, pixels
@@ -49,22 +50,24 @@ def unfit_image(x:torch.Tensor, # (3, H, W) in [0, 1]
     im = tensor_to_image(x[:, top:top+h, left:left+w])
     return im if im.size==size else im.resize(size, Image.LANCZOS)
 
-# %% ../nbs/08_stylizer.ipynb #0a4c0af3
+# %% ../nbs/08_stylizer.ipynb #7febb20e
 class LatentOptimizer:
-    "Adam on the latents without weight decay; `rms` has one scale per image, the running size of its momentum, so that R and λ act as they are"
+    "Adam on the latents without weight decay; `rms` has one scale per image, the running size of its momentum, so that R and λ act as they are; `sgd` has none"
     def __init__(self, cfg:Settings, z:torch.Tensor):
         self.cfg, self.k = cfg, 0
         self.m, self.v = torch.zeros_like(z), torch.zeros_like(z[:, :1, :1, :1] if cfg.optimizer=='rms' else z)
     def rate(self)->float:
-        "Half a cosine to 0; the released schedule is 100 steps of warm-up and a cosine over 1.5·K"
+        "Half a cosine to 0, or constant; the released schedule is 100 steps of warm-up and a cosine over 1.5·K"
         c, k = self.cfg, self.k
-        if c.optimizer!='adamw': return c.lr*.5*(1+math.cos(math.pi*k/c.steps))
+        if c.schedule=='constant': return c.lr
+        if c.schedule=='cosine': return c.lr*.5*(1+math.cos(math.pi*k/c.steps))
         return c.lr*(k/100 if k < 100 else .5*(1+math.cos(math.pi*(k-100)/max(1, 1.5*c.steps-100))))
     def step(self, z:torch.Tensor, g:torch.Tensor)->torch.Tensor:
         "The next latents"
         lr, (b1, b2) = self.rate(), ((.9, .999) if self.cfg.optimizer=='adamw' else (.9, .99))
         eps = 1e-8 if self.cfg.optimizer=='adamw' else 1e-12
         self.k += 1
+        if self.cfg.optimizer=='sgd': return z - lr*g
         self.m = b1*self.m + (1-b1)*g
         m = self.m/(1-b1**self.k)
         self.v = b2*self.v + (1-b2)*(m.pow(2).mean((1,2,3), keepdim=True) if self.cfg.optimizer=='rms' else g.pow(2))
@@ -157,7 +160,7 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #6dbf96bd
+# %% ../nbs/08_stylizer.ipynb #eb352a94
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
     def __init__(self,
@@ -183,19 +186,21 @@ class Stylizer:
         self.opt = LatentOptimizer(cfg, self.z)
         parts = style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes()
         self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), *parts)[:16]
-        self.info = dict(stylekit=__version__, method='sms', settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
+        self.info = dict(stylekit=__version__, method=cfg.method, settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
                          style_coverage=f'{report.matched}/{report.total}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
 
-# %% ../nbs/08_stylizer.ipynb #0d2f66ec
+# %% ../nbs/08_stylizer.ipynb #a214b927
 @patch
 def _set_up(self:Stylizer, size)->Report: # how much of the style found its place
     "Prompts, adapters, and the method that uses them"
     b, style, cfg = self.backbone, self.style, self.cfg
     report = add_style(b, style.scaled(cfg.style_scale))
     prompts = [cfg.prompt.format(style=style.words, caption=c) for c in self.captions]
-    cond, own = b.text(prompts, size), b.text(prompts, size, ('style',)) if report.has_text else None
-    edit, empty = (b.text(p, size) for p in (cfg.edit_prompt.format(style=style.words), ''))
-    self.method = SMS(b, cfg, self.z_src, cond, edit, empty, self.gens, seed=self.seeds[0], own=own)
+    styled, plain, edit, empty, negative = (b.text(p, size) for p in (prompts, self.captions, cfg.edit_prompt.format(style=style.words), '', cfg.negative_prompt))
+    own = b.text(prompts, size, ('style',)) if report.has_text else None
+    conds = Conds(styled, plain, edit, empty, negative, own, b.tokens_of(style.words, prompts))
+    if cfg.method not in METHODS: raise StylekitError(f'no method named {cfg.method!r}: choose one of {", ".join(METHODS)}')
+    self.method = METHODS[cfg.method](b, cfg, self.z_src, conds, self.gens, seed=self.seeds[0])
     return report
 
 # %% ../nbs/08_stylizer.ipynb #d0762048
@@ -280,7 +285,7 @@ def _ctrl_c(run):
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/08_stylizer.ipynb #17f9dafd
+# %% ../nbs/08_stylizer.ipynb #6cb5c956
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
             caption='', # what the image shows, without the style; one for all, or a list
@@ -291,6 +296,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             guidance_scale:float=None, # of the style score
             seed=None, # int, the same for each image, or a list; default drawn and recorded
             device:str=None,
+            method:str=None, # 'sms', or a rival to compare with: see `baselines`
             callbacks:tuple=(), # see `Callback`
             independent:bool=False, # images run one by one, so that none shares a fake LoRA
             **changes # more fields of Settings
@@ -300,7 +306,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     images, captions = _pairs(image if many else [image], caption)
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks):
         raise StylekitError('callbacks must be a list of `Callback` objects')
-    cfg = settings(preset, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
+    cfg = settings(preset, method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
     style, backbone, seeds = load_style(style), load_backbone(backbone, device), caller_seeds(seed, len(images))
     out, stopped = [None]*len(images), False
     for n, group in enumerate(_groups(images, backbone, cfg, independent)):

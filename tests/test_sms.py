@@ -303,7 +303,7 @@ def test_fast_rate_anneals_and_does_not_decay_latents():
 
 BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
            cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 900, 950, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
-           sampler=['ddim', 3, ['uniform']], optimizer=['sgd'], weight=['sigma'], reduction=['none'], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
+           sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
            relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-1, 3],
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
            prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
@@ -398,10 +398,10 @@ def test_direction_of_the_other_fakes(base, style):
     for guide in ('base', 'empty'):
         with prepared(base, style, 'fast', relevance='none', guide=guide, guidance_scale=3.) as run:
             z, t, eps = draws(run, 301)
-            m, z_t, z_t_src = run.method, base.add_noise(z, eps, t := torch.tensor([301])), base.add_noise(run.z_src, eps, t)
+            m, c, z_t, z_t_src = run.method, run.method.conds.styled, base.add_noise(z, eps, t := torch.tensor([301])), base.add_noise(run.z_src, eps, t)
             with torch.no_grad():
-                e, real, source = base.predict(z_t, t, m.cond, ('style',)), base.predict(z_t, t, m.cond), base.predict(z_t_src, t, m.cond)
-                e0 = real if guide == 'base' else base.predict(z_t, t, m.empty, ('style',))
+                e, real, source = base.predict(z_t, t, c, ('style',)), base.predict(z_t, t, c), base.predict(z_t_src, t, c)
+                e0 = real if guide == 'base' else base.predict(z_t, t, m.conds.empty, ('style',))
                 eps_style = e0 + 3*(e-e0)
                 for fake, want in dict(noise=eps, frozen=real, source=source).items():
                     for share in (0., .2):
@@ -409,7 +409,7 @@ def test_direction_of_the_other_fakes(base, style):
                         same(m.direction(z, t, eps)[0], eps_style - (1-share)*want - share*eps, 1e-4)
             assert m.fake is None
     with prepared(base, style, ONLINE, relevance='none') as run, torch.no_grad():
-        e, e0 = base.predict(z_t, t, m.cond, ('style',)), base.predict(z_t, t, m.empty, ('style',))
+        e, e0 = base.predict(z_t, t, c, ('style',)), base.predict(z_t, t, m.conds.empty, ('style',))
         eps_style = e0 + ONLINE.guidance_scale*(e-e0)
         same(run.method.direction(z, t, eps)[0], eps_style-real, 1e-4)  # before φ has learnt anything
         assert (run.method.direction(z, t, eps)[0]-(eps_style-real)).norm() > 1e-4*real.norm()
@@ -441,7 +441,7 @@ def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
         with torch.no_grad():
             both = m.gradient(z, t, eps)[0]
             for i in range(2):
-                one = SMS.__new__(SMS); one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], cond=m.cond.map(lambda a: a[i:i+1]))
+                one = SMS.__new__(SMS); one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], conds=replace(m.conds, styled=m.conds.styled.map(lambda a: a[i:i+1])))
                 if m.grid: one.grid = copy.copy(m.grid); one.grid.maps = m.grid.maps[:, i:i+1]
                 if m.fake: one.cfg = replace(m.cfg, fake='frozen')      # φ as it was: a fresh adapter is the identity
                 same(both[i:i+1], one.gradient(z[i:i+1], t[i:i+1], eps[i:i+1])[0], 1e-4)

@@ -1,0 +1,240 @@
+"Every rival against its formula written out: plain torch, two UNets, the LoRA merged into the weights, raw text embeddings"
+import math
+from contextlib import contextmanager
+import pytest, torch, torch.nn.functional as F
+from stylekit import StylekitError, load_backbone, sample, settings, stylize
+from stylekit.baselines import METHODS, RIVALS, UNWANTED, patch_nce
+from stylekit.stylizer import LatentOptimizer
+from test_sms import ABAR, BETA, CAPTION, WORDS, base, draws, lora_pairs, merged, prepared, same, style, wide  # noqa: F401
+
+STYLED = f'{WORDS}, {CAPTION}'
+
+
+class Written:
+    "ε by prompt: the styled prompt is answered by the UNet with the LoRA in its weights, or whichever is asked for"
+    def __init__(self, folder, style_file):
+        from diffusers import UNet2DConditionModel
+        from safetensors.torch import load_file
+        from transformers import CLIPTextModel, CLIPTokenizer
+        tok, enc = CLIPTokenizer.from_pretrained(folder/'tokenizer'), CLIPTextModel.from_pretrained(folder/'text_encoder')
+        with torch.no_grad():
+            self.text = {p: enc(tok([p], padding='max_length', max_length=77, truncation=True, return_tensors='pt').input_ids).last_hidden_state.double() for p in (STYLED, CAPTION, '', UNWANTED)}
+        self.real = UNet2DConditionModel.from_pretrained(folder/'unet').double().requires_grad_(False)
+        self.style = merged(self.real, lora_pairs(load_file(style_file), ''), 1.)
+    def noisy(self, z, t, eps): return ABAR[t].sqrt()*z.double() + (1-ABAR[t]).sqrt()*eps.double()
+    def __call__(self, z_t, t, prompt, unet=None): return (unet or (self.style if prompt == STYLED else self.real))(z_t, t, self.text[prompt]).sample
+    def guided(self, z_t, t, prompt, s):
+        unet = self.style if prompt == STYLED else self.real
+        e0 = self(z_t, t, '', unet)
+        return e0 + s*(self(z_t, t, prompt)-e0)
+
+def sds(w, z, src, t, eps): return w.guided(w.noisy(z, t, eps), t, STYLED, 7.5) - eps.double()
+def dds(w, z, src, t, eps): return w.guided(w.noisy(z, t, eps), t, STYLED, 7.5) - w.guided(w.noisy(src, t, eps), t, CAPTION, 7.5)
+def csd(w, z, src, t, eps):
+    z_t = w.noisy(z, t, eps)
+    return (1-ABAR[t])*(w(z_t, t, STYLED)-w(z_t, t, ''))
+def nfsd(w, z, src, t, eps):
+    z_t = w.noisy(z, t, eps)
+    e0, bad = w(z_t, t, ''), w(z_t, t, UNWANTED)
+    return (1-ABAR[t])*(7.5*(w(z_t, t, STYLED)-e0) + (e0 if t < 200 else e0-bad))
+def ssd(w, z, src, t, eps):
+    z_t, z_s = w.noisy(z, t, eps), w.noisy(src, t, eps)
+    p, e0 = w(z_t, t, CAPTION), w(z_t, t, '')
+    return (p-w(z_s, t, '')) + 3.75*(w(z_t, t, STYLED)-p) + 5.5*(w(z_t, t, STYLED)-e0) + .075*math.exp(t/1000)*(z_t-z_s)
+def vsd(w, z, src, t, eps):
+    z_t = w.noisy(z, t, eps)
+    return (1-ABAR[t])*(w.guided(z_t, t, STYLED, 7.5)-w(z_t, t, CAPTION))     # φ before its first step is the base model
+
+FORMULAS = dict(sds=sds, dds=dds, csd=csd, nfsd=nfsd, ssd=ssd, vsd=vsd)
+
+@pytest.fixture(scope='module')
+def written(models, wide): return Written(models('sd15'), wide.path)
+
+@pytest.fixture(scope='module')
+def double(models):
+    b = load_backbone(models('sd15'))
+    b.unet.double(); b.dtype = torch.float64
+    return b
+
+@contextmanager
+def rival(double, wide, name, **changes):
+    with prepared(double, wide, 'fast', method=name, **changes) as run:
+        double.unet.double()      # a fresh fake LoRA is float32
+        yield run
+
+@pytest.mark.parametrize('name', FORMULAS)
+@pytest.mark.parametrize('t', [51, 199, 201, 701])
+def test_direction(double, wide, written, name, t):
+    with rival(double, wide, name) as run, torch.no_grad():
+        z, tt, eps = draws(run, t, seed=t)
+        same(run.method.direction(z, tt, eps)[0], FORMULAS[name](written, z, run.z_src, t, eps))
+
+@pytest.mark.parametrize('t', [21, 501, 979])
+def test_pds(double, wide, written, t):
+    "x_{t−2} of the 500-step grid, but β and α of one step of 1000"
+    with rival(double, wide, 'pds') as run, torch.no_grad():
+        z, tt, eps = draws(run, t, seed=t)
+        g = torch.Generator(); g.set_state(run.gens[0].get_state())
+        eps_prev = torch.randn(z.shape[1:], generator=g)[None].double()
+        A, A1, beta = ABAR[t], ABAR[t-2], BETA[t]
+        def tilde(x, prompt):
+            x_t = written.noisy(x, t, eps)
+            x0 = (x_t-(1-A).sqrt()*written.guided(x_t, t, prompt, 100.))/A.sqrt()
+            mu = A1.sqrt()*beta/(1-A)*x0 + (1-beta).sqrt()*(1-A1)/(1-A)*x_t
+            return (A1.sqrt()*x.double()+(1-A1).sqrt()*eps_prev-mu)/((1-A1)/(1-A)*beta).sqrt()
+        same(run.method.direction(z, tt, eps)[0], tilde(z, STYLED)-tilde(run.z_src, CAPTION), 1e-4)     # near-equal numbers, their difference over a small σ: float32 shows
+
+def test_pds_keeps_to_its_grid(double, wide):
+    with rival(double, wide, 'pds', steps=60) as run:
+        ts = [run.method.draw(run.gens, k/60)[0].item() for k in range(60)]
+    assert all(t%2 for t in ts) and min(ts) >= 21 and max(ts) <= 979 and max(ts) > 800
+
+def test_vsd_learns_what_it_is_shown(double, wide):
+    "φ learns from the caption alone, and draws its own t; without a φ there is no VSD"
+    with rival(double, wide, 'vsd', fake_lr=1e-2) as run:
+        seen, learn = [], run.method.fake.learn
+        run.method.fake.learn = lambda z_t, t, cond, noise, weight=None: (seen.append((t.item(), cond, weight)), learn(z_t, t, cond, noise, weight))[1]
+        z, tt, eps = draws(run, 301)
+        with torch.no_grad(): before = run.method.direction(z, tt, eps)[0]
+        for _ in range(20): run.method.learn(z, run.gens)
+        with torch.no_grad(): assert (run.method.direction(z, tt, eps)[0]-before).norm() > 1e-3*before.norm()
+    assert all(c is run.method.conds.plain and w is None for _, c, w in seen) and len({t for t, _, _ in seen}) > 10
+    with pytest.raises(StylekitError, match='own'):
+        with rival(double, wide, 'vsd', fake='source'): pass
+
+def test_patch_nce_is_cross_entropy_over_places():
+    "As its authors wrote it: the positive in front, the others' own column struck out"
+    g = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 24, 10, generator=g), torch.randn(2, 24, 10, generator=g)
+    for size in (1, 2):
+        got = patch_nce(a, b, (4, 6), [torch.Generator().manual_seed(i) for i in range(2)], size=size)
+        for i in range(2):
+            pool = lambda f: F.normalize(F.avg_pool2d(f[i].T.reshape(1, 10, 4, 6), size)[0].flatten(1).T, dim=1)
+            r, x = pool(a), pool(b)
+            n = r@x.T
+            out = torch.cat([n.diagonal()[:, None], n.masked_fill(torch.eye(len(n), dtype=torch.bool), -10.)], 1)/.07
+            same(got[i], F.cross_entropy(out, torch.zeros(len(n), dtype=torch.long)))
+    few = patch_nce(a, b, (4, 6), [torch.Generator().manual_seed(i) for i in range(2)], patches=5)
+    assert (few != patch_nce(a, b, (4, 6), [torch.Generator().manual_seed(i) for i in range(2)])).all()
+
+def test_cds(double, wide, written):
+    "DDS plus 3·ΣNCE at its released share, through features that the plain UNet gives, too"
+    with rival(double, wide, 'cds') as run:
+        z, tt, eps = draws(run, 301)
+        feats = []
+        def features(unet, x_t, prompt):
+            out = []
+            hooks = [m.register_forward_hook(lambda m, a, y: out.append(y)) for n,m in unet.named_modules() if 'up_blocks' in n and n.endswith('attn1')]
+            written(x_t, 301, prompt, unet); [h.remove() for h in hooks]
+            return out
+        ref = [f.detach() for f in features(written.real, written.noisy(run.z_src, 301, eps), CAPTION)]
+        x = z.double().requires_grad_()
+        loss = 0.
+        for r, f in zip(ref, features(written.style, written.noisy(x, 301, eps), STYLED)):
+            h = round(math.sqrt(r.shape[1]/2))          # latents of 8 × 16
+            for s in (1, 2):
+                if s <= h:
+                    pool = lambda v: F.normalize(F.avg_pool2d(v[0].T.reshape(1, -1, h, 2*h), s)[0].flatten(1).T, dim=1)
+                    loss = loss + F.cross_entropy(pool(r)@pool(f).T/.07, torch.arange(len(pool(r))))
+        want = torch.autograd.grad(loss, x)[0]
+        with torch.no_grad():
+            same(run.method.direction(z, tt, eps)[0], dds(written, z, run.z_src, 301, eps) + 3*16*8/2000*want, 1e-4)
+
+def released_lusd_map(w, z_t, t, words):
+    "Cross-attention at a quarter of the latents' side, spread by self-attention at half of it, as released"
+    maps = dict(attn1=[], attn2=[])
+    def hook(kind, n):
+        def look(m, args, kw, out):
+            h, e = args[0], kw.get('encoder_hidden_states')
+            if h.shape[1] != n: return
+            heads = lambda a: a.unflatten(-1, (m.heads, -1)).transpose(1, 2)
+            q, k = heads(m.to_q(h)), heads(m.to_k(h if e is None else e))
+            maps[kind].append((q@k.transpose(-1, -2)/q.shape[-1]**.5).softmax(-1).mean(1))
+        return look
+    h, wd = z_t.shape[-2:]
+    hooks = [m.register_forward_hook(hook(k, n), with_kwargs=True) for k, n in (('attn1', h*wd//4), ('attn2', h*wd//16)) for name, m in w.style.named_modules() if name.endswith(k)]
+    w(z_t, t, STYLED); [x.remove() for x in hooks]
+    c = torch.stack(maps['attn2']).mean(0)[0, :, words].mean(-1).view(1, 1, h//4, wd//4)
+    c = F.interpolate(c, (h//2, wd//2), mode='bicubic').flatten()
+    c = (torch.stack(maps['attn1']).mean(0)[0].float()@c.float()).view(1, 1, h//2, wd//2)
+    c = F.interpolate(c, (h, wd), mode='bicubic')
+    return (c-c.min())/(c.max()-c.min())
+
+def test_lusd(double, wide, written):
+    "Three steps: the mask's moving average, its narrowing, the length of the step"
+    with rival(double, wide, 'lusd', steps=5) as run, torch.no_grad():
+        m, mask = run.method, None
+        words = [1, 2, 3]                                # black ink drawing
+        assert m.conds.words[0].nonzero().flatten().tolist() == words
+        for i in range(3):
+            m.progress = i/5
+            z, tt, eps = draws(run, 401, seed=i)
+            z_t = written.noisy(z, 401, eps)
+            e, here = written(z_t, 401, STYLED)-written(z_t, 401, CAPTION), released_lusd_map(written, z_t, 401, words)
+            if i: mask = here if mask is None else .9*mask + .1*here
+            where = 1. if mask is None else mask*(i/4) + 1-i/4
+            d = .98*where*e + .02*(z-run.z_src)
+            length = (1-1/(1+math.exp(-(-5+10*i/4))))*(.15-.01)+.01
+            same(m.direction(z, tt, eps)[0], d/d.std()*length, 1e-4)
+
+def test_lusd_draws_again(double, wide):
+    "A step that says too little is drawn again, for its own image alone, and less is asked for every time"
+    with rival(double, wide, 'lusd', terms=dict(threshold=1e3, decay=.1), steps=5, n=2) as run, torch.no_grad():
+        asked, edit = [], run.method.edit
+        run.method.edit = lambda z, t, noise: (asked.append((t.clone(), noise.clone())), edit(z, t, noise))[1]
+        z, tt, eps = draws(run, 401)
+        run.method.direction(z, tt, eps)
+        assert len(asked) > 2 and all((n[i] != asked[0][1][i]).any() for _, n in asked[1:2] for i in range(2))
+    with rival(double, wide, 'lusd', terms=dict(threshold=0.), steps=5) as run, torch.no_grad():
+        asked, edit = [], run.method.edit
+        run.method.edit = lambda *a: (asked.append(1), edit(*a))[1]
+        run.method.direction(*draws(run, 401)); assert len(asked) == 1
+
+
+def test_plain_descent_is_sgd():
+    c, z0 = settings(method='dds'), torch.ones(1, 4, 8, 8)
+    p, opt = torch.nn.Parameter(z0.clone()), LatentOptimizer(settings(method='dds'), z0)
+    sgd, z = torch.optim.SGD([p], lr=c.lr), z0
+    for k in range(5):
+        p.grad = torch.full_like(z0, math.sin(k)); sgd.step()
+        z = opt.step(z, p.grad)
+    assert torch.allclose(z, p.detach())
+
+@pytest.mark.parametrize('name', RIVALS)
+@pytest.mark.parametrize('kind', ['sd15', 'sd21v', 'sdxl'])
+def test_every_rival_runs_everywhere(models, random_style, kind, name):
+    "Two images of unlike sizes in one call: finite, moved, recorded, nothing left on the UNet"
+    b = load_backbone(models(kind))
+    rs = stylize([sample('owl').resize((64, 64)), sample('taxi').resize((128, 64))], str(random_style(b)), CAPTION, backbone=b, method=name, steps=2, lr=1e-3, seed=1)
+    for r in rs: assert r.complete and r.info['method'] == name == r.settings.preset and all(math.isfinite(v) for h in r.history.values() for v in h)
+    assert not getattr(b.unet, 'peft_config', {})
+
+@pytest.mark.parametrize('name', ['pds', 'cds', 'lusd', 'vsd'])
+def test_a_resumed_rival_ends_alike(base, style, tmp_path, name):
+    "Those that draw more than t and ε, or keep something"
+    from stylekit.stylizer import Callback, Checkpoint, Interrupted
+    class Stop(Callback):
+        def after_step(self, run):
+            if run.k == 2: raise Interrupted
+    go = lambda *callbacks: stylize(sample('owl').resize((64, 64)), style, CAPTION, backbone=base, method=name, steps=4, lr=1e-3, seed=1, callbacks=callbacks)
+    whole, part = go(), go(Checkpoint(tmp_path/'c.pt', 1), Stop())
+    assert not part.complete
+    assert go(Checkpoint(tmp_path/'c.pt', 1)).image.tobytes() == whole.image.tobytes()
+
+def test_methods_by_name(base, style):
+    assert settings(method='dds') == settings('dds') == RIVALS['dds'] and settings('paper', method='sms').preset == 'paper' and set(METHODS) == {'sms', *RIVALS}
+    with pytest.raises(StylekitError, match='is one of sms, not of dds'): settings('paper', method='dds')
+    with pytest.raises(StylekitError, match="no preset named 'magic'"): settings(method='magic')
+    with pytest.raises(StylekitError, match='no terms named'): stylize(sample('owl'), style, CAPTION, backbone=base, method='cds', terms=dict(ncee=1.))
+    with pytest.raises(StylekitError, match='terms'): settings(method='cds', terms=[1])
+
+def test_img2img_is_the_sampler(base, style):
+    "The object of the protocol draws what the function draws"
+    from stylekit.baselines import img2img
+    with prepared(base, style, 'fast', method='img2img', steps=1, finish=500) as run, torch.no_grad():
+        state = [g.get_state() for g in run.gens]
+        a = run.method.finish(run.z_src, run.gens)
+        for g, s in zip(run.gens, state): g.set_state(s)
+        same(a, img2img(base, run.z_src, run.method.conds.styled, run.method.conds.empty, 500/999, run.gens))
+        z, t, eps = draws(run, 300)
+        assert not run.method.direction(z, t, eps)[0].any()
