@@ -154,7 +154,7 @@ class Settings:
     prompt: str = '{style}, {caption}'
     edit_prompt: str = 'Turn into {style}'
     negative_prompt: str = ''      # what nobody wants; of some rivals
-    terms: dict = field(default_factory=dict)   # a rival's own coefficients, by name
+    terms: dict = field(default_factory=dict, hash=False)   # a rival's own coefficients, by name
 
     def __post_init__(self): _check_settings(self)
     @property
