@@ -143,7 +143,7 @@ def run_jobs(jobs:list, items:list, backbone=None, device:str=None, dtype=None, 
         for job in todo: done(job, run_job(job, items, b, batch))
     return failed
 
-# %% ../nbs/13_evaluate.ipynb #9175439f
+# %% ../nbs/13_evaluate.ipynb #6cfe3450
 @dataclass(frozen=True)
 class Shown:
     "Pictures to measure: id -> path"
@@ -151,6 +151,7 @@ class Shown:
     contents: dict
     truths: dict        # empty unless every picture has one
     references: list    # may be empty
+    style: str = ''     # its name
 
 @dataclass(frozen=True)
 class Metric:
@@ -182,7 +183,7 @@ def _metrics(metrics, shown:Shown)->dict: # name -> Metric
         if m.needs and not getattr(shown, m.needs): raise StylekitError(f'{n} needs {m.needs}: put pictures into {m.needs.replace("truths", "truth")}/<style>/ of the folder')
     return metrics
 
-# %% ../nbs/13_evaluate.ipynb #202ffe3d
+# %% ../nbs/13_evaluate.ipynb #a7996d58
 def over_seeds(values:list # Measured, one per seed
               )->Measured:
     "The mean over seeds, with an interval over pictures"
@@ -196,7 +197,7 @@ def score(job:Job, items:list, references:list, metrics, # names, or name -> Met
     style = load_style(job.style).name
     ids = lambda f: {i.id: f(i) for i in items}
     truths = ids(lambda i: i.truth[style]) if all(style in i.truth for i in items) else {}
-    shown, out = Shown(ids(job.path), ids(lambda i: i.path), truths, references), {}
+    shown, out = Shown(ids(job.path), ids(lambda i: i.path), truths, references, style), {}
     seen = digest(net.name, net.sha256, [(i.id, i.key) for i in items], [file_sha256(p) for p in [*truths.values(), *references]])[:8]
     for name, m in _metrics(metrics, shown).items():
         file = job.folder/f'{name}-{seen}.json'
