@@ -6,10 +6,11 @@
 __all__ = ['METHODS', 'UNWANTED', 'RIVALS', 'img2img', 'Img2Img', 'SDS', 'DDS', 'VSD', 'PDS', 'CSD', 'NFSD', 'SSD', 'patch_nce',
            'CDS', 'LUSD']
 
-# %% ../nbs/07_baselines.ipynb #7f1af669
+# %% ../nbs/07_baselines.ipynb #22815bb9
 import math
 from dataclasses import replace
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, check_range
 from .scores import Score, ddim, falling
@@ -113,7 +114,7 @@ class SSD(Method):
         keep = k['keep']*(t/len(b.betas)).exp().view(-1,1,1,1)*(z_t-z_t_src)
         return self.weight(t)*(k['source']*(plain-source_empty) + k['cross']*(styled-plain) + k['prompt']*(styled-empty)) + keep, None
 
-# %% ../nbs/07_baselines.ipynb #1e068a70
+# %% ../nbs/07_baselines.ipynb #0cf670e7
 def patch_nce(ref:torch.Tensor, now:torch.Tensor, # features (B, N, C): of the content, of the result
               shape:tuple, # (h, w) of the N places
               gens:list, # one CPU generator per image, for the places
@@ -127,6 +128,7 @@ def patch_nce(ref:torch.Tensor, now:torch.Tensor, # features (B, N, C): of the c
     own = torch.arange(ids.shape[1], device=a.device).expand(ids.shape)
     return F.cross_entropy((a@b.transpose(1, 2)/tau).transpose(1, 2), own, reduction='none').mean(1)
 
+# %% ../nbs/07_baselines.ipynb #5cda6837
 class CDS(DDS):
     "Contrastive denoising score: DDS and patch_nce on the up blocks' self-attention (arXiv 2311.18608)"
     TERMS = dict(nce=3., patches=256, tau=.07, sizes=(1, 2))
@@ -148,48 +150,56 @@ class CDS(DDS):
                     if s <= min(shape): loss = loss + patch_nce(r, f, shape, self.gens, self.terms['patches'], self.terms['tau'], s).sum()
             return torch.autograd.grad(loss, x)[0]
 
-# %% ../nbs/07_baselines.ipynb #4e853ce5
+# %% ../nbs/07_baselines.ipynb #4c4ea0ff
 class LUSD(Method):
     "Localized update score distillation: steps of a given length, where the style's words are looked at (arXiv 2503.11054)"
     TERMS = dict(keep=.02, threshold=.01, decay=.99, momentum=.1, high=.15, low=.01, speed=5.)
     mask = None   # moving average (B, 1, h, w)
-    def edit(self, z, t, noise)->tuple: # ε_style − ε(caption), and where it acts, (B, 1, h, w) in [0, 1]
-        b, (h, w) = self.backbone, z.shape[-2:]
-        z_t = b.add_noise(z, noise, t)
-        with b.watch('attn2', maps=True, pixels=h*w//16) as cross, b.watch('attn1', maps=True, pixels=h*w//4) as own:
-            styled = replace(self.style, guidance=1.)(z_t, t, self.conds.styled)
-        return styled-b.predict(z_t, t, self.conds.plain), self.place(cross, own, h, w)
-    def place(self, cross, own, h, w):
-        "Attention to the style's words, spread by what the pixels have to do with each other"
-        words = self.conds.words.to(cross[0].device).float()[:, None]
-        m = ((sum(cross)/len(cross)).float()*words).sum(-1)/words.sum(-1).clamp(min=1)
-        m = F.interpolate(m.view(-1, 1, h//4, w//4), (h//2, w//2), mode='bicubic')
-        m = (sum(own)/len(own)).float() @ m.flatten(2).transpose(1, 2)
-        m = F.interpolate(m.view(-1, 1, h//2, w//2), (h, w), mode='bicubic')
-        lo, hi = m.amin((2,3), keepdim=True), m.amax((2,3), keepdim=True)
-        return (m-lo)/(hi-lo).clamp(min=1e-8)
     def direction(self, z, t, noise):
-        k, steps = self.terms, max(1, self.cfg.steps-1)
+        k, i, last = self.terms, round(self.progress*self.cfg.steps), max(1, self.cfg.steps-1)
         e, here = self.draw_again(z, t, noise)
-        i = round(self.progress*self.cfg.steps)
         if i: self.mask = here if self.mask is None else (1-k['momentum'])*self.mask + k['momentum']*here
-        where = 1. if self.mask is None else 1 - i/steps*(1-self.mask)
+        where = 1. if self.mask is None else 1 - i/last*(1-self.mask)
         d = (1-k['keep'])*where*e + k['keep']*(z-self.z_src)
-        length = k['low'] + (k['high']-k['low'])/(1+math.exp(k['speed']*(2*i/steps-1)))
+        length = k['low'] + (k['high']-k['low'])/(1+math.exp(k['speed']*(2*i/last-1)))
         return length*d/d.std((1,2,3), keepdim=True), None
-    def draw_again(self, z, t, noise)->tuple: # as `edit`
-        "New t and ε for images whose edit says too little; every time a little less is asked for"
-        t, noise, e_here = t.clone(), noise.clone(), self.edit(z, t, noise)
-        least = torch.full((len(z),), self.terms['threshold'], device=z.device)
-        while bool((weak := e_here[0].std((1,2,3)) < least).any()):
-            least = torch.where(weak, least*self.terms['decay'], least)
-            for i in weak.nonzero().flatten().tolist():
-                t[i] = torch.randint(self.cfg.t_min, self.cfg.t_max, (), generator=self.gens[i])
-                noise[i] = torch.randn(noise.shape[1:], generator=self.gens[i])
-            e_here = self.edit(z, t, noise)
-        return e_here
     def state_dict(self): return super().state_dict() | (dict(mask=self.mask) if self.mask is not None else {})
     def load_state_dict(self, s): self.mask = s.get('mask'); super().load_state_dict(s)
+
+# %% ../nbs/07_baselines.ipynb #f235cf5b
+@patch
+def edit(self:LUSD, z, t, noise)->tuple: # ε_style − ε(caption), and where it acts, (B, 1, h, w) in [0, 1]
+    "What the style's words change"
+    b, (h, w) = self.backbone, z.shape[-2:]
+    z_t = b.add_noise(z, noise, t)
+    with b.watch('attn2', maps=True, pixels=h*w//16) as cross, b.watch('attn1', maps=True, pixels=h*w//4) as own:
+        styled = replace(self.style, guidance=1.)(z_t, t, self.conds.styled)
+    return styled-b.predict(z_t, t, self.conds.plain), self.place(cross, own, h, w)
+
+@patch
+def place(self:LUSD, cross:list, own:list, h:int, w:int)->torch.Tensor: # (B, 1, h, w) in [0, 1]
+    "Attention to the style's words at a quarter of the size, spread by what pixels have to do with each other at half of it"
+    words = self.conds.words.to(cross[0].device).float()[:, None]
+    m = ((sum(cross)/len(cross)).float()*words).sum(-1)/words.sum(-1).clamp(min=1)
+    m = F.interpolate(m.view(-1, 1, h//4, w//4), (h//2, w//2), mode='bicubic')
+    m = (sum(own)/len(own)).float() @ m.flatten(2).transpose(1, 2)
+    m = F.interpolate(m.view(-1, 1, h//2, w//2), (h, w), mode='bicubic')
+    lo, hi = m.amin((2,3), keepdim=True), m.amax((2,3), keepdim=True)
+    return (m-lo)/(hi-lo).clamp(min=1e-8)
+
+# %% ../nbs/07_baselines.ipynb #bfd07a7c
+@patch
+def draw_again(self:LUSD, z, t, noise)->tuple: # as `edit`
+    "New t and ε for images whose edit says too little; every time a little less is asked for"
+    t, noise, found = t.clone(), noise.clone(), self.edit(z, t, noise)
+    least = torch.full((len(z),), self.terms['threshold'], device=z.device)
+    while bool((weak := found[0].std((1,2,3)) < least).any()):
+        least = torch.where(weak, least*self.terms['decay'], least)
+        for i in weak.nonzero().flatten().tolist():
+            t[i] = torch.randint(self.cfg.t_min, self.cfg.t_max, (), generator=self.gens[i])
+            noise[i] = torch.randn(noise.shape[1:], generator=self.gens[i])
+        found = self.edit(z, t, noise)
+    return found
 
 # %% ../nbs/07_baselines.ipynb #8f866321
 METHODS = dict(sms=SMS, img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD, cds=CDS, ssd=SSD, lusd=LUSD)
