@@ -8,13 +8,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize test export readme clean
+.PHONY: stylize test tables export readme clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
 test: .venv/dev
 	$(BIN)/python -m pytest
 	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 2 --timing
+
+# hours on a processor; goes on where it was stopped
+tables: .venv/dev
+	$(BIN)/python -c "from stylekit.mini.tables import make_tables; make_tables()"
 
 export: .venv/dev
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
