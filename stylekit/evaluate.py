@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'METRICS', 'Item', 'read_dataset', 'Job', 'plan', 'run_job', 'run_jobs', 'Shown', 'Metric', 'over_seeds',
            'score', 'Row', 'Table', 'sheet', 'scatter', 'evaluate']
 
-# %% ../nbs/13_evaluate.ipynb #86dc6c58
+# %% ../nbs/13_evaluate.ipynb #460a36f3
 import io, json, math, os
 from csv import writer
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +18,7 @@ from .backbone import load_backbone
 from .core import StylekitError, atomic_path, check_whole, digest, file_sha256, load_image, safe_name
 from .finetune import PICTURES, image_caption
 from .lora import load_style
-from .metrics import Measured, art_fd, cfsd, edge_f1, fd, judge_features, kid, load_features, mean_interval, mmd, pd, similarity, ssim, structure
+from .metrics import Measured, art_fd, cfsd, edge_f1, fd, identified, judge_features, kid, load_features, mean_interval, mmd, pd, similarity, ssim, structure
 from .sms import settings
 from .stylizer import stylize
 
@@ -143,7 +143,7 @@ def run_jobs(jobs:list, items:list, backbone=None, device:str=None, dtype=None, 
         for job in todo: done(job, run_job(job, items, b, batch))
     return failed
 
-# %% ../nbs/13_evaluate.ipynb #6cfe3450
+# %% ../nbs/13_evaluate.ipynb #52ba6ab7
 @dataclass(frozen=True)
 class Shown:
     "Pictures to measure: id -> path"
@@ -166,6 +166,7 @@ METRICS = dict(
     ssim_src=Metric(lambda s, net: ssim(s.contents, s.outputs), True),
     structure_src=Metric(lambda s, net: structure(s.contents, s.outputs, net)),
     cfsd=Metric(lambda s, net: cfsd(s.contents, s.outputs, net)),
+    identified=Metric(lambda s, net: identified(s.outputs, s.contents, net), True),
     pd_truth=Metric(lambda s, net: pd(s.truths, s.outputs, net), needs='truths'),
     edge_f1_truth=Metric(lambda s, net: edge_f1(s.truths, s.outputs), True, 'truths'),
     similarity_truth=Metric(lambda s, net: similarity(s.truths, s.outputs, net), True, 'truths'),

@@ -386,3 +386,61 @@ def test_art_fd(net):
     assert m.value == pytest.approx((1+M.pd(content, out, net).value)*(1+M.fd(out, style, net).value))
     assert m.name == 'art_fd[trunk]' and (m.n, m.n_ref) == (5, 7)
     with pytest.raises(StylekitError, match='n '): M.art_fd(out[:4], content[:4], style, net) < m
+
+
+# ---- recognising
+
+def test_identified_against_loops(net):
+    a, b = images(7, seed=1), images(7, seed=2)
+    va, vb = F.normalize(net(a), dim=1), F.normalize(net(b), dim=1)
+    for k in (1, 3):
+        want = [sum((va[i]@vb[j]) > (va[i]@vb[i]) for j in range(7)) < k for i in range(7)]
+        m = M.identified(a, b, net, k)
+        assert m.each == tuple(float(w) for w in want) and m.n_ref == 7 and m.estimator.startswith(f'top {k}')
+    assert M.identified(torch.cat([a[:1]]*3), torch.cat([a[:1]]*3), net).value == 1       # copies are no mistakes
+    with pytest.raises(StylekitError, match='n_ref'): M.identified(a, b, net) - M.identified(a[:5], b[:5], net)
+
+@pytest.fixture(scope='module')
+def clip_folder(tmp_path_factory):
+    "A CLIP with random weights as a hub would give it"
+    import json
+    from transformers import CLIPConfig, CLIPModel
+    from stylekit.mini.clip import train_tokenizer
+    folder = tmp_path_factory.mktemp('clip')/'vit-tiny'
+    tok = train_tokenizer(['an owl', 'a red apple'])
+    tok.model_max_length = 16
+    torch.manual_seed(0)
+    text = dict(vocab_size=len(tok), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16,
+                bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).eval()
+    model.save_pretrained(folder); tok.save_pretrained(folder)
+    (folder/'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[.4, .5, .6], image_std=[.2, .3, .4])))
+    return folder, model, tok
+
+def test_clip_score_is_the_models_own_logit(clip_folder):
+    "As transformers' CLIPModel compares picture and text, by its own preprocessing"
+    folder, model, tok = clip_folder
+    net, texts, x = M.load_features(str(folder)), ['an owl', 'a red apple', 'an owl'], images(3)
+    assert net.name == 'vit-tiny' and net.mean == (.4, .5, .6) and net.std == (.2, .3, .4)
+    px = (x-torch.tensor([.4, .5, .6]).view(3, 1, 1))/torch.tensor([.2, .3, .4]).view(3, 1, 1)
+    with torch.no_grad(): out = model(pixel_values=px, **tok(texts, padding='max_length', max_length=16, return_tensors='pt'))
+    cos = out.logits_per_image/model.logit_scale.exp()
+    m = M.clip_score(x, texts, net)
+    assert m.each == pytest.approx(tuple(100*max(c, 0) for c in cos.diagonal().tolist()), abs=1e-4) and m.name == 'clip_score[vit-tiny]' and not m.standard
+    got = M.zero_shot(x, texts, net)
+    assert got.each == tuple(float(cos[i, [0, 1]].argmax() == (t != 'an owl')) for i, t in enumerate(texts)) and got.n_ref == 2
+    (folder/'preprocessor_config.json').rename(folder/'gone.json')
+    assert M.load_features(str(folder)).mean == M.CLIP_NORM[0]
+    (folder/'gone.json').rename(folder/'preprocessor_config.json')
+
+def test_zero_shot_pairs_by_id(mini):
+    "Words and pictures are matched by id, whatever their order"
+    x = {n: sample(n) for n in samples()}
+    texts = {n: f"a {n.replace('-', ' ')}" for n in samples()}
+    turned = dict(reversed(texts.items()))
+    assert dict(zip(x, M.zero_shot(x, texts, mini).each)) == dict(zip(x, M.zero_shot(x, turned, mini).each))
+    with pytest.raises(StylekitError, match='without a partner'): M.clip_score(x, {'owl': 'an owl'}, mini)
+
+def test_no_clip_no_features(tmp_path):
+    with pytest.raises(StylekitError, match='no features'): M.load_features(str(tmp_path))

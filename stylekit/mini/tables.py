@@ -109,7 +109,7 @@ ABLATION = {'full': {}, 'no spectrum': dict(lam=0.), 'no relevance': dict(releva
             'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0),
             'online fake': dict(fake='shared'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise'), 'guided from empty': dict(guide='empty')}
 
-# %% ../../nbs/mini/07_tables.ipynb #b316159b
+# %% ../../nbs/mini/07_tables.ipynb #7f76ad80
 def searched(work, sets:StyleSets, names:list, methods, styles, metrics, **kw # validation names; to `evaluate`
             )->dict: # method -> arguments of `stylize`
     "The best settings of each method on validation names, kept in best.json"
@@ -124,7 +124,7 @@ def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
     "What the tables show, the style's share by a probe for three styles"
     judge = Judge()
     probe = style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS)
-    return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
+    return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
 
 # %% ../../nbs/mini/07_tables.ipynb #c6ecbf82
 def make_tables(data='data', work='runs/tables', # rendered sets; everything that is made
