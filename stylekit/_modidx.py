@@ -146,6 +146,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.evaluate._pictures': ('evaluate.html#_pictures', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._rows': ('evaluate.html#_rows', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._start': ('evaluate.html#_start', 'stylekit/evaluate.py'),
+                                   'stylekit.evaluate._truths': ('evaluate.html#_truths', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._work': ('evaluate.html#_work', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._write': ('evaluate.html#_write', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate.evaluate': ('evaluate.html#evaluate', 'stylekit/evaluate.py'),

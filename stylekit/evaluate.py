@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'METRICS', 'Item', 'read_dataset', 'Job', 'plan', 'run_job', 'run_jobs', 'Shown', 'Metric', 'over_seeds',
            'score', 'Row', 'Table', 'sheet', 'scatter', 'evaluate']
 
-# %% ../nbs/13_evaluate.ipynb #460a36f3
+# %% ../nbs/13_evaluate.ipynb #72f6852d
 import io, json, math, os
 from csv import writer
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .backbone import load_backbone
+from .backbone import Backbone, load_backbone
 from .core import StylekitError, atomic_path, check_whole, digest, file_sha256, load_image, safe_name
 from .finetune import PICTURES, image_caption
 from .lora import load_style
@@ -143,7 +143,7 @@ def run_jobs(jobs:list, items:list, backbone=None, device:str=None, dtype=None, 
         for job in todo: done(job, run_job(job, items, b, batch))
     return failed
 
-# %% ../nbs/13_evaluate.ipynb #52ba6ab7
+# %% ../nbs/13_evaluate.ipynb #0bd9d351
 @dataclass(frozen=True)
 class Shown:
     "Pictures to measure: id -> path"
@@ -159,6 +159,7 @@ class Metric:
     f: object           # (Shown, Features) -> Measured
     high: bool = False  # is more better?
     needs: str = ''     # 'truths' or 'references'
+    version: str = ''   # what else the value depends on, as a network of its own
 
 METRICS = dict(
     pd_src=Metric(lambda s, net: pd(s.contents, s.outputs, net)),
@@ -184,7 +185,7 @@ def _metrics(metrics, shown:Shown)->dict: # name -> Metric
         if m.needs and not getattr(shown, m.needs): raise StylekitError(f'{n} needs {m.needs}: put pictures into {m.needs.replace("truths", "truth")}/<style>/ of the folder')
     return metrics
 
-# %% ../nbs/13_evaluate.ipynb #a7996d58
+# %% ../nbs/13_evaluate.ipynb #80fc3ecc
 def over_seeds(values:list # Measured, one per seed
               )->Measured:
     "The mean over seeds, with an interval over pictures"
@@ -192,16 +193,17 @@ def over_seeds(values:list # Measured, one per seed
     each = tuple(sum(e)/len(values) for e in zip(*(m.each for m in values))) if all(m.each and m.ids==values[0].ids for m in values) else ()
     return replace(values[0], value=v, each=each, interval=mean_interval(each) if each else values[0].interval if len(values)==1 else None)
 
+def _truths(items, style)->dict: return {i.id: i.truth[style] for i in items} if all(style in i.truth for i in items) else {}
+
 def score(job:Job, items:list, references:list, metrics, # names, or name -> Metric; None: all that can be had
           net)->dict: # name -> Measured
     "Measure the pictures of a job; what has been measured is read from its folder"
     style = load_style(job.style).name
     ids = lambda f: {i.id: f(i) for i in items}
-    truths = ids(lambda i: i.truth[style]) if all(style in i.truth for i in items) else {}
-    shown, out = Shown(ids(job.path), ids(lambda i: i.path), truths, references, style), {}
-    seen = digest(net.name, net.sha256, [(i.id, i.key) for i in items], [file_sha256(p) for p in [*truths.values(), *references]])[:8]
+    shown, out = Shown(ids(job.path), ids(lambda i: i.path), _truths(items, style), references, style), {}
+    seen = digest(net.name, net.sha256, [(i.id, i.key) for i in items], [file_sha256(p) for p in [*shown.truths.values(), *references]])
     for name, m in _metrics(metrics, shown).items():
-        file = job.folder/f'{name}-{seen}.json'
+        file = job.folder/f'{name}-{digest(seen, m.version)[:8]}.json'
         if not file.exists():
             with atomic_path(file) as tmp: Path(tmp).write_text(json.dumps(asdict(m.f(shown, net))))
         kept = json.loads(file.read_text())
@@ -317,7 +319,7 @@ def scatter(table:Table, content:str='pd_src', style:str='kid', # metrics
         ax.set(title=name, xlabel=f'{table._name(content)} (content)', ylabel=f'{table._name(style)} (style)')
     return fig
 
-# %% ../nbs/13_evaluate.ipynb #e3745abd
+# %% ../nbs/13_evaluate.ipynb #18b178f4
 def evaluate(dataset, # folder, see `read_dataset`
              methods=None, # names of methods or presets; or name -> arguments of `stylize`, None for the content as it is
              styles=('ink',), # names, paths, hub ids
@@ -331,11 +333,12 @@ def evaluate(dataset, # folder, see `read_dataset`
             )->Table:
     "Methods × styles × metrics, as a table; it goes on where it was stopped"
     items, references = read_dataset(dataset, template)
+    if workers!=1 and isinstance(backbone, Backbone): raise StylekitError('several processes each load the model: give its folder or hub id')
     methods, out, seeds = _methods(methods), Path(out), [check_whole('seed', s) for s in seeds]
     b = load_backbone(backbone, device, dtype)
     jobs = plan(methods, list(styles), seeds, out, b)
     net = net or _network(device)
-    for s in styles: _metrics(metrics, Shown({}, {}, {i.id: 0 for i in items if load_style(s).name in i.truth}, references.get(load_style(s).name, [])))   # known before any work
+    for s in map(load_style, styles): _metrics(metrics, Shown({}, {}, _truths(items, s.name), references.get(s.name, [])))   # known before any work
     failed = run_jobs(jobs, items, b if workers==1 else backbone, device, dtype, workers, batch, report)
     whole = [i for i in items if not any(key[3]==i.id for key in failed)]   # what one method failed on counts for none
     if not whole: raise StylekitError(f'no picture came through every method; the first: {next(iter(failed.values()))}')

@@ -117,10 +117,13 @@ def test_formats(folder, tmp_path, ink, b, net):
 def test_own_metrics(folder, tmp_path, ink, b, net):
     t, _ = go(folder, tmp_path, ink, b, net, metrics=dict(kept=Metric(lambda s, net: edge_f1(s.contents, s.outputs), True)))
     assert t.metrics == ['kept'] and t.high == dict(kept=True) and t.rows[0].values['kept'].value == 1
+    half = lambda s, net: edge_f1({i: s.contents[i] for i in list(s.contents)[:2]}, {i: s.outputs[i] for i in list(s.contents)[:2]})
+    again, _ = go(folder, tmp_path, ink, b, net, metrics=dict(kept=Metric(half, True, version='2')))
+    assert again.rows[0].values['kept'].n == 2       # another version is measured again
 
 def test_asked_for_what_cannot_be(folder, tmp_path, ink, b, net):
     for kw, why in ((dict(metrics=['beauty']), 'no metric named beauty'), (dict(methods=['magic']), 'no preset'), (dict(methods={'a/b': {}}), 'not a plain file name'),
-                    (dict(methods=dict(x=dict(stepz=2))), 'unknown settings'), (dict(seeds=[.5]), 'whole number'), (dict(workers=1.5), 'whole number')):
+                    (dict(methods=dict(x=dict(stepz=2))), 'unknown settings'), (dict(seeds=[.5]), 'whole number'), (dict(workers=2), 'each load the model')):
         with pytest.raises(StylekitError, match=why): go(folder, tmp_path, ink, b, net, **kw)
     assert not list((tmp_path/'out').rglob('sms-*/*.png'))       # known before any work
     import shutil

@@ -45,17 +45,18 @@ def picture_set(sets:StyleSets, folder, names:list, # test or validation names
         for n in train[::max(1, len(train)//references)]: put(look_of(s), n, 'references', s)
     return folder
 
-# %% ../../nbs/mini/07_tables.ipynb #81260cef
+# %% ../../nbs/mini/07_tables.ipynb #a91794fe
 PROBE_LOOKS = ANSWER | dict(openmoji='openmoji')
 
 def style_metric(judge, probe)->Metric: # see `mini.judge`
     "Share of the pictures that the probe takes for the style"
+    sha = digest(WEIGHTS_SHA256, probe.weight.tobytes())
     def f(s, net):
         p = probe.prob(np.concatenate([judge.stats(x).numpy() for x in as_tensors(s.outputs)]))
         each = tuple((p.argmax(1)==probe.index(look_of(s.style))).astype(float).tolist())
-        return Measured(sum(each)/len(each), f'style[{judge.name}]', judge.name, digest(WEIGHTS_SHA256, probe.weight.tobytes()), f'{judge.size}×{judge.size}', 'bicubic',
+        return Measured(sum(each)/len(each), f'style[{judge.name}]', judge.name, sha, f'{judge.size}×{judge.size}', 'bicubic',
                         estimator=f'linear probe, {len(probe.classes)} classes', n=len(each), interval=mean_interval(each), ids=tuple(s.outputs), each=each)
-    return Metric(f, high=True)
+    return Metric(f, high=True, version=sha)
 
 # %% ../../nbs/mini/07_tables.ipynb #de8edf1c
 def balance(values:dict # metric -> Measured
