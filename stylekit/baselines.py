@@ -201,12 +201,12 @@ def draw_again(self:LUSD, z, t, noise)->tuple: # as `edit`
         found = self.edit(z, t, noise)
     return found
 
-# %% ../nbs/07_baselines.ipynb #8f866321
+# %% ../nbs/07_baselines.ipynb #758e1511
 METHODS = dict(sms=SMS, img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD, cds=CDS, ssd=SSD, lusd=LUSD)
 
 def _rival(name, **kw):
-    return Settings(**dict(preset=name, method=name, steps=200, guidance_scale=7.5, guide='empty', lam=0., sampler='uniform', t_min=20, t_max=980, lr=.0488, optimizer='sgd', schedule='constant',
-                           relevance='none', finish=0) | kw)
+    usual = dict(preset=name, method=name, steps=200, guidance_scale=7.5, guide='empty', sampler='uniform', t_min=20, t_max=980, lr=.0488, optimizer='sgd', schedule='constant')
+    return Settings(**usual | dict(lam=0., relevance='none', finish=0) | kw)
 
 UNWANTED = 'unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy'
 _adam = dict(optimizer='adam', weight='variance', steps=500)

@@ -94,7 +94,7 @@ def styles(*files:str, # LoRA files to look into; none: list the styles that com
         model = load_backbone(backbone)
     for s in found: print(f'{s.name:12} {s.words}' + (f'\n{"":12} {add_style(model, s)}' if files else ''))
 
-# %% ../nbs/16_cli.ipynb #eb7cc2a0
+# %% ../nbs/16_cli.ipynb #d3da8bc1
 def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
                name:str=None, # the style's name; default the folder's
                words:str=None, # what a prompt says to ask for the style; default its name
@@ -114,22 +114,24 @@ def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions i
     "Learn a style from a folder of pictures"
     from stylekit.finetune import image_caption, train_lora as run
     said = lambda r: print(f'step {r["step"]}: '+', '.join(f'{k} {r[k]:.4g}' for k in ('loss', 'held_out') if k in r), file=sys.stderr)
-    style = run(folder, name or Path(folder).resolve().name, words, backbone=backbone, out=out, template=template, device=device, dtype=dtype, previews=[(preview, image_caption(preview) or 'a picture')] if preview else [],
-                names=names, minutes=minutes, report=said, rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
+    shown = [(preview, image_caption(preview) or 'a picture')] if preview else []
+    style = run(folder, name or Path(folder).resolve().name, words, backbone=backbone, out=out, template=template, device=device, dtype=dtype, previews=shown, names=names,
+                minutes=minutes, report=said, rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
     print(style.path)
     print(f'say what may be done with its pictures in {style.path.with_name("rights.toml")}', file=sys.stderr)
 
-# %% ../nbs/16_cli.ipynb #60593850
+# %% ../nbs/16_cli.ipynb #30090e26
 def _list(text): return [p.strip() for p in text.split(',') if p.strip()]
 
 def evaluate(folder:str, # content pictures; captions in .txt files of the same name; truth/STYLE/ and references/STYLE/ if there are any
              methods:str='unchanged,img2img,dds,sms', # names of methods or presets, or a .json file: name -> settings, null for the content as it is
              styles:str='ink', # names or paths
              metrics:str=None, # names; default all that the folder allows
-             seeds:str='0',
+             seeds:str='0', # whole numbers, as 0,1,2
              out:str='evaluation', # folder for pictures and tables
              template:str='{}', # around captions from file names, as 'a photo of a {}'
-             workers:int=1, batch:int=8, # processes; pictures at a time
+             workers:int=1, # processes
+             batch:int=8, # pictures at a time
              backbone:str=None, # folder or hub id of a diffusion model; default the embedded one
              device:str=None, # cpu, cuda, mps
              dtype:str=None # float32, bfloat16, float16

@@ -122,7 +122,7 @@ def _mix(styles, words, scale):
     mix = Style('+'.join(p.name for p in parts), ', '.join(p.words for p in parts), parts=tuple(parts))
     return load_style(mix, words, scale)
 
-# %% ../nbs/04_lora.ipynb #3a15da39
+# %% ../nbs/04_lora.ipynb #82456fdd
 @dataclass(frozen=True)
 class Report:
     "What of a style found its place in a model"
@@ -138,7 +138,8 @@ class Report:
     def has_text(self)->bool: return any(b.startswith('text_encoder') for b in self.blocks)   # it changes how prompts are read, too
     def __str__(self):
         rest = f'; without place: {", ".join(self.unmatched[:3])}{" …" if len(self.unmatched) > 3 else ""}' if self.unmatched else ''
-        return f'{self.matched} of {self.total} layers ({self.writer} {self.kind}, rank {self.rank}{", for "+self.base if self.base else ""}): ' + ', '.join(f'{k} {v}' for k,v in self.blocks.items()) + rest
+        made = f'{self.writer} {self.kind}, rank {self.rank}{", for "+self.base if self.base else ""}'
+        return f'{self.matched} of {self.total} layers ({made}): ' + ', '.join(f'{k} {v}' for k,v in self.blocks.items()) + rest
 
 def _report(files, pairs)->Report:
     matched = sum(map(len, pairs.values()))

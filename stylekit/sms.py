@@ -94,13 +94,13 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
     A, prev = backbone.alphas_cumprod[t], backbone.alphas_cumprod[(t-2).clamp(min=0)]
     return ((1-prev)/(1-A)*backbone.betas[t]).view(-1,1,1,1)
 
-# %% ../nbs/06_sms.ipynb #c742987d
+# %% ../nbs/06_sms.ipynb #b4b0d66e
 WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff', 'finish')
-RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 100),
+RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 10),
               relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2), finish=(0, 998))
-CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw', 'sgd'), schedule=('cosine', 'constant', 'released'), weight=('one', 'sigma2', 'variance'), reduction=('sum', 'mean'), regulariser=('l2', 'l1'),
-               relevance=('grid', 'released', 'none'), guide=('base', 'empty'),
-               fake=('source', 'shared', 'own', 'frozen', 'noise'))
+CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw', 'sgd'), schedule=('cosine', 'constant', 'released'),
+               weight=('one', 'sigma2', 'variance'), reduction=('sum', 'mean'), regulariser=('l2', 'l1'),
+               relevance=('grid', 'released', 'none'), guide=('base', 'empty'), fake=('source', 'shared', 'own', 'frozen', 'noise'))
 
 def _check_prompt(name, v, **words):
     try: ok = bool(v.format(**words).strip())
@@ -117,7 +117,7 @@ def _check_settings(c):
     if not isinstance(c.terms, dict): raise StylekitError(f'terms must be a dict of coefficients, got {c.terms!r}')
     _check_prompt('prompt', c.prompt, style='x', caption='x'), _check_prompt('edit_prompt', c.edit_prompt, style='x')
 
-# %% ../nbs/06_sms.ipynb #1208c704
+# %% ../nbs/06_sms.ipynb #0385ee31
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a run besides image, style, caption and seed"
@@ -141,7 +141,7 @@ class Settings:
     regulariser: str = 'l2'        # l2: ½‖·‖² over the kept band; l1: mean |·| (released)
     relevance: str = 'grid'        # grid: averaged and cached; released: per step; none
     relevance_floor: float = .3    # R is at least this, grid only
-    fake: str = 'source'           # source: ε_real of the content; shared: a LoRA that learns from the pass that gives the score; own: at its own t and noise (released); frozen: ε_real; noise: ε (SDS)
+    fake: str = 'source'           # source: ε_real of the content; shared: a LoRA, learning from the pass that gives the score; own: at its own t and ε (released); frozen: ε_real; noise: ε
     fake_noise: float = .15        # share of ε mixed into ε_fake
     fake_guidance: float = 1.      # of a LoRA or ε_real; 4.5 in the released code
     fake_rank: int = 8
@@ -160,10 +160,11 @@ class Settings:
     @property
     def curve(self)->CutoffCurve: return CutoffCurve(self.cutoff, self.t_cutoff, self.cutoff_power)
 
-# %% ../nbs/06_sms.ipynb #25db6742
+# %% ../nbs/06_sms.ipynb #594d951c
 PRESETS = dict(
     fast=Settings(),
-    paper=Settings(preset='paper', steps=500, guidance_scale=4.5, guide='empty', lam=5e-4, sampler='released', t_min=21, t_max=500, lr=.1, optimizer='adamw', schedule='released', weight='sigma2', reduction='mean', regulariser='l1',
+    paper=Settings(preset='paper', steps=500, guidance_scale=4.5, guide='empty', lam=5e-4, sampler='released', t_min=21, t_max=500,
+                   lr=.1, optimizer='adamw', schedule='released', weight='sigma2', reduction='mean', regulariser='l1',
                    relevance='released', fake='own', fake_noise=0., fake_guidance=4.5, fake_rank=8, fake_alpha=32., fake_targets=('to_q', 'to_v'), style_scale=.8, finish=0))
 
 def settings(preset='fast', # name of a preset, or Settings
@@ -190,7 +191,7 @@ class Conds:
     own: Cond = None        # `styled` as the style's own text encoder reads it
     words: torch.Tensor = None   # (B, tokens) bool: which tokens of `styled` are the style's
 
-# %% ../nbs/06_sms.ipynb #00c1decc
+# %% ../nbs/06_sms.ipynb #965b06a8
 class Method:
     "What every method shares; a method is its `direction`"
     TERMS = {}   # its own coefficients
@@ -214,22 +215,33 @@ class Method:
     def weight(self, t:torch.Tensor)->torch.Tensor: # (B, 1, 1, 1)
         "w_t, by the setting `weight`"
         return {'one': torch.ones_like, 'sigma2': lambda A: sigma2(self.backbone, t), 'variance': lambda A: 1-A}[self.cfg.weight](self.backbone.abar(t))
-    def direction(self, z:torch.Tensor, t:torch.Tensor, noise:torch.Tensor)->tuple: # g like z, the way is −g; loss of a fake score (B,) or None
-        "Which way the latents shall go"
-        raise NotImplementedError
-    def learn(self, z:torch.Tensor, gens:list)->dict: # for the record
-        "A step of whatever learns beside the image"
-        return {}
-    def learn_fake(self, z, gens, cond:Cond, weight=lambda t: None)->dict: # for the record
-        "A step of the fake score at a t over the whole range and a noise, both its own"
-        u = torch.stack([torch.rand((), generator=g) for g in gens])
-        draw = released_grid if self.cfg.sampler=='released' else uniform
-        t = draw(u, 0., self.cfg.t_min, self.cfg.t_max).to(z.device)
-        noise = randn_like(z, gens)
-        return dict(fake=self.fake.learn(self.backbone.add_noise(z, noise, t), t, cond, noise, weight=weight(t))[1])
-    def state_dict(self)->dict: return self.fake.state_dict() if self.fake else {}
-    def load_state_dict(self, s:dict): self.fake and self.fake.load_state_dict(s)
-    def close(self): self.fake and self.fake.close()
+
+# %% ../nbs/06_sms.ipynb #4dbc616f
+@patch
+def direction(self:Method, z:torch.Tensor, t:torch.Tensor, noise:torch.Tensor)->tuple: # g like z, the way is −g; loss of a fake score (B,) or None
+    "Which way the latents shall go"
+    raise NotImplementedError
+
+@patch
+def learn(self:Method, z:torch.Tensor, gens:list)->dict: # for the record
+    "A step of whatever learns beside the image"
+    return {}
+
+@patch
+def learn_fake(self:Method, z:torch.Tensor, gens:list, cond:Cond, weight=lambda t: None)->dict: # for the record
+    "A step of the fake score at a t over the whole range and a noise, both its own"
+    u = torch.stack([torch.rand((), generator=g) for g in gens])
+    draw = released_grid if self.cfg.sampler=='released' else uniform
+    t = draw(u, 0., self.cfg.t_min, self.cfg.t_max).to(z.device)
+    noise = randn_like(z, gens)
+    return dict(fake=self.fake.learn(self.backbone.add_noise(z, noise, t), t, cond, noise, weight=weight(t))[1])
+
+@patch
+def state_dict(self:Method)->dict: return self.fake.state_dict() if self.fake else {}
+@patch
+def load_state_dict(self:Method, s:dict): self.fake and self.fake.load_state_dict(s)
+@patch
+def close(self:Method): self.fake and self.fake.close()
 
 # %% ../nbs/06_sms.ipynb #b03cf12d
 class SMS(Method):

@@ -285,12 +285,12 @@ def _ctrl_c(run):
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/08_stylizer.ipynb #6cb5c956
+# %% ../nbs/08_stylizer.ipynb #73385711
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
             caption='', # what the image shows, without the style; one for all, or a list
             *, backbone=None, # folder, hub id or Backbone; default the embedded model
-            preset='fast', # 'fast', 'paper' or Settings
+            preset='fast', # 'fast', 'paper', a rival's name, or Settings
             steps:int=None, lam:float=None, # iterations; λ of the spectrum regularisation, ≥ 0
             cutoff:float=None, # kept share of the spectrum at the top of the curve, in [0, 1]
             guidance_scale:float=None, # of the style score
