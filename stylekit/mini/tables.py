@@ -127,7 +127,7 @@ def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
     probe = style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS)
     return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
 
-# %% ../../nbs/mini/07_tables.ipynb #c6ecbf82
+# %% ../../nbs/mini/07_tables.ipynb #405e9d5a
 def make_tables(data='data', work='runs/tables', # rendered sets; everything that is made
                 names:int=100, seeds=(0, 1), # test names
                 workers:int=2, device:str=None, dtype='bf16', report=print
@@ -136,7 +136,7 @@ def make_tables(data='data', work='runs/tables', # rendered sets; everything tha
     sets, work = StyleSets(Path(data)/'sets'), Path(work)
     kw, metrics = dict(workers=workers, device=device, dtype=dtype, report=report), table_metrics(sets, Path(data)/'judge')
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
-    best = searched(work, sets, pick(sets.names('val'), 24), METHODS, ('flat', 'ink'), metrics, **kw)
+    best = searched(work, sets, pick(sets.names('val'), 16), METHODS, ('flat', 'ink'), metrics, **kw)
     test = picture_set(sets, work/'test', pick(sets.names('test'), names), ('flat', 'ink', *(Path(p).name for p in own)))
     three = ['flat', 'ink', own[-1]]
     out = dict(main=evaluate(test, dict(unchanged=None) | best, three, metrics, seeds=seeds, out=work/'main', **kw),
