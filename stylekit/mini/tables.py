@@ -6,15 +6,15 @@
 __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'START', 'AXES', 'ABLATION', 'look_of', 'picture_set', 'style_metric', 'balance',
            'search_space', 'search', 'few_shot_styles', 'searched', 'table_metrics', 'make_tables']
 
-# %% ../../nbs/mini/07_tables.ipynb #5b4c4c5c
+# %% ../../nbs/mini/07_tables.ipynb #a570699b
 import json
 from pathlib import Path
 import numpy as np
-from ..core import atomic_path
+from ..core import atomic_path, digest
 from ..backbone import load_backbone
 from ..baselines import METHODS
 from ..evaluate import METRICS, Metric, evaluate
-from ..metrics import Measured, as_tensors, digest, mean_interval
+from ..metrics import Measured, as_tensors, mean_interval
 from ..finetune import train_lora
 from ..lora import LORA_FILE
 from .build import set_examples
