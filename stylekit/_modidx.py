@@ -407,6 +407,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'stylekit.mini.judge.unit': ('mini/judge.html#unit', 'stylekit/mini/judge.py'),
                                      'stylekit.mini.judge.worn': ('mini/judge.html#worn', 'stylekit/mini/judge.py')},
             'stylekit.mini.tables': { 'stylekit.mini.tables.balance': ('mini/tables.html#balance', 'stylekit/mini/tables.py'),
+                                      'stylekit.mini.tables.curves': ('mini/tables.html#curves', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.few_shot_styles': ( 'mini/tables.html#few_shot_styles',
                                                                                 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.look_of': ('mini/tables.html#look_of', 'stylekit/mini/tables.py'),

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'START', 'AXES', 'ABLATION', 'look_of', 'picture_set', 'style_metric', 'balance',
-           'search_space', 'search', 'few_shot_styles', 'searched', 'table_metrics', 'make_tables']
+           'search_space', 'search', 'few_shot_styles', 'searched', 'curves', 'table_metrics', 'make_tables']
 
-# %% ../../nbs/mini/07_tables.ipynb #a570699b
+# %% ../../nbs/mini/07_tables.ipynb #e31c7933
 import json
 from pathlib import Path
 import numpy as np
@@ -20,7 +20,7 @@ from ..lora import LORA_FILE
 from .build import set_examples
 from .data import StyleSets, look_words, thing
 from .benchmark import pick
-from .judge import ANSWER, WEIGHTS_SHA256, Judge, style_probe, through_codec
+from .judge import ANSWER, WEIGHTS_SHA256, Judge, envelope, style_probe, through_codec
 
 # %% ../../nbs/mini/07_tables.ipynb #d0c2e333
 TABLE_STYLES = ('flat', 'ink', 'openmoji')
@@ -58,7 +58,7 @@ def style_metric(judge, probe)->Metric: # see `mini.judge`
                         estimator=f'linear probe, {len(probe.classes)} classes', n=len(each), interval=mean_interval(each), ids=tuple(s.outputs), each=each)
     return Metric(f, high=True, version=sha)
 
-# %% ../../nbs/mini/07_tables.ipynb #de8edf1c
+# %% ../../nbs/mini/07_tables.ipynb #133eda9c
 def balance(values:dict # metric -> Measured
            )->float: # in [0, 1]
     "Harmonic mean of the style's share and the edges' F1 with the truth"
@@ -78,19 +78,20 @@ def search_space(method:str)->tuple: # arguments of `stylize` to start from; set
 
 def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting -> values to try
            dataset, styles, metrics:dict, report=print, **kw # to `evaluate`
-          )->dict: # the best arguments
+          )->dict: # best: arguments; points: what was tried, as (style, arguments, metric -> value)
     "Along one setting at a time, the mean balance over styles decides"
-    tried = {}
+    tried, points = {}, []
     def value(how):
         key = json.dumps(how, sort_keys=True)
         if key not in tried:
-            t = evaluate(dataset, {name: how}, styles, metrics, **kw)
-            tried[key] = sum(balance(r.values) for r in t.rows)/len(t.rows)
+            rows = evaluate(dataset, {name: how}, styles, metrics, **kw).rows
+            tried[key] = sum(balance(r.values) for r in rows)/len(rows)
+            points.extend((r.style, how, {k: m.value for k,m in r.values.items()}) for r in rows)
             if report: report(f'{name} {tried[key]:.3f} {key}')
         return tried[key]
     best = dict(start)
     for axis, choices in axes.items(): best = max([best, *(best | {axis: c} for c in choices)], key=value)
-    return best
+    return dict(best=best, points=points)
 
 # %% ../../nbs/mini/07_tables.ipynb #8dd643a6
 def few_shot_styles(sets:StyleSets, look:str, out, # folder for styles
@@ -110,16 +111,33 @@ ABLATION = {'full': {}, 'no spectrum': dict(lam=0.), 'no relevance': dict(releva
             'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0),
             'online fake': dict(fake='shared'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise'), 'guided from empty': dict(guide='empty')}
 
-# %% ../../nbs/mini/07_tables.ipynb #7f76ad80
+# %% ../../nbs/mini/07_tables.ipynb #1d229a51
 def searched(work, sets:StyleSets, names:list, methods, styles, metrics, **kw # validation names; to `evaluate`
-            )->dict: # method -> arguments of `stylize`
-    "The best settings of each method on validation names, kept in best.json"
-    file = Path(work)/'best.json'
+            )->dict: # method -> what `search` gives
+    "The search of each method on validation names, kept in search.json"
+    file = Path(work)/'search.json'
     best, folder = json.loads(file.read_text()) if file.exists() else {}, picture_set(sets, Path(work)/'validation', names, styles)
     for m in (m for m in methods if m not in best):
         best[m] = search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search', **kw)
         with atomic_path(file) as tmp: Path(tmp).write_text(json.dumps(best, indent=1))
     return best
+
+def curves(found:dict, # of `searched`
+           content:str='edge_f1_src' # metric
+          ): # matplotlib figure
+    "Everything that was tried, and the best style that each method reaches at each amount of content kept"
+    import matplotlib.pyplot as plt
+    styles = list(dict.fromkeys(style for f in found.values() for style, *_ in f['points']))
+    fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=(3.6*len(styles), 3.2), dpi=100, layout='constrained')
+    plt.close(fig)
+    for ax, style in zip(axs[0], styles):
+        for i, (method, f) in enumerate(found.items()):
+            c, s = np.array([(v[content], v['style']) for name, _, v in f['points'] if name==style]).T
+            line, = ax.plot(*envelope(s, c), '-', lw=1.2 if method=='sms' else .7, label=method, color='k' if method=='sms' else f'C{i}')
+            ax.plot(c, s, '.', ms=2, color=line.get_color())
+        ax.set(title=style, xlabel=content, ylabel='style')
+    axs[0, 0].legend(fontsize=6)
+    return fig
 
 def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
     "What the tables show, the style's share by a probe for three styles"
@@ -127,7 +145,7 @@ def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
     probe = style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS)
     return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
 
-# %% ../../nbs/mini/07_tables.ipynb #405e9d5a
+# %% ../../nbs/mini/07_tables.ipynb #0bbc1c84
 def make_tables(data='data', work='runs/tables', # rendered sets; everything that is made
                 names:int=100, seeds=(0, 1), # test names
                 workers:int=2, device:str=None, dtype='bf16', report=print
@@ -136,11 +154,13 @@ def make_tables(data='data', work='runs/tables', # rendered sets; everything tha
     sets, work = StyleSets(Path(data)/'sets'), Path(work)
     kw, metrics = dict(workers=workers, device=device, dtype=dtype, report=report), table_metrics(sets, Path(data)/'judge')
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
-    best = searched(work, sets, pick(sets.names('val'), 16), METHODS, ('flat', 'ink'), metrics, **kw)
+    found = searched(work, sets, pick(sets.names('val'), 16), METHODS, ('flat', 'ink'), metrics, **kw)
+    best = {m: f['best'] for m,f in found.items()}
     test = picture_set(sets, work/'test', pick(sets.names('test'), names), ('flat', 'ink', *(Path(p).name for p in own)))
     three = ['flat', 'ink', own[-1]]
     out = dict(main=evaluate(test, dict(unchanged=None) | best, three, metrics, seeds=seeds, out=work/'main', **kw),
                ablation=evaluate(test, ABLATION, three, metrics, out=work/'ablation', **kw),
                shots=evaluate(test, dict(sms=best['sms']), own, metrics, out=work/'shots', **kw))
     for name, table in out.items(): report(f'\n{name}\n{table.markdown()}')
+    with atomic_path(work/'curves.png') as tmp: curves(found).savefig(tmp)
     return out
