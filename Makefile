@@ -13,7 +13,7 @@ stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 2 --timing
 
 # hours on a processor; goes on where it was stopped

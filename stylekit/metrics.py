@@ -221,7 +221,7 @@ def _maps(self:Features,
 
 Features.maps = _maps
 
-# %% ../nbs/12_metrics.ipynb #6dc7fcff
+# %% ../nbs/12_metrics.ipynb #fed71fb4
 CLIP_NORM = ((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)) # of OpenAI's models, and most others
 
 def _clip_norm(path)->tuple: # mean, deviation
@@ -238,10 +238,12 @@ def load_features(name:str='mini', # the embedded CLIP; or the folder or hub id 
     if name == 'standard':
         raise StylekitError('the published networks (Inception, AlexNet, VGG, CLIP ViT-L) do not come with stylekit and nothing takes their place: '
                             "wrap weights that you have in `Features(...)`, give a CLIP's folder or hub id, or ask for 'mini' and read the values as fd[mini], pd[mini]")
+    if name != 'mini' and '/' not in str(name) and not Path(name).is_dir():
+        raise StylekitError(f"no features {name!r}: there are 'mini', `judge_features()`, a folder or hub id of a CLIP, and `Features(...)` for a network of your own")
     from transformers import CLIPModel, CLIPTokenizer, logging
     logging.disable_progress_bar() # stderr is for what went wrong
     path, tokens, norm = (asset('mini/clip'), asset('mini/tokenizer'), ((.5,)*3,)*2) if name == 'mini' else (name, name, None)
-    with _explain(f'no features {str(name)!r}', "there are 'mini', `judge_features()`, a folder or hub id of a CLIP, and `Features(...)` for a network of your own"):
+    with _explain(f'no CLIP to be had from {str(name)!r}', 'give a folder with its model and tokenizer'):
         clip, tok = CLIPModel.from_pretrained(path, use_safetensors=True).float(), CLIPTokenizer.from_pretrained(tokens)
     vision, (mean, std) = clip.config.vision_config, norm or _clip_norm(path)
     layers = [f'vision_model.encoder.layers.{i}' for i in range(vision.num_hidden_layers)]

@@ -443,4 +443,4 @@ def test_zero_shot_pairs_by_id(mini):
     with pytest.raises(StylekitError, match='without a partner'): M.clip_score(x, {'owl': 'an owl'}, mini)
 
 def test_no_clip_no_features(tmp_path):
-    with pytest.raises(StylekitError, match='no features'): M.load_features(str(tmp_path))
+    with pytest.raises(StylekitError, match='no CLIP to be had'): M.load_features(str(tmp_path))
