@@ -216,13 +216,13 @@ def predict(self:Backbone,
     with torch.set_grad_enabled(train or z_t.requires_grad): out = self.unet(z_t.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample.float()
     return to_epsilon(out, z_t, self.abar(t), self.prediction_type)
 
-# %% ../nbs/02_backbone.ipynb #0c5acf06
+# %% ../nbs/02_backbone.ipynb #2ffbb371
 @patch
 @contextmanager
 def watch(self:Backbone, layer:str, # 'attn1': pixels look at pixels; 'attn2': pixels look at words
           block:str='', # only in blocks of this name, as 'up_blocks'
           maps:bool=False, # attention maps (B, N, M), the heads' mean, instead of outputs (B, N, C)
-         pixels:int=None # only layers that see so many, N
+          pixels:int=None # only layers that see so many, N
          ):
     "A list that fills with what attention layers give, one tensor for each layer and prediction"
     seen = []

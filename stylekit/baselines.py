@@ -16,7 +16,7 @@ from .core import StylekitError, check_range
 from .scores import Score, ddim, falling
 from .sms import PRESETS, SMS, Method, Settings, answers, randn_like
 
-# %% ../nbs/07_baselines.ipynb #d4a155b6
+# %% ../nbs/07_baselines.ipynb #0eaf830d
 def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
             cond:Cond, empty:Cond, # the target prompt of each image; the empty one
             strength:float, # in (0, 1]: share of the noise range
@@ -34,9 +34,7 @@ class Img2Img(Method):
     "SDEdit in the loop: no direction at all, and a finish from far (timestep `finish`)"
     TERMS = dict(draws=25)   # steps of the sampler
     def direction(self, z, t, noise): return torch.zeros_like(z), None
-    def finish(self, z, gens):
-        strength = self.cfg.finish/(len(self.backbone.alphas_cumprod)-1)
-        return img2img(self.backbone, z, self.conds.styled, self.conds.empty, strength, gens, self.terms['draws'], self.cfg.guidance_scale) if self.cfg.finish else z
+    def finish(self, z, gens): return self.redraw(z, gens, self.terms['draws'], self.style)
 
 # %% ../nbs/07_baselines.ipynb #540096c0
 class SDS(Method):

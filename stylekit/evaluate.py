@@ -52,7 +52,7 @@ def read_dataset(folder, # see above
         raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: write it into a .txt of the same name, or into the file name')
     return items, {d.name: list(_pictures(d).values()) for d in sorted((folder/'references').glob('*'))}
 
-# %% ../nbs/13_evaluate.ipynb #a71e1fbe
+# %% ../nbs/13_evaluate.ipynb #253fb03d
 USUAL = dict(unchanged=None, img2img=dict(method='img2img'), dds=dict(method='dds'), sms={})
 
 def _method(name:str)->dict: # of its settings, or None
@@ -66,6 +66,7 @@ def _methods(methods)->dict: # label -> arguments of `stylize`, or None
         if how is not None: settings(**how)   # a wrong one is named before any work
     return methods
 
+# %% ../nbs/13_evaluate.ipynb #5b1c333e
 @dataclass(frozen=True)
 class Job:
     "One method, style and seed on all pictures"
@@ -143,7 +144,7 @@ def run_jobs(jobs:list, items:list, backbone=None, device:str=None, dtype=None, 
         for job in todo: done(job, run_job(job, items, b, batch))
     return failed
 
-# %% ../nbs/13_evaluate.ipynb #0bd9d351
+# %% ../nbs/13_evaluate.ipynb #b02736ba
 @dataclass(frozen=True)
 class Shown:
     "Pictures to measure: id -> path"
@@ -161,6 +162,7 @@ class Metric:
     needs: str = ''     # 'truths' or 'references'
     version: str = ''   # what else the value depends on, as a network of its own
 
+# %% ../nbs/13_evaluate.ipynb #57138647
 METRICS = dict(
     pd_src=Metric(lambda s, net: pd(s.contents, s.outputs, net)),
     edge_f1_src=Metric(lambda s, net: edge_f1(s.contents, s.outputs), True),
@@ -176,6 +178,7 @@ METRICS = dict(
     fd=Metric(lambda s, net: fd(s.outputs, s.references, net), needs='references'),
     art_fd=Metric(lambda s, net: art_fd(s.outputs, s.contents, s.references, net), needs='references'))
 
+# %% ../nbs/13_evaluate.ipynb #81508abe
 def _metrics(metrics, shown:Shown)->dict: # name -> Metric
     metrics = metrics or {n: m for n,m in METRICS.items() if not m.needs or getattr(shown, m.needs)}
     if not isinstance(metrics, dict):
@@ -242,7 +245,7 @@ def _cell(m:Measured)->tuple: # value, interval, as texts
     f = f'.{max(0, 2-math.floor(math.log10(top))) if top > 1e-8 else 2}f'
     return f'{m.value:{f}}', f'[{m.interval[0]:{f}}, {m.interval[1]:{f}}]' if m.interval else ''
 
-# %% ../nbs/13_evaluate.ipynb #286fb3e0
+# %% ../nbs/13_evaluate.ipynb #e07c9a44
 @patch
 def markdown(self:Table)->str:
     "The table for a notebook or a README"
@@ -259,6 +262,7 @@ def _name(self:Table, metric)->str: # pd_src[mini]
     net = next(r.values[metric] for r in self.rows if metric in r.values)
     return metric if net.standard or net.backbone=='pixels' else f'{metric}[{net.backbone}]'
 
+# %% ../nbs/13_evaluate.ipynb #3713d467
 @patch
 def latex(self:Table)->str:
     "The table for a paper (booktabs)"
@@ -271,6 +275,7 @@ def latex(self:Table)->str:
     body = [' & '.join([tex(r.style), tex(r.method), *cells(r)])+r' \\' for r in self.rows]
     return '\n'.join([rf'\begin{{tabular}}{{ll{"r"*len(self.metrics)}}}', r'\toprule', ' & '.join(head)+r' \\', r'\midrule', *body, r'\bottomrule', r'\end{tabular}'])
 
+# %% ../nbs/13_evaluate.ipynb #c46bf70e
 @patch
 def csv(self:Table)->str:
     "One line per value, with all that it depends on"
@@ -284,7 +289,7 @@ def csv(self:Table)->str:
 @patch
 def _repr_markdown_(self:Table): return self.markdown()
 
-# %% ../nbs/13_evaluate.ipynb #b25d1ea7
+# %% ../nbs/13_evaluate.ipynb #c02f7047
 def sheet(jobs:list, items:list, style:str, # its name
           n:int=8, # pictures, evenly spaced
           side:int=128 # pixels of each
@@ -303,6 +308,7 @@ def sheet(jobs:list, items:list, style:str, # its name
                 out.paste(im, (x*side+(side-im.width)//2, 14+y*side+(side-im.height)//2))
     return out
 
+# %% ../nbs/13_evaluate.ipynb #5bb5b984
 def scatter(table:Table, content:str='pd_src', style:str='kid', # metrics
             ): # matplotlib figure
     "Style against content, a panel for each style"

@@ -237,7 +237,7 @@ def rights_text(**known # keys of RIGHTS
     head = '# Who made the pictures this style was learnt from, and what may be done with it? What is not filled in counts as unknown.'
     return '\n'.join([head, *(line(k, v) for k,v in (RIGHTS | known).items())])+'\n'
 
-# %% ../nbs/08a_finetune.ipynb #a3560203
+# %% ../nbs/08a_finetune.ipynb #e75897f7
 def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                name:str, # the style is found by it later
                words:str=None, # what a prompt says to ask for the style; default the name
@@ -272,6 +272,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
     for i, (im, caption) in enumerate(pairs): stylize(im, style, caption, backbone=b, seed=cfg.seed).save(dest/f'preview-{i}.png')
     return style
 
+# %% ../nbs/08a_finetune.ipynb #fde2b8f4
 def _about(trainer, examples, history): # for the file's header: text to text
     best = trainer.best or dict(error=float('nan'), step=history[-1]['step'] if history else 0)
     about = dict(settings=asdict(trainer.cfg), base=trainer.backbone.name, base_sha256=trainer.backbone.sha256, images=len(examples), held_out=len(trainer.held),

@@ -221,7 +221,7 @@ def _maps(self:Features,
 
 Features.maps = _maps
 
-# %% ../nbs/12_metrics.ipynb #fed71fb4
+# %% ../nbs/12_metrics.ipynb #b0184b63
 CLIP_NORM = ((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)) # of OpenAI's models, and most others
 
 def _clip_norm(path)->tuple: # mean, deviation
@@ -253,6 +253,7 @@ def load_features(name:str='mini', # the embedded CLIP; or the folder or hub id 
     return Features(name if name == 'mini' else Path(name).name, clip, vision.image_size, layers, mean=mean, std=std, read=read, reads='image embedding', words=words,
                     keys=f'{layers[-1]}.self_attn.k_proj', device=device)
 
+# %% ../nbs/12_metrics.ipynb #c3e1e4b6
 def judge_features(judge=None # `stylekit.mini.judge.Judge`; `None`: load it
                   )->Features:
     "The neutral judge, EfficientNet-Lite0 trained by others on ImageNet"

@@ -303,12 +303,17 @@ def learn(self:SMS, z:torch.Tensor, gens:list)->dict: # for the record
     "The released φ-step, its loss weighted by ᾱ; nothing to do for the other settings"
     return self.learn_fake(z, gens, self.conds.styled, self.backbone.abar) if self.cfg.fake=='own' else {}
 
-# %% ../nbs/06_sms.ipynb #a4b3b040
+# %% ../nbs/06_sms.ipynb #ebcbfdc2
 @patch
 @torch.no_grad()
 def finish(self:Method, z:torch.Tensor, gens:list)->torch.Tensor: # like z
     "Noise the latents to timestep `finish`, and let the style's model take the noise off in four steps"
+    return self.redraw(z, gens, 4, replace(self.style, guidance=1.))
+
+@patch
+def redraw(self:Method, z:torch.Tensor, gens:list, steps:int, score)->torch.Tensor: # like z
+    "Noise the latents to timestep `finish` and sample them back"
     if not self.cfg.finish: return z
-    ts = falling(self.cfg.finish, 4)
+    ts = falling(self.cfg.finish, steps)
     z_t = self.backbone.add_noise(z, randn_like(z, gens), torch.full((len(z),), ts[0], device=z.device))
-    return ddim(replace(self.style, guidance=1.), self.backbone, z_t, ts, self.conds.styled)
+    return ddim(score, self.backbone, z_t, ts, self.conds.styled)
