@@ -58,7 +58,7 @@ def style_metric(judge, probe)->Metric: # see `mini.judge`
                         estimator=f'linear probe, {len(probe.classes)} classes', n=len(each), interval=mean_interval(each), ids=tuple(s.outputs), each=each)
     return Metric(f, high=True, version=sha)
 
-# %% ../../nbs/mini/07_tables.ipynb #133eda9c
+# %% ../../nbs/mini/07_tables.ipynb #1586ca48
 def balance(values:dict # metric -> Measured
            )->float: # in [0, 1]
     "Harmonic mean of the style's share and the edges' F1 with the truth"
@@ -66,7 +66,7 @@ def balance(values:dict # metric -> Measured
     return 2*a*b/(a+b) if a+b else 0.
 
 START = dict(optimizer='rms', schedule='cosine', steps=120, lr=.02, guidance_scale=2., t_max=900, sampler='narrowing', finish=100)   # of every distilling rival: SMS's own loop
-AXES = dict(t_max=(500, 700, 900), lr=(.01, .02, .04), finish=(0, 100), sampler=('narrowing', 'uniform'))
+AXES = dict(t_max=(500, 700, 900), lr=(.01, .02, .04), sampler=('narrowing', 'uniform'))
 
 def search_space(method:str)->tuple: # arguments of `stylize` to start from; setting -> values to try
     "What is searched for a method"
@@ -106,21 +106,21 @@ def few_shot_styles(sets:StyleSets, look:str, out, # folder for styles
         if not (folder/LORA_FILE).exists(): train_lora(set_examples(sets, look, pick(n)), folder.name, words or look_words(look), out=out, report=report, **kw)
     return [str(f) for f in made.values()]
 
-# %% ../../nbs/mini/07_tables.ipynb #b04a06cf
-ABLATION = {'full': {}, 'no spectrum': dict(lam=0.), 'no relevance': dict(relevance='none'), 'style matching alone': dict(lam=0., relevance='none'),
+# %% ../../nbs/mini/07_tables.ipynb #53267613
+ABLATION = {'no spectrum': dict(lam=0.), 'no relevance': dict(relevance='none'), 'style matching alone': dict(lam=0., relevance='none'),
             'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0),
             'online fake': dict(fake='shared'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise'), 'guided from empty': dict(guide='empty')}
 
-# %% ../../nbs/mini/07_tables.ipynb #1d229a51
+# %% ../../nbs/mini/07_tables.ipynb #eab22500
 def searched(work, sets:StyleSets, names:list, methods, styles, metrics, **kw # validation names; to `evaluate`
             )->dict: # method -> what `search` gives
-    "The search of each method on validation names, kept in search.json"
-    file = Path(work)/'search.json'
-    best, folder = json.loads(file.read_text()) if file.exists() else {}, picture_set(sets, Path(work)/'validation', names, styles)
-    for m in (m for m in methods if m not in best):
-        best[m] = search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search', **kw)
-        with atomic_path(file) as tmp: Path(tmp).write_text(json.dumps(best, indent=1))
-    return best
+    "The search of each method on validation names, kept in search-<method>.json"
+    folder, files = picture_set(sets, Path(work)/'validation', names, styles), {m: Path(work)/f'search-{m}.json' for m in methods}
+    for m, file in files.items():
+        if file.exists(): continue
+        found = search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search', **kw)
+        with atomic_path(file) as tmp: Path(tmp).write_text(json.dumps(found, indent=1))
+    return {m: json.loads(file.read_text()) for m, file in files.items()}
 
 def curves(found:dict, # of `searched`
            content:str='edge_f1_src' # metric
@@ -145,22 +145,24 @@ def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
     probe = style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS)
     return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
 
-# %% ../../nbs/mini/07_tables.ipynb #0bbc1c84
+# %% ../../nbs/mini/07_tables.ipynb #079d532b
 def make_tables(data='data', work='runs/tables', # rendered sets; everything that is made
                 names:int=100, seeds=(0, 1), # test names
                 workers:int=2, device:str=None, dtype='bf16', report=print
                )->dict: # name -> Table
     "The main table, the ablation, and what few pictures are worth"
     sets, work = StyleSets(Path(data)/'sets'), Path(work)
-    kw, metrics = dict(workers=workers, device=device, dtype=dtype, report=report), table_metrics(sets, Path(data)/'judge')
+    kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), table_metrics(sets, Path(data)/'judge')
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
     found = searched(work, sets, pick(sets.names('val'), 16), METHODS, ('flat', 'ink'), metrics, **kw)
     best = {m: f['best'] for m,f in found.items()}
     test = picture_set(sets, work/'test', pick(sets.names('test'), names), ('flat', 'ink', *(Path(p).name for p in own)))
     three = ['flat', 'ink', own[-1]]
-    out = dict(main=evaluate(test, dict(unchanged=None) | best, three, metrics, seeds=seeds, out=work/'main', **kw),
-               ablation=evaluate(test, ABLATION, three, metrics, out=work/'ablation', **kw),
-               shots=evaluate(test, dict(sms=best['sms']), own, metrics, out=work/'shots', **kw))
-    for name, table in out.items(): report(f'\n{name}\n{table.markdown()}')
+    parts = {k: best['sms'] | v for k,v in ABLATION.items()}
+    out = {name: evaluate(test, methods, styles, metrics, seeds=s, out=work/'drawn', **kw) for name, methods, styles, s in (
+        ('main', dict(unchanged=None) | best, three, seeds), ('ablation', dict(sms=best['sms']) | parts, three, seeds[:1]), ('shots', dict(sms=best['sms']), own, seeds[:1]))}
+    for name, table in out.items():
+        with atomic_path(work/f'{name}.csv') as tmp: Path(tmp).write_text(table.csv())
+        report(f'\n{name}\n{table.markdown()}')
     with atomic_path(work/'curves.png') as tmp: curves(found).savefig(tmp)
     return out
