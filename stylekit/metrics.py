@@ -8,8 +8,8 @@ __all__ = ['IMAGENET', 'CLIP_NORM', 'PUBLISHED', 'ENOUGH', 'Measured', 'mean_int
            'rbf_kernel', 'mmd2', 'frechet_infinite', 'fd', 'kid', 'mmd', 'lpips_heads', 'pd', 'ssim', 'psnr', 'edge_f1',
            'cfsd', 'structure', 'gram', 'similarity', 'direction', 'identified', 'clip_score', 'zero_shot', 'art_fd']
 
-# %% ../nbs/12_metrics.ipynb #e527856f
-import dataclasses, hashlib, json, math, os
+# %% ../nbs/12_metrics.ipynb #295e5bac
+import dataclasses, hashlib, json, math, os, re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -221,37 +221,71 @@ def _maps(self:Features,
 
 Features.maps = _maps
 
-# %% ../nbs/12_metrics.ipynb #b0184b63
+# %% ../nbs/12_metrics.ipynb #7dc964d1
 CLIP_NORM = ((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)) # of OpenAI's models, and most others
 
-def _clip_norm(path)->tuple: # mean, deviation
+def _norm(path, usual)->tuple: # mean, deviation
     "As the model's own `preprocessor_config.json` says"
     from huggingface_hub import try_to_load_from_cache
     f = path/'preprocessor_config.json' if (path := Path(path)).is_dir() else try_to_load_from_cache(str(path), 'preprocessor_config.json')
     said = json.loads(Path(f).read_text()) if isinstance(f, (str, Path)) and Path(f).exists() else {}
-    return tuple(tuple(said.get(k, v)) for k, v in zip(('image_mean', 'image_std'), CLIP_NORM))
+    return tuple(tuple(said.get(k, v)) for k, v in zip(('image_mean', 'image_std'), usual))
 
-def load_features(name:str='mini', # the embedded CLIP; or the folder or hub id of any CLIP that transformers reads; 'standard' names the published networks
-                  device=None # see `pick_device`
-                 )->Features:
-    "A CLIP as a ruler, for pictures and for words"
-    if name == 'standard':
-        raise StylekitError('the published networks (Inception, AlexNet, VGG, CLIP ViT-L) do not come with stylekit and nothing takes their place: '
-                            "wrap weights that you have in `Features(...)`, give a CLIP's folder or hub id, or ask for 'mini' and read the values as fd[mini], pd[mini]")
-    if name != 'mini' and '/' not in str(name) and not Path(name).is_dir():
-        raise StylekitError(f"no features {name!r}: there are 'mini', `judge_features()`, a folder or hub id of a CLIP, and `Features(...)` for a network of your own")
-    from transformers import CLIPModel, CLIPTokenizer, logging
-    logging.disable_progress_bar() # stderr is for what went wrong
-    path, tokens, norm = (asset('mini/clip'), asset('mini/tokenizer'), ((.5,)*3,)*2) if name == 'mini' else (name, name, None)
-    with _explain(f'no CLIP to be had from {str(name)!r}', 'give a folder with its model and tokenizer'):
+def _clip(name, path, tokens, norm=None)->dict: # arguments of `Features`
+    from transformers import CLIPModel, CLIPTokenizer
+    with _explain(f'no CLIP to be had from {name!r}', 'give a folder with its model and tokenizer'):
         clip, tok = CLIPModel.from_pretrained(path, use_safetensors=True).float(), CLIPTokenizer.from_pretrained(tokens)
-    vision, (mean, std) = clip.config.vision_config, norm or _clip_norm(path)
+    vision, (mean, std) = clip.config.vision_config, norm or _norm(path, CLIP_NORM)
     layers = [f'vision_model.encoder.layers.{i}' for i in range(vision.num_hidden_layers)]
     read = lambda net, x: net.visual_projection(net.vision_model(pixel_values=x).pooler_output)
     words = lambda net, texts: net.text_projection(net.text_model(**tok(texts, padding='max_length', max_length=clip.config.text_config.max_position_embeddings,
                                                                         truncation=True, return_tensors='pt').to(net.device)).pooler_output)
-    return Features(name if name == 'mini' else Path(name).name, clip, vision.image_size, layers, mean=mean, std=std, read=read, reads='image embedding', words=words,
-                    keys=f'{layers[-1]}.self_attn.k_proj', device=device)
+    return dict(name=name, module=clip, size=vision.image_size, layers=layers, mean=mean, std=std, read=read, reads='image embedding', words=words, keys=f'{layers[-1]}.self_attn.k_proj')
+
+# %% ../nbs/12_metrics.ipynb #d30a2353
+def _vit(name, path)->dict: # arguments of `Features`
+    "DINO, DINOv2 and their like"
+    from transformers import AutoModel
+    with _explain(f'no network to be had from {name!r}', 'give a folder with its config.json and safetensors'): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
+    net.pooler = None   # DINO has none: transformers would make one up
+    names, (mean, std) = [n for n, _ in net.named_modules()], _norm(path, IMAGENET)
+    return dict(name=name, module=net, size=net.config.image_size, layers=[n for n in names if re.fullmatch(r'(encoder\.)?layers?\.\d+', n)], mean=mean, std=std,
+                read=lambda net, x: net(pixel_values=x).last_hidden_state[:, 0], reads='class token', keys=[n for n in names if n.endswith(('.k_proj', '.key'))][-1])
+
+# %% ../nbs/12_metrics.ipynb #d25b8b69
+def _chain(path, size)->dict: # arguments of `Features`
+    "AlexNet or VGG to the last ReLU, from a file of torchvision's names"
+    with _explain(f'cannot read {path.name}'): state = torch.load(path, weights_only=True, map_location='cpu')
+    weights = {int(k.split('.')[1]): v for k, v in state.items() if k.startswith('features.') and k.endswith('weight')}
+    if not weights or any(w.ndim != 4 for w in weights.values()): raise StylekitError(f'{path.name} holds neither AlexNet nor VGG without batch norm: wrap other networks in `Features(...)`')
+    alex, chain = weights[min(weights)].shape[-1] == 11, torch.nn.Sequential()
+    for i, (out, inp, k, _) in sorted((i, w.shape) for i, w in weights.items()):
+        if len(chain) < i: chain.append(torch.nn.MaxPool2d(3 if alex else 2, 2))
+        chain.append(torch.nn.Conv2d(inp, out, k, stride=4 if k == 11 else 1, padding=2 if k == 11 else k//2)).append(torch.nn.ReLU())
+    with _explain(f'{path.name} is no AlexNet or VGG', 'wrap other networks in `Features(...)`'):
+        chain.load_state_dict({k.removeprefix('features.'): v.float() for k, v in state.items() if k.startswith('features.')})
+    relus = [i for i, m in enumerate(chain) if isinstance(m, torch.nn.ReLU) and (alex or i+1 == len(chain) or isinstance(chain[i+1], torch.nn.MaxPool2d))]
+    return dict(name=path.stem, module=chain, size=size or 224, layers=[str(i) for i in relus], mean=IMAGENET[0], std=IMAGENET[1])
+
+# %% ../nbs/12_metrics.ipynb #1088392a
+def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of a CLIP or a ViT such as DINO; a file with AlexNet's or VGG's weights
+                  device=None, # see `pick_device`
+                  size:int=None # of the pictures, pixels, for AlexNet and VGG (default 224); the others have their own
+                 )->Features:
+    "A published network as a ruler; CLIPs read words, too"
+    from transformers import AutoConfig, logging
+    logging.disable_progress_bar() # stderr is for what went wrong
+    p = Path(name)
+    if name == 'mini': how = _clip('mini', asset('mini/clip'), asset('mini/tokenizer'), ((.5,)*3,)*2)
+    elif p.is_file(): how = _chain(p, size)
+    elif '/' not in str(name) and not p.is_dir():
+        raise StylekitError(f"no features {str(name)!r}: there are 'mini', `judge_features()`, the folder or hub id of a CLIP or ViT, a file of AlexNet or VGG, "
+                            'and `Features(...)` for a network of your own; published networks do not come with stylekit, and nothing takes their place')
+    else:
+        with _explain(f'no network to be had from {p.name!r}', 'give a folder with its config.json and safetensors'): kind = AutoConfig.from_pretrained(name).model_type
+        how = _clip(p.name, name, name) if kind == 'clip' else _vit(p.name, name)
+    if size not in (None, how['size']): raise StylekitError(f"{how['name']} reads {how['size']} pixels and no other size")
+    return Features(**how, device=device)
 
 # %% ../nbs/12_metrics.ipynb #c3e1e4b6
 def judge_features(judge=None # `stylekit.mini.judge.Judge`; `None`: load it

@@ -129,7 +129,7 @@ def test_batches_and_hooks(net):
     assert torch.allclose(net.maps(x)[-1], Trunk()(plain), atol=1e-5) and torch.allclose(net(x), Trunk()(plain).mean((2, 3)), atol=1e-5)
 
 def test_no_silent_fallback():
-    with pytest.raises(StylekitError, match="or ask for 'mini'"): M.load_features('standard')
+    with pytest.raises(StylekitError, match="there are 'mini'"): M.load_features('standard')
     with pytest.raises(StylekitError, match='no features'): M.load_features('inception')
     with pytest.raises(StylekitError, match='no layers'): M.pd(images(2), images(2), M.Features('bare', Trunk(), 64))
     with pytest.raises(StylekitError, match='say in `reads`'): M.Features('x', Trunk(), 64, read=lambda net, x: net(x))
@@ -443,4 +443,55 @@ def test_zero_shot_pairs_by_id(mini):
     with pytest.raises(StylekitError, match='without a partner'): M.clip_score(x, {'owl': 'an owl'}, mini)
 
 def test_no_clip_no_features(tmp_path):
-    with pytest.raises(StylekitError, match='no CLIP to be had'): M.load_features(str(tmp_path))
+    with pytest.raises(StylekitError, match='no network to be had'): M.load_features(str(tmp_path))
+
+def chain_file(path, shapes):
+    torch.manual_seed(0)
+    state = {f'features.{i}.{k}': torch.randn(s if k == 'weight' else s[:1])*(2/(s[1]*s[2]**2))**.5 for i, s in shapes.items() for k in ('weight', 'bias')}
+    torch.save(state | {'classifier.1.weight': torch.zeros(8, 8)}, path)
+    return state
+
+def test_alexnet_and_vgg_are_read_from_their_files(tmp_path):
+    "Against the two networks written out, at the places that LPIPS compares"
+    s = chain_file(tmp_path/'alexnet.pth', {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)})
+    net, x = M.load_features(tmp_path/'alexnet.pth', size=64), images(2, 64)
+    conv = lambda i, h, **kw: F.conv2d(h, s[f'features.{i}.weight'], s[f'features.{i}.bias'], **kw).relu()
+    h = (x-torch.tensor([.485, .456, .406]).view(3, 1, 1))/torch.tensor([.229, .224, .225]).view(3, 1, 1)
+    want = [h := conv(0, h, stride=4, padding=2)]
+    want.append(h := conv(3, F.max_pool2d(h, 3, 2), padding=2))
+    want.append(h := conv(6, F.max_pool2d(h, 3, 2), padding=1))
+    want += [h := conv(8, h, padding=1), conv(10, h, padding=1)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(net.maps(x), want, strict=True))
+
+    width, at, shapes = 3, 0, {}
+    for w in (4, 4, 'pool', 8, 8, 'pool', 8, 8, 8, 8, 'pool', 16, 16):   # VGG's order, narrow
+        if w == 'pool': at += 1; continue
+        shapes[at], width, at = (w, width, 3, 3), w, at+2
+    s = chain_file(tmp_path/'vgg.pth', shapes)
+    net, h, want = M.load_features(tmp_path/'vgg.pth', size=32), (images(2, 32)-torch.tensor(M.IMAGENET[0]).view(3, 1, 1))/torch.tensor(M.IMAGENET[1]).view(3, 1, 1), []
+    for block in ((0, 2), (5, 7), (10, 12, 14, 16), (19, 21)):
+        if want: h = F.max_pool2d(h, 2)
+        for i in block: h = F.conv2d(h, s[f'features.{i}.weight'], s[f'features.{i}.bias'], padding=1).relu()
+        want.append(h)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(net.maps(images(2, 32)), want, strict=True))
+    for state, why in (({'conv1.weight': torch.zeros(1)}, 'neither AlexNet nor VGG'), ({'features.0.weight': torch.zeros(4, 3, 3, 3), 'features.1.weight': torch.zeros(4)}, 'batch norm'),
+                       ({'features.0.weight': torch.zeros(4, 3, 3, 3)}, 'no AlexNet or VGG')):
+        torch.save(state, tmp_path/'other.pth')
+        with pytest.raises(StylekitError, match=why): M.load_features(tmp_path/'other.pth')
+
+@pytest.mark.parametrize('kind', ['ViT', 'Dinov2'])
+def test_vision_transformers_are_read_from_their_folders(tmp_path, kind):
+    "The class token and the last keys are the model's own"
+    import json, transformers
+    torch.manual_seed(0)
+    net = getattr(transformers, f'{kind}Model')(getattr(transformers, f'{kind}Config')(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8)).eval()
+    net.save_pretrained(tmp_path/'dino')
+    (tmp_path/'dino'/'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[.5]*3, image_std=[.5]*3)))
+    got, x = M.load_features(tmp_path/'dino'), images(2, 32)
+    keys = []
+    next(m for n, m in reversed(list(net.named_modules())) if n.endswith('k_proj')).register_forward_hook(lambda m, i, o: keys.append(o))
+    with torch.no_grad(): want = net(pixel_values=2*x-1).last_hidden_state[:, 0]
+    assert torch.allclose(got(x), want, atol=1e-5) and len(got.layers) == 2
+    assert torch.allclose(got.maps(x, (got.keys,))[0].flatten(2).transpose(1, 2), keys[0][:, 1:], atol=1e-5)
+    assert M.structure(x, x, got).value < 1e-9 < M.structure(x, x.flip(0), got).value
+    with pytest.raises(StylekitError, match='32 pixels'): M.load_features(tmp_path/'dino', size=64)
