@@ -2,6 +2,7 @@
 import copy, dataclasses, os
 import numpy as np, pytest, torch, torch.nn.functional as F
 from stylekit import metrics as M
+from stylekit.clip import CLIP_NORM
 from stylekit.core import StylekitError, sample, samples
 
 def normal(n, d, seed=0, shift=0.): return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
@@ -431,7 +432,7 @@ def test_clip_score_is_the_models_own_logit(clip_folder):
     got = M.zero_shot(x, texts, net)
     assert got.each == tuple(float(cos[i, [0, 1]].argmax() == (t != 'an owl')) for i, t in enumerate(texts)) and got.n_ref == 2
     (folder/'preprocessor_config.json').rename(folder/'gone.json')
-    assert M.load_features(str(folder)).mean == M.CLIP_NORM[0]
+    assert M.load_features(str(folder)).mean == CLIP_NORM[0]
     (folder/'gone.json').rename(folder/'preprocessor_config.json')
 
 def test_zero_shot_pairs_by_id(mini):
