@@ -6,17 +6,17 @@
 __all__ = ['PICTURES', 'LORA_WHOLE', 'LORA_RANGES', 'RIGHTS', 'name_words', 'image_caption', 'Example', 'read_folder', 'view',
            'LoraSettings', 'Latents', 'encode_views', 'lora_loss', 'LoraTrainer', 'rights_text', 'train_lora']
 
-# %% ../nbs/08a_finetune.ipynb #a6d65db0
+# %% ../nbs/08a_finetune.ipynb #9c96b0e0
 import json, re, warnings
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 import torch, torch.nn.functional as F
 from .backbone import Backbone, Cond, load_backbone
-from .core import StylekitError, atomic_path, changed, check_range, check_whole, digest, file_sha256, image_to_tensor, load_image, read_checkpoint, safe_name, _explain
+from .core import StylekitError, atomic_path, changed, check_range, check_whole, digest, file_sha256, image_to_tensor, load_image, safe_name, _explain
 from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, load_style, new_adapter, save_lora
 from .stylizer import stylize
-from .training import draw_t, fit, min_snr
+from .training import Best, draw_t, fit, min_snr
 
 # %% ../nbs/08a_finetune.ipynb #b668ffb4
 def name_words(stem:str # of a file name
@@ -145,7 +145,7 @@ def lora_loss(backbone:Backbone, data:Latents, rows, # (B,) which pictures
     before = backbone.predict(z_t, t, pick(data.plain))
     return loss + cfg.prior*err(backbone.predict(z_t, t, pick(data.plain), (adapter,), train), before)*~empty.to(dev)
 
-# %% ../nbs/08a_finetune.ipynb #065fc7a9
+# %% ../nbs/08a_finetune.ipynb #70326947
 class LoraTrainer:
     "Trains one adapter on the frozen model; `run` returns the error history"
     def __init__(self, backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
@@ -158,8 +158,9 @@ class LoraTrainer:
         self.kept, self.held = order[held:], order[:held]
         self.data = encode_views(backbone, examples, words, cfg)
         self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), words, backbone.sha256, [(e.sha256, e.caption) for e in examples])[:16]
-        self.best, self.since, self.history = None, 0, []
+        self.history = []
         new_adapter(backbone, adapter, cfg.rank, targets=cfg.targets, seed=cfg.seed, dora=cfg.dora)
+        self.best = Best(backbone.unet, lambda: self.held_out(), self.work and self.work/'best.pt', self.run_id, cfg.patience, lambda step, err: self._say(step=step, held_out=err))
     def lr(self)->float:
         "The rate of the settings, or one for a model of this size"
         return self.cfg.lr or (1e-3 if sum(p.numel() for p in self.backbone.unet.parameters()) < 1e8 else 1e-4)
@@ -186,42 +187,23 @@ def held_out(self:LoraTrainer, draws:int=8)->float:
     self.backbone.use((self.adapter,), train=True)
     return torch.stack(out).mean().item()
 
-# %% ../nbs/08a_finetune.ipynb #d5708325
-@patch
-def _check(self:LoraTrainer, step, avg)->bool: # enough?
-    "Look at the moving average; keep it if it is the best so far"
-    if not self.held: return False
-    now = {k: p.detach().clone() for k,p in self.backbone.unet.named_parameters() if k in avg.avg}
-    avg.copy_to(self.backbone.unet)
-    err = self.held_out()
-    with torch.no_grad(): [p.copy_(now[k]) for k,p in self.backbone.unet.named_parameters() if k in now]
-    self.since = 0 if self.best is None or err < self.best['error'] else self.since+1
-    if not self.since: self.best = dict(error=err, step=step, weights={k: v.clone() for k,v in avg.avg.items()})
-    self._say(step=step, held_out=err)
-    if self.work:
-        with atomic_path(self.work/'best.pt') as tmp: torch.save(dict(best=self.best, since=self.since, step=step, run_id=self.run_id), tmp)
-    return bool(self.cfg.patience) and self.since >= self.cfg.patience
-
+# %% ../nbs/08a_finetune.ipynb #b7ec58a6
 @patch
 def _say(self:LoraTrainer, **rec):
     self.history.append(rec)
     if self.report: self.report(rec)
 
-# %% ../nbs/08a_finetune.ipynb #938ebb8e
+# %% ../nbs/08a_finetune.ipynb #a0531039
 @patch
 def run(self:LoraTrainer, minutes:float=None # stop after so long; the checkpoint stays
        )->list: # of records: step and loss, or step and held-out error
     "Train to the end; the adapter then holds the best weights, or the last average"
-    b, cfg, best, path = self.backbone, self.cfg, *(self.work and self.work/f for f in ('best.pt', 'training.pt'))
-    if best and best.exists():
-        s = read_checkpoint(best, self.run_id, b.device)
-        self.best, self.since = s['best'], s['since']
+    b, cfg = self.backbone, self.cfg
     b.use((self.adapter,), train=True)
-    avg = fit(b.unet, self.loss, cfg.steps, self.lr(), path, ema=.98, warmup=min(20, cfg.steps//4+1), weight_decay=0., every=cfg.check,
-              seed=cfg.seed, minutes=minutes, run_id=self.run_id, stop=self._check, scale=1024. if b.dtype==torch.float16 else 1.,
+    avg = fit(b.unet, self.loss, cfg.steps, self.lr(), self.work and self.work/'training.pt', ema=.98, warmup=min(20, cfg.steps//4+1), weight_decay=0., every=cfg.check,
+              seed=cfg.seed, minutes=minutes, run_id=self.run_id, stop=self.best if self.held else None, scale=1024. if b.dtype==torch.float16 else 1.,
               report=lambda step, loss, dt: self._say(step=step, loss=loss, seconds=dt))
-    weights = self.best['weights'] if self.best else avg.avg
-    with torch.no_grad(): [p.copy_(weights[k]) for k,p in b.unet.named_parameters() if k in weights]
+    self.best.restore(avg)
     b.use(())
     return self.history
 
@@ -237,7 +219,7 @@ def rights_text(**known # keys of RIGHTS
     head = '# Who made the pictures this style was learnt from, and what may be done with it? What is not filled in counts as unknown.'
     return '\n'.join([head, *(line(k, v) for k,v in (RIGHTS | known).items())])+'\n'
 
-# %% ../nbs/08a_finetune.ipynb #e75897f7
+# %% ../nbs/08a_finetune.ipynb #11037703
 def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                name:str, # the style is found by it later
                words:str=None, # what a prompt says to ask for the style; default the name
@@ -267,16 +249,16 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
     finally: b.remove('style')
     known = dict(id=name, title=words, acquired_on=str(date.today()), sha256=[e.sha256 for e in examples]) | (rights or {})
     with atomic_path(dest/'rights.toml') as tmp: Path(tmp).write_text(rights_text(**known), encoding='utf-8')
-    if history and history[-1]['step'] >= cfg.steps or trainer.since >= cfg.patience > 0: _tidy(dest/'work')
+    if history and history[-1]['step'] >= cfg.steps or trainer.best.since >= cfg.patience > 0: _tidy(dest/'work')
     style = load_style(path)
     for i, (im, caption) in enumerate(pairs): stylize(im, style, caption, backbone=b, seed=cfg.seed).save(dest/f'preview-{i}.png')
     return style
 
-# %% ../nbs/08a_finetune.ipynb #fde2b8f4
+# %% ../nbs/08a_finetune.ipynb #ede7f194
 def _about(trainer, examples, history): # for the file's header: text to text
-    best = trainer.best or dict(error=float('nan'), step=history[-1]['step'] if history else 0)
+    best = (trainer.best.step, trainer.best.error) if trainer.best.weights else (history[-1]['step'] if history else 0, float('nan'))
     about = dict(settings=asdict(trainer.cfg), base=trainer.backbone.name, base_sha256=trainer.backbone.sha256, images=len(examples), held_out=len(trainer.held),
-                 sha256=[e.sha256 for e in examples], step=best['step'], held_out_error=best['error'], run_id=trainer.run_id)
+                 sha256=[e.sha256 for e in examples], step=best[0], held_out_error=best[1], run_id=trainer.run_id)
     return {f'stylekit.{k}': json.dumps(v) if isinstance(v, (dict, list)) else str(v) for k,v in about.items()}
 
 def _tidy(work):

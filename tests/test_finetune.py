@@ -65,9 +65,9 @@ def test_ends_early_and_keeps_the_best(models, folder, monkeypatch):
     monkeypatch.setattr(LoraTrainer, 'held_out', lambda self: next(errors))
     t = LoraTrainer(b, read_folder(folder), 'ink', LoraSettings(**TINY | dict(steps=20, patience=2), lr=.01))
     history = t.run()
-    assert [r['held_out'] for r in history if 'held_out' in r] == [.5, .3, .4, .6] and t.best['step'] == 4
+    assert [r['held_out'] for r in history if 'held_out' in r] == [.5, .3, .4, .6] and t.best.step == 4
     now = {k: p for k, p in b.unet.named_parameters() if '.style.' in k}
-    assert all(torch.equal(p, t.best['weights'][k]) for k, p in now.items())
+    assert all(torch.equal(p, t.best.weights[k]) for k, p in now.items())
 
 def test_minutes_stop_and_the_same_call_goes_on(models, folder, tmp_path):
     b = load_backbone(models('sd15'))
