@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['ROLES', 'MODES', 'TEMPLATES', 'LABELLED', 'UNLABELLED', 'GENERIC', 'CONTROL_FILE', 'Residual', 'shared_copy', 'Words',
            'ControlClip', 'grid_logits', 'role_logits', 'far_from_uniform', 'labelled_loss', 'adversary_loss', 't1',
-           't2', 'keep_loss', 'ControlSettings', 'ControlTrainer', 'load_control_clip', 'train_control_clip']
+           't2', 'keep_loss', 'ControlSettings', 'ControlTrainer', 'load_control_clip', 'check_base',
+           'train_control_clip']
 
 # %% ../nbs/10b_control_clip.ipynb #bc17d5a6
 import copy, json, math
@@ -240,7 +241,7 @@ class ControlTrainer:
         if not len(rows): return self.draw(g)
         return k, s, rows[torch.randint(len(rows), (self.cfg.batch,), generator=g)]
 
-# %% ../nbs/10b_control_clip.ipynb #17ffd838
+# %% ../nbs/10b_control_clip.ipynb #e1fc9c52
 @patch
 def loss(self:ControlTrainer, role:str, head, g:torch.Generator)->torch.Tensor:
     "Of one random batch"
@@ -250,7 +251,8 @@ def loss(self:ControlTrainer, role:str, head, g:torch.Generator)->torch.Tensor:
     part = Words(tuple(w.categories[i] for i in k), tuple(w.styles[i] for i in s))
     t = control.features(part.prompts(template), role).view(len(k), len(s), -1)
     labels = {r: torch.zeros(max(chosen)+1, dtype=torch.long).index_copy(0, chosen, torch.arange(len(chosen)))[y[r][rows].cpu()].to(v.device) for r, chosen in zip(ROLES, (k, s))}   # places in the part
-    total = cfg.keep*keep_loss(control.tokens(self.kept, role), self.before) if cfg.keep else 0.
+    some = torch.randperm(len(self.kept), generator=g)[:8]
+    total = cfg.keep*keep_loss(control.tokens(self.kept[some], role), self.before[some]) if cfg.keep else 0.
     if cfg.loss in UNLABELLED: return total + self._triplets(v[rows], t if role == 'style' else t.transpose(0, 1), labels[role], g)
     l = grid_logits(v[rows], t, control.temperature)
     total = total + labelled_loss(l, labels, role, cfg.loss, cfg.weight)
@@ -306,7 +308,7 @@ def logits(self:ControlClip, v:torch.Tensor, role:str=None)->torch.Tensor: # (N,
     "Every picture against every pair, as `role` reads them"
     return grid_logits(v, self.grid_features(role), self.temperature)
 
-# %% ../nbs/10b_control_clip.ipynb #ca830f33
+# %% ../nbs/10b_control_clip.ipynb #e23bc11d
 CONTROL_FILE, _SENTENCE = 'control_clip.safetensors', 'a photo of a red bicycle in front of a house'
 
 @patch
@@ -341,15 +343,25 @@ def load_control_clip(folder, base=None, # a Clip, CLIP folder or hub id, Backbo
     tower, tok, projection, name = _text_side(base)
     words = how['words'] and Words(**{k: tuple(v) for k, v in how['words'].items()})
     control, reads = ControlClip(tower, tok, projection, how['mode'], how['rank'], how['rho'], words, how['temperature']), state.pop('base_reads')
-    if control.base_sha256 != how['base_sha256']: _check_base(control, reads, f'{folder.name} was trained on another text encoder than that of {name}')
+    with torch.no_grad(): now = control.tokens(control.ids(_SENTENCE))[0].float().cpu()
+    if control.base_sha256 != how['base_sha256'] and not _alike(now, reads): raise StylekitError(f'{folder.name} was trained on another text encoder than that of {name}: load the model it belongs to')
     own = {n: p for r in ROLES for n, p in control.part(r).items()}
     if own.keys() != state.keys(): raise StylekitError(f'{folder.name} is incomplete: {len(own.keys()-state.keys())} weights are missing; copy it again')
     with torch.no_grad(): [p.copy_(state[n]) for n, p in own.items()]
     return control.eval()
 
-def _check_base(control, reads, why):
-    with torch.no_grad(): now = control.tokens(control.ids(_SENTENCE))[0].float().cpu()
-    if now.shape != reads.shape or F.cosine_similarity(now, reads, dim=-1).min() < .999: raise StylekitError(f'{why}: load the model it belongs to')
+def _alike(a, b)->bool: return a.shape == b.shape and F.cosine_similarity(a, b, dim=-1).min().item() > .999
+
+@torch.no_grad()
+def check_base(control:ControlClip, model # Clip, Backbone or pipeline
+              )->ControlClip:
+    "An error if this model's text encoder is not the one `control` was trained on"
+    tower, tok, _, name = _text_side(model)
+    if control.base_sha256 == weights_sha256(tower): return control
+    ids = control.ids(_SENTENCE)
+    if tok(_SENTENCE).input_ids != ids[0].tolist() or not _alike(tower(ids.to(tower.device)).last_hidden_state[0].float().cpu(), control.tokens(ids)[0].float().cpu()):
+        raise StylekitError(f'these encoders were trained on another text encoder than that of {name}: load the model they belong to')
+    return control
 
 # %% ../nbs/10b_control_clip.ipynb #19990d4c
 def train_control_clip(grid, # a Grid, or a folder as `read_grid` takes it
