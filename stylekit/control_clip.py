@@ -8,8 +8,8 @@ __all__ = ['ROLES', 'MODES', 'TEMPLATES', 'LABELLED', 'UNLABELLED', 'GENERIC', '
            't2', 'keep_loss', 'ControlSettings', 'ControlTrainer', 'load_control_clip', 'check_base',
            'train_control_clip']
 
-# %% ../nbs/10b_control_clip.ipynb #bc17d5a6
-import copy, json, math
+# %% ../nbs/10b_control_clip.ipynb #1659fd5b
+import copy, json, math, warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ class Words:
     def prompts(self, template:str)->list: # K·S texts, styles fastest
         return [template.format(c=c, s=s) for c in self.categories for s in self.styles]
 
-# %% ../nbs/10b_control_clip.ipynb #4f8762e2
+# %% ../nbs/10b_control_clip.ipynb #228c2ede
 class ControlClip(torch.nn.Module):
     "One frozen text tower with a reading for the category and one for the style"
     def __init__(self, tower, # transformers' CLIPTextModel; shared, never changed
@@ -72,7 +72,10 @@ class ControlClip(torch.nn.Module):
         if self.mode == 'full': self.own = torch.nn.ModuleDict({r: copy.deepcopy(self.tower) for r in ROLES})
         if 'lora' in self.mode:
             from peft import LoraConfig, inject_adapter_in_model
-            for r in ROLES: inject_adapter_in_model(LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=['q_proj', 'k_proj', 'v_proj', 'out_proj']), self.tower, r)
+            cfg = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=['q_proj', 'k_proj', 'v_proj', 'out_proj'])
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')   # PEFT wonders at a second adapter
+                for r in ROLES: inject_adapter_in_model(cfg, self.tower, r)
         if 'adapter' in self.mode: self.residual = torch.nn.ModuleDict({r: Residual(width, self.rho) for r in ROLES})
         for p in self.parameters(): p.requires_grad_(False)
         self.to(next(self.tower.parameters()).device)

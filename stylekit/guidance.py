@@ -122,7 +122,7 @@ def _dual_forward(steer, pipe, plain):
         return UNet2DConditionOutput(sample=out)
     return forward
 
-# %% ../nbs/11_guidance.ipynb #c0ab4201
+# %% ../nbs/11_guidance.ipynb #158cedbb
 def _plain_model(model):
     "The UNet, if nobody else sits in its attention"
     for part in ('controlnet', 'adapter', 'transformer'):
@@ -132,9 +132,8 @@ def _plain_model(model):
     if unet is None: raise StylekitError(f'{type(model).__name__} has no UNet to steer: give a diffusers pipeline of SD 1.x shape, or a Backbone')
     for name, m in unet.named_modules():
         if name.endswith('attn2') and (kind := type(m.processor).__name__) not in ('AttnProcessor', 'AttnProcessor2_0'):
-            why = 'is attached already: detach it first' if kind == '_Joined' else 'is loaded: unload_ip_adapter() first' if 'IPAdapter' in kind else 'is at work there: unfuse or remove it first'
+            why = {'_Joined': 'is attached already: detach it first', 'IPA': 'is loaded: unload_ip_adapter() first', 'Fus': 'is at work there: unfuse_qkv_projections() first'}.get(kind if kind == '_Joined' else kind[:3], 'is at work there: remove it first')
             raise StylekitError(f'{kind if kind != "_Joined" else "Control-CLIP"} {why}')
-        if getattr(m, 'fused_projections', False): raise StylekitError('the attention projections are fused: unfuse_qkv_projections() first')
     return unet
 
 _NONE = object()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT', 'train_tokenizer', 'new_clip', 'tokenize', 'caption', 'all_captions', 'random_affine', 'train_clip',
-           'retrieval']
+           'train_vision', 'retrieval']
 
 # %% ../../nbs/mini/02_clip.ipynb #701ee344
 import json
@@ -88,6 +88,27 @@ def train_clip(sets:StyleSets, tok:CLIPTokenizer, out:Path, steps:int=600, batch
         return (F.cross_entropy(logits.float(), t := torch.arange(len(pick))) + F.cross_entropy(logits.float().T, t))/2
     fit(clip, loss, steps, lr, Path(out)/'clip.pt', ema=.99, weight_decay=.1, minutes=minutes, every=100, report=report).copy_to(clip)
     return clip.eval()
+
+# %% ../../nbs/mini/02_clip.ipynb #d42be6a2
+def train_vision(sets:StyleSets, clip:CLIPModel, tok:CLIPTokenizer, out:Path, steps:int=2500, names_a_batch:int=64, lr:float=1e-3, minutes:float=None, report=print)->CLIPModel:
+    "The image tower trained on, text tower locked; resumes from `out/vision.pt`"
+    names = sets.names('train')
+    keep = [sets.index[n] for n in names]
+    images = {l: sets.array(l)[keep] for l in BASE_LOOKS}
+    texts = [thing(n) for n in names] + [f'{look_words(l)}, {thing(n)}' for l in BASE_LOOKS for n in names]   # with no look, with the first, ...
+    clip = clip.float().eval().requires_grad_(False)
+    with torch.no_grad(): words = F.normalize(torch.cat([clip.text_projection(clip.text_model(tokenize(tok, b)).pooler_output) for b in [texts[i:i+256] for i in range(0, len(texts), 256)]]), dim=-1)
+    for p in [*clip.vision_model.parameters(), *clip.visual_projection.parameters(), clip.logit_scale]: p.requires_grad_(True)
+    def loss(g):
+        who = torch.randperm(len(names), generator=g)[:names_a_batch].repeat(2)
+        look = torch.rand(names_a_batch, len(BASE_LOOKS), generator=g).argsort(1)[:, :2].T.flatten()
+        told = who + len(names)*(look+1)*(torch.rand(len(who), generator=g) < .5)
+        x = random_affine(to_float(np.stack([images[BASE_LOOKS[l]][i] for i,l in zip(who.tolist(), look.tolist())])), g)
+        with torch.autocast('cpu', torch.bfloat16): v = clip.visual_projection(clip.vision_model(pixel_values=x).pooler_output)
+        logits, right = clip.logit_scale.exp()*F.normalize(v.float(), dim=-1)@words[told].T, (told[:, None] == told).float()
+        return (F.cross_entropy(logits, right/right.sum(1, keepdim=True)) + F.cross_entropy(logits.T, right/right.sum(1, keepdim=True)))/2
+    fit(clip, loss, steps, lr, Path(out)/'vision.pt', ema=.999, weight_decay=.1, minutes=minutes, every=100, report=report).copy_to(clip)
+    return clip.eval().requires_grad_(False)
 
 # %% ../../nbs/mini/02_clip.ipynb #fa07ac3c
 @torch.no_grad()

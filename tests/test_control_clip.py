@@ -1,0 +1,342 @@
+"Control-CLIP: two readings of a frozen tower, their losses written out, training, files, and the cross-attention of a frozen pipeline"
+import copy, json, math
+import pytest, torch, torch.nn.functional as F
+from stylekit.clip import Clip, load_clip
+from stylekit.control_clip import (LABELLED, MODES, ROLES, UNLABELLED, ControlClip, ControlSettings, ControlTrainer, Words, check_base, far_from_uniform, grid_logits, labelled_loss,
+                                   load_control_clip, role_logits, t1, t2, train_control_clip)
+from stylekit.core import StylekitError, sample, samples
+from stylekit.grids import Grid, Shot
+from stylekit.guidance import COMBINE, Steer, attach, control_clip, detach, join_attention
+
+TEXTS = ['an owl', 'black ink drawing, a red taxi', '']
+TINY = dict(steps=4, batch=6, prompts=6, check=2)
+
+@pytest.fixture(scope='module')
+def clip(): return load_clip()
+
+@pytest.fixture(scope='module')
+def grid():
+    kinds = dict(owl='animal', penguin='animal', taxi='vehicle', airplane='vehicle')
+    return Grid(Shot(kinds.get(n, 'thing'), l, n, sample(n, l), 'val' if n in ('owl', 'taxi') else 'train') for n in samples() for l in ('render', 'flat', 'ink'))
+
+def new(clip, mode='lora+adapter', **kw): return ControlClip(clip.model.text_model, clip.tokenizer, clip.model.text_projection, mode, temperature=clip.temperature, **kw)
+
+def disturbed(control, size=.05):
+    "As if trained: every weight of both roles is moved"
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for r in ROLES:
+            for p in control.part(r).values(): p += size*torch.randn(p.shape, generator=g).to(p)
+    return control
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_the_tower_is_never_touched(clip, mode):
+    "Whatever the roles have learnt, f_0 is the CLIP's own reading bit for bit, and the CLIP has no new keys"
+    keys, before = list(clip.model.state_dict()), clip.read(TEXTS)
+    untrained = new(clip, mode)
+    for role in (None, *ROLES): assert torch.allclose(untrained.features(TEXTS, role), before, atol=1e-6)
+    c = disturbed(new(clip, mode))
+    ids = clip.ids(TEXTS, 'max_length')
+    with torch.no_grad(): own = clip.model.text_model(ids).last_hidden_state
+    with torch.no_grad(): assert torch.equal(c.tokens(ids), own)
+    for role in ROLES:
+        with torch.no_grad(): moved = (c.tokens(ids, role)-own).abs().amax(-1)
+        assert (moved[:, 1:] > 1e-4).all(), 'every token after the first must be reached: cross-attention reads them all'
+    with torch.no_grad(): assert torch.equal(c.tokens(ids), own)
+    assert list(clip.model.state_dict()) == keys and torch.equal(clip.read(TEXTS), before)
+
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('role', ROLES)
+def test_gradients_reach_the_role_alone(clip, mode, role):
+    c = disturbed(new(clip, mode))
+    for r in ROLES:
+        for p in c.part(r).values(): p.requires_grad_(True)
+    t = c.features(TEXTS, role)
+    (t[0]@t[1]).backward()
+    reached = {n for n, p in c.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert reached and reached <= {*c.part(role)} and not {*c.part('style')} & {*c.part('category')}
+    assert all(p.grad is None for p in clip.model.parameters())
+
+def test_a_role_must_exist(clip):
+    with pytest.raises(StylekitError, match='category or style'): new(clip).features(TEXTS, 'colour')
+    with pytest.raises(StylekitError, match='choose adapter'): new(clip, 'prefix')
+    for bad in (dict(loss='ce'), dict(prompts=3), dict(steps=0), dict(weight=-1), dict(rank=1.5)):
+        with pytest.raises(StylekitError, match=next(iter(bad))): ControlSettings(**bad)
+
+
+# losses, written out
+
+def test_role_logits_are_marginals():
+    l = torch.randn(5, 3, 4, dtype=torch.double)
+    p = l.exp()/l.exp().sum((1, 2), keepdim=True)
+    assert torch.allclose(role_logits(l, 'style').softmax(1), p.sum(1)) and torch.allclose(role_logits(l, 'category').softmax(1), p.sum(2))
+
+def written(l, k, s, loss, lam):
+    "L_s, one picture at a time"
+    total = 0.
+    for i in range(len(l)):
+        style, cat = [math.log(sum(math.exp(l[i, a, b]) for a in range(l.shape[1]))) for b in range(l.shape[2])], [math.log(sum(math.exp(l[i, a, b]) for b in range(l.shape[2]))) for a in range(l.shape[1])]
+        z = lambda v: math.log(sum(map(math.exp, v)))
+        ce_s, ce_k = z(style)-style[s[i]], z(cat)-cat[k[i]]
+        K = len(cat)
+        other = dict(uniform=sum(1/K*math.log((1/K)/(math.exp(c-z(cat)))) for c in cat), subtract=-ce_k, clamp=-min(ce_k, math.log(K)), grl=0.)[loss]
+        total += ce_s + lam*other
+    return total/len(l)
+
+@pytest.mark.parametrize('loss', LABELLED)
+def test_labelled_losses_are_their_formulas(loss):
+    l, k, s = torch.randn(7, 3, 4, dtype=torch.double)*3, torch.arange(7)%3, torch.arange(7)%4
+    assert labelled_loss(l, dict(category=k, style=s), 'style', loss, .3).item() == pytest.approx(written(l, k.tolist(), s.tolist(), loss, .3))
+    mirrored = labelled_loss(l.transpose(1, 2), dict(category=s, style=k), 'category', loss, .3)
+    assert mirrored.item() == pytest.approx(written(l, k.tolist(), s.tolist(), loss, .3))   # L_c is the mirror
+
+def test_uniform_has_a_bottom_and_subtract_has_none():
+    l = torch.randn(6, 3, 4)
+    assert far_from_uniform(torch.zeros(6, 3)).abs() < 1e-6 and far_from_uniform(role_logits(l, 'category')) > 0
+    labels = dict(category=torch.zeros(6, dtype=torch.long), style=torch.zeros(6, dtype=torch.long))
+    worse = lambda k, loss: labelled_loss(l-k*F.one_hot(torch.tensor(0), 3).view(1, 3, 1), labels, 'style', loss, 1.).item()   # ever surer that it is not category 0
+    assert worse(50, 'subtract') < worse(5, 'subtract')-5 and worse(50, 'uniform') > worse(5, 'uniform')+5
+    assert worse(50, 'clamp') == pytest.approx(worse(5, 'clamp'), abs=.05)
+
+def test_triplets_are_their_formulas():
+    g = lambda: torch.Generator().manual_seed(3)
+    v, t, s = F.normalize(torch.randn(8, 5), dim=-1), F.normalize(torch.randn(3, 4, 5), dim=-1), torch.arange(8)%4
+    k = torch.randint(3, (8,), generator=g())
+    hard = sum(max(0., .2 - (v[i]@t[k[i], s[i]]).item() + max((v[i]@t[k[i], o]).item() for o in range(4) if o != s[i])) for i in range(8))/8
+    assert t1(v, t, s, g(), .2, hard=True).item() == pytest.approx(hard, abs=1e-6)
+    soft = t1(v, t, s, g(), .2).item()
+    assert 0 <= soft <= hard+1e-6
+    moved = t + torch.randn(3, 1, 5)                  # what a category adds on both sides cancels in T1
+    near = lambda t: t1(v, t, s, g(), 2.).item()
+    assert near(moved) == pytest.approx(near(t), abs=1e-5)
+    g2 = g(); k, st = torch.randint(3, (16,), generator=g2), torch.randint(4, (16,), generator=g2)
+    other = (k + torch.randint(1, 3, k.shape, generator=g2))%3
+    hard2 = sum(max(0., .2 - (t[a, b]@t[c, b]).item() + max((t[a, b]@t[c, o]).item() for o in range(4) if o != b)) for a, b, c in zip(k, st, other))/16
+    assert t2(t, 16, g(), .2, hard=True).item() == pytest.approx(hard2, abs=1e-6)
+
+
+# training
+
+def test_a_batch_knows_its_own_labels(clip, grid):
+    "Pictures drawn for a part of the grid carry the places of their own category and style in that part"
+    trainer = ControlTrainer(clip, grid.split('train'), grid.split('val'), ControlSettings(**TINY | dict(prompts=4)), Words(grid.categories, grid.styles))
+    shots, seen = grid.split('train').shots, {}
+    trainer.control.features = lambda prompts, role: seen.setdefault('prompts', prompts) and F.normalize(torch.ones(len(prompts), 128), dim=-1)
+    import stylekit.control_clip as C
+    kept, C.labelled_loss = C.labelled_loss, lambda l, labels, *a: seen.update(labels) or l.sum()
+    try:
+        for seed in range(20):
+            seen.clear()
+            k, s, rows = trainer.draw(torch.Generator().manual_seed(seed))
+            trainer.loss('style', None, torch.Generator().manual_seed(seed))
+            for row, a, b in zip(rows.tolist(), seen['category'].tolist(), seen['style'].tolist()):
+                template = [t.format(c=shots[row].category, s=shots[row].style) for t in trainer.control.words.templates]
+                assert seen['prompts'][a*len(s)+b] in template
+    finally: C.labelled_loss = kept
+
+@pytest.mark.parametrize('loss', ['uniform', 'T1+T2'])
+def test_it_learns_the_style_and_not_the_category(clip, grid, loss):
+    "On pictures it has seen, and on other things in the same styles"
+    c = train_control_clip(grid, clip, loss=loss, steps=100, batch=16, prompts=9, check=25, templates=('{s}, a {c}',), lr=1e-2, lora_lr=5e-3, keep=.1)
+    def right(part, role):
+        v, y = clip.see(s.image for s in part), dict(zip(ROLES, part.labels()))
+        return (role_logits(c.logits(v, role), role).argmax(1) == y[role]).float().mean().item(), (role_logits(c.logits(v), role).argmax(1) == y[role]).float().mean().item()
+    for part in (grid.split('train'), grid.split('val')):
+        now, before = right(part, 'style')
+        assert now >= before+.15
+    if loss == 'uniform':
+        v = clip.see(s.image for s in grid)
+        assert far_from_uniform(role_logits(c.logits(v, 'style'), 'category')) < far_from_uniform(role_logits(c.logits(v), 'category'))
+
+def test_the_best_weights_are_kept(clip, grid, monkeypatch):
+    errors = iter([.5, .2, .9]*2)
+    monkeypatch.setattr(ControlTrainer, 'held_out', lambda self, role: next(errors))
+    trainer = ControlTrainer(clip, grid.split('train'), grid.split('val'), ControlSettings(**TINY | dict(steps=6)), Words(grid.categories, grid.styles))
+    at = {}
+    trainer.report = lambda r: at.update({r['step']: {n: p.clone() for n, p in trainer.control.part('style').items()}}) if 'held_out' in r else None
+    history = trainer.run_role('style')
+    assert [r['held_out'] for r in history if 'held_out' in r] == [.5, .2, .9]
+    now = trainer.control.part('style')
+    assert not all(torch.equal(p, at[6][n]) for n, p in now.items())
+
+def test_another_training_is_refused(clip, grid, tmp_path):
+    train_control_clip(grid, clip, out=tmp_path, minutes=1e-9, **TINY)
+    with pytest.raises(StylekitError, match='other settings'): train_control_clip(grid, clip, out=tmp_path, **TINY, seed=1)
+
+
+# files
+
+def test_files_that_are_not_whole(clip, tmp_path):
+    c = disturbed(new(clip, words=Words(('cat', 'dog'), ('ink', 'flat'))))
+    back = load_control_clip(c.save(tmp_path/'c'), clip)
+    for role in ROLES: assert torch.equal(back.features(TEXTS, role), c.features(TEXTS, role))
+    assert back.words == c.words and torch.allclose(back.logits(clip.read(TEXTS), 'style'), c.logits(clip.read(TEXTS), 'style'))
+    with pytest.raises(StylekitError, match='no control_clip'): load_control_clip(tmp_path)
+    how = json.loads((tmp_path/'c'/'config.json').read_text())
+    (tmp_path/'c'/'config.json').write_text(json.dumps(how | dict(mode='lora')))
+    with pytest.raises(StylekitError, match='incomplete'): load_control_clip(tmp_path/'c', clip)
+    (tmp_path/'c'/'config.json').write_text('{')
+    with pytest.raises(StylekitError, match='config.json'): load_control_clip(tmp_path/'c', clip)
+
+def test_the_base_is_checked_by_how_it_reads(clip, tmp_path):
+    "Half precision is the same reader; other weights are not, nor is another tokenizer"
+    folder = disturbed(new(clip)).save(tmp_path/'c')
+    half = copy.deepcopy(clip.model.text_model).to(torch.bfloat16).float()
+    other = copy.deepcopy(clip.model.text_model)
+    with torch.no_grad():
+        for p in other.parameters(): p += .1*torch.randn_like(p)
+    as_clip = lambda tower: type('Pipe', (), dict(text_encoder=tower, tokenizer=clip.tokenizer))()
+    assert load_control_clip(folder, as_clip(half)) and check_base(load_control_clip(folder, clip), as_clip(half))
+    with pytest.raises(StylekitError, match='another text encoder'): load_control_clip(folder, as_clip(other))
+    with pytest.raises(StylekitError, match='another text encoder'): check_base(load_control_clip(folder, clip), as_clip(other))
+
+
+# the cross-attention
+
+def test_joined_answers_are_their_formulas():
+    torch.manual_seed(0)
+    q, ks, vs = torch.randn(2, 3, 5, 4, dtype=torch.double), list(torch.randn(3, 2, 3, 7, 4, dtype=torch.double)), list(torch.randn(3, 2, 3, 7, 4, dtype=torch.double))
+    w = lambda *k: torch.cat([q@x.mT/2 for x in k], -1).softmax(-1)
+    o = [w(k)@v for k, v in zip(ks, vs)]
+    a = .3
+    odds = torch.cat([(q@ks[0].mT/2).exp()*(1-a), (q@ks[1].mT/2).exp()*a], -1)
+    want = dict(lerp=(1-a)*o[0]+a*o[1], add=o[0]+a*o[1], concat=odds/odds.sum(-1, keepdim=True)@torch.cat(vs[:2], 2), kv_swap=w(ks[0])@((1-a)*vs[0]+a*vs[1]))
+    for combine, x in want.items(): assert torch.allclose(join_attention(q, ks[:2], vs[:2], combine, (1., a)), x, atol=1e-10), combine
+    assert torch.allclose(join_attention(q, ks, vs, 'delta', (.7, a)), o[0]+.7*(o[1]-o[0])+a*(o[2]-o[0]), atol=1e-10)
+
+@pytest.fixture(scope='module')
+def pipes(models):
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionPipeline
+    p = StableDiffusionPipeline.from_pretrained(models('sd15'), torch_dtype=torch.float32, safety_checker=None, feature_extractor=None)
+    made = dict(text=p, img2img=StableDiffusionImg2ImgPipeline(**p.components, requires_safety_checker=False), inpaint=StableDiffusionInpaintPipeline(**p.components, requires_safety_checker=False))
+    for x in made.values(): x.set_progress_bar_config(disable=True)
+    return made
+
+def draw(pipe, prompt=('an owl', 'a cat face'), seed=0, **kw):
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    kind = type(pipe).__name__
+    if 'Img2Img' in kind: kw = dict(image=x, strength=.6) | kw
+    elif 'Inpaint' in kind: kw = dict(image=x, mask_image=torch.ones(2, 1, 64, 64), height=64, width=64) | kw
+    else: kw = dict(height=64, width=64) | kw
+    words = dict(prompt=list(prompt)) if prompt else {}
+    return pipe(**words, **dict(num_inference_steps=3, guidance_scale=4., output_type='latent', generator=torch.Generator().manual_seed(seed)) | kw).images
+
+def of(pipe, mode='lora+adapter', size=.2): return disturbed(ControlClip(pipe.text_encoder, pipe.tokenizer, mode=mode), size)
+
+@pytest.mark.parametrize('kind', ['text', 'img2img', 'inpaint'])
+def test_the_ends_are_one_encoder_alone(pipes, kind):
+    "lerp at 0 and 1, and embed between, against the untouched pipeline fed with these embeddings; several pictures for each prompt"
+    pipe = pipes[kind]
+    c = of(pipe)
+    ids = c.ids(['an owl', 'a cat face'], 'max_length')
+    with torch.no_grad(): e = {r: c.tokens(ids, r) for r in (None, *ROLES)}; nothing = c.tokens(c.ids(['', ''], 'max_length'))
+    fed = lambda e, **kw: draw(pipe, None, prompt_embeds=e, negative_prompt_embeds=nothing, **kw)
+    many = {} if kind == 'inpaint' else dict(num_images_per_prompt=2)
+    for combine, alpha, want in (('lerp', 0., e['category']), ('lerp', 1., e['style']), ('concat', 1., e['style']), ('kv_swap', 0., e['category']), ('delta', (1., 0.), e['category']),
+                                 ('delta', (0., 1.), e['style']), ('delta', (0., 0.), e[None]), ('add', 0., e['category']), ('embed', .6, e['category']+.6*(e['style']-e[None]))):
+        with control_clip(pipe, c, alpha, combine): got = draw(pipe, **many)
+        assert torch.allclose(got, fed(want, **many), atol=1e-5), (combine, alpha)
+    assert (fed(e['style'])-fed(e['category'])).abs().max() > 1e-3
+
+def test_equal_encoders_and_zero_are_the_base_picture(pipes):
+    pipe, base = pipes['text'], draw(pipes['text'], negative_prompt=['black ink']*2)
+    same = ControlClip(pipe.text_encoder, pipe.tokenizer)
+    for combine in ('lerp', 'concat', 'kv_swap', 'delta', 'embed'):
+        with control_clip(pipe, same, .7, combine): assert torch.allclose(draw(pipe, negative_prompt=['black ink']*2), base, atol=1e-5), combine
+    with control_clip(pipe, of(pipe), 0., 'delta'): assert torch.allclose(draw(pipe, negative_prompt=['black ink']*2), base, atol=1e-5)
+
+def test_everything_is_put_back(pipes):
+    "Processors, methods and weights, after use and after an error within"
+    pipe, base = pipes['text'], draw(pipes['text'])
+    state, processors, own = {k: v.clone() for k, v in pipe.unet.state_dict().items()}, dict(pipe.unet.attn_processors), dict(pipe.__dict__)
+    text = list(pipe.text_encoder.state_dict())
+    with pytest.raises(ZeroDivisionError):
+        with control_clip(pipe, of(pipe), dual=(3., 5.)):
+            assert pipe.unet.state_dict().keys() == state.keys() and draw(pipe).shape == base.shape
+            1/0
+    assert pipe.unet.attn_processors.keys() == processors.keys() and all(pipe.unet.attn_processors[k] is p for k, p in processors.items())
+    assert pipe.__dict__.keys() == own.keys() and 'forward' not in pipe.unet.__dict__
+    assert all(torch.equal(v, state[k]) for k, v in pipe.unet.state_dict().items()) and list(pipe.text_encoder.state_dict()) == text and torch.equal(draw(pipe), base)
+    with pytest.raises(StylekitError, match='nothing is attached'): detach(pipe)
+
+def test_settings_change_between_steps(pipes):
+    pipe = pipes['text']
+    with control_clip(pipe, of(pipe), 0.) as steer:
+        still = draw(pipe)
+        def turn(p, i, t, kw):
+            if i == 1: steer.alpha = {'up_blocks': 1.}
+            return kw
+        assert torch.equal(draw(pipe, num_inference_steps=2, callback_on_step_end=turn), draw(pipe, num_inference_steps=2)) is False or steer.alpha == {'up_blocks': 1.}
+        steer.alpha = 0.
+        turned = draw(pipe, callback_on_step_end=turn)
+        assert (turned-still).abs().max() > 1e-4
+        steer.alpha = {'': 1., 'up_blocks': 0.}
+        part = draw(pipe)
+        steer.alpha = {'': 1., 'down_blocks': 0., 'up_blocks': 0., 'mid_block': 0.}
+        assert torch.allclose(draw(pipe), still, atol=1e-6) and (part-still).abs().max() > 1e-4
+    with control_clip(pipe, of(pipe), 1., blocks='style_up') as a, torch.no_grad(): assert a.alpha_at('up_blocks.1.attentions.0.x') == (1., 1.) and a.alpha_at('up_blocks.2') == (0., 0.)
+
+def test_dual_guidance_is_its_formula(pipes):
+    "ε_∅ + w_c(ε_c − ε_∅) + w_s(ε_cs − ε_c), by three calls of the plain UNet"
+    pipe, c = pipes['text'], of(pipes['text'])
+    z, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor(500)
+    with torch.no_grad(): ec, e0 = c.tokens(c.ids('an owl', 'max_length'), 'category'), c.tokens(c.ids('', 'max_length'))
+    plain = lambda e: pipe.unet(z, t, e, return_dict=False)[0]
+    for combine, alpha in (('lerp', .4), ('delta', (1., .4)), ('embed', .4)):
+        with torch.no_grad():
+            nothing, cat = plain(e0), plain(ec)
+            with control_clip(pipe, c, alpha, combine) as steer: both = plain(steer.embeds(['an owl']))
+            with control_clip(pipe, c, alpha, combine, dual=(3., 5.)) as steer:
+                pipe._guidance_scale = 4.
+                out = pipe.unet(torch.cat([z, z]), t, torch.cat([steer.embeds([''], True), steer.embeds(['an owl'])]), return_dict=False)[0]
+        if combine == 'embed': cat = both   # one text: there is no category alone in it
+        e0_, e1 = out.chunk(2)
+        assert torch.allclose(e0_ + 4.*(e1-e0_), nothing + 3.*(cat-nothing) + 5.*(both-cat), atol=1e-4), combine
+
+def test_other_guests_are_refused(pipes, models):
+    from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+    pipe = pipes['text']
+    c = of(pipe)
+    fresh = lambda: StableDiffusionPipeline.from_pretrained(models('sd15'), torch_dtype=torch.float32, safety_checker=None, feature_extractor=None)
+    p = fresh(); p.unet.fuse_qkv_projections()
+    with pytest.raises(StylekitError, match='[Ff]use'): attach(p, c)
+    p.unet.unfuse_qkv_projections(); attach(p, c); detach(p)
+    p = fresh()
+    IPAdapterAttnProcessor2_0 = type('IPAdapterAttnProcessor2_0', (), dict(__call__=lambda self, *a, **k: None))
+    p.unet.set_attn_processor({n: IPAdapterAttnProcessor2_0() if n.endswith('attn2.processor') else x for n, x in p.unet.attn_processors.items()})
+    with pytest.raises(StylekitError, match='unload_ip_adapter'): attach(p, c)
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8))
+    with pytest.raises(StylekitError, match='controlnet'): attach(StableDiffusionControlNetPipeline(**pipe.components, controlnet=net, requires_safety_checker=False), c)
+    from stylekit import load_backbone
+    with pytest.raises(StylekitError, match='SDXL'): attach(load_backbone(models('sdxl')), c)
+    with pytest.raises(StylekitError, match='another text encoder'): attach(load_backbone(), c)
+    with pytest.raises(StylekitError, match='no UNet'): attach(object(), c)
+    with control_clip(pipe, c):
+        with pytest.raises(StylekitError, match='attached already'): attach(pipe, c)
+        with pytest.raises(StylekitError, match='give words'): draw(pipe, None, prompt_embeds=torch.zeros(2, 77, 32), negative_prompt_embeds=torch.zeros(2, 77, 32))
+        with pytest.raises(StylekitError, match='clip_skip'): draw(pipe, clip_skip=1)
+    for bad, why in ((dict(alpha=3.), 'alpha'), (dict(combine='sum'), 'choose'), (dict(blocks='down'), 'choose'), (dict(alpha={'mid': 'x'}), 'alpha')):
+        with pytest.raises(StylekitError, match=why): Steer(c, **bad)
+
+def test_the_size_of_stable_diffusion(tmp_path):
+    "CLIP ViT-L/14 as large as it is, with random weights: one training step, and into a UNet that reads its tokens"
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPConfig, CLIPModel
+    from stylekit.mini.clip import train_tokenizer
+    tok = train_tokenizer(['an owl', 'a photo of a cat in ink style'])
+    tok.model_max_length = 77
+    ids = dict(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)
+    text = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, max_position_embeddings=77, projection_dim=768, **ids)
+    vision = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, image_size=224, patch_size=14, projection_dim=768)
+    big = Clip('vit-l-14', CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)), tok)
+    grid = Grid(Shot(n, l, n, sample(n, l), 'train') for n in ('owl', 'taxi') for l in ('flat', 'ink'))
+    c = train_control_clip(grid, big, steps=1, batch=2, prompts=4, out=tmp_path/'c')
+    assert sum(p.numel() for p in c.part('style').values()) < 1e6
+    unet = UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 32), norm_num_groups=8, cross_attention_dim=768, attention_head_dim=8,
+                                down_block_types=('CrossAttnDownBlock2D', 'DownBlock2D'), up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D'))
+    pipe = type('Pipe', (), {})()
+    pipe.unet, pipe.text_encoder, pipe.tokenizer, pipe.encode_prompt = unet, big.model.text_model, tok, lambda *a, **k: None
+    with control_clip(pipe, tmp_path/'c') as steer, torch.no_grad():
+        e = steer.embeds(['an owl'])
+        assert e.shape == (1, 154, 768) and unet(torch.randn(1, 4, 8, 8), 500, e).sample.shape == (1, 4, 8, 8)
