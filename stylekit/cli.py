@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SAMPLE_CAPTION', 'COMMANDS', 'HELP', 'out_paths', 'parse_style', 'stylize', 'styles', 'train_lora',
-           'evaluate', 'main']
+           'evaluate', 'train_control_clip', 'main']
 
 # %% ../nbs/16_cli.ipynb #427968a8
 import os, sys
@@ -46,7 +46,7 @@ def parse_style(text:str # name, path or hub id; or several with their strengths
     if os.path.exists(text): return text
     return [one(p) for p in text.split('+')] if '+' in text or one(text)!=text else text
 
-# %% ../nbs/16_cli.ipynb #a827fdaa
+# %% ../nbs/16_cli.ipynb #9743a196
 def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), the path of a LoRA, or a mix: ink:0.7+flat:0.3
             caption:str=None, # what the image shows, in a few words
@@ -59,6 +59,8 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
             cutoff:float=None, # kept share of the spectrum, 0 to 1
             guidance_scale:float=None, # how strongly the style is followed
             backbone:str=None, # folder or hub id of a diffusion model; default the embedded one
+            control:str=None, # folder of a Control-CLIP: its two encoders read the style's prompt
+            alpha:float=.5, # with --control: how much the style encoder is heard, 0 to 1
             device:str=None, # cpu, cuda, mps
             gif:bool=False # also write an animation of the run
            ):
@@ -66,15 +68,17 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
     from stylekit.backbone import load_backbone
     from stylekit.core import asset, load_image
     from stylekit.lora import load_style
+    from stylekit.guidance import Steer, load_control_clip
     from stylekit.stylizer import Preview, Progress, stylize as run
     if not images: images, caption = [str(asset('samples', f'{SAMPLE}.shaded.png'))], caption or SAMPLE_CAPTION
     style = load_style(parse_style(style))
     paths, pictures = out_paths(images, style.name, out), [load_image(im) for im in images]  # a bad one is named before any work
     model = load_backbone(backbone, device)
+    steer = Steer(load_control_clip(control, model), alpha) if control else None
     for im, path in zip(pictures, paths):
         preview = Preview(every=4) if gif else None
         result = run(im, style, caption or '', backbone=model, preset=preset, method=method, steps=steps, lam=lam, cutoff=cutoff,
-                     guidance_scale=guidance_scale, seed=seed, device=device, callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c])
+                     guidance_scale=guidance_scale, seed=seed, device=device, conditioning=steer, callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c])
         print(result.save(path))
         if preview: print(preview.save_gif(path.with_suffix('.gif')))
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
@@ -147,12 +151,33 @@ def evaluate(folder:str, # content pictures; captions in .txt files of the same 
     print(table.markdown())
     for (label, style, seed, i), why in table.failed.items(): print(f'stylekit: {i} is left out, {label} in {style}: {why}', file=sys.stderr)
 
-# %% ../nbs/16_cli.ipynb #23e61f8e
-COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'evaluate': evaluate}
+# %% ../nbs/16_cli.ipynb #7f641131
+def train_control_clip(folder:str, # of pictures as style/category/picture
+                       out:str='control', # folder for the two encoders
+                       shots:int=None, # pictures of each style and category; default all
+                       clip:str=None, # folder or hub id of the CLIP whose text tower the diffusion model uses; default the embedded one
+                       mode:str=None, # adapter, lora, lora+adapter, full
+                       loss:str=None, # uniform, subtract, clamp, grl; without labels T1, T2, T1+T2
+                       weight:float=None, # of what an encoder must not know
+                       steps:int=None, batch:int=None, seed:int=None, # default 500 of 32
+                       template:str=None, # of prompts, as 'a {c} in {s} style'
+                       minutes:float=None, # stop after so long; the same command goes on later
+                       device:str=None # cpu, cuda, mps
+                      ):
+    "Learn a category encoder and a style encoder from few pictures"
+    from stylekit.control_clip import TEMPLATES, train_control_clip as run
+    said = lambda r: print(f'{r["role"]}, step {r["step"]}: '+', '.join(f'{k} {r[k]:.4g}' for k in ('loss', 'held_out') if k in r), file=sys.stderr)
+    run(folder, clip, shots=shots, templates=(template,) if template else TEMPLATES, out=out, device=device, minutes=minutes, report=said,
+        mode=mode, loss=loss, weight=weight, steps=steps, batch=batch, seed=seed)
+    print(out)
+
+# %% ../nbs/16_cli.ipynb #d1a65dfc
+COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'train-control-clip': train_control_clip, 'evaluate': evaluate}
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style NAME|PATH --caption TEXT --out PATH|DIR
   stylekit train-lora FOLDER --name NAME
+  stylekit train-control-clip FOLDER --out FOLDER
   stylekit evaluate FOLDER --methods NAMES --styles NAMES
   stylekit styles [LORA-FILE... --backbone NAME|PATH]
   stylekit COMMAND --help"""

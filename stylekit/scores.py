@@ -22,7 +22,7 @@ def guided(cond:torch.Tensor, # ε with the prompt
     "Classifier-free guidance: ε(∅) + s·(ε(y) − ε(∅)) (arXiv 2207.12598)"
     return uncond + scale*(cond-uncond)
 
-# %% ../nbs/05_scores.ipynb #9dbb2840
+# %% ../nbs/05_scores.ipynb #07a4bcf6
 @dataclass
 class Score:
     "A noise prediction as a function of (z_t, t, cond): which adapters are on, and how much guidance"
@@ -40,6 +40,7 @@ class Score:
         if self.guidance==1: return one(mine, self.adapters)
         if self.empty is None: return guided(one(mine, self.adapters), one(cond, ()), self.guidance)
         n = len(z_t)
+        if self.empty.embeds.shape[1] != mine.embeds.shape[1]: return guided(one(mine, self.adapters), one(self.empty, self.adapters), self.guidance)   # texts of two lengths make no batch
         both = self.backbone.predict(torch.cat([z_t, z_t]), torch.cat([t, t]), Cond.cat([mine.expand(n), self.empty.expand(n)]), self.adapters)
         return guided(*both.chunk(2), self.guidance)
 

@@ -6,7 +6,7 @@
 __all__ = ['working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard', 'Progress',
            'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'stylize']
 
-# %% ../nbs/08_stylizer.ipynb #f822a9d2
+# %% ../nbs/08_stylizer.ipynb #87df017d
 import json, math, signal, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -15,8 +15,10 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image
 from . import __version__
-from .backbone import Backbone, load_backbone
+from .backbone import Backbone, Cond, load_backbone
+from .control_clip import load_control_clip
 from .core import StylekitError, atomic_path, caller_seeds, digest, generators, image_to_tensor, load_image, read_checkpoint, tensor_to_image
+from .guidance import Steer, attach, detach
 from .lora import Report, Style, add_style, load_style
 from .rights import save_output
 from .baselines import METHODS
@@ -160,16 +162,17 @@ class StylizeResult:
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
-# %% ../nbs/08_stylizer.ipynb #eb352a94
+# %% ../nbs/08_stylizer.ipynb #95fd59b7
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
     def __init__(self,
                  backbone:Backbone, style:Style, cfg:Settings, # what decides the run
                  images:list, captions:list, # PIL images of one working size, one caption each
                  seeds:list, # one int each
-                 callbacks:tuple=(), label:str='', group:int=0 # which batch of a longer list this is
+                 callbacks:tuple=(), label:str='', group:int=0, # which batch of a longer list this is
+                 conditioning=None # a `guidance.Steer`: two encoders read the styled prompt
                 ):
-        self.backbone, self.style, self.cfg, self.captions, self.seeds, self.label, self.group = backbone, style, cfg, captions, seeds, label or style.name, group
+        self.backbone, self.style, self.cfg, self.captions, self.seeds, self.label, self.group, self.conditioning = backbone, style, cfg, captions, seeds, label or style.name, group, conditioning
         self.sizes = [im.size for im in images]
         fits = [working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution) for im in images]
         self.inner = [f[0] for f in fits]
@@ -184,12 +187,12 @@ class Stylizer:
         try: report = self._set_up(fits[0][1][::-1])
         except BaseException: self.close(); raise
         self.opt = LatentOptimizer(cfg, self.z)
-        parts = style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes()
+        parts = style.words, style.scale, style.sha256, backbone.name, backbone.sha256, captions, seeds, x.numpy().tobytes(), *([json.dumps(conditioning.about, sort_keys=True)] if conditioning else [])
         self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), *parts)[:16]
         self.info = dict(stylekit=__version__, method=cfg.method, settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
-                         style_coverage=f'{report.matched}/{report.total}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id)
+                         style_coverage=f'{report.matched}/{report.total}', backbone=backbone.name, backbone_sha256=backbone.sha256, run_id=self.run_id) | (dict(conditioning=conditioning.about) if conditioning else {})
 
-# %% ../nbs/08_stylizer.ipynb #a214b927
+# %% ../nbs/08_stylizer.ipynb #ca1b00ed
 @patch
 def _set_up(self:Stylizer, size)->Report: # how much of the style found its place
     "Prompts, adapters, and the method that uses them"
@@ -198,7 +201,13 @@ def _set_up(self:Stylizer, size)->Report: # how much of the style found its plac
     prompts = [cfg.prompt.format(style=style.words, caption=c) for c in self.captions]
     styled, plain, edit, empty, negative = (b.text(p, size) for p in (prompts, self.captions, cfg.edit_prompt.format(style=style.words), '', cfg.negative_prompt))
     own = b.text(prompts, size, ('style',)) if report.has_text else None
-    conds = Conds(styled, plain, edit, empty, negative, own, b.tokens_of(style.words, prompts))
+    words = b.tokens_of(style.words, prompts)
+    if self.conditioning:
+        if own: raise StylekitError(f'{style.name} brings a text encoder of its own, and so does the conditioning: use one of them')
+        attach(b, self.conditioning)
+        styled = Cond(self.conditioning.embeds(prompts))
+        words = words.repeat(1, styled.embeds.shape[1]//words.shape[1])
+    conds = Conds(styled, plain, edit, empty, negative, own, words)
     if cfg.method not in METHODS: raise StylekitError(f'no method named {cfg.method!r}: choose one of {", ".join(METHODS)}')
     self.method = METHODS[cfg.method](b, cfg, self.z_src, conds, self.gens, seed=self.seeds[0])
     return report
@@ -256,7 +265,7 @@ def results(self:Stylizer)->list:
                           self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note), self.complete)
             for i,im in enumerate(self.images())]
 
-# %% ../nbs/08_stylizer.ipynb #6d16a0e1
+# %% ../nbs/08_stylizer.ipynb #5fe3d545
 @patch
 def state_dict(self:Stylizer)->dict:
     "All that a resumed run needs to end bit for bit as this one would"
@@ -272,6 +281,7 @@ def load_state_dict(self:Stylizer, s:dict):
 def close(self:Stylizer):
     "Free the adapters of this run"
     for a in ('fake', 'style'): self.backbone.remove(a)
+    if getattr(self.backbone, '_steer', None) is self.conditioning is not None: detach(self.backbone)
 
 # %% ../nbs/08_stylizer.ipynb #2a0835e3
 @contextmanager
@@ -285,7 +295,7 @@ def _ctrl_c(run):
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
 
-# %% ../nbs/08_stylizer.ipynb #73385711
+# %% ../nbs/08_stylizer.ipynb #01ce434b
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
             caption='', # what the image shows, without the style; one for all, or a list
@@ -298,6 +308,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             device:str=None,
             method:str=None, # 'sms', or a rival to compare with: see `baselines`
             callbacks:tuple=(), # see `Callback`
+            conditioning=None, # ControlClip, the folder of one, or a `guidance.Steer`: two encoders read the styled prompt
             independent:bool=False, # images run one by one, so that none shares a fake LoRA
             **changes # more fields of Settings
            ): # StylizeResult, or a list of them
@@ -308,10 +319,11 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
         raise StylekitError('callbacks must be a list of `Callback` objects')
     cfg = settings(preset, method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
     style, backbone, seeds = load_style(style), load_backbone(backbone, device), caller_seeds(seed, len(images))
+    if conditioning is not None and not isinstance(conditioning, Steer): conditioning = Steer(load_control_clip(conditioning, backbone))
     out, stopped = [None]*len(images), False
     for n, group in enumerate(_groups(images, backbone, cfg, independent)):
         its = lambda all: [all[i] for i in group]
-        run = Stylizer(backbone, style, cfg, its(images), its(captions), its(seeds), () if stopped else callbacks, group=n)
+        run = Stylizer(backbone, style, cfg, its(images), its(captions), its(seeds), () if stopped else callbacks, group=n, conditioning=conditioning)
         run.stopped = stopped  # after Ctrl-C the rest comes back as it is, marked
         for i,r in zip(group, run.run()): out[i] = r
         stopped = run.stopped

@@ -367,3 +367,24 @@ def test_style_metadata_and_scale(style):
     for bad in (-1, 3, float('nan'), 'x'):
         with pytest.raises(StylekitError, match='scale'): load_style(style, scale=bad)
     with pytest.raises(StylekitError, match='nowhere'): read_safetensors('nowhere.safetensors')
+
+
+def test_two_encoders_read_the_styled_prompt(base, style):
+    "In every method; the rest of the model hears what it always hears, and nothing is left behind, not even by an error"
+    from stylekit.control_clip import ROLES, ControlClip
+    from stylekit.guidance import Steer, detach
+    new = lambda: ControlClip(base.text_encoders[0], base.tokenizers[0], mode='adapter')
+    taught, g = new(), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for r in ROLES:
+            for p in taught.part(r).values(): p += .5*torch.randn(p.shape, generator=g)
+    processors = dict(base.unet.attn_processors)
+    for kw in (dict(), dict(guide='empty'), dict(preset='paper'), dict(method='dds'), dict(method='lusd', preset='lusd')):
+        plain, same, moved = (np.asarray(go(base, style, conditioning=c, **kw).image, float) for c in (None, new(), Steer(taught, 1.)))
+        assert np.abs(plain-same).max() <= 2 and np.abs(plain-moved).max() > 2, kw
+        assert all(base.unet.attn_processors[k] is p for k, p in processors.items()) and not hasattr(base, '_steer')
+    steer = Steer(taught, .3, 'delta')
+    info = go(base, style, conditioning=steer).info
+    assert info['conditioning']['combine'] == 'delta' and info['run_id'] != go(base, style).info['run_id'] != go(base, style, conditioning=taught).info['run_id']
+    with pytest.raises(ZeroDivisionError): go(base, style, conditioning=steer, callbacks=[At(2, lambda run: 1/0)])
+    with pytest.raises(StylekitError, match='nothing is attached'): detach(base)
