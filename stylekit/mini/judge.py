@@ -8,7 +8,7 @@ __all__ = ['WEIGHTS_SHA256', 'STAGES', 'ANSWER', 'unit', 'edges', 'edge_f1', 'Ju
            'through_codec', 'answers', 'probe_accuracy', 'score_images', 'envelope', 'common_range', 'frontier_area',
            'AreaGap', 'area_gap']
 
-# %% ../../nbs/mini/05_judge.ipynb #5032256c
+# %% ../../nbs/mini/05_judge.ipynb #044e081c
 import hashlib, io
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from PIL import Image
 from fastcore.basics import patch
 from ..core import StylekitError, atomic_path, digest
 from .data import StyleSets
+from ..training import logistic
 
 # %% ../../nbs/mini/05_judge.ipynb #e1cfe90f
 def unit(images # (N, H, W, 3) uint8, or a tensor (N, 3, H, W) in [0, 1], returned as it is
@@ -188,7 +189,7 @@ def noisy(x:torch.Tensor, g:torch.Generator)->torch.Tensor:
     "Noise of 10 to 25 %: no look any more"
     return _each(x, lambda i, a: noise(a, .1+.15*torch.rand(1, generator=g).item(), g))
 
-# %% ../../nbs/mini/05_judge.ipynb #4b00babb
+# %% ../../nbs/mini/05_judge.ipynb #a0f7a375
 ANSWER = dict(shaded='content', render='content', flat='flat', ink='ink')  # look -> answer; every other class is 'neither'
 
 class StyleProbe:
@@ -216,16 +217,8 @@ def fit_probe(stats:dict, # class -> (n, D)
     x = np.concatenate([np.asarray(v, np.float64) for v in stats.values()])
     mean, std = x.mean(0), x.std(0)+1e-6
     y = torch.tensor([i for i,v in enumerate(stats.values()) for _ in range(len(v))])
-    x = torch.cat([torch.from_numpy((x-mean)/std), torch.ones(len(x), 1)], 1)
-    w, share = torch.zeros(x.shape[1], len(stats), dtype=x.dtype, requires_grad=True), (1/torch.bincount(y))/len(stats)
-    opt = torch.optim.LBFGS([w], max_iter=300, history_size=20, line_search_fn='strong_wolfe')
-    def closure():
-        opt.zero_grad()
-        loss = (share[y]*F.cross_entropy(x@w, y, reduction='none')).sum() + l2/2*w[:-1].pow(2).sum()
-        loss.backward()
-        return loss
-    opt.step(closure)
-    return StyleProbe(stats, mean, std, w.detach().numpy(), answer)
+    w = logistic(torch.from_numpy((x-mean)/std), y, len(stats), l2, torch.full((len(stats),), 1/len(stats)))
+    return StyleProbe(stats, mean, std, w.numpy(), answer)
 
 # %% ../../nbs/mini/05_judge.ipynb #7ed49f42
 def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W, 3)

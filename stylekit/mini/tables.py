@@ -58,7 +58,7 @@ def style_metric(judge, probe)->Metric: # see `mini.judge`
                         estimator=f'linear probe, {len(probe.classes)} classes', n=len(each), interval=mean_interval(each), ids=tuple(s.outputs), each=each)
     return Metric(f, high=True, version=sha)
 
-# %% ../../nbs/mini/07_tables.ipynb #1586ca48
+# %% ../../nbs/mini/07_tables.ipynb #9a29dba0
 def balance(values:dict # metric -> Measured
            )->float: # in [0, 1]
     "Harmonic mean of the style's share and the edges' F1 with the truth"
@@ -90,7 +90,9 @@ def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting ->
             if report: report(f'{name} {tried[key]:.3f} {key}')
         return tried[key]
     best = dict(start)
-    for axis, choices in axes.items(): best = max([best, *(best | {axis: c} for c in choices)], key=value)
+    for axis, choices in axes.items():
+        if axis == 'guide' and best.get('guidance_scale') == 1: continue   # no guidance, nothing to point away from
+        best = max([best, *(best | {axis: c} for c in choices)], key=value)
     return dict(best=best, points=points)
 
 # %% ../../nbs/mini/07_tables.ipynb #8dd643a6
