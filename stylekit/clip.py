@@ -33,7 +33,7 @@ def image_norm(path, usual:tuple=CLIP_NORM)->tuple: # mean, deviation
     said = json.loads(Path(f).read_text()) if isinstance(f, (str, Path)) and Path(f).exists() else {}
     return tuple(tuple(said.get(k, v)) for k, v in zip(('image_mean', 'image_std'), usual))
 
-# %% ../nbs/07a_clip.ipynb #2f605daa
+# %% ../nbs/07a_clip.ipynb #3039e159
 @dataclass(eq=False)
 class Clip:
     "A frozen CLIP"
@@ -66,7 +66,7 @@ class Clip:
         return F.normalize(self.model.text_projection(self.model.text_model(self.ids(texts)).pooler_output), dim=-1)
 
     @torch.no_grad()
-    def see(self, images, # PIL images, paths, arrays, tensors
+    def see(self, images, # PIL images, paths, arrays, tensors, or what has an `image`
             batch:int=32)->torch.Tensor: # (N, D), of length 1
         "What pictures are to it: the shorter side scaled, the middle cut out, as CLIPs are trained"
         todo, out = iter(images), []
@@ -75,7 +75,7 @@ class Clip:
         return F.normalize(torch.cat(out), dim=-1)
 
     def _pixels(self, im):
-        x = image_to_tensor(load_image(im))
+        x = image_to_tensor(load_image(getattr(im, 'image', im)))
         h, w = x.shape[-2:]
         k = self.size/min(h, w)
         x = F.interpolate(x, size=(max(self.size, round(h*k)), max(self.size, round(w*k))), mode='bicubic', antialias=True, align_corners=False).clamp(0, 1) if k != 1 else x

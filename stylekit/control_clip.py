@@ -118,8 +118,8 @@ def role_logits(l:torch.Tensor, # (N, K, S)
     "Log of the summed probabilities, over what the role does not ask"
     return l.logsumexp(1 if role == 'style' else 2)
 
-# %% ../nbs/07c_control_clip.ipynb #a4d356d3
-LABELLED = ('uniform', 'subtract', 'clamp', 'grl')
+# %% ../nbs/07c_control_clip.ipynb #56dfcc19
+LABELLED = ('uniform', 'subtract', 'clamp', 'grl', 'both')
 
 def far_from_uniform(logits:torch.Tensor)->torch.Tensor: # () ≥ 0
     "KL(U‖softmax): 0 when no answer is likelier than another"
@@ -136,6 +136,7 @@ def labelled_loss(l:torch.Tensor, # (N, K, S), see `grid_logits`
     each = F.cross_entropy(wrong, labels[other], reduction='none')
     if loss == 'subtract': return own - weight*each.mean()
     if loss == 'clamp': return own - weight*each.clamp(max=math.log(wrong.shape[1])).mean()
+    if loss == 'both': return own + each.mean()
     return own   # 'grl' adds an adversary, see below
 
 # %% ../nbs/07c_control_clip.ipynb #dfb78670
@@ -221,7 +222,7 @@ class ControlSettings:
             if check_whole(name, getattr(self, name)) < 1: raise StylekitError(f'{name} must be at least 1, got {getattr(self, name)}')
         if check_whole('prompts', self.prompts) < 4: raise StylekitError(f'prompts must be at least 4, got {self.prompts}')
 
-# %% ../nbs/07c_control_clip.ipynb #22dfdbfb
+# %% ../nbs/07c_control_clip.ipynb #ebaa857c
 class ControlTrainer:
     "Trains the two encoders on a grid"
     def __init__(self, clip:Clip, train:Grid, val:Grid, # val may be empty: then the last weights are taken
@@ -230,7 +231,7 @@ class ControlTrainer:
         self.cfg, self.report, self.work, self.val = cfg, report, work and Path(work), val
         m = clip.model
         self.control = ControlClip(m.text_model, clip.tokenizer, m.text_projection, cfg.mode, cfg.rank, cfg.rho, words, clip.temperature, cfg.seed)
-        look = lambda grid: (clip.see(s.image for s in grid), dict(zip(ROLES, (x.to(clip.device) for x in grid.labels())))) if len(grid) else None
+        look = lambda grid: (clip.see(grid), dict(zip(ROLES, (x.to(clip.device) for x in grid.labels())))) if len(grid) else None
         self.train, self.seen = look(train), look(val)
         self.kept = self.control.ids(keep_prompts, 'max_length')
         with torch.no_grad(): self.before = self.control.tokens(self.kept)

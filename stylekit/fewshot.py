@@ -16,7 +16,7 @@ from .core import StylekitError
 from .grids import Grid
 from .training import fit, linear, logistic
 
-# %% ../nbs/13a_fewshot.ipynb #1d8cfcbf
+# %% ../nbs/13a_fewshot.ipynb #c4d9b900
 @dataclass(eq=False)
 class Task:
     "Learn to answer from few pictures"
@@ -42,7 +42,7 @@ def task_of(clip:Clip, grid:Grid, role:str, template:str, val:Grid=(), seed:int=
     i = ROLES.index(role)
     answers = (grid.categories, grid.styles)[i]
     none = torch.zeros(0, dtype=torch.long)
-    return Task(clip, answers, template, [s.image for s in grid], grid.labels()[i], [s.image for s in val], val.labels()[i] if len(val) else none, seed)
+    return Task(clip, answers, template, list(grid), grid.labels()[i], list(val), val.labels()[i] if len(val) else none, seed)
 
 # %% ../nbs/13a_fewshot.ipynb #03dccc61
 def zero_shot(task): return lambda v: task.clip.temperature*v@task.w.T

@@ -80,7 +80,7 @@ def written(l, k, s, loss, lam):
         z = lambda v: math.log(sum(map(math.exp, v)))
         ce_s, ce_k = z(style)-style[s[i]], z(cat)-cat[k[i]]
         K = len(cat)
-        other = dict(uniform=sum(1/K*math.log((1/K)/(math.exp(c-z(cat)))) for c in cat), subtract=-ce_k, clamp=-min(ce_k, math.log(K)), grl=0.)[loss]
+        other = dict(uniform=sum(1/K*math.log((1/K)/(math.exp(c-z(cat)))) for c in cat), subtract=-ce_k, clamp=-min(ce_k, math.log(K)), grl=0., both=ce_k/lam)[loss]
         total += ce_s + lam*other
     return total/len(l)
 
