@@ -8,7 +8,7 @@ __all__ = ['ROLES', 'MODES', 'TEMPLATES', 'LABELLED', 'UNLABELLED', 'GENERIC', '
            't2', 'keep_loss', 'ControlSettings', 'ControlTrainer', 'load_control_clip', 'check_base',
            'train_control_clip']
 
-# %% ../nbs/07c_control_clip.ipynb #1659fd5b
+# %% ../nbs/07c_control_clip.ipynb #4c8f8cc7
 import copy, json, math, warnings
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,7 +17,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, _switch
 from .clip import Clip, load_clip, weights_sha256
-from .core import StylekitError, atomic_path, changed, check_range, check_whole, digest, safe_name
+from .core import StylekitError, atomic_path, changed, check_range, check_whole, digest
 from .grids import Grid, few, read_grid
 from .lora import read_safetensors
 from .training import Best, fit
@@ -222,7 +222,7 @@ class ControlSettings:
             if check_whole(name, getattr(self, name)) < 1: raise StylekitError(f'{name} must be at least 1, got {getattr(self, name)}')
         if check_whole('prompts', self.prompts) < 4: raise StylekitError(f'prompts must be at least 4, got {self.prompts}')
 
-# %% ../nbs/07c_control_clip.ipynb #ebaa857c
+# %% ../nbs/07c_control_clip.ipynb #81e13648
 class ControlTrainer:
     "Trains the two encoders on a grid"
     def __init__(self, clip:Clip, train:Grid, val:Grid, # val may be empty: then the last weights are taken
@@ -236,11 +236,11 @@ class ControlTrainer:
         self.kept = self.control.ids(keep_prompts, 'max_length')
         with torch.no_grad(): self.before = self.control.tokens(self.kept)
         names = lambda grid: sorted((s.category, s.style, s.name) for s in grid)
-        self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), json.dumps(asdict(words)), clip.sha256, self.train[0].cpu().numpy().tobytes(), names(train), names(val))[:16]
+        self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), json.dumps(asdict(words)), clip.sha256, names(train), names(val))[:16]
 
     def draw(self, g:torch.Generator)->tuple: # categories, styles, rows: which of each
         "A part of the grid, and pictures in it"
-        K, S, (v, y) = len(self.control.words.categories), len(self.control.words.styles), self.train
+        K, S, y = len(self.control.words.categories), len(self.control.words.styles), self.train[1]
         s = torch.randperm(S, generator=g)[:max(2, min(S, self.cfg.prompts//2))]
         k = torch.randperm(K, generator=g)[:max(2, self.cfg.prompts//len(s))]
         rows = torch.nonzero(torch.isin(y['category'].cpu(), k) & torch.isin(y['style'].cpu(), s)).squeeze(1)

@@ -70,9 +70,9 @@ def tip_adapter(task, train:bool=False, steps:int=200):
 
 def tip_adapter_f(task): return tip_adapter(task, True)
 
-# %% ../nbs/13a_fewshot.ipynb #f5a49c89
+# %% ../nbs/13a_fewshot.ipynb #b4d6f714
 def coop(task, words:int=4, steps:int=200, lr:float=2e-3):
-    m, C = task.clip.model, len(task.answers)
+    m = task.clip.model
     ids = task.clip.ids([' '.join(['a']*words+[a]) for a in task.answers])
     torch.manual_seed(task.seed)
     context = torch.nn.Parameter(.02*torch.randn(words, m.config.text_config.hidden_size, device=ids.device))

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SPLITS', 'NOTICES', 'split_by_name', 'Shot', 'Grid', 'few', 'crossed', 'duplicates', 'read_grid']
 
-# %% ../nbs/07b_grids.ipynb #06d0211f
+# %% ../nbs/07b_grids.ipynb #c2ef3676
 import hashlib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 import torch
 from .core import StylekitError, check_whole, digest, image_to_tensor, load_image

@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['CATEGORIES', 'LOOKS', 'CAPTION', 'CONTROL', 'emoji_grid', 'Seen', 'few_shot_job', 'kept', 'few_shot_table']
 
-# %% ../../nbs/mini/08_control.ipynb #479018e9
+# %% ../../nbs/mini/08_control.ipynb #4442e88e
 import json
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
-import torch, torch.nn.functional as F
-from ..clip import Clip, load_clip
-from ..control_clip import ROLES, ControlClip, ControlSettings, Words, role_logits, train_control_clip
+import torch
+from ..clip import Clip
+from ..control_clip import ROLES, role_logits, train_control_clip
 from ..core import StylekitError, atomic_path, digest
 from ..fewshot import WAYS, answer, leakage, task_of
-from ..grids import Grid, Shot, crossed, few
+from ..grids import Grid, Shot, few
 from ..metrics import mean_interval
-from .data import StyleSets, look_words, thing
+from .data import StyleSets, look_words
 
 # %% ../../nbs/mini/08_control.ipynb #c9173857
 _FACES = ('smiling', 'affection', 'tongue', 'hand', 'neutral-skeptical', 'sleepy', 'unwell', 'hat', 'glasses', 'concerned', 'negative', 'costume')
