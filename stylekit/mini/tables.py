@@ -58,7 +58,7 @@ def style_metric(judge, probe)->Metric: # see `mini.judge`
                         estimator=f'linear probe, {len(probe.classes)} classes', n=len(each), interval=mean_interval(each), ids=tuple(s.outputs), each=each)
     return Metric(f, high=True, version=sha)
 
-# %% ../../nbs/mini/07_tables.ipynb #9a29dba0
+# %% ../../nbs/mini/07_tables.ipynb #0e532fd4
 def balance(values:dict # metric -> Measured
            )->float: # in [0, 1]
     "Harmonic mean of the style's share and the edges' F1 with the truth"
@@ -66,7 +66,7 @@ def balance(values:dict # metric -> Measured
     return 2*a*b/(a+b) if a+b else 0.
 
 START = dict(optimizer='rms', schedule='cosine', steps=120, lr=.02, guidance_scale=2., t_max=900, sampler='narrowing', finish=100)   # of every distilling rival: SMS's own loop
-AXES = dict(t_max=(500, 700, 900), lr=(.01, .02, .04), sampler=('narrowing', 'uniform'))
+AXES = dict(t_max=(500, 900), lr=(.01, .02, .04), sampler=('narrowing', 'uniform'))
 
 def search_space(method:str)->tuple: # arguments of `stylize` to start from; setting -> values to try
     "What is searched for a method"
