@@ -58,7 +58,7 @@ def style_metric(judge, probe)->Metric: # see `mini.judge`
                         estimator=f'linear probe, {len(probe.classes)} classes', n=len(each), interval=mean_interval(each), ids=tuple(s.outputs), each=each)
     return Metric(f, high=True, version=sha)
 
-# %% ../../nbs/mini/07_tables.ipynb #0e532fd4
+# %% ../../nbs/mini/07_tables.ipynb #11818922
 def balance(values:dict # metric -> Measured
            )->float: # in [0, 1]
     "Harmonic mean of the style's share and the edges' F1 with the truth"
@@ -70,7 +70,7 @@ AXES = dict(t_max=(500, 900), lr=(.01, .02, .04), sampler=('narrowing', 'uniform
 
 def search_space(method:str)->tuple: # arguments of `stylize` to start from; setting -> values to try
     "What is searched for a method"
-    if method=='sms': return {}, dict(lam=(.0125, .05, .2, .8), guidance_scale=(1.5, 2., 3.))
+    if method=='sms': return {}, dict(lam=(.0125, .05, .2, .8), guidance_scale=(1., 2., 4., 7.5)) | AXES
     if method=='img2img': return dict(method=method), dict(finish=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
     guided = dict(guidance_scale=(1., 2., 4., 7.5)) if method in ('sds', 'dds', 'vsd', 'pds', 'cds', 'nfsd') else {}
     away = dict(guide=('empty', 'base')) if guided and method!='nfsd' else {}
@@ -147,7 +147,7 @@ def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
     probe = style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS)
     return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
 
-# %% ../../nbs/mini/07_tables.ipynb #079d532b
+# %% ../../nbs/mini/07_tables.ipynb #a562ed45
 def make_tables(data='data', work='runs/tables', # rendered sets; everything that is made
                 names:int=100, seeds=(0, 1), # test names
                 workers:int=2, device:str=None, dtype='bf16', report=print
@@ -163,6 +163,7 @@ def make_tables(data='data', work='runs/tables', # rendered sets; everything tha
     parts = {k: best['sms'] | v for k,v in ABLATION.items()}
     out = {name: evaluate(test, methods, styles, metrics, seeds=s, out=work/'drawn', **kw) for name, methods, styles, s in (
         ('main', dict(unchanged=None) | best, three, seeds), ('ablation', dict(sms=best['sms']) | parts, three, seeds[:1]), ('shots', dict(sms=best['sms']), own, seeds[:1]))}
+    report('settings tried: '+', '.join(f"{m} {len({json.dumps(how, sort_keys=True) for _, how, _ in f['points']})}" for m, f in found.items()))
     for name, table in out.items():
         with atomic_path(work/f'{name}.csv') as tmp: Path(tmp).write_text(table.csv())
         report(f'\n{name}\n{table.markdown()}')
