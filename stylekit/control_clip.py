@@ -314,7 +314,7 @@ def logits(self:ControlClip, v:torch.Tensor, role:str=None)->torch.Tensor: # (N,
     "Every picture against every pair, as `role` reads them"
     return grid_logits(v, self.grid_features(role), self.temperature)
 
-# %% ../nbs/07c_control_clip.ipynb #e23bc11d
+# %% ../nbs/07c_control_clip.ipynb #cdae851b
 CONTROL_FILE, _SENTENCE = 'control_clip.safetensors', 'a photo of a red bicycle in front of a house'
 
 @patch
@@ -329,6 +329,7 @@ def save(self:ControlClip, folder)->Path:
     with atomic_path(folder/CONTROL_FILE) as tmp: save_file(state, str(tmp))
     return folder
 
+# %% ../nbs/07c_control_clip.ipynb #b7c6a728
 def _text_side(base)->tuple: # tower, tokenizer, projection, name
     "Of a Clip, a Backbone, a diffusers pipeline, or what `load_clip` finds"
     if hasattr(base, 'text_encoder_2') or getattr(base, 'is_xl', False): raise StylekitError('SDXL reads with two text towers, and Control-CLIP has learnt one: use an SD 1.x model')
@@ -337,6 +338,7 @@ def _text_side(base)->tuple: # tower, tokenizer, projection, name
     c = load_clip(base)
     return c.model.text_model, c.tokenizer, c.model.text_projection, c.name
 
+# %% ../nbs/07c_control_clip.ipynb #866dc072
 def load_control_clip(folder, base=None, # a Clip, CLIP folder or hub id, Backbone, or diffusers pipeline; None: the embedded CLIP
                      )->ControlClip:
     "The two encoders on the tower of `base`, which must be the one they were trained on"
@@ -358,6 +360,7 @@ def load_control_clip(folder, base=None, # a Clip, CLIP folder or hub id, Backbo
 
 def _alike(a, b)->bool: return a.shape == b.shape and F.cosine_similarity(a, b, dim=-1).min().item() > .999
 
+# %% ../nbs/07c_control_clip.ipynb #2ca0ee8c
 @torch.no_grad()
 def check_base(control:ControlClip, model # Clip, Backbone or pipeline
               )->ControlClip:

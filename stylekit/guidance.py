@@ -126,7 +126,7 @@ def _dual_forward(steer, pipe, plain):
         return UNet2DConditionOutput(sample=out)
     return forward
 
-# %% ../nbs/07d_guidance.ipynb #da830f98
+# %% ../nbs/07d_guidance.ipynb #beab6aec
 def _plain_model(model):
     "The UNet, if nobody else sits in its attention"
     for part in ('controlnet', 'adapter', 'transformer'):
@@ -151,6 +151,7 @@ def _put(owner, **values)->tuple: # what to give to `_take_back`
 def _take_back(owner, before):
     for k, v in before.items(): owner.__dict__.pop(k) if v is _NONE else owner.__dict__.update({k: v})
 
+# %% ../nbs/07d_guidance.ipynb #4d511673
 def attach(model, # diffusers pipeline of SD 1.x shape (text to image, image to image, inpainting), or a Backbone
            control, # ControlClip, the folder of one, or a Steer with its own settings
            *args, **kw # to `Steer`: alpha, combine, blocks, dual
@@ -173,6 +174,7 @@ def detach(model):
     model.unet.set_attn_processor(dict(steer.processors))
     for owner, before in steer.undo: _take_back(owner, before)
 
+# %% ../nbs/07d_guidance.ipynb #ec70281b
 @contextmanager
 def control_clip(model, control, *args, **kw):
     "`attach` for the length of a with block"
