@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'METRICS', 'Item', 'read_dataset', 'Job', 'plan', 'run_job', 'run_jobs', 'Shown', 'Metric', 'over_seeds',
-           'score', 'Row', 'Table', 'sheet', 'scatter', 'evaluate']
+           'score', 'Row', 'Table', 'read_table', 'sheet', 'scatter', 'evaluate']
 
 # %% ../nbs/13_evaluate.ipynb #72f6852d
 import io, json, math, os
@@ -209,8 +209,7 @@ def score(job:Job, items:list, references:list, metrics, # names, or name -> Met
         file = job.folder/f'{name}-{digest(seen, m.version)[:8]}.json'
         if not file.exists():
             with atomic_path(file) as tmp: Path(tmp).write_text(json.dumps(asdict(m.f(shown, net))))
-        kept = json.loads(file.read_text())
-        out[name] = Measured(**{k: tuple(v) if isinstance(v, list) else v for k,v in kept.items()})
+        out[name] = _measured(json.loads(file.read_text()))
     return out
 
 # %% ../nbs/13_evaluate.ipynb #13700b2a
@@ -288,6 +287,28 @@ def csv(self:Table)->str:
 
 @patch
 def _repr_markdown_(self:Table): return self.markdown()
+
+# %% ../nbs/13_evaluate.ipynb #def106e2
+def _measured(d:dict)->Measured: return Measured(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
+
+@patch
+def save(self:Table, path, key:str='' # says what the table was made from
+        ):
+    "The whole table, with the value of every picture, as JSON: `read_table` compares it with others later"
+    ids = list(dict.fromkeys(m.ids for r in self.rows for m in r.values.values() if m.ids))
+    def plain(m): return {k: v for k,v in asdict(m).items() if k!='ids'} | dict(each=[float(f'{v:.5g}') for v in m.each], ids=ids.index(m.ids) if m.ids else None)
+    rows = [dict(style=r.style, method=r.method, seeds=r.seeds, values={k: plain(m) for k,m in r.values.items()}) for r in self.rows]
+    text = json.dumps(dict(key=key, high=self.high, failed=[[*k, v] for k,v in self.failed.items()], ids=ids, rows=rows), separators=(',', ':'))
+    with atomic_path(path) as tmp: Path(tmp).write_text(text.replace('{"style"', '\n{"style"')+'\n', encoding='utf-8')
+
+def read_table(path, key:str=None # what it must have been made from
+              )->Table: # None if it was made from something else
+    "A table that `Table.save` wrote"
+    d = json.loads(Path(path).read_text(encoding='utf-8'))
+    if key not in (None, d['key']): return
+    value = lambda v: _measured(v | dict(ids=tuple(d['ids'][v['ids']]) if v['ids'] is not None else ()))
+    rows = [Row(r['style'], r['method'], r['seeds'], {k: value(v) for k,v in r['values'].items()}) for r in d['rows']]
+    return Table(rows, d['high'], {tuple(k): v for *k, v in d['failed']})
 
 # %% ../nbs/13_evaluate.ipynb #c02f7047
 def sheet(jobs:list, items:list, style:str, # its name

@@ -70,18 +70,18 @@ def smooth_relevance(diff:torch.Tensor, # (draws, B, C, h, w)
 # %% ../nbs/06_sms.ipynb #4c8ec2be
 class RelevanceGrid:
     "R(t) from a few timesteps and noise draws, computed once per image and interpolated in t: 12 forwards per image"
-    def __init__(self, backbone:Backbone, z_src, edit:Cond, empty:Cond, t_min:int, t_max:int, floor:float, gens:list, points:int=3, draws:int=2):
+    def __init__(self, backbone:Backbone, z_src, edit:Cond, empty:Cond, t_min:int, t_max:int, gens:list, points:int=3, draws:int=2):
         self.ts = torch.linspace(t_min, t_max-1, points, device=z_src.device)
         maps = []
         for t in self.ts.long():
             noise = [randn_like(z_src, gens) for _ in range(draws)]
-            maps.append(smooth_relevance(torch.stack([edit_difference(backbone, z_src, t.expand(len(z_src)), n, edit, empty) for n in noise]), floor))
-        self.maps = torch.stack(maps)  # (points, B, 1, h, w)
-    def __call__(self, t:torch.Tensor)->torch.Tensor: # (B, 1, h, w)
+            maps.append(smooth_relevance(torch.stack([edit_difference(backbone, z_src, t.expand(len(z_src)), n, edit, empty) for n in noise]), 0.))
+        self.maps = torch.stack(maps)  # (points, B, 1, h, w) in [0, 1]
+    def __call__(self, t:torch.Tensor, floor:float=.3)->torch.Tensor: # (B, 1, h, w) in [floor, 1]
         step = self.ts[1]-self.ts[0]
         pos = ((t-self.ts[0])/step).clamp(0, len(self.ts)-1.001)
         i, f, b = pos.long(), (pos-pos.long()).view(-1,1,1,1), torch.arange(len(t), device=t.device)
-        return self.maps[i, b]*(1-f) + self.maps[i+1, b]*f
+        return floor + (1-floor)*(self.maps[i, b]*(1-f) + self.maps[i+1, b]*f)
 
 def randn_like(z:torch.Tensor, gens:list # one CPU generator per image
               )->torch.Tensor:
@@ -237,6 +237,11 @@ def learn_fake(self:Method, z:torch.Tensor, gens:list, cond:Cond, weight=lambda 
     return dict(fake=self.fake.learn(self.backbone.add_noise(z, noise, t), t, cond, noise, weight=weight(t))[1])
 
 @patch
+def change(self:Method, cfg:Settings):
+    "Other settings from the next step on"
+    self.cfg, self.style = cfg, replace(self.style, guidance=cfg.guidance_scale)
+
+@patch
 def state_dict(self:Method)->dict: return self.fake.state_dict() if self.fake else {}
 @patch
 def load_state_dict(self:Method, s:dict): self.fake and self.fake.load_state_dict(s)
@@ -248,14 +253,14 @@ class SMS(Method):
     "Style Matching Score (arXiv 2503.07601)"
     def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, conds:Conds, gens:list, style:str='style', seed:int=0):
         super().__init__(backbone, cfg, z_src, conds, gens, style, seed)
-        self.grid = RelevanceGrid(backbone, z_src, conds.edit, conds.empty, cfg.t_min, cfg.t_max, cfg.relevance_floor, gens) if cfg.relevance=='grid' else None
+        self.grid = RelevanceGrid(backbone, z_src, conds.edit, conds.empty, cfg.t_min, cfg.t_max, gens) if cfg.relevance=='grid' else None
 
 # %% ../nbs/06_sms.ipynb #e8ceaa52
 @patch
 def relevance(self:SMS, t:torch.Tensor, noise:torch.Tensor)->torch.Tensor: # (B, 1, h, w)
     "R for these timesteps, by the setting `relevance`"
     if self.cfg.relevance=='none': return torch.ones_like(self.z_src[:, :1])
-    return self.grid(t) if self.grid else released_relevance(edit_difference(self.backbone, self.z_src, t, noise, self.conds.edit, self.conds.empty))
+    return self.grid(t, self.cfg.relevance_floor) if self.grid else released_relevance(edit_difference(self.backbone, self.z_src, t, noise, self.conds.edit, self.conds.empty))
 
 @patch
 def fake_eps(self:SMS, z_t, t, noise)->tuple: # ε_fake, φ's loss per image or None

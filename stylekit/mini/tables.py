@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'START', 'AXES', 'ABLATION', 'look_of', 'picture_set', 'style_metric', 'balance',
-           'search_space', 'search', 'few_shot_styles', 'searched', 'curves', 'table_metrics', 'make_tables']
+           'search_space', 'search', 'few_shot_styles', 'searched', 'curves', 'table_metrics', 'kept_table',
+           'make_tables']
 
-# %% ../../nbs/mini/07_tables.ipynb #e31c7933
+# %% ../../nbs/mini/07_tables.ipynb #b091e7ae
 import json
 from pathlib import Path
 import numpy as np
 from ..core import atomic_path, digest
 from ..backbone import load_backbone
 from ..baselines import METHODS
-from ..evaluate import METRICS, Metric, evaluate
+from ..evaluate import METRICS, Metric, Table, evaluate, read_table
 from ..metrics import Measured, as_tensors, mean_interval
 from ..finetune import train_lora
 from ..lora import LORA_FILE
@@ -65,12 +66,12 @@ def balance(values:dict # metric -> Measured
     a, b = values['style'].value, values['edge_f1_truth'].value
     return 2*a*b/(a+b) if a+b else 0.
 
-START = dict(optimizer='rms', schedule='cosine', steps=120, lr=.02, guidance_scale=2., t_max=900, sampler='narrowing', finish=100)   # of every distilling rival: SMS's own loop
-AXES = dict(t_max=(500, 900), lr=(.01, .02, .04), sampler=('narrowing', 'uniform'))
+START = dict(optimizer='rms', schedule='cosine', steps=30, lr=.08, guidance_scale=2., t_max=900, sampler='narrowing', finish=100)   # of every distilling rival: SMS's own loop
+AXES = dict(t_max=(500, 900), lr=(.04, .08, .16), sampler=('narrowing', 'uniform'))
 
 def search_space(method:str)->tuple: # arguments of `stylize` to start from; setting -> values to try
     "What is searched for a method"
-    if method=='sms': return {}, dict(lam=(.0125, .05, .2, .8), guidance_scale=(1., 2., 4., 7.5)) | AXES
+    if method=='sms': return dict(steps=30, lr=.08), dict(lam=(.0125, .05, .2, .8), guidance_scale=(1., 2., 4., 7.5)) | AXES
     if method=='img2img': return dict(method=method), dict(finish=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
     guided = dict(guidance_scale=(1., 2., 4., 7.5)) if method in ('sds', 'dds', 'vsd', 'pds', 'cds', 'nfsd') else {}
     away = dict(guide=('empty', 'base')) if guided and method!='nfsd' else {}
@@ -113,11 +114,11 @@ ABLATION = {'no spectrum': dict(lam=0.), 'no relevance': dict(relevance='none'),
             'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0),
             'online fake': dict(fake='shared'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise'), 'guided from empty': dict(guide='empty')}
 
-# %% ../../nbs/mini/07_tables.ipynb #eab22500
-def searched(work, sets:StyleSets, names:list, methods, styles, metrics, **kw # validation names; to `evaluate`
+# %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
+def searched(kept, work, sets:StyleSets, names:list, methods, styles, metrics, **kw # folders for what is found and what is drawn; validation names; to `evaluate`
             )->dict: # method -> what `search` gives
     "The search of each method on validation names, kept in search-<method>.json"
-    folder, files = picture_set(sets, Path(work)/'validation', names, styles), {m: Path(work)/f'search-{m}.json' for m in methods}
+    folder, files = picture_set(sets, Path(work)/'validation', names, styles), {m: Path(kept)/f'search-{m}.json' for m in methods}
     for m, file in files.items():
         if file.exists(): continue
         found = search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search', **kw)
@@ -147,25 +148,38 @@ def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
     probe = style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS)
     return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
 
-# %% ../../nbs/mini/07_tables.ipynb #a562ed45
-def make_tables(data='data', work='runs/tables', # rendered sets; everything that is made
-                names:int=100, seeds=(0, 1), # test names
+# %% ../../nbs/mini/07_tables.ipynb #622dd088
+def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seeds, **kw # files go to `kept`; as `evaluate`
+              )->Table:
+    "A table, each method of it in a file: what has been measured needs no pictures any more"
+    parts = []
+    for label, how in methods.items():
+        made_from = digest(json.dumps(how, sort_keys=True), [Path(s).name for s in styles], sorted(f.name for f in Path(dataset).glob('*.png')), list(metrics), list(seeds))[:16]
+        file = Path(kept)/f"{name}-{label.replace(' ', '-')}.json"
+        part = read_table(file, made_from) if file.exists() else None
+        if part is None:
+            part = evaluate(dataset, {label: how}, styles, metrics, seeds=seeds, **kw)
+            part.save(file, made_from)
+        parts.append(part)
+    order = [Path(s).name for s in styles]
+    return Table(sorted((r for p in parts for r in p.rows), key=lambda r: order.index(r.style)), parts[0].high)
+
+# %% ../../nbs/mini/07_tables.ipynb #49bb3dd0
+def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rendered sets; everything that is made; what is measured
+                methods=tuple(METHODS), # some of them: several processes can share the work
+                names:int=100, seeds=(0, 1), # test names; half of them for the ablation and the few-shot styles
+                metrics:dict=None, # default `table_metrics`
                 workers:int=2, device:str=None, dtype='bf16', report=print
                )->dict: # name -> Table
     "The main table, the ablation, and what few pictures are worth"
-    sets, work = StyleSets(Path(data)/'sets'), Path(work)
-    kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), table_metrics(sets, Path(data)/'judge')
+    sets, work, kept = StyleSets(Path(data)/'sets'), Path(work), Path(kept)
+    kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), metrics or table_metrics(sets, Path(data)/'judge')
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
-    found = searched(work, sets, pick(sets.names('val'), 16), METHODS, ('flat', 'ink'), metrics, **kw)
-    best = {m: f['best'] for m,f in found.items()}
-    test = picture_set(sets, work/'test', pick(sets.names('test'), names), ('flat', 'ink', *(Path(p).name for p in own)))
-    three = ['flat', 'ink', own[-1]]
-    parts = {k: best['sms'] | v for k,v in ABLATION.items()}
-    out = {name: evaluate(test, methods, styles, metrics, seeds=s, out=work/'drawn', **kw) for name, methods, styles, s in (
-        ('main', dict(unchanged=None) | best, three, seeds), ('ablation', dict(sms=best['sms']) | parts, three, seeds[:1]), ('shots', dict(sms=best['sms']), own, seeds[:1]))}
-    report('settings tried: '+', '.join(f"{m} {len({json.dumps(how, sort_keys=True) for _, how, _ in f['points']})}" for m, f in found.items()))
-    for name, table in out.items():
-        with atomic_path(work/f'{name}.csv') as tmp: Path(tmp).write_text(table.csv())
-        report(f'\n{name}\n{table.markdown()}')
-    with atomic_path(work/'curves.png') as tmp: curves(found).savefig(tmp)
-    return out
+    found = searched(kept, work, sets, pick(sets.names('val'), 16), methods, ('flat', 'ink'), metrics, **kw)
+    best, test = {m: f['best'] for m,f in found.items()}, pick(sets.names('test'), names)
+    looks = ['flat', 'ink', *(Path(p).name for p in own)]
+    whole, half = picture_set(sets, work/'test', test, looks), picture_set(sets, work/'half', test[::2], looks)
+    tables = [('main', whole, dict(unchanged=None) | best, ['flat', 'ink', own[-1]], seeds)]
+    if 'sms' in best: tables += [('ablation', half, dict(sms=best['sms']) | {k: best['sms'] | v for k,v in ABLATION.items()}, ['flat', 'ink'], seeds[:1]),
+                                 ('shots', half, dict(sms=best['sms']), own, seeds[:1])]
+    return {name: kept_table(kept, name, *how, metrics=metrics, seeds=s, out=work/'drawn', **kw) for name, *how, s in tables}
