@@ -282,7 +282,8 @@ def images(self:Stylizer)->list:
 @patch
 def results(self:Stylizer)->list:
     "What the run came to, one result per image"
-    hist = {k: torch.stack([r[k] for r in self.records]).cpu() for k in (self.records[0] if self.records else {})}
+    names = dict.fromkeys(k for r in self.records for k in r)   # with λ = 0 nobody asks for the spectrum's part
+    hist = {k: torch.stack([r.get(k, torch.full((len(self.seeds),), torch.nan, device=self.z.device)) for r in self.records]).cpu() for k in names}
     return [StylizeResult(im, self.cfg, {k: v[:, i].tolist() for k,v in hist.items()},
                           self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note) | (dict(changes=[[k, {f: digest(v) if f=='keep' and v else v for f,v in c.items()}] for k,c in self.changes]) if self.changes else {}), self.complete)
             for i,im in enumerate(self.images())]
