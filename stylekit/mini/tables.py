@@ -71,7 +71,7 @@ AXES = dict(t_max=(500, 900), lr=(.04, .08, .16), sampler=('narrowing', 'uniform
 
 def search_space(method:str)->tuple: # arguments of `stylize` to start from; setting -> values to try
     "What is searched for a method"
-    if method=='sms': return dict(steps=30, lr=.08), dict(lam=(.0125, .05, .2, .8), guidance_scale=(1., 2., 4., 7.5)) | AXES
+    if method=='sms': return dict(steps=30, lr=.08, lam=.05, guidance_scale=2., t_max=900, sampler='narrowing'), dict(lam=(.0125, .05, .2, .8), guidance_scale=(1., 2., 4., 7.5)) | AXES
     if method=='img2img': return dict(method=method), dict(finish=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
     guided = dict(guidance_scale=(1., 2., 4., 7.5)) if method in ('sds', 'dds', 'vsd', 'pds', 'cds', 'nfsd') else {}
     away = dict(guide=('empty', 'base')) if guided and method!='nfsd' else {}
@@ -175,7 +175,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rende
     sets, work, kept = StyleSets(Path(data)/'sets'), Path(work), Path(kept)
     kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), metrics or table_metrics(sets, Path(data)/'judge')
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
-    found = searched(kept, work, sets, pick(sets.names('val'), 16), methods, ('flat', 'ink'), metrics, **kw)
+    found = searched(kept, work, sets, pick(sets.names('val'), 16), methods, ('flat', 'ink'), {k: metrics[k] for k in ('style', 'edge_f1_src', 'edge_f1_truth')}, **kw)
     best, test = {m: f['best'] for m,f in found.items()}, pick(sets.names('test'), names)
     looks = ['flat', 'ink', *(Path(p).name for p in own)]
     whole, half = picture_set(sets, work/'test', test, looks), picture_set(sets, work/'half', test[::2], looks)
