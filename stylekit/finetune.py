@@ -150,15 +150,16 @@ class LoraTrainer:
     "Trains one adapter on the frozen model; `run` returns the error history"
     def __init__(self, backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
                  work:Path=None, # folder for checkpoints; resumed from when they are there
-                 adapter:str='style', report=None # report(dict) at each check
+                 adapter:str='style', report=None, # report(dict) at each check
+                 watch=None # watch(trainer, step) at each check, with the average in place; True: enough
                 ):
-        self.backbone, self.cfg, self.adapter, self.report, self.work = backbone, cfg, adapter, report, work and Path(work)
+        self.backbone, self.cfg, self.adapter, self.report, self.work, self.watch = backbone, cfg, adapter, report, work and Path(work), watch
         held = int(len(examples)*cfg.hold_out) if len(examples) >= 6 else 0
         order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(cfg.seed)).tolist()
         self.kept, self.held = order[held:], order[:held]
         self.data = encode_views(backbone, examples, words, cfg)
         self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), words, backbone.sha256, [(e.sha256, e.caption) for e in examples])[:16]
-        self.history = []
+        self.history, self.enough = [], False
         new_adapter(backbone, adapter, cfg.rank, targets=cfg.targets, seed=cfg.seed, dora=cfg.dora)
         self.best = Best(backbone.unet, lambda: self.held_out(), self.work and self.work/'best.pt', self.run_id, cfg.patience, lambda step, err: self._say(step=step, held_out=err))
     def lr(self)->float:
@@ -193,6 +194,17 @@ def _say(self:LoraTrainer, **rec):
     self.history.append(rec)
     if self.report: self.report(rec)
 
+@patch
+def _look(self:LoraTrainer, step:int, avg)->bool: # end here?
+    ended = bool(self.held) and self.best(step, avg)
+    if not self.watch: return ended
+    now = {k: p.detach().clone() for k,p in self.backbone.unet.named_parameters() if k in avg.avg}
+    avg.copy_to(self.backbone.unet)
+    try: self.enough = bool(self.watch(self, step)); return self.enough or ended
+    finally:
+        self.best._put(now)
+        self.backbone.use((self.adapter,), train=True)
+
 # %% ../nbs/08a_finetune.ipynb #a0531039
 @patch
 def run(self:LoraTrainer, minutes:float=None # stop after so long; the checkpoint stays
@@ -201,7 +213,7 @@ def run(self:LoraTrainer, minutes:float=None # stop after so long; the checkpoin
     b, cfg = self.backbone, self.cfg
     b.use((self.adapter,), train=True)
     avg = fit(b.unet, self.loss, cfg.steps, self.lr(), self.work and self.work/'training.pt', ema=.98, warmup=min(20, cfg.steps//4+1), weight_decay=0., every=cfg.check,
-              seed=cfg.seed, minutes=minutes, run_id=self.run_id, stop=self.best if self.held else None, scale=1024. if b.dtype==torch.float16 else 1.,
+              seed=cfg.seed, minutes=minutes, run_id=self.run_id, stop=self._look if self.held or self.watch else None, scale=1024. if b.dtype==torch.float16 else 1.,
               report=lambda step, loss, dt: self._say(step=step, loss=loss, seconds=dt))
     self.best.restore(avg)
     b.use(())
@@ -231,7 +243,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                minutes:float=None, # stop after so long; the same call goes on later
                metadata:dict=None, # more text for the file's header
                rights:dict=None, # what is known for `rights.toml`, see `rights_text`
-               report=None, # report(dict) at each check
+               report=None, watch=None, # report(dict) and watch(trainer, step) at each check, see `LoraTrainer`
                **changes # fields of LoraSettings
               )->Style:
     "Train a style LoRA from a few pictures, and save it with its metadata"
@@ -242,14 +254,14 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     pairs = [(load_image(im), caption) for im, caption in previews]   # a bad one is named before any work
     b = load_backbone(backbone, device, dtype)
-    trainer = LoraTrainer(b, examples, words, cfg, dest/'work', report=report)
+    trainer = LoraTrainer(b, examples, words, cfg, dest/'work', report=report, watch=watch)
     try:
         history = trainer.run(minutes)
         path = save_lora(b, 'style', dest/LORA_FILE, words, _about(trainer, examples, history) | (metadata or {}), names)
     finally: b.remove('style')
     known = dict(id=name, title=words, acquired_on=str(date.today()), sha256=[e.sha256 for e in examples]) | (rights or {})
     with atomic_path(dest/'rights.toml') as tmp: Path(tmp).write_text(rights_text(**known), encoding='utf-8')
-    if history and history[-1]['step'] >= cfg.steps or trainer.best.since >= cfg.patience > 0: _tidy(dest/'work')
+    if history and history[-1]['step'] >= cfg.steps or trainer.enough or trainer.best.since >= cfg.patience > 0: _tidy(dest/'work')
     style = load_style(path)
     for i, (im, caption) in enumerate(pairs): stylize(im, style, caption, backbone=b, seed=cfg.seed).save(dest/f'preview-{i}.png')
     return style
