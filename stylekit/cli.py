@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SAMPLE_CAPTION', 'COMMANDS', 'HELP', 'out_paths', 'parse_style', 'stylize', 'styles', 'train_lora',
-           'evaluate', 'train_control_clip', 'main']
+           'evaluate', 'train_control_clip', 'app', 'main']
 
 # %% ../nbs/16_cli.ipynb #427968a8
 import os, sys
@@ -171,14 +171,29 @@ def train_control_clip(folder:str, # of pictures as style/category/picture
         mode=mode, loss=loss, weight=weight, steps=steps, batch=batch, seed=seed)
     print(out)
 
+# %% ../nbs/16_cli.ipynb #760ecd33
+def app(port:int=8866, # where the page is served
+        host:str='127.0.0.1', # 0.0.0.0 opens it to the network: nobody is asked for a password
+        no_browser:bool=False, # do not open a browser
+        style:str='ink', # chosen when the page opens
+        backbone:str=None, # folder or hub id of a diffusion model; default the embedded one
+        device:str=None, # cpu, cuda, mps
+        max_upload:int=20_000_000, # bytes of a picture
+        silence:float=90. # seconds after which the run of a closed tab ends
+       ):
+    "A page for people who do not code: upload, choose, three sliders, download"
+    from stylekit.app import app as run
+    run(port, host, not no_browser, style, backbone, device, max_upload, silence)
+
 # %% ../nbs/16_cli.ipynb #d1a65dfc
-COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'train-control-clip': train_control_clip, 'evaluate': evaluate}
+COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'train-control-clip': train_control_clip, 'evaluate': evaluate, 'app': app}
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style NAME|PATH --caption TEXT --out PATH|DIR
   stylekit train-lora FOLDER --name NAME
   stylekit train-control-clip FOLDER --out FOLDER
   stylekit evaluate FOLDER --methods NAMES --styles NAMES
+  stylekit app [--port PORT]
   stylekit styles [LORA-FILE... --backbone NAME|PATH]
   stylekit COMMAND --help"""
 

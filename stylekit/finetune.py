@@ -159,7 +159,7 @@ class LoraTrainer:
         self.kept, self.held = order[held:], order[:held]
         self.data = encode_views(backbone, examples, words, cfg)
         self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), words, backbone.sha256, [(e.sha256, e.caption) for e in examples])[:16]
-        self.history, self.enough = [], False
+        self.history, self.enough, self.words = [], False, words
         new_adapter(backbone, adapter, cfg.rank, targets=cfg.targets, seed=cfg.seed, dora=cfg.dora)
         self.best = Best(backbone.unet, lambda: self.held_out(), self.work and self.work/'best.pt', self.run_id, cfg.patience, lambda step, err: self._say(step=step, held_out=err))
     def lr(self)->float:

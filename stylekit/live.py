@@ -250,14 +250,15 @@ class Worker:
             self.thread.start()
     def _work(self):
         while True:
-            self._go.wait()
+            if not self._go.is_set():          # said here, not by `pause`: the step in progress must end first
+                self.run.tell('paused')
+                self._go.wait()
             if not self.run.advance(): return
     @property
     def alive(self)->bool: return self.thread is not None and self.thread.is_alive()
     def pause(self):
         "Stand still after the step in progress"
         self._go.clear()
-        self.run.tell('paused')
     def resume(self): self.start()
     def stop(self):
         self.run.stop(), self._go.set()
@@ -275,6 +276,7 @@ class Ticker(Worker):
         super().__init__(run)
         self.seconds, self.on = seconds, False
     def start(self): self.on = True; self._go.set()
+    def pause(self): super().pause(), self.run.tell('paused')
     @property
     def alive(self)->bool: return self.on
     def tick(self):

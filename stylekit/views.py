@@ -55,12 +55,12 @@ class CutoffEditor(anywidget.AnyWidget):
     const Wd=300, H=120, L=34, B=22, clip=(v,a,b)=>Math.min(b,Math.max(a,v)), NS='http://www.w3.org/2000/svg';
     function render({model, el}) {
       el.classList.add('sk-curve');
-      el.innerHTML = `<svg viewBox="0 0 ${Wd+L+8} ${H+B+8}" role="group" aria-label="Cut-off curve: how fine the structure is that is held, at each timestep">
-        <rect x="${L}" y="4" width="${Wd}" height="${H}" class="bg"/><path class="area"/><path class="line"/><line class="now" y1="4" y2="${H+4}"/>
-        <text x="${L}" y="${H+B}">t = 0</text><text x="${L+Wd}" y="${H+B}" text-anchor="end">1000 (noise)</text><text x="2" y="12">all</text><text x="2" y="${H+2}">none</text>
+      el.innerHTML = `<svg viewBox="0 0 ${Wd+L+8} ${H+B+14}" role="group" aria-label="Cut-off curve: how fine the structure is that is held, at each timestep">
+        <rect x="${L}" y="10" width="${Wd}" height="${H}" class="bg"/><path class="area"/><path class="line"/><line class="now" y1="10" y2="${H+10}"/>
+        <text x="${L}" y="${H+B+6}">t = 0</text><text x="${L+Wd}" y="${H+B+6}" text-anchor="end">1000 (noise)</text><text x="2" y="16">all</text><text x="2" y="${H+10}">none</text>
         <circle r="8" class="mid" tabindex="0" role="slider" aria-label="shape of the slope"/><circle r="8" class="corner" tabindex="0" role="slider" aria-label="corner of the curve"/></svg>`;
       const q = s => el.querySelector(s), svg = q('svg'), g = n => model.get(n);
-      const X = t => L+Wd*t/1000, Y = c => 4+H*(1-c), curve = t => g('cutoff')*Math.pow(Math.min(1, t/g('t_cutoff')), g('power'));
+      const X = t => L+Wd*t/1000, Y = c => 10+H*(1-c), curve = t => g('cutoff')*Math.pow(Math.min(1, t/g('t_cutoff')), g('power'));
       const draw = () => { let d = ''; for (let t=0; t<=1000; t+=10) d += `${t?'L':'M'}${X(t)},${Y(curve(t))}`;
         q('.line').setAttribute('d', d); q('.area').setAttribute('d', d+`L${X(1000)},${Y(0)}L${X(0)},${Y(0)}Z`);
         const at = (c,t,y,say) => { c.setAttribute('cx', X(t)); c.setAttribute('cy', Y(y)); c.setAttribute('aria-valuetext', say); c.setAttribute('aria-valuenow', y.toFixed(2)); };
@@ -71,7 +71,7 @@ class CutoffEditor(anywidget.AnyWidget):
       const corner = (t,c) => save({t_cutoff: Math.round(clip(t,1,999)), cutoff: +clip(c,0,1).toFixed(3)});
       const mid = c => { if (g('cutoff') > 0) save({power: +clip(Math.log(clip(c/g('cutoff'),.004,.933))/Math.log(.5),.1,8).toFixed(2)}); };
       const drag = (c, move) => c.addEventListener('pointerdown', e => { e.preventDefault(); c.focus(); c.setPointerCapture(e.pointerId);
-        const go = e => { const p = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse()); move(1000*(p.x-L)/Wd, 1-(p.y-4)/H); };
+        const go = e => { const p = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse()); move(1000*(p.x-L)/Wd, 1-(p.y-10)/H); };
         c.addEventListener('pointermove', go); c.addEventListener('pointerup', () => c.removeEventListener('pointermove', go), {once: true}); });
       const keys = (c, f) => c.addEventListener('keydown', e => { const s = {ArrowLeft:[-10,0], ArrowRight:[10,0], ArrowUp:[0,.02], ArrowDown:[0,-.02]}[e.key];
         if (s) { e.preventDefault(); e.stopPropagation(); f(...s); } });

@@ -1,0 +1,173 @@
+"The panels in a real browser: JupyterLab and Voilà, on the embedded model"
+import contextlib, json, os, shutil, signal, socket, subprocess, sys, time, urllib.error, urllib.request
+from pathlib import Path
+import pytest
+
+CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
+if not CHROMIUM: pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
+for name in ('playwright.sync_api', 'jupyterlab', 'voila'): pytest.importorskip(name, reason=f'{name} is not installed: pip install -e ".[dev]"')
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[1]
+FLAGS = '--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'.split()
+READY = '''() => { const w = window.jupyterapp?.shell?.currentWidget, k = w?.sessionContext?.session?.kernel;
+  return !!k && k.connectionStatus === 'connected' && k.status === 'idle' && w.content?.widgets?.length > 0 }'''
+SHARPNESS = '''async () => { const i = document.querySelector('img.sk-preview'); await i.decode(); const c = document.createElement('canvas'); c.width = i.naturalWidth; c.height = i.naturalHeight;
+  const x = c.getContext('2d'); x.drawImage(i, 0, 0); const d = x.getImageData(0, 0, c.width, c.height).data; let s = 0, q = 0, n = d.length/4;
+  for (let k = 0; k < d.length; k += 4) { s += d[k]; q += d[k]*d[k] } return Math.sqrt(q/n - (s/n)**2) }'''
+
+def notebook(folder, code):
+    cells = [dict(cell_type='code', id=f'c{i}', metadata={}, source=c, outputs=[], execution_count=None) for i, c in enumerate(code)]
+    (folder/'panel.ipynb').write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5)))
+    return 'panel.ipynb'
+
+def kernels(server:int)->int:
+    "How many kernels the server has: processes below it"
+    of, args = {}, {}
+    for line in subprocess.run(['ps', '-e', '-o', 'pid=,ppid=,args='], capture_output=True, text=True).stdout.splitlines():
+        pid, ppid, rest = line.split(None, 2)
+        of[pid], args[pid] = ppid, rest
+    def below(pid): return pid==str(server) or pid in of and below(of[pid])
+    return sum('ipykernel_launcher' in a and below(pid) for pid, a in args.items())
+
+@contextlib.contextmanager
+def serve(kind, home, **env):
+    "A server of its own, with settings of its own; its address"
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    lab = home/'cfg'/'labconfig'; lab.mkdir(parents=True)
+    (lab/'default_setting_overrides.json').write_text(json.dumps({'@jupyterlab/apputils-extension:notification': {'fetchNews': 'false', 'checkForUpdates': False}}))
+    env = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(home/'cfg'), JUPYTER_DATA_DIR=str(home/'d'), JUPYTER_RUNTIME_DIR=str(home/'r'), IPYTHONDIR=str(home/'i'), TMPDIR=str(home)) | env
+    command = dict(lab=['jupyterlab', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', f'--ServerApp.root_dir={home}',
+                        '--LabApp.expose_app_in_browser=True', '--LabApp.extension_manager=readonly', '--no-browser'],
+                   app=['app', '--port', str(port), '--no-browser', '--silence', '3'])[kind]
+    with open(home/'log', 'w') as log:
+        run = ['-m'] if kind=='lab' else ['-c', 'import sys; from stylekit.cli import main; sys.exit(main())']
+        p = subprocess.Popen([sys.executable, *run, *command], cwd=home, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    try:
+        for _ in range(300):
+            assert p.poll() is None, (home/'log').read_text()
+            with contextlib.suppress(OSError), socket.create_connection(('127.0.0.1', port), 1): break
+            time.sleep(.2)
+        yield f'http://127.0.0.1:{port}/', lambda: kernels(p.pid)
+    finally:
+        os.killpg(p.pid, signal.SIGTERM)
+        try: p.wait(15)
+        except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL)
+
+@pytest.fixture(scope='module')
+def chrome():
+    with sync_playwright() as pw:
+        b = pw.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield b
+        b.close()
+
+class Page:
+    "What a person does at the panel"
+    def __init__(self, chrome, url, width=1300):
+        self.pg = chrome.new_page(viewport=dict(width=width, height=1400), accept_downloads=True)
+        self.pg.set_default_timeout(60_000)
+        self.pg.goto(url)
+    def run_all(self):
+        self.pg.wait_for_function(READY)
+        self.pg.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells') }")
+    def click(self, name): self.pg.click(f'button.sk-{name}')
+    def until(self, js): self.pg.wait_for_function(f'() => {js}')
+    def status(self): return self.pg.inner_text('.sk-status')
+    def says(self, text): self.until(f"document.querySelector('.sk-status')?.innerText.includes({text!r})")
+    def step(self): return int(s) if (s := ''.join(c for c in self.status().split(' of ')[0] if c.isdigit())) else 0
+    def past(self, k): self.until(f"+(/tep (\\d+)/.exec(document.querySelector('.sk-status')?.innerText || '') || [0, 0])[1] > {k}")
+    def src(self): return self.pg.get_attribute('img.sk-preview', 'src')
+    def drag(self, handle, along, share, down=.5):
+        h, t = (self.pg.locator(s).first.bounding_box() for s in (handle, along))
+        self.pg.mouse.move(h['x']+h['width']/2, h['y']+h['height']/2); self.pg.mouse.down()
+        self.pg.mouse.move(t['x']+t['width']*share, t['y']+t['height']*down, steps=8); self.pg.mouse.up()
+    def logs(self, text): self.until(f"document.querySelector('.sk-log')?.innerText.includes({text!r})")
+    def download(self, name):
+        with self.pg.expect_download() as d: self.pg.click(f'.sk-{name} button')
+        return Path(d.value.path()).read_bytes()
+
+SETUP = "import json\nfrom stylekit.panels import StylizePanel\npanel = StylizePanel(steps=400, lr=.02)\npanel"
+
+def test_panel_in_jupyterlab(chrome, tmp_path):
+    from stylekit import sample
+    from stylekit.live import replay
+    nb, shots = notebook(tmp_path, [SETUP]), os.environ.get('STYLEKIT_SHOTS')
+    with serve('lab', tmp_path) as (url, _):
+        p = Page(chrome, f'{url}lab/workspaces/t/tree/{nb}?reset')
+        p.run_all()
+        p.pg.wait_for_selector('.sk-panel img.sk-preview')
+        first = p.src()
+        p.click('start'); p.past(10)
+        assert p.src() != first                                   # the preview follows
+        if shots: p.pg.screenshot(path=f'{shots}/lab-run.png')
+        p.drag('.sk-lam .noUi-handle', '.sk-lam .noUi-base', .9)  # λ, and the recipe has it
+        p.pg.locator('.sk-tabs >> text=Changes').first.click()
+        p.logs('lam')
+        p.drag('.sk-curve .corner', '.sk-curve .bg', .3, .5)      # the curve
+        p.logs('cutoff 0')
+        p.click('pause'); p.says('Paused')
+        p.until("!document.querySelector('button.sk-pause').disabled")
+        still = p.src(), p.status()
+        k = p.step()
+        p.pg.wait_for_timeout(1000)
+        assert (p.src(), p.status()) == still                     # nothing moves
+        p.click('pause'); p.past(k+3)
+        p.pg.click('.sk-to .widget-readout'); p.pg.keyboard.press('Control+A'); p.pg.keyboard.type('17'); p.pg.keyboard.press('Enter')
+        p.click('pause'); p.says('Paused')
+        p.click('rewind'); p.until(f"+(/tep (\\d+)/.exec(document.querySelector('.sk-status').innerText) || [0, 999])[1] < {k}")
+        p.past(20)
+        p.click('stop'); p.says('Stopped after step')
+        at = p.step()
+        p.pg.wait_for_timeout(500)
+        assert p.step() == at and p.pg.evaluate(SHARPNESS) > 5
+        recipe, png = p.download('recipe'), p.download('save')
+        assert png[:4] == b'\x89PNG' and json.loads(recipe)['steps_done'] == at
+        (tmp_path/'shown.png').write_bytes(png)
+        from PIL import Image
+        assert replay(recipe.decode(), sample('owl')).image.tobytes() == Image.open(tmp_path/'shown.png').convert('RGB').tobytes()   # bit for bit, without a panel
+        p.pg.fill('.sk-caption input', ''); p.pg.keyboard.press('Tab'); p.click('start'); p.says('caption is empty')   # an error is seen
+        if shots: p.pg.screenshot(path=f'{shots}/lab.png')
+        p.pg.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+        p.pg.wait_for_timeout(500)
+        p.pg.reload()                                             # the panel comes back, and lives
+        p.pg.wait_for_selector('.sk-panel img.sk-preview')
+        p.pg.fill('.sk-caption input', 'an owl'); p.pg.keyboard.press('Tab'); p.click('start'); p.past(5); p.click('stop'); p.says('Stopped after step')
+        p.pg.close()
+
+def fetch(url):
+    try: return urllib.request.urlopen(url, timeout=20).status
+    except urllib.error.HTTPError as e: return e.code
+
+def test_page_for_people_who_do_not_code(chrome, tmp_path):
+    from stylekit import sample
+    (tmp_path/'secret.png').write_bytes(b'secret')
+    sample('taxi').save(tmp_path/'taxi.png')
+    with serve('app', tmp_path) as (url, kernels):
+        p = Page(chrome, url, 800)
+        p.pg.wait_for_selector('.sk-panel img.sk-preview')
+        assert kernels() >= 1
+        p.pg.set_input_files('.sk-upload input[type=file], input[type=file]', str(tmp_path/'taxi.png'))
+        p.says('128 × 128 pixels')
+        p.pg.fill('.sk-caption input', 'a taxi'); p.pg.keyboard.press('Tab')
+        first = p.src()
+        p.click('start'); p.past(3)
+        p.says('Done')
+        assert p.src() != first and p.pg.evaluate(SHARPNESS) > 5
+        (tmp_path/'out.png').write_bytes(p.download('save'))
+        from stylekit import read_output
+        about = read_output(tmp_path/'out.png')
+        assert about and str(tmp_path) not in str(about)
+        if shots := os.environ.get('STYLEKIT_SHOTS'): p.pg.screenshot(path=f'{shots}/app.png')
+        for path in ('voila/files/secret.png', 'files/secret.png', 'voila/files/..%2fsecret.png', 'voila/files/stylekit.ipynb', 'api/contents', 'voila/files/etc/passwd'):
+            assert fetch(url+path) in (403, 404), path
+        other = Page(chrome, url, 800)                            # a second tab, which waits for its turn
+        other.pg.wait_for_selector('.sk-panel img.sk-preview')
+        p.click('start'); p.past(1)
+        other.pg.fill('.sk-caption input', 'an owl'); other.pg.keyboard.press('Tab'); other.click('start'); other.says('Another picture is being made')
+        p.pg.close()                                              # closed in mid-run: its kernel goes, and the turn is the other's
+        other.says('Done')
+        deadline = time.monotonic()+60
+        while kernels() > 2 and time.monotonic() < deadline: time.sleep(.2)   # the other's, and the one kept warm if there is one
+        other.pg.close()
+        while kernels() > 0 and time.monotonic() < deadline: time.sleep(.2)
+        assert kernels() == 0
