@@ -146,7 +146,8 @@ def test_page_for_people_who_do_not_code(chrome, tmp_path):
         p = Page(chrome, url, 800)
         p.pg.wait_for_selector('.sk-panel img.sk-preview')
         assert kernels() >= 1
-        p.pg.set_input_files('.sk-upload input[type=file], input[type=file]', str(tmp_path/'taxi.png'))
+        with p.pg.expect_file_chooser() as chosen: p.pg.click('.sk-upload')
+        chosen.value.set_files(str(tmp_path/'taxi.png'))
         p.says('128 × 128 pixels')
         p.pg.fill('.sk-caption input', 'a taxi'); p.pg.keyboard.press('Tab')
         first = p.src()
