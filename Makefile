@@ -8,9 +8,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize test tables export readme clean
+.PHONY: stylize app test tables export readme clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
+
+# a page in the browser, for people who do not code
+app: .venv/run
+	$(BIN)/pip install -q -e ".[app]" && $(BIN)/stylekit app
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -19,7 +19,7 @@ from .views import BeforeAfter, CutoffEditor, MaskBrush, Pulse, Saver, figure_pn
 # %% ../nbs/15b_panels.ipynb #e3286f5f
 _CSS = W.HTML('''<style>.sk-panel{max-width:1200px;container-type:inline-size} .sk-panel .widget-label{min-width:118px} .sk-cols{flex-flow:row wrap!important;gap:16px}
 .sk-col{flex:1 1 330px;min-width:300px;max-width:560px;overflow:hidden} .sk-status{font-size:13px;line-height:1.4} .sk-error{color:#a40000;font-weight:600} .sk-log{font:12px monospace;max-height:110px;overflow:auto}
-.sk-panel img{max-width:100%} .sk-buttons{flex-flow:row wrap!important;gap:4px} .sk-panel .lm-TabBar-tab,.sk-panel .p-TabBar-tab{min-width:0!important;max-width:none!important;flex:0 1 auto!important} .sk-cell{position:relative} .sk-cell img{width:100%}</style>''')
+.sk-panel img{max-width:100%} .sk-buttons{flex-flow:row wrap!important;gap:4px} .sk-panel .lm-TabBar-tab,.sk-panel .p-TabBar-tab{min-width:0!important;max-width:none!important;flex:0 1 auto!important} .sk-cell img{width:100%} .sk-pairs img{width:48%} .sk-plot{max-width:480px}</style>''')
 _CELLS = {}   # cell -> the panel it made last
 
 def _cell():
@@ -158,7 +158,7 @@ def _arrange(self:StylizePanel):
         detail.observe(lambda ch: setattr(self.curve, 'cutoff', ch['new']), 'value')
         self.choice = named(W.Dropdown(options=list(self.styles), value=max(self.styles, key=lambda n: self.styles[n].value), description='Style', style=dict(description_width='118px')), 'choice')
         self.choice.observe(lambda ch: [setattr(s, 'value', float(n==ch['new'])) for n,s in self.styles.items()], 'value')
-        left = [self.upload, self.caption, self.choice, c['guidance_scale'], c['lam'], detail, buttons, self.bar, self.status]
+        left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self.choice, c['guidance_scale'], c['lam'], detail, buttons, self.bar, self.status]
         right = [self.view, named(W.HBox(self.savers[:2]), 'buttons')]
     else:
         left = [W.HBox([self.upload, self.seed]), self.caption, *self.styles.values(), self.presets, *c.values(), W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve]
@@ -329,7 +329,7 @@ class SpectrumPanel(Panel):
         for p in self.pictures: p.thumbnail((side, side))
         self.cut = _slide(W.FloatSlider, 'Cut-off', 'cut', cutoff, 0, 1, .01, 'How much of the spectrum is kept, from coarse to fine', 'cut-off', readout_format='.2f')
         self.views = [[W.Image(format='jpeg') for _ in range(2)] for _ in self.pictures]
-        self.plot = W.Image(format='png')
+        self.plot = named(W.Image(format='png'), 'plot')
         self.cut.observe(self.safely(lambda _: self.look()), 'value')
         self.children = [_CSS, self.cut, columns(*([W.HTML('<b>kept</b>, and what is left out'), named(W.HBox(v), 'pairs')] for v in self.views)), self.plot, self.status]
         self.safely(self.look)()
@@ -440,7 +440,7 @@ class LoraPanel(Panel):
         self.name = named(W.Text(name, description='Name', placeholder='the folder\'s', **wide, **tip('The style is found by this name later')), 'name')
         self.start = self.button('Train', self._start, 'Begin, or go on where it was', 'start')
         self.good = self.button('Good enough', self._good, 'End at the next check and keep the best weights so far', 'stop', disabled=True)
-        self.view, self.strip, self.plot = BeforeAfter(before=jpeg(self.watched), after=jpeg(self.watched)), named(W.HBox(), 'buttons'), W.Image(format='png')
+        self.view, self.strip, self.plot = BeforeAfter(before=jpeg(self.watched), after=jpeg(self.watched)), named(W.HBox(), 'buttons'), named(W.Image(format='png'), 'plot')
         self.children = [_CSS, columns([self.folder, self.name, named(W.HBox([self.start, self.good]), 'buttons'), self.status, self.plot], [self.view, self.strip])]
         self.say('Give a folder of 1 to some dozens of pictures of one style.')
     def wait(self, timeout:float=None):
@@ -518,7 +518,7 @@ class ControlClipPanel(Panel):
         grid = W.GridBox([named(W.VBox([self.views[c], W.HTML(f'<small>{html.escape(", ".join(c))}</small>')]), 'cell') for c in self.cells],
                          layout=dict(grid_template_columns=f'repeat({len(categories)}, minmax(80px, 160px))', grid_gap='8px'))
         self.start = self.button('Draw', self.draw, 'Draw the grid', 'start')
-        self.children = [_CSS, columns([self.alpha, *self.blocks.values(), self.start, self.status], [grid])]
+        self.children = [_CSS, columns([self.alpha, *self.blocks.values(), W.HBox([self.start]), self.status], [grid])]
         for w in (self.alpha, *self.blocks.values()): w.observe(self.safely(lambda _: self.draw()), 'value')
         self.say('Press Draw.')
     def wait(self, timeout:float=None):

@@ -56,7 +56,7 @@ def test_source(path):
              and path.name != '__init__.py']
     assert set(sum(names, [])) <= defined
 
-ORDER = ['core', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'evaluate', 'fewshot', 'cli']
+ORDER = ['core', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'evaluate', 'fewshot', 'live', 'views', 'panels', 'app', 'cli']
 
 def test_modules_import_only_lower_ones():
     for path in FILES:
@@ -86,3 +86,9 @@ def test_entry_point():
 def test_lazy_names_exist():
     for name in stylekit.__all__: assert getattr(stylekit, name) is not None
     assert set(stylekit.__all__) <= set(dir(stylekit))
+
+def test_panels_import_nothing_heavy():
+    "The panels' module may be imported by whoever shows them; the model's libraries come with the first panel"
+    code = "import sys, stylekit.panels, stylekit.app; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'diffusers', 'transformers', 'peft', 'matplotlib'}))"
+    r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(PKG.parent)), cwd='/')
+    assert r.stdout.strip() == '[]', r.stdout+r.stderr
