@@ -714,6 +714,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'stylekit.panels.StylizePanel._want': ('panels.html#stylizepanel._want', 'stylekit/panels.py'),
                                  'stylekit.panels.StylizePanel.recipe': ('panels.html#stylizepanel.recipe', 'stylekit/panels.py'),
                                  'stylekit.panels.StylizePanel.result': ('panels.html#stylizepanel.result', 'stylekit/panels.py'),
+                                 'stylekit.panels.StylizePanel.save': ('panels.html#stylizepanel.save', 'stylekit/panels.py'),
                                  'stylekit.panels.StylizePanel.wait': ('panels.html#stylizepanel.wait', 'stylekit/panels.py'),
                                  'stylekit.panels._cell': ('panels.html#_cell', 'stylekit/panels.py'),
                                  'stylekit.panels._no_axes': ('panels.html#_no_axes', 'stylekit/panels.py'),

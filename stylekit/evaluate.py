@@ -198,6 +198,8 @@ def over_seeds(values:list # Measured, one per seed
 
 def _truths(items, style)->dict: return {i.id: i.truth[style] for i in items} if all(style in i.truth for i in items) else {}
 
+def _measured(d:dict)->Measured: return Measured(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
+
 def score(job:Job, items:list, references:list, metrics, # names, or name -> Metric; None: all that can be had
           net)->dict: # name -> Measured
     "Measure the pictures of a job; what has been measured is read from its folder"
@@ -288,9 +290,7 @@ def csv(self:Table)->str:
 @patch
 def _repr_markdown_(self:Table): return self.markdown()
 
-# %% ../nbs/13_evaluate.ipynb #def106e2
-def _measured(d:dict)->Measured: return Measured(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
-
+# %% ../nbs/13_evaluate.ipynb #e1be4345
 @patch
 def save(self:Table, path, key:str='' # says what the table was made from
         ):

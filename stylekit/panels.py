@@ -100,6 +100,7 @@ class StylizePanel(Panel):
                  simple:bool=False, # three sliders and no more: for people who want a picture
                  max_upload:int=20_000_000, # bytes
                  queue:bool=False, # wait for other processes, see `LiveRun`
+                 references=(), # pictures of the style, whose spectrum is shown beside the others
                  silence:float=90., # under Voilà: seconds without a pulse of the page after which the run stops
                  **changes # fields of Settings
                 ):
@@ -107,6 +108,7 @@ class StylizePanel(Panel):
         from stylekit.sms import settings
         self.model, self.device, self.simple, self.max_upload, self.queue, self.silence = backbone, device, simple, max_upload, queue, silence
         self.preset, self.fixed, self.run, self.alive = preset, changes, None, time.monotonic()
+        self.references = [load_image(r) for r in references]
         self.picture = load_image(image) if image is not None else sample('owl')
         self._make(settings(preset, **changes), [[s, 1.] if not isinstance(s, (tuple, list)) else list(s) for s in (style if isinstance(style, list) else [style])],
                    caption or ('an owl' if image is None else ''), seed)
@@ -116,6 +118,12 @@ class StylizePanel(Panel):
     def result(self): return self.run and self.run.result   # StylizeResult
     @property
     def recipe(self): return self.run and self.run.recipe   # see `live.Recipe`
+    def save(self, path # .png, .jpg, .webp
+            )->Path:
+        "Write the picture, and its recipe as JSON beside it"
+        if not self.result: raise StylekitError('there is no picture yet: press Start, and wait for the end or press Stop')
+        self.recipe.save(Path(path).with_suffix('.json'))
+        return self.result.save(path)
     def wait(self, timeout:float=None):
         "Until the run has ended; Ctrl-C stops it"
         if self.engine: self.engine.wait(timeout)
@@ -308,7 +316,11 @@ def _losses(self:StylizePanel, axs):
 def _spectra(self:StylizePanel, ax):
     from stylekit.spectrum import radial_spectrum
     run = self.run.run
-    for z, label in ((run.z_src, 'source'), (run.z, 'now')): ax.semilogy(radial_spectrum(z[:1], 24).mean((0, 1)).cpu(), lw=1.2, label=label)
+    if self.references and not hasattr(self, '_style_z'):
+        from stylekit.core import image_to_tensor
+        from torch import cat
+        self._style_z = cat([run.backbone.encode(image_to_tensor(r.resize(self.picture.size)).to(run.z.device)) for r in self.references])
+    for z, label in ((run.z_src, 'source'), (run.z, 'now'), *([(self._style_z, 'style')] if self.references else [])): ax.semilogy(radial_spectrum(z, 24).mean((0, 1)).cpu(), lw=1.2, label=label)
     ax.set_title('energy of the latents, coarse to fine', fontsize=8), ax.legend(fontsize=7, frameon=False)
 
 @patch

@@ -16,6 +16,10 @@ SHARPNESS = '''async () => { const i = document.querySelector('img.sk-preview');
   const x = c.getContext('2d'); x.drawImage(i, 0, 0); const d = x.getImageData(0, 0, c.width, c.height).data; let s = 0, q = 0, n = d.length/4;
   for (let k = 0; k < d.length; k += 4) { s += d[k]; q += d[k]*d[k] } return Math.sqrt(q/n - (s/n)**2) }'''
 
+DISTANCE = '''async () => { const data = async s => { const i = document.querySelector(s); await i.decode(); const c = document.createElement('canvas'); c.width = c.height = 128;
+  const x = c.getContext('2d'); x.drawImage(i, 0, 0, 128, 128); return x.getImageData(0, 0, 128, 128).data };
+  const a = await data('img.sk-preview'), b = await data('img.sk-before'); let s = 0; for (let k = 0; k < a.length; k++) s += Math.abs(a[k]-b[k]); return s/a.length }'''
+
 def notebook(folder, code):
     cells = [dict(cell_type='code', id=f'c{i}', metadata={}, source=c, outputs=[], execution_count=None) for i, c in enumerate(code)]
     (folder/'panel.ipynb').write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=dict(name='python3', display_name='Python 3', language='python')), nbformat=4, nbformat_minor=5)))
@@ -97,14 +101,23 @@ def test_panel_in_jupyterlab(chrome, tmp_path):
         p.run_all()
         p.pg.wait_for_selector('.sk-panel img.sk-preview')
         first = p.src()
-        p.click('start'); p.past(10)
+        p.click('start'); p.past(40)
         assert p.src() != first                                   # the preview follows
+        free = p.pg.evaluate(DISTANCE)
         if shots: p.pg.screenshot(path=f'{shots}/lab-run.png')
-        p.drag('.sk-lam .noUi-handle', '.sk-lam .noUi-base', .9)  # λ, and the recipe has it
+        p.drag('.sk-lam .noUi-handle', '.sk-lam .noUi-base', .99)  # λ: the recipe has it
         p.pg.locator('.sk-tabs >> text=Changes').first.click()
         p.logs('lam')
+        p.past(p.step()+25)
+        assert p.pg.evaluate(DISTANCE) < .8*free                  # and the picture answers: it is nearer to the content
         p.drag('.sk-curve .corner', '.sk-curve .bg', .3, .5)      # the curve
         p.logs('cutoff 0')
+        p.pg.focus('.sk-curve .corner'); p.pg.keyboard.press('ArrowUp'); p.pg.keyboard.press('ArrowRight')   # the keyboard does as well
+        p.until("document.querySelector('.sk-log').innerText.split('cutoff').length > 2")
+        p.pg.locator('.sk-tabs >> text=Protect').first.click()
+        p.drag('.sk-brush canvas', '.sk-brush canvas', .7)
+        p.pg.locator('.sk-tabs >> text=Changes').first.click()
+        p.logs('keep mask')
         p.click('pause'); p.says('Paused')
         p.until("!document.querySelector('button.sk-pause').disabled")
         still = p.src(), p.status()
