@@ -29,6 +29,7 @@ class Recipe:
     backbone: str = None    # folder or hub id; None: the embedded model
     stylekit: str = __version__
 
+# %% ../nbs/15_live.ipynb #057b1423
 def pixels_sha256(image # PIL
                  )->str:
     "SHA-256 of a picture's size and pixels, whatever file they came from"
@@ -57,6 +58,10 @@ def code(self:Recipe, image:str='picture.png')->str:
              f'recipe = {json.dumps(asdict(self))!r}', f'result = replay(recipe, {image!r})', 'result.image']
     return '\n'.join(lines)
 
+# %% ../nbs/15_live.ipynb #cdb4de68
+def _spec(mix:list): # [style, strength] pairs as `load_style` takes them
+    return mix[0][0] if len(mix)==1 and mix[0][1]==1 else [tuple(s) for s in mix]
+
 def replay(recipe, # Recipe, its path, or its JSON
            image, # the picture it was made with
            backbone=None, # default the recipe's own
@@ -72,7 +77,7 @@ def replay(recipe, # Recipe, its path, or its JSON
         def after_step(self, run):
             if run.k==r.steps_done: raise Interrupted
     cfg = Settings(**r.settings | {k: tuple(v) for k,v in r.settings.items() if isinstance(v, list)})
-    return stylize(picture, [(s, w) for s,w in r.style], r.caption, backbone=backbone or r.backbone, preset=cfg, seed=r.seed, keep=r.keep or None,
+    return stylize(picture, _spec(r.style), r.caption, backbone=backbone or r.backbone, preset=cfg, seed=r.seed, keep=r.keep or None,
                    callbacks=[Changes(r.changes), *([Stop()] if r.steps_done not in (None, cfg.steps) else []), *callbacks])
 
 # %% ../nbs/15_live.ipynb #a4fa5acc
@@ -98,7 +103,7 @@ class LiveRun:
         self.state, self.note, self.run, self.result, self.listeners = 'ready', '', None, None, []
         self._lock, self._wanted, self._back, self._stop, self._shots = threading.Lock(), {}, None, False, []
         self._every, self._steps, self.queue, self._turn = max(1, self.cfg.steps//snapshots), None, queue, None
-    def want(self, **changes): # fields of LIVE; mix: a factor for each style; keep: mask, False for none
+    def want(self, **changes): # fields of LIVE; mix: a factor for each style; keep: mask, '' for none
         "Other settings from the next step on; the latest wins"
         with self._lock: self._wanted |= changes
     def rewind(self, step:int):
@@ -140,6 +145,7 @@ class Turn:
         if self.file: self.file.close()
         self.file = None
 
+# %% ../nbs/15_live.ipynb #c0a82edf
 @patch
 def _start(self:LiveRun):
     from stylekit.backbone import load_backbone
@@ -151,10 +157,10 @@ def _start(self:LiveRun):
     if other is not None and other is not self and not other.ended and other.run: raise StylekitError(f'another run is going on on {where}: stop it first')
     _BUSY[where] = self
     self.source = load_backbone(self.source, self.device)   # kept: a rewind after the end needs it again
-    style = load_style([tuple(s) for s in self.mix]) if len(self.mix) > 1 or self.mix[0][1]!=1 else load_style(self.mix[0][0])
-    self.run = Stylizer(self.source, style, self.cfg, [self.image], [self.caption], [self.seed], conditioning=self.conditioning, keep=self.keep)
+    self.run = Stylizer(self.source, load_style(_spec(self.mix)), self.cfg, [self.image], [self.caption], [self.seed], conditioning=self.conditioning, keep=self.keep)
     self._steps = self.run.iterate()
 
+# %% ../nbs/15_live.ipynb #2a056c67
 @patch
 def _take_orders(self:LiveRun):
     "Rewind, then what is wanted and not yet so"
@@ -171,6 +177,7 @@ def _take_orders(self:LiveRun):
     held = self._held()
     if fresh := {f: v for f,v in wanted.items() if v != held.get(f)}: self.run.change(**fresh)
 
+# %% ../nbs/15_live.ipynb #510e9c5f
 @patch
 def _held(self:LiveRun)->dict: # what could be wanted -> what holds
     from stylekit.stylizer import LIVE
@@ -206,6 +213,7 @@ def advance(self:LiveRun)->bool: # is there more to do?
         elif self._turn: self._turn.give()
         return False
 
+# %% ../nbs/15_live.ipynb #6d1241fb
 @patch
 def _end(self:LiveRun, state)->bool:
     if state=='stopped':
@@ -230,11 +238,12 @@ def _mine(self:LiveRun)->bool:
     if self.state!='waiting': self.tell('waiting', 'Another picture is being made; this one begins when it is done.')
     return False
 
+# %% ../nbs/15_live.ipynb #94763cf8
 @patch(as_prop=True)
 def recipe(self:LiveRun)->Recipe:
     "How to have this image again"
     changes = [[k, dict(c)] for k,c in self.run.changes] if self.run else []
-    return Recipe(pixels_sha256(self.image), self.caption, [[str(s), w] for s,w in self.mix], asdict(self.cfg), self.seed, changes, self.run.keep if self.run else '',
+    return Recipe(pixels_sha256(self.image), self.caption, [[str(getattr(s, 'path', None) or s), w] for s,w in self.mix], asdict(self.cfg), self.seed, changes, self.run.keep if self.run else '',
                   self.k if self.run and self.k < self.cfg.steps else None, self.source if isinstance(self.source, str) or not self.run else self.source.name if self.source.name!='mini' else None)
 
 # %% ../nbs/15_live.ipynb #ef095251
@@ -270,6 +279,7 @@ class Worker:
         except KeyboardInterrupt: self.stop(), self.thread.join()
         return not self.alive
 
+# %% ../nbs/15_live.ipynb #db3a2915
 class Ticker(Worker):
     "Driven by ticks from outside, as a browser sends them"
     def __init__(self, run:LiveRun, seconds:float=.2): # of work in a tick
@@ -295,6 +305,7 @@ class Ticker(Worker):
         self.run.stop(), self._go.set()
         while self.on: self.tick()
 
+# %% ../nbs/15_live.ipynb #d72ad95e
 def engine_for(run:LiveRun):
     "The engine that works where we are"
     import sys
@@ -310,6 +321,7 @@ class Budget:
     def __enter__(self): self._at = self.clock(); return self
     def __exit__(self, *_): self.last = self.clock(); self.spent += self.last-self._at
 
+# %% ../nbs/15_live.ipynb #ff8c53da
 def jpeg(image, quality:int=85)->bytes: # PIL
     "A picture as the browser takes it fastest"
     image.convert('RGB').save(f := io.BytesIO(), 'JPEG', quality=quality)
