@@ -100,7 +100,7 @@ RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=
               relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2), finish=(0, 998))
 CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw', 'sgd'), schedule=('cosine', 'constant', 'released'),
                weight=('one', 'sigma2', 'variance'), reduction=('sum', 'mean'), regulariser=('l2', 'l1'),
-               relevance=('grid', 'released', 'none'), guide=('base', 'empty'), fake=('source', 'shared', 'own', 'frozen', 'noise'))
+               relevance=('grid', 'released', 'none'), guide=('base', 'empty'), fake=('source', 'content', 'shared', 'own', 'frozen', 'noise'))
 
 def _check_prompt(name, v, **words):
     try: ok = bool(v.format(**words).strip())
@@ -141,7 +141,7 @@ class Settings:
     regulariser: str = 'l2'        # l2: ½‖·‖² over the kept band; l1: mean |·| (released)
     relevance: str = 'grid'        # grid: averaged and cached; released: per step; none
     relevance_floor: float = .3    # R is at least this, grid only
-    fake: str = 'source'           # source: ε_real of the content; shared: a LoRA, learning from the pass that gives the score; own: at its own t and ε (released); frozen: ε_real; noise: ε
+    fake: str = 'source'           # source: ε_real of the content under the styled prompt; content: under its own caption; shared: a LoRA, learning from the pass that gives the score; own: at its own t and ε (released); frozen: ε_real; noise: ε
     fake_noise: float = .15        # share of ε mixed into ε_fake
     fake_guidance: float = 1.      # of a LoRA or ε_real; 4.5 in the released code
     fake_rank: int = 8
@@ -266,7 +266,7 @@ def relevance(self:SMS, t:torch.Tensor, noise:torch.Tensor)->torch.Tensor: # (B,
 def fake_eps(self:SMS, z_t, t, noise)->tuple: # ε_fake, φ's loss per image or None
     "The score of the image's own distribution, by the setting `fake`"
     b, kind, cond, eps, loss = self.backbone, self.cfg.fake, self.conds.styled, noise, None
-    if kind=='source': eps = b.predict(b.add_noise(self.z_src, noise, t), t, cond)
+    if kind in ('source', 'content'): eps = b.predict(b.add_noise(self.z_src, noise, t), t, cond if kind=='source' else self.conds.plain)
     elif kind=='shared': eps, loss = self.fake.learn(z_t, t, cond, noise)
     elif kind!='noise': eps = Score(b, ('fake',) if kind=='own' else (), self.cfg.fake_guidance, self.conds.empty)(z_t, t, cond)
     return eps + self.cfg.fake_noise*(noise-eps), loss

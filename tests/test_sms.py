@@ -445,3 +445,13 @@ def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
                 if m.grid: one.grid = copy.copy(m.grid); one.grid.maps = m.grid.maps[:, i:i+1]
                 if m.fake: one.cfg = replace(m.cfg, fake='frozen')      # φ as it was: a fresh adapter is the identity
                 same(both[i:i+1], one.gradient(z[i:i+1], t[i:i+1], eps[i:i+1])[0], 1e-4)
+
+def test_without_its_own_parts_sms_is_dds():
+    "No R, no λ, no guidance, no noise in the fake score, the content's own caption: what is left is DDS with a style LoRA, bit for bit"
+    from stylekit import load_backbone, sample, stylize
+    b, kw = load_backbone(), dict(steps=4, seed=0, t_max=900, lr=.05, guidance_scale=1.)
+    bare = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='content', lam=0., relevance='none', fake_noise=0., **kw)
+    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='narrowing', finish=100, t_min=20, **kw)
+    assert bare.image.tobytes() == dds.image.tobytes()
+    words = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='source', lam=0., relevance='none', fake_noise=0., **kw)
+    assert words.image.tobytes() != bare.image.tobytes()

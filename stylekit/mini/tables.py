@@ -71,7 +71,7 @@ AXES = dict(t_max=(500, 900), lr=(.04, .08, .16), sampler=('narrowing', 'uniform
 
 def search_space(method:str)->tuple: # arguments of `stylize` to start from; setting -> values to try
     "What is searched for a method"
-    if method=='sms': return dict(steps=30, lr=.08, lam=.05, guidance_scale=2., t_max=900, sampler='narrowing'), dict(lam=(.0125, .05, .2, .8), guidance_scale=(1., 2., 4., 7.5)) | AXES
+    if method=='sms': return dict(fake='source', relevance='grid', steps=30, lr=.08, lam=.05, guidance_scale=2., t_max=900, sampler='narrowing'), dict(fake=('source', 'content'), lam=(.0125, .05, .2, .8), guidance_scale=(1., 2., 4., 7.5)) | AXES | dict(relevance=('grid', 'none'))
     if method=='img2img': return dict(method=method), dict(finish=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
     guided = dict(guidance_scale=(1., 2., 4., 7.5)) if method in ('sds', 'dds', 'vsd', 'pds', 'cds', 'nfsd') else {}
     away = dict(guide=('empty', 'base')) if guided and method!='nfsd' else {}
@@ -109,10 +109,10 @@ def few_shot_styles(sets:StyleSets, look:str, out, # folder for styles
         if not (folder/LORA_FILE).exists(): train_lora(set_examples(sets, look, pick(n)), folder.name, words or look_words(look), out=out, report=report, **kw)
     return [str(f) for f in made.values()]
 
-# %% ../../nbs/mini/07_tables.ipynb #53267613
+# %% ../../nbs/mini/07_tables.ipynb #97c4164f
 ABLATION = {'no spectrum': dict(lam=0.), 'no relevance': dict(relevance='none'), 'style matching alone': dict(lam=0., relevance='none'),
             'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0),
-            'online fake': dict(fake='shared'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise'), 'guided from empty': dict(guide='empty')}
+            'online fake': dict(fake='shared'), 'styled fake': dict(fake='source'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise'), 'guided from empty': dict(guide='empty')}
 
 # %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
 def searched(kept, work, sets:StyleSets, names:list, methods, styles, metrics, **kw # folders for what is found and what is drawn; validation names; to `evaluate`
