@@ -27,6 +27,7 @@ class Recipe:
     keep: str = ''          # mask at the start, a PNG as a data URL
     steps_done: int = None  # the run ended here; None: at its last step
     backbone: str = None    # folder or hub id; None: the embedded model
+    conditioning: dict = None  # the two encoders that read the prompt, see `guidance.Steer.about`; None: the model's own
     stylekit: str = __version__
 
 # %% ../nbs/15_live.ipynb #057b1423
@@ -65,6 +66,7 @@ def _spec(mix:list): # [style, strength] pairs as `load_style` takes them
 def replay(recipe, # Recipe, its path, or its JSON
            image, # the picture it was made with
            backbone=None, # default the recipe's own
+           conditioning=None, # as in `stylize`; needed if the recipe had one
            callbacks:tuple=()
           ): # StylizeResult
     "Make the image of a recipe again, without a panel"
@@ -72,12 +74,13 @@ def replay(recipe, # Recipe, its path, or its JSON
     from stylekit.sms import Settings
     r, picture = load_recipe(json.loads(recipe) if isinstance(recipe, str) and recipe.lstrip().startswith('{') else recipe), load_image(image)
     if (sha := pixels_sha256(picture)) != r.image_sha256: raise StylekitError(f'the recipe was made with another picture (its pixels have SHA-256 {r.image_sha256[:12]}…, these {sha[:12]}…)')
+    if r.conditioning and conditioning is None: raise StylekitError('the recipe was made with two encoders: give them as conditioning=')
     class Stop(Callback):
         order = 99
         def after_step(self, run):
             if run.k==r.steps_done: raise Interrupted
     cfg = Settings(**r.settings | {k: tuple(v) for k,v in r.settings.items() if isinstance(v, list)})
-    return stylize(picture, _spec(r.style), r.caption, backbone=backbone or r.backbone, preset=cfg, seed=r.seed, keep=r.keep or None,
+    return stylize(picture, _spec(r.style), r.caption, backbone=backbone or r.backbone, preset=cfg, seed=r.seed, keep=r.keep or None, conditioning=conditioning,
                    callbacks=[Changes(r.changes), *([Stop()] if r.steps_done not in (None, cfg.steps) else []), *callbacks])
 
 # %% ../nbs/15_live.ipynb #a4fa5acc
@@ -95,7 +98,7 @@ class LiveRun:
                  **changes # fields of Settings
                 ):
         from stylekit.sms import settings
-        self.image, self.image_path = load_image(image), str(image) if isinstance(image, (str, Path)) else 'picture.png'
+        self.image = load_image(image)
         if not isinstance(caption, str) or not caption.strip(): raise StylekitError('the caption is empty: say in a few words what the image shows, as in "a cat face"')
         self.mix = [[s, 1.] if not isinstance(s, (list, tuple)) else [s[0], float(s[1])] for s in (style if isinstance(style, list) else [style])]
         self.caption, self.source, self.device, self.conditioning = caption, backbone, device, conditioning
@@ -244,7 +247,8 @@ def recipe(self:LiveRun)->Recipe:
     "How to have this image again"
     changes = [[k, dict(c)] for k,c in self.run.changes] if self.run else []
     return Recipe(pixels_sha256(self.image), self.caption, [[str(getattr(s, 'path', None) or s), w] for s,w in self.mix], asdict(self.cfg), self.seed, changes, self.run.keep if self.run else '',
-                  self.k if self.run and self.k < self.cfg.steps else None, self.source if isinstance(self.source, str) or not self.run else self.source.name if self.source.name!='mini' else None)
+                  self.k if self.run and self.k < self.cfg.steps else None, self.source if isinstance(self.source, str) or not self.run else self.source.name if self.source.name!='mini' else None,
+                  self.conditioning.about if self.conditioning else None)
 
 # %% ../nbs/15_live.ipynb #ef095251
 class Worker:
