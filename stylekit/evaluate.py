@@ -375,8 +375,10 @@ def evaluate(dataset, # folder, see `read_dataset`
     return table
 
 def _network(device):
-    try: return judge_features()
-    except StylekitError: return load_features(device=device)
+    try: net = judge_features()
+    except StylekitError: net = load_features(device=device)
+    net.keep = 400   # contents, truths and references are the same for every method; about half a gigabyte at most
+    return net
 
 def _rows(jobs, items, references, metrics, net)->list:
     groups = {}

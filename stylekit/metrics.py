@@ -8,11 +8,12 @@ __all__ = ['IMAGENET', 'PUBLISHED', 'ENOUGH', 'Measured', 'mean_interval', 'chec
            'frechet_infinite', 'fd', 'kid', 'mmd', 'lpips_heads', 'pd', 'ssim', 'psnr', 'edge_f1', 'cfsd', 'structure',
            'gram', 'similarity', 'direction', 'identified', 'clip_score', 'zero_shot', 'art_fd']
 
-# %% ../nbs/12_metrics.ipynb #96edd24b
+# %% ../nbs/12_metrics.ipynb #f9183954
 import dataclasses, math, os, re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
+from fastcore.basics import patch
 import torch, torch.nn.functional as F
 from .clip import image_norm, load_clip, weights_sha256
 from .core import StylekitError, check_finite, check_range, digest, image_to_tensor, load_image, pick_device, _explain
@@ -145,7 +146,8 @@ class Features:
                  keys:str=None, # submodule whose output `structure` compares; `None`: the last of `layers`
                  words=None, # (module, list of texts) -> (N, D): how a network that also reads puts words among its vectors
                  batch:int=16, # images at a time
-                 device=None): # see `pick_device`
+                 device=None, # see `pick_device`
+                 keep:int=0): # how many files' features to remember
         if resize not in ('bicubic', 'bilinear', 'none'): raise StylekitError(f"resize {resize!r} is not one of 'bicubic', 'bilinear', 'none'")
         missing = [l for l in (*layers, *filter(None, [keys])) if l not in dict(module.named_modules())]
         if missing: raise StylekitError(f'{name} has no layers {missing}: see `module.named_modules()`')
@@ -154,8 +156,24 @@ class Features:
         self.device, self.batch, self.read, self.keys = pick_device(device), batch, read or (lambda net, x: net(x)), keys
         self.reads, self.words = reads or 'output', words
         self.module = module.eval().requires_grad_(False).to(self.device)
-        self.sha256 = weights_sha256(self.module)
+        self.sha256, self.keep, self._kept = weights_sha256(self.module), keep, {}
     def __repr__(self): return f'Features({self.name}, {self.size} px {self.resize}, sha256 {self.sha256[:8]})'
+
+# %% ../nbs/12_metrics.ipynb #9a89108d
+def _file_key(image, kind): # None: not a file
+    if not isinstance(image, (str, os.PathLike)) or not os.path.exists(image): return
+    s = os.stat(image)
+    return kind, os.path.abspath(image), s.st_mtime_ns, s.st_size
+
+def _remembered(self:Features, kind, images, compute)->list: # compute(images) -> an entry for each; the entries, in order
+    images = images if isinstance(images, Mapping) else dict(enumerate(images))
+    keys = {i: _file_key(im, kind) for i,im in images.items()}
+    todo = {i: images[i] for i,k in keys.items() if k not in self._kept}
+    fresh = dict(zip(todo, compute(todo))) if todo or not images else {}
+    out = [fresh[i] if i in fresh else self._kept[k] for i,k in keys.items()]
+    for k, v in zip(keys.values(), out): self._kept.pop(k, None), self._kept.update({k: v} if k else {})   # the latest at the end
+    for k in list(self._kept)[:max(0, len(self._kept)-self.keep)]: del self._kept[k]
+    return out
 
 # %% ../nbs/12_metrics.ipynb #9c119416
 def _resized(self:Features, x:torch.Tensor)->torch.Tensor:
@@ -184,7 +202,11 @@ def _vectors(self:Features,
         out.append((y.mean((2, 3)) if y.ndim == 4 else y).float().cpu())
     return check_finite(torch.cat(out), f'features of {self.name}')
 
-Features.__call__ = _vectors
+@patch
+def __call__(self:Features, images # see `as_tensors`
+            )->torch.Tensor: # (N, D) float32 on the CPU
+    "One vector per image; maps are averaged over places"
+    return torch.stack(_remembered(self, 'vector', images, lambda some: _vectors(self, some))) if self.keep else _vectors(self, images)
 
 # %% ../nbs/12_metrics.ipynb #f0873b8a
 def _as_map(y, name:str)->torch.Tensor: # (N, C, h, w)
@@ -211,7 +233,14 @@ def _maps(self:Features,
         for h in hooks: h.remove()
     return [torch.cat(seen[l]) for l in layers]
 
-Features.maps = _maps
+@patch
+def maps(self:Features, images, # see `as_tensors`
+         layers:tuple=None # names of submodules; `None`: `self.layers`
+        )->list: # one (N, C, h, w) float32 per layer, on the CPU
+    "Maps of inner layers"
+    if not self.keep: return _maps(self, images, layers)
+    rows = _remembered(self, tuple(layers or self.layers), images, lambda some: list(zip(*_maps(self, some, layers))))
+    return [torch.stack(m) for m in zip(*rows)]
 
 # %% ../nbs/12_metrics.ipynb #bed2ac98
 def _clip(clip)->dict: # arguments of `Features`
