@@ -476,7 +476,7 @@ class LoraPanel(Panel):
                  name:str='', # of the style; default the folder's
                  *, watch=None, # picture to redraw at each check; default: a sample
                  caption:str='an owl', # what it shows
-                 strength:float=.5, # of the redrawing, in (0, 1)
+                 strength:float=.35, # of the redrawing, in (0, 1)
                  backbone=None, device:str=None, out='styles', **changes): # to `train_lora`
         super().__init__()
         self.watched, self.words, self.strength = load_image(watch) if watch is not None else sample('owl'), caption, strength
