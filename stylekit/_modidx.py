@@ -637,6 +637,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'stylekit.mini.tables.curves': ('mini/tables.html#curves', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.few_shot_styles': ( 'mini/tables.html#few_shot_styles',
                                                                                 'stylekit/mini/tables.py'),
+                                      'stylekit.mini.tables.kept_probe': ('mini/tables.html#kept_probe', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.kept_table': ('mini/tables.html#kept_table', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.look_of': ('mini/tables.html#look_of', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.make_tables': ('mini/tables.html#make_tables', 'stylekit/mini/tables.py'),

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'START', 'AXES', 'ABLATION', 'look_of', 'picture_set', 'style_metric', 'balance',
-           'search_space', 'search', 'few_shot_styles', 'searched', 'curves', 'table_metrics', 'kept_table',
-           'make_tables']
+           'search_space', 'search', 'few_shot_styles', 'searched', 'curves', 'kept_probe', 'table_metrics',
+           'kept_table', 'make_tables']
 
-# %% ../../nbs/mini/07_tables.ipynb #b091e7ae
+# %% ../../nbs/mini/07_tables.ipynb #6e679e7e
 import json
 from pathlib import Path
 import numpy as np
@@ -21,7 +21,7 @@ from ..lora import LORA_FILE
 from .build import set_examples
 from .data import StyleSets, look_words, thing
 from .benchmark import pick
-from .judge import ANSWER, WEIGHTS_SHA256, Judge, envelope, style_probe, through_codec
+from .judge import ANSWER, WEIGHTS_SHA256, Judge, StyleProbe, envelope, style_probe, through_codec
 
 # %% ../../nbs/mini/07_tables.ipynb #d0c2e333
 TABLE_STYLES = ('flat', 'ink', 'openmoji')
@@ -142,10 +142,18 @@ def curves(found:dict, # of `searched`
     axs[0, 0].legend(fontsize=6)
     return fig
 
-def table_metrics(sets:StyleSets, cache)->dict: # name -> Metric
+def kept_probe(file, make # .npz; make() -> StyleProbe
+              )->StyleProbe:
+    "A probe that is trained once: whoever measures more later asks the very same judge"
+    if not Path(file).exists():
+        p = make()
+        with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.savez(f, classes=np.array(p.classes), mean=p.mean, std=p.std, weight=p.weight)
+    with np.load(file) as z: return StyleProbe(tuple(map(str, z['classes'])), z['mean'], z['std'], z['weight'], PROBE_LOOKS)
+
+def table_metrics(sets:StyleSets, cache, kept)->dict: # folders of features and of what is kept; name -> Metric
     "What the tables show, the style's share by a probe for three styles"
     judge = Judge()
-    probe = style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS)
+    probe = kept_probe(Path(kept)/'probe.npz', lambda: style_probe(judge, sets, cache, codec=through_codec(load_backbone()), answer=PROBE_LOOKS))
     return dict(style=style_metric(judge, probe)) | {k: METRICS[k] for k in ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')}
 
 # %% ../../nbs/mini/07_tables.ipynb #622dd088
@@ -173,7 +181,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rende
                )->dict: # name -> Table
     "The main table, the ablation, and what few pictures are worth"
     sets, work, kept = StyleSets(Path(data)/'sets'), Path(work), Path(kept)
-    kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), metrics or table_metrics(sets, Path(data)/'judge')
+    kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), metrics or table_metrics(sets, Path(data)/'judge', kept)
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
     found = searched(kept, work, sets, pick(sets.names('val'), 16), methods, ('flat', 'ink'), {k: metrics[k] for k in ('style', 'edge_f1_src', 'edge_f1_truth')}, **kw)
     best, test = {m: f['best'] for m,f in found.items()}, pick(sets.names('test'), names)
