@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOLDER', 'USES', 'SAMPLES', 'text_encoder_of', 'pack', 'set_examples', 'build_styles', 'denoised_looks', 'build']
 
-# %% ../../nbs/mini/04_build.ipynb #477e7ecf
+# %% ../../nbs/mini/04_build.ipynb #b8a5c9b9
 import json, shutil, time
 from pathlib import Path
 import torch
@@ -16,7 +16,7 @@ from PIL import Image
 from ..core import digest
 from ..finetune import Example, train_lora
 from ..lora import LORA_FILE, add_style, load_style
-from .clip import all_captions, train_clip, train_tokenizer
+from .clip import all_captions, train_clip, train_vision, train_tokenizer
 from .data import BASE_LOOKS, SETS, StyleSets, fetch_sets, look_words, render_sets, thing
 from .unet import SCHEDULE, encode_looks, train_unet
 from .vae import CODEC_LOOKS, train_vae, tune_decoder
@@ -95,7 +95,7 @@ def _say(part): return lambda step, loss, dt: print(f'{time.strftime("%H:%M:%S")
 def build(data:Path, # packages and rendered sets; fetched when absent
           work:Path, # checkpoints
           dest:Path, # stylekit/assets
-          vae_steps:int=8000, clip_steps:int=600, unet_steps:int=13600, lora_steps:int=1200, decoder_steps:int=2500, # of 16, 64, 32, 16 and 16 images
+          vae_steps:int=8000, clip_steps:int=600, vision_steps:int=2000, unet_steps:int=13600, lora_steps:int=1200, decoder_steps:int=2500, # of 16, 64, 128, 32, 16 and 16 images
           minutes:float=None, # of UNet training in this call
           device:str='cpu',
           say=_say # part -> report(step, loss, seconds), or None
@@ -110,6 +110,8 @@ def build(data:Path, # packages and rendered sets; fetched when absent
         tok = train_tokenizer(all_captions(sets)); tok.save_pretrained(work/'tokenizer')
         train_clip(sets, tok, work, clip_steps, report=say('clip')).save_pretrained(work/'clip')
     tok, clip = CLIPTokenizer.from_pretrained(work/'tokenizer'), CLIPModel.from_pretrained(work/'clip').eval()
+    if not (work/'eyes').exists(): train_vision(sets, clip, tok, work, vision_steps, report=say('image tower')).save_pretrained(work/'eyes')
+    clip = CLIPModel.from_pretrained(work/'eyes').eval()
     if not (work/'latents.pt').exists(): torch.save(encode_looks(vae, sets, BASE_LOOKS), work/'latents.pt')
     latents = torch.load(work/'latents.pt', weights_only=True)
     unet = train_unet(latents, clip, tok, work, unet_steps, minutes=minutes, device=device, report=say('unet')).cpu()

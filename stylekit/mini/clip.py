@@ -89,8 +89,8 @@ def train_clip(sets:StyleSets, tok:CLIPTokenizer, out:Path, steps:int=600, batch
     fit(clip, loss, steps, lr, Path(out)/'clip.pt', ema=.99, weight_decay=.1, minutes=minutes, every=100, report=report).copy_to(clip)
     return clip.eval()
 
-# %% ../../nbs/mini/02_clip.ipynb #d42be6a2
-def train_vision(sets:StyleSets, clip:CLIPModel, tok:CLIPTokenizer, out:Path, steps:int=2500, names_a_batch:int=64, lr:float=1e-3, minutes:float=None, report=print)->CLIPModel:
+# %% ../../nbs/mini/02_clip.ipynb #5e136c5b
+def train_vision(sets:StyleSets, clip:CLIPModel, tok:CLIPTokenizer, out:Path, steps:int=2000, names_a_batch:int=64, lr:float=1e-3, minutes:float=None, report=print)->CLIPModel:
     "The image tower trained on, text tower locked; resumes from `out/vision.pt`"
     names = sets.names('train')
     keep = [sets.index[n] for n in names]
