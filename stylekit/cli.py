@@ -156,7 +156,7 @@ def train_control_clip(folder:str, # of pictures as style/category/picture
                        out:str='control', # folder for the two encoders
                        shots:int=None, # pictures of each style and category; default all
                        clip:str=None, # folder or hub id of the CLIP whose text tower the diffusion model uses; default the embedded one
-                       mode:str=None, # adapter, lora, lora+adapter, full
+                       mode:str=None, # embedding (default), adapter, lora, lora+adapter, full
                        loss:str=None, # uniform, subtract, clamp, grl; without labels T1, T2, T1+T2
                        weight:float=None, # of what an encoder must not know
                        steps:int=None, batch:int=None, seed:int=None, # default 500 of 32

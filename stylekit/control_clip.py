@@ -24,16 +24,16 @@ from .training import Best, fit
 
 # %% ../nbs/07c_control_clip.ipynb #686d0b8d
 ROLES = ('category', 'style')
-MODES = ('adapter', 'lora', 'lora+adapter', 'full')
+MODES = ('embedding', 'adapter', 'lora', 'lora+adapter', 'full')   # adapter before the tower; behind it; LoRA in it; LoRA and the adapter behind; two towers
 
 class Residual(torch.nn.Module):
     "y = x + ρ·W₂ GELU(W₁ x) on every token, the identity until it learns (after CLIP-Adapter, arXiv 2110.04544)"
     def __init__(self, width:int, # of the tokens
-                 rho:float=.2):
+                 rho:float=.2, unit:float=1.): # size of the tokens' entries: W₁ sees x/unit, ρ counts in units
         super().__init__()
-        self.rho, self.down, self.up = rho, torch.nn.Linear(width, width//4), torch.nn.Linear(width//4, width)
+        self.rho, self.unit, self.down, self.up = rho, unit, torch.nn.Linear(width, width//4), torch.nn.Linear(width//4, width)
         torch.nn.init.zeros_(self.up.weight), torch.nn.init.zeros_(self.up.bias)
-    def forward(self, x): return x + self.rho*self.up(F.gelu(self.down(x.to(self.up.weight.dtype)))).to(x.dtype)
+    def forward(self, x): return x + self.rho*self.unit*self.up(F.gelu(self.down(x.to(self.up.weight.dtype)/self.unit))).to(x.dtype)
 
 def shared_copy(module:torch.nn.Module)->torch.nn.Module:
     "The same weights in a module of its own: what is hung into it is not in the first one"
@@ -57,12 +57,13 @@ class ControlClip(torch.nn.Module):
     "One frozen text tower with a reading for the category and one for the style"
     def __init__(self, tower, # transformers' CLIPTextModel; shared, never changed
                  tokenizer, projection=None, # text_projection; None: features cannot be asked for
-                 mode:str='lora+adapter', rank:int=4, rho:float=.2, # MODES; of the LoRAs; strength of the residual adapters
+                 mode:str='embedding', rank:int=4, rho:float=None, # MODES; of the LoRAs; strength of the residual adapters, default 1 before the tower and .2 behind it
                  words:Words=None, temperature:float=100., # τ
                  seed:int=0): # of the first weights
         super().__init__()
         if mode not in MODES: raise StylekitError(f'mode={mode!r}: choose {", ".join(MODES)}')
-        self.tokenizer, self.mode, self.rank, self.rho, self.words, self.temperature = tokenizer, mode, rank, rho, words, temperature
+        self.tokenizer, self.mode, self.rank, self.words, self.temperature = tokenizer, mode, rank, words, temperature
+        self.rho = rho if rho is not None else 1. if mode == 'embedding' else .2
         self.base_sha256 = weights_sha256(tower)
         self.tower, self.projection = shared_copy(tower).eval(), projection and shared_copy(projection)
         with torch.random.fork_rng(devices=[]):
@@ -76,7 +77,9 @@ class ControlClip(torch.nn.Module):
             with warnings.catch_warnings():
                 warnings.simplefilter('ignore')   # PEFT wonders at a second adapter
                 for r in ROLES: inject_adapter_in_model(cfg, self.tower, r)
-        if 'adapter' in self.mode: self.residual = torch.nn.ModuleDict({r: Residual(width, self.rho) for r in ROLES})
+        self.embed = [m for n, m in self.tower.named_modules() if n.endswith('token_embedding')]   # in a list, so that it is no part of this module too
+        unit = self.embed[0].weight.float().std().item() if self.mode == 'embedding' else 1.
+        if self.mode == 'embedding' or 'adapter' in self.mode: self.residual = torch.nn.ModuleDict({r: Residual(width, self.rho, unit) for r in ROLES})
         for p in self.parameters(): p.requires_grad_(False)
         self.to(next(self.tower.parameters()).device)
 
@@ -97,7 +100,9 @@ class ControlClip(torch.nn.Module):
         "What cross-attention hears"
         if role not in (None, *ROLES): raise StylekitError(f'no role {role!r}: choose {" or ".join(ROLES)}')
         if 'lora' in self.mode: _switch(self.tower, (role,) if role else (), train=torch.is_grad_enabled())
-        x = (self.own[role] if role and self.mode == 'full' else self.tower)(ids).last_hidden_state
+        before = [self.embed[0].register_forward_hook(lambda m, args, x: self.residual[role](x))] if role and self.mode == 'embedding' else []
+        try: x = (self.own[role] if role and self.mode == 'full' else self.tower)(ids).last_hidden_state
+        finally: [h.remove() for h in before]
         return self.residual[role](x) if role and 'adapter' in self.mode else x
 
     def features(self, texts:list, role:str=None)->torch.Tensor: # (B, D), of length 1
@@ -197,14 +202,14 @@ def keep_loss(now:torch.Tensor, before:torch.Tensor # tokens (B, T, width)
 @dataclass(frozen=True)
 class ControlSettings:
     "How the encoders are trained"
-    mode: str = 'lora+adapter'      # of MODES
+    mode: str = 'embedding'         # of MODES
     loss: str = 'uniform'           # of LABELLED or UNLABELLED
     weight: float = .2              # λ, of what the encoder must not know
     margin: float = .2              # m, of the triplets
     hard: bool = False              # triplets: the nearest wrong one
     keep: float = 1.                # weight of the keep term
     rank: int = 4                   # of the LoRAs
-    rho: float = .2                 # strength of the residual adapters
+    rho: float = None               # strength of the residual adapters; default 1 before the tower, .2 behind it
     steps: int = 500
     batch: int = 32                 # pictures a step
     prompts: int = 64               # pairs a step
@@ -217,7 +222,8 @@ class ControlSettings:
     def __post_init__(self):
         for name, choices in (('mode', MODES), ('loss', LABELLED+UNLABELLED)):
             if getattr(self, name) not in choices: raise StylekitError(f'{name}={getattr(self, name)!r}: choose {", ".join(choices)}')
-        for name, lo, hi in (('weight', 0, 100), ('margin', 0, 2), ('keep', 0, 1000), ('rho', 0, 10), ('lr', 0, 1), ('lora_lr', 0, 1), ('weight_decay', 0, 1)): check_range(name, getattr(self, name), lo, hi)
+        for name, lo, hi in (('weight', 0, 100), ('margin', 0, 2), ('keep', 0, 1000), ('lr', 0, 1), ('lora_lr', 0, 1), ('weight_decay', 0, 1)): check_range(name, getattr(self, name), lo, hi)
+        if self.rho is not None: check_range('rho', self.rho, 0, 10)
         for name in ('rank', 'steps', 'batch', 'check'):
             if check_whole(name, getattr(self, name)) < 1: raise StylekitError(f'{name} must be at least 1, got {getattr(self, name)}')
         if check_whole('prompts', self.prompts) < 4: raise StylekitError(f'prompts must be at least 4, got {self.prompts}')
