@@ -646,6 +646,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'stylekit.mini.judge.unit': ('mini/judge.html#unit', 'stylekit/mini/judge.py'),
                                      'stylekit.mini.judge.worn': ('mini/judge.html#worn', 'stylekit/mini/judge.py')},
             'stylekit.mini.tables': { 'stylekit.mini.tables.ablation': ('mini/tables.html#ablation', 'stylekit/mini/tables.py'),
+                                      'stylekit.mini.tables.added': ('mini/tables.html#added', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.balance': ('mini/tables.html#balance', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.balances': ('mini/tables.html#balances', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.curves': ('mini/tables.html#curves', 'stylekit/mini/tables.py'),

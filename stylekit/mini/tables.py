@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'START', 'AXES', 'look_of', 'picture_set', 'style_metric', 'balance', 'search_space',
-           'search', 'few_shot_styles', 'ablation', 'searched', 'curves', 'kept_probe', 'table_metrics', 'kept_table',
-           'make_tables', 'measured', 'balances']
+           'search', 'few_shot_styles', 'ablation', 'added', 'searched', 'curves', 'kept_probe', 'table_metrics',
+           'kept_table', 'make_tables', 'measured', 'balances']
 
 # %% ../../nbs/mini/07_tables.ipynb #57e414a3
 import json
@@ -120,6 +120,14 @@ def ablation(best:dict # SMS's best setting
             'online fake': dict(fake='shared'), 'styled fake': dict(fake='source'), 'content fake': dict(fake='content'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise')}
     return dict(sms=best) | {k: best | v for k, v in rows.items() if settings(**best | v) != settings(**best)}
 
+# %% ../../nbs/mini/07_tables.ipynb #1a236ddf
+def added(dds:dict # DDS's best setting
+         )->dict: # row -> arguments of `stylize`
+    "DDS as the bare SMS that it is, and what each of SMS's parts adds"
+    bare = {k: v for k, v in dds.items() if k != 'method'} | dict(fake='content', fake_noise=0., lam=0., relevance='none', t_min=settings(**dds).t_min)
+    rows = {'fresh noise': dict(fake_noise=settings().fake_noise), 'a little spectrum': dict(lam=.0125), 'spectrum': dict(lam=.05), 'relevance': dict(relevance='grid'), 'both': dict(lam=.05, relevance='grid')}
+    return dict(DDS=bare) | {k: bare | v for k, v in rows.items()}
+
 # %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
 def searched(kept, work, sets:StyleSets, names:list, methods, styles, metrics, **kw # folders for what is found and what is drawn; validation names; to `evaluate`
             )->dict: # method -> what `search` gives
@@ -185,7 +193,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rende
                 metrics:dict=None, # default `table_metrics`
                 workers:int=2, device:str=None, dtype='bf16', report=print
                )->dict: # name -> Table
-    "The main table, the ablation, and what few pictures are worth"
+    "The main table, the ablation, what SMS's parts add to DDS, and what few pictures are worth"
     sets, work, kept = StyleSets(Path(data)/'sets'), Path(work), Path(kept)
     kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), metrics or table_metrics(sets, Path(data)/'judge', kept)
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
@@ -196,6 +204,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rende
     tables = [('main', whole, dict(unchanged=None) | best, ['flat', 'ink', own[-1]], seeds)]
     if 'sms' in best: tables += [('ablation', half, ablation(best['sms']), ['flat', 'ink'], seeds[:1]),
                                  ('shots', half, dict(sms=best['sms']), own, seeds[:1])]
+    if 'dds' in best: tables += [('added', half, added(best['dds']), ['flat', 'ink'], seeds[:1])]
     return {name: kept_table(kept, name, *how, metrics=metrics, seeds=s, out=work/'drawn', **kw) for name, *how, s in tables}
 
 # %% ../../nbs/mini/07_tables.ipynb #6032b55c
