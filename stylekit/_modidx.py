@@ -576,6 +576,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stylekit.mini.control.few_shot_job': ('mini/control.html#few_shot_job', 'stylekit/mini/control.py'),
                                        'stylekit.mini.control.few_shot_table': ( 'mini/control.html#few_shot_table',
                                                                                  'stylekit/mini/control.py'),
+                                       'stylekit.mini.control.generation_table': ( 'mini/control.html#generation_table',
+                                                                                   'stylekit/mini/control.py'),
                                        'stylekit.mini.control.kept': ('mini/control.html#kept', 'stylekit/mini/control.py'),
                                        'stylekit.mini.control.look_at': ('mini/control.html#look_at', 'stylekit/mini/control.py'),
                                        'stylekit.mini.control.paint': ('mini/control.html#paint', 'stylekit/mini/control.py'),
