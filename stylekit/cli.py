@@ -98,7 +98,10 @@ def styles(*files:str, # LoRA files to look into; none: list the styles that com
         model = load_backbone(backbone)
     for s in found: print(f'{s.name:12} {s.words}' + (f'\n{"":12} {add_style(model, s)}' if files else ''))
 
-# %% ../nbs/16_cli.ipynb #d3da8bc1
+# %% ../nbs/16_cli.ipynb #37d9ddec
+def _said(r): # a record of a training
+    print((f'{r["role"]}, ' if 'role' in r else '')+f'step {r["step"]}: '+', '.join(f'{k} {r[k]:.4g}' for k in ('loss', 'held_out') if k in r), file=sys.stderr)
+
 def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
                name:str=None, # the style's name; default the folder's
                words:str=None, # what a prompt says to ask for the style; default its name
@@ -117,10 +120,9 @@ def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions i
               ):
     "Learn a style from a folder of pictures"
     from stylekit.finetune import image_caption, train_lora as run
-    said = lambda r: print(f'step {r["step"]}: '+', '.join(f'{k} {r[k]:.4g}' for k in ('loss', 'held_out') if k in r), file=sys.stderr)
     shown = [(preview, image_caption(preview) or 'a picture')] if preview else []
     style = run(folder, name or Path(folder).resolve().name, words, backbone=backbone, out=out, template=template, device=device, dtype=dtype, previews=shown, names=names,
-                minutes=minutes, report=said, rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
+                minutes=minutes, report=_said, rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
     print(style.path)
     print(f'say what may be done with its pictures in {style.path.with_name("rights.toml")}', file=sys.stderr)
 
@@ -166,8 +168,7 @@ def train_control_clip(folder:str, # of pictures as style/category/picture
                       ):
     "Learn a category encoder and a style encoder from few pictures"
     from stylekit.control_clip import TEMPLATES, train_control_clip as run
-    said = lambda r: print(f'{r["role"]}, step {r["step"]}: '+', '.join(f'{k} {r[k]:.4g}' for k in ('loss', 'held_out') if k in r), file=sys.stderr)
-    run(folder, clip, shots=shots, templates=(template,) if template else TEMPLATES, out=out, device=device, minutes=minutes, report=said,
+    run(folder, clip, shots=shots, templates=(template,) if template else TEMPLATES, out=out, device=device, minutes=minutes, report=_said,
         mode=mode, loss=loss, weight=weight, steps=steps, batch=batch, seed=seed)
     print(out)
 

@@ -8,7 +8,7 @@ __all__ = ['ROLES', 'MODES', 'TEMPLATES', 'LABELLED', 'UNLABELLED', 'GENERIC', '
            't2', 'keep_loss', 'ControlSettings', 'ControlTrainer', 'load_control_clip', 'check_base',
            'train_control_clip']
 
-# %% ../nbs/07c_control_clip.ipynb #4c8f8cc7
+# %% ../nbs/07c_control_clip.ipynb #30bce5c3
 import copy, json, math, warnings
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, _switch
-from .clip import Clip, load_clip, weights_sha256
+from .clip import Clip, load_clip, token_ids, weights_sha256
 from .core import StylekitError, atomic_path, changed, check_range, check_whole, digest
 from .grids import Grid, few, read_grid
 from .lora import read_safetensors
@@ -90,9 +90,7 @@ class ControlClip(torch.nn.Module):
         return {n: p for n, p in self.named_parameters() if role in n.split('.')}
     def __repr__(self): return f'ControlClip({self.mode}, {sum(p.numel() for p in self.part("style").values()):,} weights for each role)'
 
-    def ids(self, texts, pad='longest'):
-        n = self.tower.config.max_position_embeddings
-        return self.tokenizer([texts] if isinstance(texts, str) else list(texts), padding=pad, max_length=n, truncation=True, return_tensors='pt').input_ids.to(next(self.tower.parameters()).device)
+    def ids(self, texts, pad='longest'): return token_ids(self.tokenizer, self.tower, texts, pad)
 
     def tokens(self, ids:torch.Tensor, # (B, T) long
                role:str=None # of ROLES; None: f_0, the tower as it came
