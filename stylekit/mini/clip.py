@@ -93,6 +93,7 @@ def train_clip(sets:StyleSets, tok:CLIPTokenizer, out:Path, steps:int=600, batch
 def train_vision(sets:StyleSets, clip:CLIPModel, tok:CLIPTokenizer, out:Path, steps:int=2000, names_a_batch:int=64, lr:float=1e-3, minutes:float=None, report=print)->CLIPModel:
     "The image tower trained on, text tower locked; resumes from `out/vision.pt`"
     names = sets.names('train')
+    n = min(names_a_batch, len(names))
     keep = [sets.index[n] for n in names]
     images = {l: sets.array(l)[keep] for l in BASE_LOOKS}
     texts = [thing(n) for n in names] + [f'{look_words(l)}, {thing(n)}' for l in BASE_LOOKS for n in names]   # with no look, with the first, ...
@@ -100,8 +101,8 @@ def train_vision(sets:StyleSets, clip:CLIPModel, tok:CLIPTokenizer, out:Path, st
     with torch.no_grad(): words = F.normalize(torch.cat([clip.text_projection(clip.text_model(tokenize(tok, b)).pooler_output) for b in [texts[i:i+256] for i in range(0, len(texts), 256)]]), dim=-1)
     for p in [*clip.vision_model.parameters(), *clip.visual_projection.parameters(), clip.logit_scale]: p.requires_grad_(True)
     def loss(g):
-        who = torch.randperm(len(names), generator=g)[:names_a_batch].repeat(2)
-        look = torch.rand(names_a_batch, len(BASE_LOOKS), generator=g).argsort(1)[:, :2].T.flatten()
+        who = torch.randperm(len(names), generator=g)[:n].repeat(2)
+        look = torch.rand(n, len(BASE_LOOKS), generator=g).argsort(1)[:, :2].T.flatten()
         told = who + len(names)*(look+1)*(torch.rand(len(who), generator=g) < .5)
         x = random_affine(to_float(np.stack([images[BASE_LOOKS[l]][i] for i,l in zip(who.tolist(), look.tolist())])), g)
         with torch.autocast('cpu', torch.bfloat16): v = clip.visual_projection(clip.vision_model(pixel_values=x).pooler_output)
