@@ -235,6 +235,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.evaluate.Table.metrics': ('evaluate.html#table.metrics', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate.Table.save': ('evaluate.html#table.save', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._cell': ('evaluate.html#_cell', 'stylekit/evaluate.py'),
+                                   'stylekit.evaluate._label': ('evaluate.html#_label', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._make': ('evaluate.html#_make', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._measured': ('evaluate.html#_measured', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._method': ('evaluate.html#_method', 'stylekit/evaluate.py'),

@@ -329,7 +329,17 @@ def sheet(jobs:list, items:list, style:str, # its name
                 out.paste(im, (x*side+(side-im.width)//2, 14+y*side+(side-im.height)//2))
     return out
 
-# %% ../nbs/13_evaluate.ipynb #5bb5b984
+# %% ../nbs/13_evaluate.ipynb #8a5e4d20
+def _label(ax, points:list): # (x, y, text, colour): names beside their points, moved apart where they would cover each other
+    (x0, x1), (y0, y1), placed = ax.get_xlim(), ax.get_ylim(), []
+    for x, y, text, colour in sorted(((x-x0)/(x1-x0), (y-y0)/(y1-y0), text, colour) for x, y, text, colour in points):
+        left = x > .7
+        span = (x-.025*len(text), x) if left else (x, x+.025*len(text))
+        tries = (y+.02+k*s*.055 for k in range(len(points)+1) for s in (1, -1))
+        height = next((h for h in tries if 0 <= h <= .96 and all(abs(h-b) >= .054 or a[1] < span[0] or a[0] > span[1] for a, b in placed)), y)
+        placed.append((span, height))
+        ax.text(x+(-.015 if left else .015), height, text, color=colour, fontsize=7, ha='right' if left else 'left', transform=ax.transAxes)
+
 def scatter(table:Table, content:str='pd_src', style:str='kid', # metrics
             ): # matplotlib figure
     "Style against content, a panel for each style"
@@ -338,11 +348,13 @@ def scatter(table:Table, content:str='pd_src', style:str='kid', # metrics
     fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=(3.4*len(styles), 3.2), dpi=100, layout='constrained')
     plt.close(fig)   # shown by whoever asked for it, once
     for ax, name in zip(axs[0], styles):
+        points = []
         for r in (r for r in table.rows if r.style==name and content in r.values and style in r.values):
             x, y = r.values[content], r.values[style]
             err = lambda m: [[m.value-m.interval[0]], [m.interval[1]-m.value]] if m.interval else None
-            ax.errorbar(x.value, y.value, err(y), err(x), fmt='o', ms=4, lw=.6)
-            ax.annotate(r.method, (x.value, y.value), xytext=(4, 3), textcoords='offset points', fontsize=8)
+            dot = ax.errorbar(x.value, y.value, err(y), err(x), fmt='o', ms=4, lw=.6)
+            points.append((x.value, y.value, r.method, dot.lines[0].get_color()))
+        _label(ax, points)
         ax.set(title=name, xlabel=f'{table._name(content)} (content)', ylabel=f'{table._name(style)} (style)')
     return fig
 
