@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'Task', 'task_of', 'zero_shot', 'linear_probe', 'clip_adapter', 'tip_adapter', 'tip_adapter_f', 'coop',
-           'clip_lora', 'Tuned', 'answer', 'eta2', 'probe_accuracy', 'leakage']
+           'clip_lora', 'Tuned', 'answer', 'eta2', 'balanced_accuracy', 'probe_accuracy', 'leakage']
 
-# %% ../nbs/13a_fewshot.ipynb #8e5b6b0a
+# %% ../nbs/13a_fewshot.ipynb #33693939
 import copy, warnings
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
 from .clip import Clip
-from .control_clip import ROLES, far_from_uniform, role_logits
+from .control_clip import ROLES, far_from_uniform, grid_logits, role_logits
 from .core import StylekitError
 from .grids import Grid
 from .training import fit, linear, logistic
@@ -121,21 +121,28 @@ def eta2(t:torch.Tensor # prompts (K, S, D)
     all_ = (t-t.mean((0, 1))).pow(2).sum()
     return dict(category=((t.mean(1)-t.mean((0, 1))).pow(2).sum()*t.shape[1]/all_).item(), style=((t.mean(0)-t.mean((0, 1))).pow(2).sum()*t.shape[0]/all_).item())
 
+def balanced_accuracy(said:torch.Tensor, y:torch.Tensor)->float: # (N,) each; in [0, 1]
+    "How often each answer is found where it is right, the mean over answers"
+    return torch.stack([(said[y == k] == k).float().mean() for k in y.unique()]).mean().item()
+
 def probe_accuracy(l:torch.Tensor, y:torch.Tensor, l_test:torch.Tensor, y_test:torch.Tensor, n:int, l2:float=1e-3)->float:
-    "How well a logistic probe finds an attribute in logits (N, K, S), on other pictures than it learnt from"
+    "How well a logistic probe finds an attribute in logits (N, K, S), on other pictures than it learnt from; balanced"
     x, xt = l.flatten(1), l_test.flatten(1)
     size = x.std()   # one size for all of it, so that what is small stays small
-    return (linear(logistic(x/size, y, n, l2))(xt/size).argmax(1) == y_test).float().mean().item()
+    return balanced_accuracy(linear(logistic(x/size, y, n, l2, torch.full((n,), 1/n)))(xt/size).argmax(1), y_test)
 
 def leakage(control, role:str, v:torch.Tensor, labels:dict, v_test:torch.Tensor, labels_test:dict, # pictures the probe learns from, and pictures it is asked about; role -> (N,)
-            seed:int=0)->dict: # 'own', 'cross', 'probe', ... accuracies; 'cross_left', 'probe_left': normalised
+            seed:int=0)->dict: # 'own', 'cross', 'probe', ... balanced accuracies; 'cross_left', 'probe_left': normalised
     "What the encoder of a role knows of its own attribute, and what of the wrong one"
-    other, n = ROLES[role == 'category'], {'category': len(control.words.categories), 'style': len(control.words.styles)}
-    l, l0, lt, l0t = (control.logits(x, r) for x in (v, v_test) for r in (role, None))
-    right = lambda l, r: (role_logits(l, r).argmax(1) == labels_test[r]).float().mean().item()
-    probe = lambda a, b, y: probe_accuracy(a, y, b, labels_test[other], n[other])
-    chance, shuffled = 1/n[other], labels[other][torch.randperm(len(v), generator=torch.Generator().manual_seed(seed))]
-    out = dict(own=right(lt, role), own_frozen=right(l0t, role), cross=right(lt, other), cross_frozen=right(l0t, other), probe=probe(l, lt, labels[other]),
-               probe_frozen=probe(l0, l0t, labels[other]), probe_shuffled=probe(l, lt, shuffled), chance=chance, far_from_uniform=far_from_uniform(role_logits(lt, other)).item())
-    left = lambda a, a0: (a-chance)/(a0-chance) if a0 > chance else float('nan')   # CLIP itself does not know: nothing to compare with
-    return out | dict(cross_left=left(out['cross'], out['cross_frozen']), probe_left=left(out['probe'], out['probe_frozen']), **{f'eta2_{k}': x for k, x in eta2(control.grid_features(role)).items()})
+    g = torch.Generator().manual_seed(seed)
+    other, chance = ROLES[role == 'category'], 1/len(control.words.styles if role == 'category' else control.words.categories)
+    t, t0 = control.grid_features(role), control.grid_features()
+    blind = t.mean(ROLES.index(other), keepdim=True).expand_as(t)
+    of = lambda t, v: grid_logits(v, t, control.temperature)
+    right = lambda t, r: balanced_accuracy(role_logits(of(t, v_test), r).argmax(1), labels_test[r])
+    probe = lambda t, y=labels[other]: probe_accuracy(of(t, v), y, of(t, v_test), labels_test[other], round(1/chance))
+    out = dict(own=right(t, role), own_frozen=right(t0, role), cross=right(t, other), cross_frozen=right(t0, other), probe=probe(t), probe_frozen=probe(t0), probe_blind=probe(blind),
+               probe_shuffled=sum(probe(t, labels[other][torch.randperm(len(v), generator=g)]) for _ in range(3))/3, chance=chance,
+               far_from_uniform=far_from_uniform(role_logits(of(t, v_test), other)).item())
+    left = lambda a, none, all_: (a-none)/(all_-none) if all_ > none else float('nan')   # CLIP itself does not know: nothing to compare with
+    return out | dict(cross_left=left(out['cross'], chance, out['cross_frozen']), probe_left=left(out['probe'], out['probe_blind'], out['probe_frozen'])) | {f'eta2_{k}': x for k, x in eta2(t).items()}

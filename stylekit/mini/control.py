@@ -63,15 +63,15 @@ def _said(clip, grid, role, predicted)->dict: # the accuracy over pictures, and 
 def few_shot_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, ways=WAYS, control:dict=CONTROL, **settings)->dict: # way -> role -> accuracy on test names
     "Every way to learn from the same shots"
     train, val, test = few(grid.split('train'), shots, seed), grid.split('val'), grid.split('test')
-    v, out = clip.see(test), {}
+    v, out, shown = clip.see(test), {}, {(s.style, s.name) for s in train}
+    rest = grid.split('train').where(lambda s: (s.style, s.name) not in shown)
+    seen = [x for i in (0, 1) for half in [rest.where(lambda s: int(digest(s.name)[:8], 16)%2 == i)] for x in (clip.see(half), dict(zip(ROLES, half.labels())))]   # two halves of the names
     for role, template in (('category', 'a {}'), ('style', '{}')):
         task = task_of(clip, train, role, template, val, seed)
         for name, way in ways.items(): out.setdefault(name, {})[role] = _said(clip, test, role, answer(way(task), v, test))
     for name, how in control.items():
         c = train_control_clip(Grid([*train, *val], grid.categories, grid.styles), clip, templates=(CAPTION,), keep_prompts=keep_prompts, seed=seed, **settings | how)
-        labels = lambda g: dict(zip(ROLES, g.labels()))
-        known = grid.split('train')
-        out[name] = {r: _said(clip, test, r, role_logits(c.logits(v, r), r).argmax(1)) | dict(leakage=leakage(c, r, clip.see(known), labels(known), v, labels(test))) for r in ROLES}
+        out[name] = {r: _said(clip, test, r, role_logits(c.logits(v, r), r).argmax(1)) | dict(leakage=leakage(c, r, *seen)) for r in ROLES}
     return out
 
 # %% ../../nbs/mini/08_control.ipynb #5f8973e0
@@ -84,7 +84,7 @@ def kept(folder, job, *key): # what `job()` gives
     return json.loads(file.read_text())
 
 def few_shot_table(clip:Clip, grid:Grid, out, keep_prompts, shots=(1, 2, 4, 8, 16), seeds=(0, 1, 2), ways=WAYS, control:dict=CONTROL, report=None, **settings # of ControlSettings
-                  )->list: # rows: way, role, shots, value, interval
+                  )->list: # rows: way, role, shots, value, interval, of each seed, what `leakage` says of each seed
     "Accuracy on names nobody trained on"
     jobs, rows = {}, []
     for n in shots:
@@ -96,7 +96,8 @@ def few_shot_table(clip:Clip, grid:Grid, out, keep_prompts, shots=(1, 2, 4, 8, 1
         for role in ROLES:
             for n in shots:
                 each = [sum(x)/len(seeds) for x in zip(*(jobs[n, s][way][role]['each'] for s in seeds))]
-                rows.append(dict(way=way, role=role, shots=n, value=sum(jobs[n, s][way][role]['value'] for s in seeds)/len(seeds), interval=mean_interval(each)))
+                rows.append(dict(way=way, role=role, shots=n, value=sum(jobs[n, s][way][role]['value'] for s in seeds)/len(seeds), interval=mean_interval(each),
+                                 seeds=[jobs[n, s][way][role]['value'] for s in seeds], leakage=[x for s in seeds if (x := jobs[n, s][way][role].get('leakage'))]))
     return rows
 
 # %% ../../nbs/mini/08_control.ipynb #a280cbd3

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'START', 'AXES', 'look_of', 'picture_set', 'style_metric', 'balance', 'search_space',
-           'search', 'few_shot_styles', 'ablation', 'added', 'searched', 'curves', 'kept_probe', 'table_metrics',
-           'kept_table', 'make_tables', 'measured', 'balances']
+           'search', 'few_shot_styles', 'ablation', 'orders', 'added', 'searched', 'curves', 'kept_probe',
+           'table_metrics', 'kept_table', 'make_tables', 'measured', 'balances']
 
 # %% ../../nbs/mini/07_tables.ipynb #57e414a3
 import json
@@ -120,6 +120,14 @@ def ablation(best:dict # SMS's best setting
             'online fake': dict(fake='shared'), 'styled fake': dict(fake='source'), 'content fake': dict(fake='content'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise')}
     return dict(sms=best) | {k: best | v for k, v in rows.items() if settings(**best | v) != settings(**best)}
 
+# %% ../../nbs/mini/07_tables.ipynb #233cbfcd
+def orders(best:dict # SMS's best setting
+          )->dict: # row -> arguments of `stylize`
+    "Three orders of timesteps, up to higher t, and with steps that stay long to the end"
+    high = best | dict(t_max=900)
+    ways = {'': high, ', long steps': high | dict(schedule='constant', lr=best['lr']/2, finish=0)}   # as far in all as with the cosine
+    return {f'{name} t{k}': how | dict(sampler=s) for k, how in ways.items() for name, s in (('narrowing', 'narrowing'), ('random', 'uniform'), ('linear', 'linear'))}
+
 # %% ../../nbs/mini/07_tables.ipynb #1a236ddf
 def added(dds:dict # DDS's best setting
          )->dict: # row -> arguments of `stylize`
@@ -193,7 +201,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rende
                 metrics:dict=None, # default `table_metrics`
                 workers:int=2, device:str=None, dtype='bf16', report=print
                )->dict: # name -> Table
-    "The main table, the ablation, what SMS's parts add to DDS, and what few pictures are worth"
+    "The main table, the ablation, the order of timesteps, what SMS's parts add to DDS, and what few pictures are worth"
     sets, work, kept = StyleSets(Path(data)/'sets'), Path(work), Path(kept)
     kw, metrics = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report), metrics or table_metrics(sets, Path(data)/'judge', kept)
     own = few_shot_styles(sets, 'openmoji', work/'styles', backbone=load_backbone(device=device))
@@ -203,12 +211,13 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rende
     whole, half = picture_set(sets, work/'test', test, looks), picture_set(sets, work/'half', test[::2], looks)
     tables = [('main', whole, dict(unchanged=None) | best, ['flat', 'ink', own[-1]], seeds)]
     if 'sms' in best: tables += [('ablation', half, ablation(best['sms']), ['flat', 'ink'], seeds[:1]),
+                                 ('orders', half, orders(best['sms']), ['flat', 'ink'], seeds[:1]),
                                  ('shots', half, dict(sms=best['sms']), own, seeds[:1])]
     if 'dds' in best: tables += [('added', half, added(best['dds']), ['flat', 'ink'], seeds[:1])]
     return {name: kept_table(kept, name, *how, metrics=metrics, seeds=s, out=work/'drawn', **kw) for name, *how, s in tables}
 
-# %% ../../nbs/mini/07_tables.ipynb #6032b55c
-def measured(name:str, kept)->Table: # 'main', 'ablation' or 'shots'; folder
+# %% ../../nbs/mini/07_tables.ipynb #2f97c8d3
+def measured(name:str, kept)->Table: # 'main', 'ablation', 'orders', 'added' or 'shots'; folder
     "A table as far as it has been measured"
     parts = [read_table(f) for f in sorted(Path(kept).glob(f'{name}-*.json'))]
     if not parts: raise StylekitError(f'no {name}-*.json in {str(kept)!r}: `make tables` writes them')
