@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test tables export readme clean
+.PHONY: stylize app test tables control export readme clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
@@ -23,6 +23,9 @@ test: .venv/dev
 # hours on a processor; goes on where it was stopped
 tables: .venv/dev
 	$(BIN)/python -c "from stylekit.mini.tables import make_tables; make_tables()"
+
+control: .venv/dev
+	$(BIN)/python -c "from stylekit.mini.control import make_control; make_control()"
 
 export: .venv/dev
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean

@@ -116,8 +116,8 @@ def ablation(best:dict # SMS's best setting
     "One part left out, or another in its place; 'sms' is the best setting"
     lam = best.get('lam') or .05
     rows = {'style matching alone': dict(lam=0., relevance='none'), 'spectrum alone': dict(lam=lam, relevance='none'), 'relevance alone': dict(lam=0., relevance='grid'), 'both': dict(lam=lam, relevance='grid'),
-            'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0), 'guided from empty': dict(guide='empty'),
-            'online fake': dict(fake='shared'), 'styled fake': dict(fake='source'), 'content fake': dict(fake='content'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise')}
+            'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0), 'online fake': dict(fake='shared'), 'styled fake': dict(fake='source'), 'content fake': dict(fake='content'),
+            'guided from empty': dict(guide='empty'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise')}
     return dict(sms=best) | {k: best | v for k, v in rows.items() if settings(**best | v) != settings(**best)}
 
 # %% ../../nbs/mini/07_tables.ipynb #233cbfcd
@@ -210,10 +210,10 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # rende
     looks = ['flat', 'ink', *(Path(p).name for p in own)]
     whole, half = picture_set(sets, work/'test', test, looks), picture_set(sets, work/'half', test[::2], looks)
     tables = [('main', whole, dict(unchanged=None) | best, ['flat', 'ink', own[-1]], seeds)]
-    if 'sms' in best: tables += [('ablation', half, ablation(best['sms']), ['flat', 'ink'], seeds[:1]),
-                                 ('orders', half, orders(best['sms']), ['flat', 'ink'], seeds[:1]),
-                                 ('shots', half, dict(sms=best['sms']), own, seeds[:1])]
     if 'dds' in best: tables += [('added', half, added(best['dds']), ['flat', 'ink'], seeds[:1])]
+    if 'sms' in best: tables += [('orders', half, orders(best['sms']), ['flat', 'ink'], seeds[:1]),
+                                 ('shots', half, dict(sms=best['sms']), own, seeds[:1]),
+                                 ('ablation', half, ablation(best['sms']), ['flat', 'ink'], seeds[:1])]
     return {name: kept_table(kept, name, *how, metrics=metrics, seeds=s, out=work/'drawn', **kw) for name, *how, s in tables}
 
 # %% ../../nbs/mini/07_tables.ipynb #2f97c8d3
