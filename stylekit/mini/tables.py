@@ -116,8 +116,7 @@ def ablation(best:dict # SMS's best setting
     "One part left out, or another in its place; 'sms' is the best setting"
     lam = best.get('lam') or .05
     rows = {'style matching alone': dict(lam=0., relevance='none'), 'spectrum alone': dict(lam=lam, relevance='none'), 'relevance alone': dict(lam=0., relevance='grid'), 'both': dict(lam=lam, relevance='grid'),
-            'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0), 'online fake': dict(fake='shared'), 'styled fake': dict(fake='source'), 'content fake': dict(fake='content'),
-            'guided from empty': dict(guide='empty'), 'frozen fake': dict(fake='frozen'), 'noise as fake': dict(fake='noise')}
+            'random t': dict(sampler='uniform'), 'linear t': dict(sampler='linear'), 'no last step': dict(finish=0), 'online fake': dict(fake='shared'), 'styled fake': dict(fake='source'), 'content fake': dict(fake='content')}
     return dict(sms=best) | {k: best | v for k, v in rows.items() if settings(**best | v) != settings(**best)}
 
 # %% ../../nbs/mini/07_tables.ipynb #233cbfcd
