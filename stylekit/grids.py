@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SPLITS', 'NOTICES', 'split_by_name', 'Shot', 'Grid', 'few', 'crossed', 'duplicates', 'read_grid']
 
-# %% ../nbs/07b_grids.ipynb #c2ef3676
+# %% ../nbs/07b_grids.ipynb #de1fd91d
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 from .core import StylekitError, check_whole, digest, image_to_tensor, load_image
@@ -123,15 +123,18 @@ def read_grid(root, # folder with style/category/picture
     "A grid from a folder; DomainNet, PACS and Office-Home too"
     root = Path(root)
     if not root.is_dir(): raise StylekitError(f'no folder {str(root)!r}')
-    shots, words = [], lambda d: d.name.replace('_', ' ').replace('-', ' ').lower()
+    shots, lists, words = [], {}, lambda d: d.name.replace('_', ' ').replace('-', ' ').lower()
     for style in _folders(root):
         told = _official(root, style.name)
+        lists |= told
         for category in _folders(style):
             for p in sorted(p for p in category.iterdir() if p.suffix.lower() in _PICTURES):
                 name = f'{words(category)}/{p.stem}'
                 said = told.get(p.relative_to(root).as_posix(), '')
                 shots.append(Shot(words(category), words(style), name, p, said if said != 'train' else 'val' if split_by_name(name, test=0) == 'val' else 'train'))
     if not shots: raise StylekitError(f'{str(root)!r} holds no pictures as style/category/picture ({", ".join(_PICTURES)})')
+    learnt = {s.category for s in shots if s.split == 'train'}
+    if not lists: shots = [s if s.category in learnt else replace(s, split='train') for s in shots]   # few pictures, and the lot of the names took all of a category
     grid = Grid(shots)
     if len(grid.styles) < 2 or len(grid.categories) < 2: raise StylekitError(f'{grid!r}: at least two of each are needed; folders are style/category/picture')
     for styles, notice in NOTICES.values():
