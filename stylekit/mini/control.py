@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CATEGORIES', 'LOOKS', 'CAPTION', 'CONTROL', 'FIT', 'FOUND', 'WORDS', 'PAINTED', 'emoji_grid', 'Seen', 'few_shot_job',
            'kept', 'read_kept', 'few_shot_jobs', 'few_shot_table', 'crossed_job', 'Viewer', 'paint', 'wanted',
-           'look_at', 'painted', 'Inverted', 'invert', 'with_lora', 'painting_jobs', 'painting_table', 'make_control']
+           'thing_grid', 'look_at', 'painted', 'Inverted', 'invert', 'with_lora', 'painting_jobs', 'painting_table',
+           'make_control']
 
 # %% ../../nbs/mini/08_control.ipynb #1514c4d1
 import json
@@ -162,11 +163,19 @@ def paint(pipe, prompts:list, seed:int=0, steps:int=20, guidance:float=5., place
         out.append(pipe(prompts[i:i+batch], generator=noise[i:i+batch], num_inference_steps=steps, guidance_scale=guidance, output_type='np').images)
     return (np.concatenate(out)*255).round().astype(np.uint8)
 
+def _by_lot(grid): return {c: sorted({s.name for s in grid.split('train') if s.category == c}, key=digest) for c in grid.categories}   # train names
+
 def wanted(grid:Grid, looks=tuple(WORDS), each:int=2 # names of each category
           )->list: # (look, name, category)
     "Train names, as the UNet draws what it has seen, in every look"
-    names = {c: sorted({s.name for s in grid.split('train') if s.category == c}, key=digest)[:each] for c in grid.categories}
-    return [(look, n, c) for look in looks for c in grid.categories for n in names[c]]
+    return [(look, n, c) for look in looks for c, names in _by_lot(grid).items() for n in names[:each]]
+
+def thing_grid(sets:StyleSets, words:dict=WORDS, categories:dict=CATEGORIES, shots:int=16 # look -> what it is called; names of each category, the last of the lot
+              )->Grid:
+    "A grid to draw from: things by their own names, looks by made-up ones"
+    names = [n for c in _by_lot(emoji_grid(sets, tuple(words), categories)).values() for n in c[-shots:]]
+    def of(name, look): return lambda: sets[look, name]
+    return Grid(Shot(thing(n), w, n, of(n, l), 'train') for n in names for l, w in words.items())
 
 def look_at(viewer:Viewer, images:np.ndarray, want:list)->dict: # 'style', 'category', 'spread': a number for each picture
     "Is it the look, is it the kind of thing that was asked for, and how far is it from the others of its look?"
@@ -245,8 +254,8 @@ def with_lora(pipe, file):
 # %% ../../nbs/mini/08_control.ipynb #215a8f17
 PAINTED = {   # row: settings of the training, or None, 'inversion', 'LoRA'; settings of `Steer`
     'plain prompt': (None, {}), 'words it knows': (None, {}),
-    'style encoder': (dict(weight=0.), dict(alpha=1.)), 'both encoders': (dict(weight=0.), dict(combine='delta', alpha=(.5, 1.))),
-    'forgetful style encoder': (dict(weight=5.), dict(alpha=1.)), 'both, forgetful': (dict(weight=5.), dict(alpha=.5)),
+    'style encoder': (dict(weight=0.), dict(alpha=1.)), 'both encoders': (dict(weight=0.), dict(alpha=.5)),
+    'forgetful style encoder': (dict(weight=5.), dict(alpha=1.)), 'both forgetful encoders': (dict(weight=5.), dict(alpha=.5)),
     'triplets': (dict(loss='T1+T2'), dict(alpha=1.)), 'one tuned encoder': (dict(loss='both'), dict(alpha=1.)),
     'behind the tower': (dict(weight=0., mode='adapter'), dict(alpha=1.)), 'LoRA in the tower': (dict(weight=0., mode='lora'), dict(alpha=1.)),
     'textual inversion': ('inversion', {}), 'UNet LoRA': ('LoRA', {})}
@@ -255,27 +264,26 @@ def painting_jobs(pipe, viewer:Viewer, clip:Clip, sets:StyleSets, out, work, kee
                   ways:dict=PAINTED, words:dict=WORDS, categories:dict=CATEGORIES, each:int=2, shots:int=16, seeds=(0,), draw_steps:int=20, learn:int=300, report=None, **settings # steps of the references; of ControlSettings
                  ):
     "Every row: train, draw, look"
-    grid, work = emoji_grid(sets, tuple(words), categories, words), Path(work)
-    want, train = wanted(emoji_grid(sets, tuple(words), categories), tuple(words), each), few(grid.split('train'), shots)
+    grid, want, work = thing_grid(sets, words, categories, shots), wanted(emoji_grid(sets, tuple(words), categories), tuple(words), each), Path(work)
     def means(label, how, steer): # hearing(look), see `painted`
         if how is None: return None
         home = work/label.replace(' ', '-')
         if how == 'inversion':
-            own = invert(load_backbone(), train, words, learn, path=home/'training.pt')
+            own = invert(load_backbone(), grid, words, learn, path=home/'training.pt')
             return lambda look: own.heard(pipe.text_encoder)
         if how == 'LoRA':
             for l, w in words.items():
-                if not (home/l/LORA_FILE).exists(): train_lora(set_examples(sets, l, [s.name for s in train if s.style == w]), l, w, out=home, backbone=load_backbone(), steps=learn//2, views=1, zoom=1., hold_out=0.)
+                if not (home/l/LORA_FILE).exists(): train_lora(set_examples(sets, l, [s.name for s in grid if s.style == w]), l, w, out=home, backbone=load_backbone(), steps=learn//2, views=1, zoom=1., hold_out=0.)
             return lambda look: with_lora(pipe, home/look/LORA_FILE)
-        home = work/f'control-{digest(clip.sha256, repr(sorted((settings | how).items())), shots, repr(words))[:12]}'
-        control = load_control_clip(home, clip) if (home/CONTROL_FILE).exists() else train_control_clip(grid, clip, shots=shots, templates=(CAPTION,), keep_prompts=keep_prompts, out=home, **settings | how)
+        home = work/f'control-{digest(clip.sha256, repr(sorted((settings | how).items())), len(grid), repr(words))[:12]}'
+        control = load_control_clip(home, clip) if (home/CONTROL_FILE).exists() else train_control_clip(grid, clip, templates=('{s}, {c}',), keep_prompts=keep_prompts, out=home, **settings | how)
         return lambda look: control_clip(pipe, control, **steer)
     for label, (how, steer) in ways.items():
         def job():
             row, images = painted(pipe, viewer, want, {l: look_words(l) for l in words} if label == 'words it knows' else words, means(label, how, steer), seeds, draw_steps)
             with atomic_path(work/f'{label}.npy') as tmp, open(tmp, 'wb') as f: np.save(f, images)
             return row
-        row = kept(out, f'drawn-{label.replace(" ", "-")}', job, clip.sha256, label, how, steer, want, words, shots, seeds, draw_steps, learn, settings)
+        row = kept(out, f'drawn-{label.replace(" ", "-")}', job, clip.sha256, label, how and ((settings, how) if isinstance(how, dict) else learn), steer, want, words, shots, seeds, draw_steps)
         if report: report(label+': '+', '.join(f'{k} {np.mean(v):.3f}' for k, v in row.items()))
 
 def painting_table(folder)->dict: # row -> metric -> (value, its interval, difference to the plain prompt, its interval), in the order of PAINTED
@@ -298,4 +306,4 @@ def make_control(data='data', work='runs/control', kept_in='nbs/mini/control', r
     for seed in (0, 1, 2): kept(kept_in, f'crossed-{seed}', lambda: crossed_job(clip, grid, 4, seed, keep, **FIT, **CONTROL['Control-CLIP']), clip.sha256, seed, len(grid), keep, FIT, CONTROL['Control-CLIP'])
     pipe = StableDiffusionPipeline.from_pretrained(asset('mini'), safety_checker=None, feature_extractor=None).to(torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    painting_jobs(pipe, Viewer(Judge(), sets, through_codec(load_backbone())), clip, sets, kept_in, work, keep, report=report, **FIT)
+    painting_jobs(pipe, Viewer(Judge(), sets, through_codec(load_backbone())), clip, sets, kept_in, work, keep, report=report, steps=300)
