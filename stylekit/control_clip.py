@@ -237,6 +237,7 @@ class ControlTrainer:
         self.control = ControlClip(m.text_model, clip.tokenizer, m.text_projection, cfg.mode, cfg.rank, cfg.rho, words, clip.temperature, cfg.seed)
         look = lambda grid: (clip.see(grid), dict(zip(ROLES, (x.to(clip.device) for x in grid.labels())))) if len(grid) else None
         self.train, self.seen = look(train), look(val)
+        self.has = torch.zeros(len(words.categories), len(words.styles), dtype=torch.bool).index_put((self.train[1]['category'].cpu(), self.train[1]['style'].cpu()), torch.tensor(True))   # pairs with pictures
         self.kept = self.control.ids(keep_prompts, 'max_length')
         with torch.no_grad(): self.before = self.control.tokens(self.kept)
         names = lambda grid: sorted((s.category, s.style, s.name) for s in grid)
@@ -264,7 +265,9 @@ def loss(self:ControlTrainer, role:str, head, g:torch.Generator)->torch.Tensor:
     some = torch.randperm(len(self.kept), generator=g)[:8]
     total = cfg.keep*keep_loss(control.tokens(self.kept[some], role), self.before[some]) if cfg.keep else 0.
     if cfg.loss in UNLABELLED: return total + self._triplets(v[rows], t if role == 'style' else t.transpose(0, 1), labels[role], g)
-    l = grid_logits(v[rows], t, control.temperature)
+    there = self.has[k][:, s]
+    there = there | ~(there.any(0, keepdim=True) & there.any(1, keepdim=True))
+    l = grid_logits(v[rows], t, control.temperature).masked_fill(~there.to(v.device), -1e4)
     total = total + labelled_loss(l, labels, role, cfg.loss, cfg.weight)
     other = ROLES[role == 'category']
     return total + adversary_loss(head, l, t, y[other][rows], cfg.weight) if head else total
