@@ -141,6 +141,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'stylekit/control_clip.py'),
                                        'stylekit.control_clip.ControlTrainer.loss': ( 'control_clip.html#controltrainer.loss',
                                                                                       'stylekit/control_clip.py'),
+                                       'stylekit.control_clip.ControlTrainer.possible': ( 'control_clip.html#controltrainer.possible',
+                                                                                          'stylekit/control_clip.py'),
                                        'stylekit.control_clip.ControlTrainer.run_role': ( 'control_clip.html#controltrainer.run_role',
                                                                                           'stylekit/control_clip.py'),
                                        'stylekit.control_clip.Residual': ('control_clip.html#residual', 'stylekit/control_clip.py'),

@@ -130,11 +130,13 @@ def far_from_uniform(logits:torch.Tensor)->torch.Tensor: # () ≥ 0
 
 def labelled_loss(l:torch.Tensor, # (N, K, S), see `grid_logits`
                   labels:dict, # role -> (N,) long
-                  role:str, loss:str='uniform', weight:float=.2 # LABELLED; λ
+                  role:str, loss:str='uniform', weight:float=.2, # LABELLED; λ
+                  possible:torch.Tensor=None # (N, answers of the role) bool: those that a picture competes with; default all
                  )->torch.Tensor:
     "Know the one, not the other"
     other = ROLES[role == 'category']
-    own, wrong = F.cross_entropy(role_logits(l, role), labels[role]), role_logits(l, other)
+    mine, wrong = role_logits(l, role), role_logits(l, other)
+    own = F.cross_entropy(mine if possible is None else mine.masked_fill(~possible, -1e4), labels[role])
     if loss == 'uniform': return own + weight*far_from_uniform(wrong)
     each = F.cross_entropy(wrong, labels[other], reduction='none')
     if loss == 'subtract': return own - weight*each.mean()
@@ -252,7 +254,12 @@ class ControlTrainer:
         if not len(rows): return self.draw(g)
         return k, s, rows[torch.randint(len(rows), (self.cfg.batch,), generator=g)]
 
-# %% ../nbs/07c_control_clip.ipynb #e1fc9c52
+# %% ../nbs/07c_control_clip.ipynb #df2a3056
+@patch
+def possible(self:ControlTrainer, role:str, y:dict, rows=slice(None))->torch.Tensor: # (N, answers) bool
+    "Where a style has no pictures of a category, the pictures of that category do not say what the style is not; and the other way round"
+    return (self.has if role == 'style' else self.has.T).to(y[role].device)[y[ROLES[role == 'category']][rows]] | F.one_hot(y[role][rows], self.has.shape[role == 'style']).bool()
+
 @patch
 def loss(self:ControlTrainer, role:str, head, g:torch.Generator)->torch.Tensor:
     "Of one random batch"
@@ -268,7 +275,7 @@ def loss(self:ControlTrainer, role:str, head, g:torch.Generator)->torch.Tensor:
     there = self.has[k][:, s]
     there = there | ~(there.any(0, keepdim=True) & there.any(1, keepdim=True))
     l = grid_logits(v[rows], t, control.temperature).masked_fill(~there.to(v.device), -1e4)
-    total = total + labelled_loss(l, labels, role, cfg.loss, cfg.weight)
+    total = total + labelled_loss(l, labels, role, cfg.loss, cfg.weight, self.possible(role, y, rows)[:, s if role == 'style' else k])
     other = ROLES[role == 'category']
     return total + adversary_loss(head, l, t, y[other][rows], cfg.weight) if head else total
 
@@ -284,7 +291,7 @@ def held_out(self:ControlTrainer, role:str)->float:
     "How surely validation pictures are known by their own attribute, and unknown by the other: the 'uniform' loss, on the whole grid"
     v, y = self.seen
     l = self.control.logits(v, role)
-    return (F.cross_entropy(role_logits(l, role), y[role]) + self.cfg.weight*far_from_uniform(role_logits(l, ROLES[role == 'category']))).item()
+    return labelled_loss(l, y, role, 'uniform', self.cfg.weight, self.possible(role, y)).item()
 
 @patch
 def run_role(self:ControlTrainer, role:str, minutes:float=None)->list: # of records
