@@ -99,14 +99,14 @@ def native_size(self:Backbone)->int:
 def _vae_affine(vae): return vae.config.get('scaling_factor') or 1., vae.config.get('shift_factor') or 0.
 
 @patch
-@torch.no_grad()
 def encode(self:Backbone,
-           x:torch.Tensor # images (B, 3, H, W) in [0, 1], sides multiples of `multiple`
+           x:torch.Tensor, # images (B, 3, H, W) in [0, 1], sides multiples of `multiple`
+           grad:bool=False # shall a gradient find its way back to them?
           )->torch.Tensor: # latents (B, C, H/factor, W/factor), float32, scaled
     "Images to latents"
     scale, shift = _vae_affine(self.vae)
     p = next(self.vae.parameters())
-    out = self.vae.encode((x*2-1).to(p.device, p.dtype))
+    with torch.set_grad_enabled(grad): out = self.vae.encode((x*2-1).to(p.device, p.dtype))
     z = out.latents if hasattr(out, 'latents') else out.latent_dist.mode()
     return ((z.float()-shift)*scale)
 

@@ -115,19 +115,22 @@ class Latents:
     z: torch.Tensor
     styled: Cond
     plain: Cond
+    x: torch.Tensor = None   # the pixels (N, V, 3, H, W), uint8
 
-def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings)->Latents:
+def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings, pixels:bool=False # keep them too
+                )->Latents:
     "Views and captions as the model takes them, once for the whole training"
     size, g = cfg.resolution or backbone.native_size, torch.Generator().manual_seed(cfg.seed)
     size = max(1, round(size/backbone.multiple))*backbone.multiple
-    z = []
+    z, seen = [], []
     for e in examples:
         x = image_to_tensor(e.image)
         v = torch.cat([view(x, size, g, cfg.flip and i > 0, cfg.zoom if i else 1.) for i in range(cfg.views)])
         z.append(torch.cat([backbone.encode(b) for b in v.split(8)]))
+        if pixels: seen.append((v*255).round().byte())
     read = lambda texts: Cond.cat([backbone.text(texts[i:i+64], (size, size)) for i in range(0, len(texts), 64)])
     captions = [e.caption for e in examples]
-    return Latents(torch.stack(z), read([f'{words}, {c}' if c else words for c in captions]+['']), read([*captions, '']))
+    return Latents(torch.stack(z), read([f'{words}, {c}' if c else words for c in captions]+['']), read([*captions, '']), torch.stack(seen) if pixels else None)
 
 # %% ../nbs/08a_finetune.ipynb #396c5dcb
 def lora_loss(backbone:Backbone, data:Latents, rows, # (B,) which pictures
