@@ -218,16 +218,20 @@ class FeedForward:
                  resolution:int=None # √area in pixels to work at; default the picture's own
                 ): # StylizeResult, or a list of them
         "Stylise one picture or several"
-        many, results = isinstance(image, (list, tuple)), []
-        for im in map(load_image, image if many else [image]):
+        many = isinstance(image, (list, tuple))
+        ims, fits, groups = [load_image(im) for im in (image if many else [image])], [], {}
+        for i, im in enumerate(ims):
             s = 1. if resolution is None else check_range('resolution', resolution, 16, 8192)/(im.width*im.height)**.5
             inner = max(1, round(im.width*s)), max(1, round(im.height*s))
-            outer = tuple(-(-v//self.multiple)*self.multiple for v in inner)
-            x = fit_image(im, inner, outer)
-            made = unfit_image(self.tensor(x.to(self.device))[0].cpu(), inner, im.size)
-            info = dict(stylekit=__version__, method='feed-forward', generator_sha256=self.sha256, **{k: self.about[k] for k in ('style', 'style_sha256', 'backbone', 'backbone_sha256')},
-                        run_id=digest(self.sha256, resolution, x.numpy().tobytes())[:16])
-            results.append(StylizeResult(made, Settings(**self.about['settings']['sms']), {}, info))
+            fits.append((inner, tuple(-(-v//self.multiple)*self.multiple for v in inner)))
+            groups.setdefault(fits[-1], []).append(i)
+        results = [None]*len(ims)
+        for fit_, group in groups.items():
+            x = torch.cat([fit_image(ims[i], *fit_) for i in group])
+            for i, one, made in zip(group, x, self.tensor(x.to(self.device)).cpu()):
+                info = dict(stylekit=__version__, method='feed-forward', generator_sha256=self.sha256, **{k: self.about[k] for k in ('style', 'style_sha256', 'backbone', 'backbone_sha256')},
+                            run_id=digest(self.sha256, resolution, one.numpy().tobytes())[:16])
+                results[i] = StylizeResult(unfit_image(made, fit_[0], ims[i].size), Settings(**self.about['settings']['sms']), {}, info)
         return results if many else results[0]
 
 # %% ../nbs/09_feedforward.ipynb #687fa3ea

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['lr_factor', 'Ema', 'orthogonalize', 'Muon', 'place', 'fit', 'Best', 'logistic', 'linear', 'min_snr', 'draw_t']
 
-# %% ../nbs/03a_training.ipynb #4894b19d
-import math, time
+# %% ../nbs/03a_training.ipynb #b10556ee
+import math, os, time
 from pathlib import Path
 import torch, torch.nn.functional as F
 from .core import atomic_path, read_checkpoint
@@ -75,14 +75,22 @@ class Muon(torch.optim.Optimizer):
 
 # %% ../nbs/03a_training.ipynb #6f933e4d
 def place()->tuple: # rank, number of processes
-    "Which of the processes that train together this one is"
+    "Which of the processes that work together this one is; a launcher's are made known to each other here"
     d = torch.distributed
+    if {'RANK', 'MASTER_ADDR'} <= {*os.environ} and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not d.is_initialized():
+        from accelerate import PartialState
+        PartialState(cpu=not torch.cuda.is_available())
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
 
 def _together(grad)->int: # processes whose gradients are now summed in it
     n = place()[1]
     if n > 1: torch.distributed.all_reduce(grad)
     return n
+
+def _agreed(late:bool, device)->bool: # all end at the same step, or the last would wait for ever
+    if place()[1] == 1: return late
+    torch.distributed.all_reduce(x := torch.tensor(float(late), device=device))
+    return x.item() > 0
 
 def _save(path, module, opt, avg, step, run_id):
     "A checkpoint: what is trained, how, and how far; written whole or not at all, by one process"
@@ -133,7 +141,7 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
     for step in range(start, steps):
         total += _step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip, scale)
         avg.update(module, step)
-        late = minutes and time.time()-t0 > 60*minutes
+        late = minutes and _agreed(time.time()-t0 > 60*minutes, params[0].device)
         if (step+1)%every and step+1 < steps and not late: continue
         _save(path, module, opt, avg, step+1, run_id)
         if report: report(step+1, total/(step+1-last), (time.time()-t)/(step+1-last))
