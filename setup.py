@@ -4,7 +4,8 @@ from setuptools import setup
 
 cfg = ConfigParser(delimiters=['=']); cfg.read('settings.ini', encoding='utf-8')
 s = cfg['DEFAULT']
+extras = {k.removesuffix('_requirements'): v.split() for k, v in s.items() if k.endswith('_requirements')}
 setup(description=s['description'], author=s['author'], keywords=s['keywords'].split(),
       install_requires=s['requirements'].split(),
-      extras_require={k: s[f'{k}_requirements'].split() for k in ('eval', 'app')} | dict(dev=' '.join(s[f'{k}_requirements'] for k in ('dev', 'eval', 'app')).split()),
+      extras_require=extras | dict(dev=sum(extras.values(), [])),
       entry_points=dict(console_scripts=s['console_scripts'].split(), nbdev=['stylekit=stylekit._modidx:d']))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SAMPLE_CAPTION', 'COMMANDS', 'HELP', 'out_paths', 'parse_style', 'stylize', 'styles', 'train_lora',
-           'evaluate', 'train_control_clip', 'app', 'main']
+           'train_feedforward', 'export', 'evaluate', 'train_control_clip', 'app', 'main']
 
 # %% ../nbs/16_cli.ipynb #427968a8
 import os, sys
@@ -46,8 +46,8 @@ def parse_style(text:str # name, path or hub id; or several with their strengths
     if os.path.exists(text): return text
     return [one(p) for p in text.split('+')] if '+' in text or one(text)!=text else text
 
-# %% ../nbs/16_cli.ipynb #9743a196
-def stylize(*images:str, # images to stylise; none: a sample that comes with stylekit
+# %% ../nbs/16_cli.ipynb #99c9dc8c
+def stylize(*images:str, # images to stylise, or one folder of them; none: a sample that comes with stylekit
             style:str='ink', # a style's name (see `stylekit styles`), the path of a LoRA, or a mix: ink:0.7+flat:0.3
             caption:str=None, # what the image shows, in a few words
             out:str='out', # file for one image, else a folder
@@ -61,10 +61,20 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
             backbone:str=None, # folder or hub id of a diffusion model; default the embedded one
             control:str=None, # folder of a Control-CLIP: its two encoders read the style's prompt
             alpha:float=.5, # with --control: how much the style encoder is heard, 0 to 1
+            generator:str=None, # name or file of a feed-forward generator: one pass instead of an optimisation
+            resolution:int=None, # √area in pixels to work at
+            workers:int=1, batch:int=8, # of a folder: processes; pictures at a time
+            template:str='{}', # of a folder: around captions from file names, as 'a photo of a {}'
             device:str=None, # cpu, cuda, mps
             gif:bool=False # also write an animation of the run
            ):
     "Change the look of images, keep what they show"
+    how = dict(preset=preset, method=method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale)
+    if len(images) == 1 and os.path.isdir(images[0]):
+        if control or gif or caption: raise StylekitError('a folder takes its captions from .txt files or file names, and neither --control nor --gif')
+        return _folder(images[0], out, parse_style(style), generator=generator, workers=workers, batch=batch, template=template, seed=seed or 0, resolution=resolution, backbone=backbone, device=device,
+                       **{k: v for k, v in how.items() if v is not None})
+    if generator: return _generated(images, generator, out, resolution, backbone, device)
     from stylekit.backbone import load_backbone
     from stylekit.core import asset, load_image
     from stylekit.lora import load_style
@@ -77,12 +87,31 @@ def stylize(*images:str, # images to stylise; none: a sample that comes with sty
     steer = Steer(load_control_clip(control, model), alpha) if control else None
     for im, path in zip(pictures, paths):
         preview = Preview(every=4) if gif else None
-        result = run(im, style, caption or '', backbone=model, preset=preset, method=method, steps=steps, lam=lam, cutoff=cutoff,
-                     guidance_scale=guidance_scale, seed=seed, device=device, conditioning=steer, callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c])
+        result = run(im, style, caption or '', backbone=model, seed=seed, device=device, conditioning=steer, resolution=resolution,
+                     callbacks=[c for c in (Progress() if sys.stderr.isatty() else None, preview) if c], **how)
         print(result.save(path))
         if preview: print(preview.save_gif(path.with_suffix('.gif')))
         if not result.complete: print(f'stylekit: {result.info["note"]}', file=sys.stderr)
         if 'interrupted' in result.info['note']: break
+
+# %% ../nbs/16_cli.ipynb #857070b1
+def _folder(folder, out, style, **kw):
+    from stylekit.folders import stylize_folder
+    from stylekit.training import place
+    def said(done, of, part):
+        for r in part:
+            if r['error']: print(f'stylekit: {r["picture"]}: {r["error"]}', file=sys.stderr)
+        print(f'{done} of {of}', file=sys.stderr)
+    done = stylize_folder(folder, out, style, report=said, **kw)
+    if place()[0] == 0: print(f'{done.there} pictures in {out}, {done.made} of them made now; {len(done.failed)} failed: see {Path(out)/"manifest.jsonl"}')
+
+def _generated(images, generator, out, resolution, backbone, device):
+    from stylekit.core import asset, load_image
+    from stylekit.feedforward import FeedForward
+    images = images or [str(asset('samples', f'{SAMPLE}.shaded.png'))]
+    ff = FeedForward.load(generator, backbone, device)
+    paths, pictures = out_paths(images, ff.about['style'], out), [load_image(im) for im in images]
+    for im, path in zip(pictures, paths): print(ff(im, resolution).save(path))
 
 # %% ../nbs/16_cli.ipynb #5685eb9a
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
@@ -125,6 +154,39 @@ def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions i
                 minutes=minutes, report=_said, rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
     print(style.path)
     print(f'say what may be done with its pictures in {style.path.with_name("rights.toml")}', file=sys.stderr)
+
+# %% ../nbs/16_cli.ipynb #09edf8a0
+def train_feedforward(folder:str, # pictures like those to be stylised later; captions in .txt files of the same name
+                      style:str='ink', # a style's name, the path of a LoRA, or a mix
+                      name:str=None, # of the generator; default the style's
+                      out:str='generators', # folder for generators
+                      space:str='taught', # latent; pixel: through the autoencoder; taught: in latent space, and then in pixels what that one does
+                      template:str='{}', # around captions from file names, as 'a photo of a {}'
+                      steps:int=None, batch:int=None, lr:float=None, # default 1000 of 16
+                      lam:float=None, guidance_scale:float=None, # as for `stylize`
+                      seed:int=None,
+                      minutes:float=None, # stop after so long; the same command goes on later
+                      backbone:str=None, # folder or hub id of a diffusion model; default the embedded one
+                      device:str=None, # cpu, cuda, mps
+                      dtype:str=None # float32, bfloat16, float16
+                     ):
+    "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
+    from stylekit.feedforward import train_feedforward as run
+    ff = run(parse_style(style), folder, name, backbone=backbone, out=Path(out), template=template, device=device, dtype=dtype, teacher=space == 'taught' or None, minutes=minutes, report=_said,
+             space='pixel' if space == 'taught' else space, steps=steps, batch=batch, lr=lr, lam=lam, guidance_scale=guidance_scale, seed=seed)
+    print(Path(out)/ff.about['name'])
+
+def export(generator:str, # name, file or folder of a generator
+           out:str='generator.onnx', # file
+           int8:bool=False, # whole numbers of eight bits: a quarter of the size
+           calibrate:str=None, # with --int8: a folder of pictures like those to come
+           backbone:str=None # of a generator in latent space: folder or hub id of its diffusion model
+          ):
+    "Write a generator as ONNX"
+    from stylekit.feedforward import FeedForward
+    from stylekit.finetune import PICTURES
+    pictures = sorted(p for p in Path(calibrate).glob('*') if p.suffix.lower() in PICTURES)[:64] if calibrate else ()
+    print(FeedForward.load(generator, backbone).export(out, int8, pictures))
 
 # %% ../nbs/16_cli.ipynb #30090e26
 def _list(text): return [p.strip() for p in text.split(',') if p.strip()]
@@ -187,12 +249,15 @@ def app(port:int=8866, # where the page is served
     run(port, host, not no_browser, style, backbone, device, max_upload, silence)
 
 # %% ../nbs/16_cli.ipynb #d1a65dfc
-COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'train-control-clip': train_control_clip, 'evaluate': evaluate, 'app': app}
+COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'train-control-clip': train_control_clip, 'train-feedforward': train_feedforward, 'export': export, 'evaluate': evaluate, 'app': app}
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style NAME|PATH --caption TEXT --out PATH|DIR
+  stylekit stylize FOLDER --style NAME|PATH|--generator NAME|PATH --out FOLDER
   stylekit train-lora FOLDER --name NAME
   stylekit train-control-clip FOLDER --out FOLDER
+  stylekit train-feedforward FOLDER --style NAME|PATH --out FOLDER
+  stylekit export GENERATOR --out FILE.onnx
   stylekit evaluate FOLDER --methods NAMES --styles NAMES
   stylekit app [--port PORT]
   stylekit styles [LORA-FILE... --backbone NAME|PATH]

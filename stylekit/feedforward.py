@@ -330,7 +330,7 @@ def train_feedforward(style, # name, path, hub id or Style
                       *, backbone=None, out:Path=Path('generators'), # folder for generators
                       template:str='{}', # around captions from file names
                       settings:FeedForwardSettings=None, device:str=None, dtype=None,
-                      teacher=None, # FeedForward in latent space, or its file: with space='pixel', learn what it does
+                      teacher=None, # with space='pixel': a FeedForward in latent space, or its file, to learn from; True: train one first
                       minutes:float=None, # stop after so long; the same call goes on later
                       report=None, # report(dict) at each check
                       **changes # fields of FeedForwardSettings, and of Settings for where the gradient comes from
@@ -341,6 +341,7 @@ def train_feedforward(style, # name, path, hub id or Style
     examples, dest = images if isinstance(images, list) else read_folder(images, template), Path(out)/name
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     b = load_backbone(backbone, device, dtype)
+    if teacher is True: teacher = train_feedforward(style, examples, 'teacher', backbone=b, out=dest, settings=replace(cfg, space='latent', widths=None, blocks=None), minutes=minutes, report=report)
     teacher = FeedForward.load(teacher, b) if isinstance(teacher, (str, Path)) else teacher
     trainer = FeedForwardTrainer(b, style, examples, cfg, dest/'work', teacher, report)
     try: history = trainer.run(minutes)
