@@ -79,13 +79,15 @@ def few(grid:Grid, n:int, # pictures of each cell
 
 # %% ../nbs/07b_grids.ipynb #8b9e794f
 def crossed(grid:Grid, share:float=.25, # of the cells that are held out
-            seed:int=0)->set: # of (category, style)
+            seed:int=0, fold:int=0 # of one seed, the folds have no cell in common
+           )->set: # of (category, style)
     "Cells to hold out, spread evenly over categories and styles"
     K, S = len(grid.categories), len(grid.styles)
     if K < 2 or S < 2: raise StylekitError('pairs can be held out of a grid of at least two categories and two styles')
     row, col = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist() for n in (K, S))
     wide = min(max(1, round(share*S)), S-1)     # cells held out of each category, side by side, one further in the next
-    held = {(grid.categories[row[k]], grid.styles[col[(k*max(1, S//K)+j)%S]]) for k in range(K) for j in range(wide)}
+    if not 0 <= check_whole('fold', fold) < S//wide: raise StylekitError(f'fold={fold}: with {wide} of {S} styles held out of each category there are {S//wide} folds')
+    held = {(grid.categories[row[k]], grid.styles[col[(k*max(1, S//K)+fold*wide+j)%S]]) for k in range(K) for j in range(wide)}
     for s in grid.styles:                       # a style keeps one category at least
         if all((k, s) in held for k in grid.categories): held.discard((grid.categories[row[0]], s))
     return held
