@@ -305,7 +305,7 @@ def make_control(data='data', work='runs/control', kept_in='nbs/mini/control', r
     keep = ['', *[thing(n) for n in sets.names('train') if n not in inside][:64]]
     few_shot_jobs(clip, grid, kept_in, keep, report=report, **FIT)
     few_shot_jobs(clip, grid, kept_in, keep, (4,), (0,), {}, {f'λ {w}': dict(weight=w) for w in (0., .2, 1., 5., 20.)}, 'weight', report, **FIT)
-    for seed in (0, 1, 2): kept(kept_in, f'crossed-{seed}', lambda: crossed_job(clip, grid, 4, seed, keep, **FIT, **CONTROL['Control-CLIP']), clip.sha256, seed, len(grid), keep, FIT, CONTROL['Control-CLIP'])
+    for seed in (0, 1, 2): kept(kept_in, f'crossed-{seed}', lambda: crossed_job(clip, grid, 4, seed, keep, **FIT, **CONTROL['Control-CLIP']), clip.sha256, seed, len(grid), keep, FIT, CONTROL['Control-CLIP'], 'two folds')
     pipe = StableDiffusionPipeline.from_pretrained(asset('mini'), safety_checker=None, feature_extractor=None).to(torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     painting_jobs(pipe, Viewer(Judge(), sets, through_codec(load_backbone())), clip, sets, kept_in, work, keep, report=report, steps=300)
