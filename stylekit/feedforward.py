@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'GENERATOR_FILE', 'Block', 'Generator', 'FeedForwardSettings', 'FeedForwardTrainer', 'FeedForward',
            'train_feedforward']
 
-# %% ../nbs/09_feedforward.ipynb #c6bdf29c
+# %% ../nbs/09_feedforward.ipynb #b97bfe9d
 import copy, json, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .baselines import METHODS
-from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, file_sha256, generators, load_image, pick_device, read_checkpoint, safe_name, _explain
+from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, file_sha256, generators, load_image, pick_device, safe_name, _explain
 from .finetune import LoraSettings, encode_views, read_folder
 from .lora import Style, add_style, load_style, read_safetensors
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
@@ -170,17 +170,13 @@ def loss(self:FeedForwardTrainer, g:torch.Generator)->torch.Tensor:
 def run(self:FeedForwardTrainer, minutes:float=None # stop after so long; the checkpoint stays
        )->list: # of records
     "Train to the end; the generator then holds the average of its last weights"
-    cfg, history, state = self.cfg, [], self.work and self.work/'method.pt'
+    cfg, history = self.cfg, []
     if self.teacher and self.y is None: self.y = self.lessons()
-    if state and state.exists(): self.method.load_state_dict(read_checkpoint(state, self.run_id)['state'])
-    def keep(step, avg):
-        if state and self.method.fake and not place()[0]:
-            with atomic_path(state) as tmp: torch.save(dict(run_id=self.run_id, state=self.method.state_dict()), tmp)
     def say(step, loss, seconds):
         history.append(dict(step=step, loss=loss))
         if self.report: self.report(history[-1])
     avg = fit(self.net, self.loss, cfg.steps, cfg.lr, self.work and self.work/'training.pt', ema=.99, weight_decay=0., warmup=max(1, cfg.steps//20), every=cfg.check, seed=cfg.seed,
-              minutes=minutes, run_id=self.run_id, report=say, stop=keep)
+              minutes=minutes, run_id=self.run_id, report=say, beside=self.method.fake)
     avg.copy_to(self.net)
     return history
 
@@ -260,7 +256,7 @@ def _generator_file(name)->Path:
     p = Path(name)
     if p.is_dir(): p = p/GENERATOR_FILE
     if p.is_file(): return p
-    shipped = {f.stem: f for f in asset('generators').glob('*.safetensors')}
+    shipped = {f.stem: f for f in asset('samples').parent.glob('generators/*.safetensors')}
     if str(name) in shipped: return shipped[str(name)]
     raise StylekitError(f'no generator {str(name)!r}: there are {", ".join(sorted(shipped)) or "none"}; or give the path of one')
 
@@ -352,7 +348,7 @@ def train_feedforward(style, # name, path, hub id or Style
     if place()[0] == 0:
         ff.save(dest/GENERATOR_FILE)
         if not history or history[-1]['step'] >= cfg.steps:
-            for f in ('training.pt', 'method.pt'): (dest/'work'/f).unlink(missing_ok=True)
+            (dest/'work'/'training.pt').unlink(missing_ok=True)
             if (dest/'work').is_dir() and not any((dest/'work').iterdir()): (dest/'work').rmdir()
     return ff
 

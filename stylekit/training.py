@@ -92,16 +92,17 @@ def _agreed(late:bool, device)->bool: # all end at the same step, or the last wo
     torch.distributed.all_reduce(x := torch.tensor(float(late), device=device))
     return x.item() > 0
 
-def _save(path, module, opt, avg, step, run_id):
+def _save(path, module, opt, avg, step, run_id, beside):
     "A checkpoint: what is trained, how, and how far; written whole or not at all, by one process"
     if not path or place()[0]: return
     trained = {k: p.detach() for k,p in module.named_parameters() if p.requires_grad}
-    with atomic_path(path) as tmp: torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step, run_id=run_id), tmp)
+    with atomic_path(path) as tmp: torch.save(dict(model=trained, opt=opt.state_dict(), ema=avg.avg, step=step, run_id=run_id, beside=beside and beside.state_dict()), tmp)
 
-def _resume(path, module, opt, avg, run_id)->int: # the step to go on from
+def _resume(path, module, opt, avg, run_id, beside)->int: # the step to go on from
     if not path or not Path(path).exists(): return 0
     s = read_checkpoint(path, run_id)
     module.load_state_dict(s['model'], strict=False); opt.load_state_dict(s['opt']); avg.avg = s['ema']
+    if beside: beside.load_state_dict(s['beside'])
     return s['step']
 
 # %% ../nbs/03a_training.ipynb #6da29419
@@ -131,19 +132,20 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         report=None, # report(step, mean loss, seconds per step)
         stop=None, # stop(step, average) -> True ends the training; asked every `every` steps
         scale:float=1., # of the loss on its way through a half-precision network
-        run_id:str='' # a checkpoint of another run is refused
+        run_id:str='', # a checkpoint of another run is refused
+        beside=None # what else learns by itself meanwhile, with a `state_dict` to be kept
        )->Ema: # the average; `module` itself holds the last weights
     "Train with a cosine schedule, a moving average and resumable checkpoints"
     params = [p for p in module.parameters() if p.requires_grad]
     opt, avg = optimizer(params, lr=lr, weight_decay=weight_decay), Ema(module, ema)
-    start = last = _resume(path, module, opt, avg, run_id)
+    start = last = _resume(path, module, opt, avg, run_id, beside)
     g, total, t0, t = torch.Generator(), 0., time.time(), time.time()
     for step in range(start, steps):
         total += _step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip, scale)
         avg.update(module, step)
         late = minutes and _agreed(time.time()-t0 > 60*minutes, params[0].device)
         if (step+1)%every and step+1 < steps and not late: continue
-        _save(path, module, opt, avg, step+1, run_id)
+        _save(path, module, opt, avg, step+1, run_id, beside)
         if report: report(step+1, total/(step+1-last), (time.time()-t)/(step+1-last))
         t, total, last = time.time(), 0., step+1
         if stop and (not (step+1)%every or step+1==steps) and stop(step+1, avg) or late: break
