@@ -123,9 +123,9 @@ class FeedForwardTrainer:
         return Conds(pick(self.data.styled), pick(self.data.plain), *self.fixed, words=self.words[which.to(self.words.device)])
     @torch.no_grad()
     def finished(self, z:torch.Tensor, rows:torch.Tensor)->torch.Tensor: # latents of these pictures; like z
-        "After the last step of every run"
+        "Noised to timestep `finish`, and the noise taken off by the style's model, with the guidance of the settings"
         self.method.conds = self.conds(rows)
-        return self.method.finish(z, generators(self.cfg.seed, len(z)))
+        return self.method.redraw(z, generators(self.cfg.seed, len(z)), 4, self.method.style)
 
 # %% ../nbs/09_feedforward.ipynb #e0c3bbe5
 @patch

@@ -108,8 +108,7 @@ def test_panel_in_jupyterlab(chrome, tmp_path):
         p.drag('.sk-lam .noUi-handle', '.sk-lam .noUi-base', .99)  # λ: the recipe has it
         p.pg.locator('.sk-tabs >> text=Changes').first.click()
         p.logs('lam')
-        p.past(p.step()+25)
-        assert p.pg.evaluate(DISTANCE) < .8*free                  # and the picture answers: it is nearer to the content
+        p.pg.wait_for_function(f'async () => await ({DISTANCE})() < {.8*free}', polling=200)   # and the picture answers: it comes nearer to the content again
         p.drag('.sk-curve .corner', '.sk-curve .bg', .3, .5)      # the curve
         p.logs('cutoff 0')
         p.pg.focus('.sk-curve .corner'); p.pg.keyboard.press('ArrowUp'); p.pg.keyboard.press('ArrowRight')   # the keyboard does as well

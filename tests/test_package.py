@@ -56,7 +56,7 @@ def test_source(path):
              and path.name != '__init__.py']
     assert set(sum(names, [])) <= defined
 
-ORDER = ['core', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'evaluate', 'fewshot', 'live', 'views', 'panels', 'app', 'cli']
+ORDER = ['core', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'feedforward', 'folders', 'evaluate', 'fewshot', 'live', 'views', 'panels', 'app', 'bench', 'cli']
 
 def test_modules_import_only_lower_ones():
     for path in FILES:
