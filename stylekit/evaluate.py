@@ -6,7 +6,7 @@
 __all__ = ['USUAL', 'METRICS', 'Item', 'read_dataset', 'Job', 'plan', 'run_job', 'run_jobs', 'Shown', 'Metric', 'over_seeds',
            'score', 'Row', 'Table', 'read_table', 'sheet', 'scatter', 'evaluate']
 
-# %% ../nbs/13_evaluate.ipynb #72f6852d
+# %% ../nbs/13_evaluate.ipynb #c22fe568
 import io, json, math, os
 from csv import writer
 from dataclasses import asdict, dataclass, field, replace
@@ -16,11 +16,12 @@ import torch
 from fastcore.basics import patch
 from .backbone import Backbone, load_backbone
 from .core import StylekitError, atomic_path, check_whole, digest, file_sha256, load_image, safe_name
+from .feedforward import FeedForward, generator_file
 from .finetune import PICTURES, image_caption
 from .lora import load_style
 from .metrics import Measured, art_fd, cfsd, edge_f1, fd, identified, judge_features, kid, load_features, mean_interval, mmd, pd, similarity, ssim, structure
 from .sms import settings
-from .stylizer import stylize
+from .stylizer import StylizeResult, stylize
 
 # %% ../nbs/13_evaluate.ipynb #f467dd29
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def _methods(methods)->dict: # label -> arguments of `stylize`, or None
     if not isinstance(methods, dict): methods = {m: _method(m) for m in methods}
     for label, how in methods.items():
         safe_name(label, 'method')
-        if how is not None: settings(**how)   # a wrong one is named before any work
+        if how is not None and 'generator' not in how: settings(**how)   # a wrong one is named before any work
+        if how and 'generator' in how and len(how) > 1: raise StylekitError(f'{label}: a generator has been trained, nothing else can be set')
     return methods
 
 # %% ../nbs/13_evaluate.ipynb #5b1c333e
@@ -71,7 +73,7 @@ def _methods(methods)->dict: # label -> arguments of `stylize`, or None
 class Job:
     "One method, style and seed on all pictures"
     label: str
-    how: dict       # arguments of `stylize`; None: nothing is done
+    how: dict       # arguments of `stylize`; dict(generator=...): one pass of a network, see `feedforward`; None: nothing is done
     style: str
     seed: int
     folder: Path    # for the results
@@ -84,9 +86,10 @@ def plan(methods:dict, styles:list, seeds:list, out:Path, backbone)->list: # of 
     for name in styles:
         style = load_style(name)
         for label, how in methods.items():
-            cfg = how is not None and asdict(settings(**how))
-            for seed in seeds if how is not None else seeds[:1]:
-                key = digest(json.dumps(cfg, sort_keys=True), style.words, style.scale, style.sha256, backbone.sha256, backbone.dtype, seed if cfg else '')[:8]
+            ready = how is None or 'generator' in how   # nothing is drawn by lot
+            cfg = how is not None and (file_sha256(_generator(how, style)) if ready else asdict(settings(**how)))
+            for seed in seeds[:1] if ready else seeds:
+                key = digest(json.dumps(cfg, sort_keys=True), style.words, style.scale, style.sha256, backbone.sha256, backbone.dtype, '' if ready else seed)[:8]
                 jobs.append(Job(label, how, str(name), seed, Path(out)/'images'/style.name/f'{label}-{key}'))
     return jobs
 
@@ -94,25 +97,33 @@ def plan(methods:dict, styles:list, seeds:list, out:Path, backbone)->list: # of 
 def run_job(job:Job, items:list, backbone, batch:int=8)->dict: # id -> what went wrong
     "Make what is missing; a picture that fails does not stop the others"
     failed, missing = {}, job.missing(items)
-    style = load_style(job.style)
+    if not missing: return failed
+    draw = _drawer(job, backbone)
     for group in (missing[i:i+batch] for i in range(0, len(missing), batch)):
-        try: _make(job, group, style, backbone)
+        try: _make(job, group, draw)
         except StylekitError as e:
             if len(group)==1: failed[group[0].id] = str(e); continue
             for item in group:
-                try: _make(job, [item], style, backbone)
+                try: _make(job, [item], draw)
                 except StylekitError as e: failed[item.id] = str(e)
     return failed
 
-def _make(job, group, style, backbone):
-    if job.how is None:
-        for i in group:
-            with atomic_path(job.path(i)) as tmp: load_image(i.path).save(tmp)
-        return
+def _make(job, group, draw):
+    for i, r in zip(group, draw(group)):
+        if not getattr(r, 'complete', True): raise KeyboardInterrupt   # an unfinished picture must not be counted
+        if isinstance(r, StylizeResult): r.save(job.path(i)); continue
+        with atomic_path(job.path(i)) as tmp: r.save(tmp)
+
+def _generator(how, style)->Path: return generator_file(str(how['generator']).format(style=style.name))
+
+def _drawer(job, backbone): # Items -> pictures
+    paths, style = lambda group: [i.path for i in group], load_style(job.style)
+    if job.how is None: return lambda group: [load_image(p) for p in paths(group)]
+    if 'generator' in job.how:
+        net = FeedForward.load(_generator(job.how, style), backbone)
+        return lambda group: net(paths(group))
     alone = settings(**job.how).fake in ('own', 'shared')   # a fake score must not depend on who is in the batch
-    for i, r in zip(group, stylize([i.path for i in group], style, [i.caption for i in group], backbone=backbone, seed=job.seed, independent=alone, **job.how)):
-        if not r.complete: raise KeyboardInterrupt   # an unfinished picture must not be counted
-        r.save(job.path(i))
+    return lambda group: stylize(paths(group), style, [i.caption for i in group], backbone=backbone, seed=job.seed, independent=alone, **job.how)
 
 # %% ../nbs/13_evaluate.ipynb #d5ec38f0
 _WORKER = {}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'GENERATOR_FILE', 'Block', 'Generator', 'FeedForwardSettings', 'FeedForwardTrainer', 'FeedForward',
-           'train_feedforward']
+           'generator_file', 'train_feedforward']
 
 # %% ../nbs/09_feedforward.ipynb #b97bfe9d
 import copy, json, warnings
@@ -242,7 +242,7 @@ def save(self:FeedForward, path)->Path: # .safetensors
     return Path(path)
 
 def _open_generator(cls, name, backbone, device):
-    path = _generator_file(name)
+    path = generator_file(name)
     if path.suffix == '.onnx': return cls(*_open_onnx(path), sha256=file_sha256(path))
     state, meta = read_safetensors(path)
     with _explain(f'{path.name} is no generator of stylekit'): about = json.loads(meta['stylekit_generator'])
@@ -252,7 +252,8 @@ def _open_generator(cls, name, backbone, device):
     if b and b.sha256 != about['backbone_sha256']: raise StylekitError(f'{path.name} was trained with {about["backbone"]}, and this is {b.name}: load that model')
     return cls(net.eval().to(b.device if b else pick_device(device)), about, b, file_sha256(path))
 
-def _generator_file(name)->Path:
+def generator_file(name)->Path: # as in `load`
+    "The file of a generator"
     p = Path(name)
     if p.is_dir(): p = p/GENERATOR_FILE
     if p.is_file(): return p
