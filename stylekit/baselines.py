@@ -6,15 +6,15 @@
 __all__ = ['METHODS', 'UNWANTED', 'RIVALS', 'img2img', 'Img2Img', 'SDS', 'DDS', 'VSD', 'PDS', 'CSD', 'NFSD', 'SSD', 'patch_nce',
            'CDS', 'LUSD']
 
-# %% ../nbs/07_baselines.ipynb #22815bb9
+# %% ../nbs/07_baselines.ipynb #2935e610
 import math
 from dataclasses import replace
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, check_range
-from .scores import Score, ddim, falling
-from .sms import PRESETS, SMS, Method, Settings, answers, randn_like
+from .scores import Score, ddim, falling, scores
+from .sms import PRESETS, SMS, Method, Settings, randn_like
 
 # %% ../nbs/07_baselines.ipynb #0eaf830d
 def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
@@ -45,9 +45,9 @@ class SDS(Method):
 
 class DDS(Method):
     "Delta denoising score: ε_style(z_t; styled) − ε(z_t^src; caption), both guided (arXiv 2304.07090)"
-    def scores(self, z, t, noise)->tuple: # ε_style(z_t; styled), ε(z_t^src; caption)
+    def scores(self, z, t, noise)->list: # ε_style(z_t; styled), ε(z_t^src; caption)
         b, source = self.backbone, Score(self.backbone, (), self.cfg.guidance_scale, self.conds.empty)
-        return self.style(b.add_noise(z, noise, t), t, self.conds.styled), source(b.add_noise(self.z_src, noise, t), t, self.conds.plain)
+        return scores(t, (self.style, b.add_noise(z, noise, t), self.conds.styled), (source, b.add_noise(self.z_src, noise, t), self.conds.plain))
     def direction(self, z, t, noise):
         styled, source = self.scores(z, t, noise)
         return self.weight(t)*(styled-source), None
@@ -85,9 +85,10 @@ class PDS(DDS):
 class CSD(Method):
     "Classifier score distillation: w·(c·ε_style(y) + u·ε(negative) + n·ε(∅)) (arXiv 2310.19415)"
     TERMS = dict(styled=1., negative=0., empty=-1.)
-    def parts(self, z, t, noise)->tuple: # ε_style(y), ε(∅), ε(negative)
+    def parts(self, z, t, noise)->list: # ε_style(y), ε(∅), ε(negative)
         z_t = self.backbone.add_noise(z, noise, t)
-        return replace(self.style, guidance=1.)(z_t, t, self.conds.styled), *answers(self.backbone, t, (z_t, self.conds.empty), (z_t, self.conds.negative))
+        c, base = self.conds, Score(self.backbone)
+        return scores(t, (replace(self.style, guidance=1.), z_t, c.styled), (base, z_t, c.empty), (base, z_t, c.negative))
     def direction(self, z, t, noise):
         styled, empty, negative = self.parts(z, t, noise)
         k = self.terms
@@ -107,8 +108,8 @@ class SSD(Method):
     def direction(self, z, t, noise):
         b, c, k = self.backbone, self.conds, self.terms
         z_t, z_t_src = b.add_noise(z, noise, t), b.add_noise(self.z_src, noise, t)
-        styled = replace(self.style, guidance=1.)(z_t, t, c.styled)
-        plain, empty, source_empty = answers(b, t, (z_t, c.plain), (z_t, c.empty), (z_t_src, c.empty))
+        base = Score(b)
+        styled, plain, empty, source_empty = scores(t, (replace(self.style, guidance=1.), z_t, c.styled), (base, z_t, c.plain), (base, z_t, c.empty), (base, z_t_src, c.empty))
         keep = k['keep']*(t/len(b.betas)).exp().view(-1,1,1,1)*(z_t-z_t_src)
         return self.weight(t)*(k['source']*(plain-source_empty) + k['cross']*(styled-plain) + k['prompt']*(styled-empty)) + keep, None
 

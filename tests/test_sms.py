@@ -6,7 +6,7 @@ import pytest, torch, torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from stylekit import StylekitError, load_backbone, load_style, sample, settings
 from stylekit.scores import guided
-from stylekit.sms import SAMPLERS, PRESETS, SMS, Settings, sigma2
+from stylekit.sms import SAMPLERS, PRESETS, SMS, Settings, edit_difference, sigma2
 from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
@@ -132,7 +132,7 @@ def test_released_direction_relevance_and_gradient(released, t):
     m, d = run.method, lambda x: x.double()
     with torch.no_grad():
         want, R = ref.g_style(d(z), t, d(eps)), ref.R(d(run.z_src), t, d(eps))
-        same(m.relevance(tt, eps), R)
+        same(m.relevance(tt, edit_difference(m.backbone, m.z_src, tt, eps, m.conds.edit, m.conds.empty)), R)
         same(m.direction(z, tt, eps)[0], R*want)
         m.cfg = replace(m.cfg, relevance='none')
         same(m.direction(z, tt, eps)[0], want)
@@ -418,7 +418,7 @@ def test_fast_gradient(base, style):
     "R ⊙ g + λ·∂/∂z ½‖LPF(DCT(z − z_src))‖², and R in [floor, 1]"
     with prepared(base, style, 'fast', fake='noise', size=(128, 64)) as run:
         z, t, eps = draws(run, 251)
-        with torch.no_grad(): total, g, R = run.method.gradient(z, t, eps)[0], run.method.direction(z, t, eps)[0], run.method.relevance(t, eps)
+        with torch.no_grad(): total, g, R = run.method.gradient(z, t, eps)[0], run.method.direction(z, t, eps)[0], run.method.relevance(t)
         h, w = z.shape[-2:]
         x = z.double().requires_grad_()
         kept = (dct(h)@(x-run.z_src.double())@dct(w).T)*torch.tensor([[float(i+j <= run.cfg.cutoff*251*(h+w-2)/run.cfg.t_cutoff) for j in range(w)] for i in range(h)])
@@ -427,7 +427,7 @@ def test_fast_gradient(base, style):
         floor, whole = run.cfg.relevance_floor, replace(run.method.cfg, relevance='none')
         assert R.shape == (1, 1, h, w) and R.max() > .8
         for s in (run.cfg.t_min, 137, run.cfg.t_max-1):
-            r = run.method.relevance(torch.tensor([s]), eps)
+            r = run.method.relevance(torch.tensor([s]))
             assert r.min() >= floor-1e-6 and r.max() <= 1+1e-6
         run.method.cfg = whole
         with torch.no_grad(): same(g, R*run.method.direction(z, t, eps)[0])
