@@ -160,7 +160,7 @@ def train_feedforward(folder:str, # pictures like those to be stylised later; ca
                       style:str='ink', # a style's name, the path of a LoRA, or a mix
                       name:str=None, # of the generator; default the style's
                       out:str='generators', # folder for generators
-                      space:str='taught', # latent; pixel: through the autoencoder; taught: in latent space, and then in pixels what that one does
+                      space:str='latent', # or pixel: through the autoencoder; or taught: in latent space first, and then in pixels what that one does
                       template:str='{}', # around captions from file names, as 'a photo of a {}'
                       steps:int=None, batch:int=None, lr:float=None, # default 1000 of 16
                       lam:float=None, guidance_scale:float=None, # as for `stylize`

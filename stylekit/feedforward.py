@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'GENERATOR_FILE', 'Block', 'Generator', 'FeedForwardSettings', 'FeedForwardTrainer', 'FeedForward',
            'generator_file', 'train_feedforward']
 
-# %% ../nbs/09_feedforward.ipynb #b97bfe9d
+# %% ../nbs/09_feedforward.ipynb #8e13f85a
 import copy, json, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from .baselines import METHODS
 from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, file_sha256, generators, load_image, pick_device, safe_name, _explain
 from .finetune import LoraSettings, encode_views, read_folder
 from .lora import Style, add_style, load_style, read_safetensors
+from .scores import ddim, falling
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
 from .stylizer import StylizeResult, fit_image, unfit_image
 from .training import fit, place
@@ -67,7 +68,7 @@ class FeedForwardSettings:
     steps: int = 1000
     batch: int = 16
     lr: float = 1e-3
-    edges: float = 1.           # weight of the differences between neighbouring pixels, when a generator learns from another
+    edges: float = 1.           # weight of the differences between neighbours, when a generator learns from another
     views: int = 2              # of each picture
     flip: bool = True
     zoom: float = 1.            # nearest view: share of the shorter side, in (0, 1]
@@ -86,9 +87,9 @@ class FeedForwardSettings:
     @property
     def shape(self)->dict: return SHAPES[self.space] | {k: tuple(v) for k, v in dict(widths=self.widths, blocks=self.blocks).items() if v}
 
-# %% ../nbs/09_feedforward.ipynb #5404c57c
-def _apart(a:torch.Tensor, b:torch.Tensor, edges:float)->torch.Tensor: # (B, 3, H, W) each; ()
-    "Mean |difference| of pixels, plus that of the steps between neighbours: a line that is off by its width is wrong twice"
+# %% ../nbs/09_feedforward.ipynb #d8bf27cb
+def _apart(a:torch.Tensor, b:torch.Tensor, edges:float)->torch.Tensor: # (B, C, H, W) each; ()
+    "Mean |difference| of places, plus that of the steps between neighbours: a line that is off by its width is wrong twice"
     d = a-b
     return d.abs().mean() + edges*(d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean())
 
@@ -96,14 +97,15 @@ class FeedForwardTrainer:
     "Trains one generator; `run` returns the history"
     def __init__(self, backbone:Backbone, style:Style, examples:list, cfg:FeedForwardSettings, # see `finetune.Example`
                  work:Path=None, # folder for checkpoints; resumed from when they are there
-                 teacher:'FeedForward'=None, # in latent space: learn what it does
+                 teacher:'FeedForward'=None, # in latent space: learn what it does, finished
                  report=None): # report(dict) at each check
         self.backbone, self.style, self.cfg, self.work, self.report, self.teacher = backbone, style, cfg, work and Path(work), report, teacher
         if silent := [e.path.name for e in examples if not e.caption]: raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: write it into a .txt of the same name, or into the file name')
-        if teacher and (cfg.space, teacher.space) != ('pixel', 'latent'): raise StylekitError('a generator in pixel space learns from one in latent space')
+        if teacher and teacher.space != 'latent': raise StylekitError('a teacher works in latent space')
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             self.net = Generator(3 if cfg.space == 'pixel' else backbone.latent_channels, **cfg.shape).to(backbone.device)
+        if teacher and teacher.net.shape == self.net.shape: self.net.load_state_dict(teacher.net.state_dict())   # the pupil knows already what its teacher knows
         self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), style.words, style.sha256, style.scale, backbone.sha256, teacher and teacher.sha256, [(e.sha256, e.caption) for e in examples])[:16]
         views = LoraSettings(views=cfg.views, flip=cfg.flip, zoom=cfg.zoom, resolution=cfg.resolution, seed=cfg.seed)
         self.data = encode_views(backbone, examples, style.words, views, cfg.space == 'pixel')
@@ -123,9 +125,11 @@ class FeedForwardTrainer:
         return Conds(pick(self.data.styled), pick(self.data.plain), *self.fixed, words=self.words[which.to(self.words.device)])
     @torch.no_grad()
     def finished(self, z:torch.Tensor, rows:torch.Tensor)->torch.Tensor: # latents of these pictures; like z
-        "Noised to timestep `finish`, and the noise taken off by the style's model, with the guidance of the settings"
+        "Taken for pictures with the noise of timestep `finish`, and cleaned by the style's model, with the guidance of the settings"
+        if not self.cfg.sms.finish: return z
         self.method.conds = self.conds(rows)
-        return self.method.redraw(z, generators(self.cfg.seed, len(z)), 4, self.method.style)
+        ts = falling(self.cfg.sms.finish, 4)
+        return ddim(self.method.style, self.backbone, self.backbone.abar(torch.tensor(ts[:1])).sqrt().to(z.device)*z, ts, self.method.conds.styled)
 
 # %% ../nbs/09_feedforward.ipynb #e0c3bbe5
 @patch
@@ -142,10 +146,10 @@ def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid fo
 
 @patch
 @torch.no_grad()
-def lessons(self:FeedForwardTrainer)->torch.Tensor: # (N·V, 3, H, W) uint8
-    "What the teacher makes of each picture"
-    parts = torch.arange(len(self.z)).split(self.cfg.batch)
-    return torch.cat([(self.backbone.decode(self.finished(self.teacher.net(self.z[r]), r))*255).round().byte().cpu() for r in parts])
+def lessons(self:FeedForwardTrainer)->torch.Tensor: # latents (N·V, C, h, w), or pictures (N·V, 3, H, W) uint8
+    "What the teacher makes of each picture, finished"
+    made = [self.finished(self.teacher.net(self.z[r]), r) for r in torch.arange(len(self.z)).split(self.cfg.batch)]
+    return torch.cat([(self.backbone.decode(z)*255).round().byte().cpu() if self.cfg.space == 'pixel' else z for z in made])
 
 @patch
 def loss(self:FeedForwardTrainer, g:torch.Generator)->torch.Tensor:
@@ -156,7 +160,7 @@ def loss(self:FeedForwardTrainer, g:torch.Generator)->torch.Tensor:
     given = self.x[rows].to(b.device).float()/255 if cfg.space == 'pixel' else self.z[rows]
     with torch.autocast(b.device.type, b.dtype, enabled=b.dtype != torch.float32): made = self.net(given)
     made, share = made.float(), len(rows)*world/n
-    if self.y is not None: return share*_apart(made, self.y[rows].to(b.device).float()/255, cfg.edges)
+    if self.y is not None: return share*_apart(made, self.y[rows].to(b.device).float()/(255 if cfg.space == 'pixel' else 1), cfg.edges)
     z, m, t = b.encode(made, grad=True) if cfg.space == 'pixel' else made, self.method, SAMPLERS[cfg.sms.sampler](u, progress, cfg.sms.t_min, cfg.sms.t_max)
     m.z_src, m.conds, m.gens, m.progress = self.z[rows], self.conds(rows), [g]*len(rows), progress
     if self.grid:
@@ -327,7 +331,7 @@ def train_feedforward(style, # name, path, hub id or Style
                       *, backbone=None, out:Path=Path('generators'), # folder for generators
                       template:str='{}', # around captions from file names
                       settings:FeedForwardSettings=None, device:str=None, dtype=None,
-                      teacher=None, # with space='pixel': a FeedForward in latent space, or its file, to learn from; True: train one first
+                      teacher=None, # a FeedForward in latent space, or its file, to learn from; True: train one first
                       minutes:float=None, # stop after so long; the same call goes on later
                       report=None, # report(dict) at each check
                       **changes # fields of FeedForwardSettings, and of Settings for where the gradient comes from
@@ -338,7 +342,7 @@ def train_feedforward(style, # name, path, hub id or Style
     examples, dest = images if isinstance(images, list) else read_folder(images, template), Path(out)/name
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     b = load_backbone(backbone, device, dtype)
-    if teacher is True: teacher = train_feedforward(style, examples, 'teacher', backbone=b, out=dest, settings=replace(cfg, space='latent', widths=None, blocks=None), minutes=minutes, report=report)
+    if teacher is True: teacher = train_feedforward(style, examples, 'teacher', backbone=b, out=dest, settings=replace(cfg, space='latent', **{} if cfg.space == 'latent' else dict(widths=None, blocks=None)), minutes=minutes, report=report)
     teacher = FeedForward.load(teacher, b) if isinstance(teacher, (str, Path)) else teacher
     trainer = FeedForwardTrainer(b, style, examples, cfg, dest/'work', teacher, report)
     try: history = trainer.run(minutes)
