@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAMPLE', 'SAMPLE_CAPTION', 'COMMANDS', 'HELP', 'out_paths', 'parse_style', 'stylize', 'styles', 'train_lora',
-           'train_feedforward', 'export', 'evaluate', 'train_control_clip', 'app', 'main']
+           'train_feedforward', 'export', 'evaluate', 'train_control_clip', 'app', 'bench', 'main']
 
 # %% ../nbs/16_cli.ipynb #427968a8
 import os, sys
@@ -160,9 +160,10 @@ def train_feedforward(folder:str, # pictures like those to be stylised later; ca
                       style:str='ink', # a style's name, the path of a LoRA, or a mix
                       name:str=None, # of the generator; default the style's
                       out:str='generators', # folder for generators
-                      space:str='latent', # or pixel: through the autoencoder; or taught: in latent space first, and then in pixels what that one does
+                      space:str='latent', # or pixel
+                      direct:bool=False, # no pupil: what the gradient alone teaches
                       template:str='{}', # around captions from file names, as 'a photo of a {}'
-                      steps:int=None, batch:int=None, lr:float=None, # default 1000 of 16
+                      steps:int=None, batch:int=None, lr:float=None, # default 1000 of 16, for the pupil as many again
                       lam:float=None, guidance_scale:float=None, # as for `stylize`
                       seed:int=None,
                       minutes:float=None, # stop after so long; the same command goes on later
@@ -172,8 +173,8 @@ def train_feedforward(folder:str, # pictures like those to be stylised later; ca
                      ):
     "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
     from stylekit.feedforward import train_feedforward as run
-    ff = run(parse_style(style), folder, name, backbone=backbone, out=Path(out), template=template, device=device, dtype=dtype, teacher=space == 'taught' or None, minutes=minutes, report=_said,
-             space='pixel' if space == 'taught' else space, steps=steps, batch=batch, lr=lr, lam=lam, guidance_scale=guidance_scale, seed=seed)
+    ff = run(parse_style(style), folder, name, backbone=backbone, out=Path(out), template=template, device=device, dtype=dtype, teacher=None if direct else True, minutes=minutes, report=_said,
+             space=space, steps=steps, batch=batch, lr=lr, lam=lam, guidance_scale=guidance_scale, seed=seed)
     print(Path(out)/ff.about['name'])
 
 def export(generator:str, # name, file or folder of a generator
@@ -248,8 +249,24 @@ def app(port:int=8866, # where the page is served
     from stylekit.app import app as run
     run(port, host, not no_browser, style, backbone, device, max_upload, silence)
 
+# %% ../nbs/16_cli.ipynb #35cfb749
+def bench(clone:str=None, # folder of a clone of the authors' code, to be timed beside ours
+          size:int=512, # side of the picture
+          variants:str='paper,fast', # see `bench.VARIANTS`
+          rounds:int=1, # steps of each that are timed
+          shape:str='sd15', # of the model: sd15, tiny
+          folder:str='runs/real-size', # where the random model lies, or is made: 4 GB
+          device:str=None, # cpu, cuda, mps
+          dtype:str=None # float32, bfloat16, float16
+         ):
+    "What a step costs at the size of Stable Diffusion 1.5, in time and memory"
+    from stylekit.bench import VARIANTS, bench as run
+    known = ', '.join(f'{v!r}' for v in VARIANTS)
+    if wrong := [v for v in _list(variants) if v not in VARIANTS]: raise StylekitError(f'no variant {wrong[0]!r}: there are {known}')
+    run(clone, folder, size, rounds, device, dtype, {v: VARIANTS[v] for v in _list(variants)}, shape)
+
 # %% ../nbs/16_cli.ipynb #d1a65dfc
-COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'train-control-clip': train_control_clip, 'train-feedforward': train_feedforward, 'export': export, 'evaluate': evaluate, 'app': app}
+COMMANDS = {'stylize': stylize, 'styles': styles, 'train-lora': train_lora, 'train-control-clip': train_control_clip, 'train-feedforward': train_feedforward, 'export': export, 'evaluate': evaluate, 'bench': bench, 'app': app}
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style NAME|PATH --caption TEXT --out PATH|DIR
@@ -259,6 +276,7 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit train-feedforward FOLDER --style NAME|PATH --out FOLDER
   stylekit export GENERATOR --out FILE.onnx
   stylekit evaluate FOLDER --methods NAMES --styles NAMES
+  stylekit bench [--clone FOLDER]
   stylekit app [--port PORT]
   stylekit styles [LORA-FILE... --backbone NAME|PATH]
   stylekit COMMAND --help"""

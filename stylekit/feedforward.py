@@ -6,8 +6,8 @@
 __all__ = ['SHAPES', 'GENERATOR_FILE', 'Block', 'Generator', 'FeedForwardSettings', 'FeedForwardTrainer', 'FeedForward',
            'generator_file', 'train_feedforward']
 
-# %% ../nbs/09_feedforward.ipynb #8e13f85a
-import copy, json, warnings
+# %% ../nbs/09_feedforward.ipynb #396c7a01
+import copy, json, shutil, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -68,6 +68,8 @@ class FeedForwardSettings:
     steps: int = 1000
     batch: int = 16
     lr: float = 1e-3
+    finish: int = 300           # a pupil: its teacher's latents are taken to have the noise of this timestep; 0: they are the lesson as they are
+    finish_guidance: float = 4. # of the style's model that takes it away
     edges: float = 1.           # weight of the differences between neighbours, when a generator learns from another
     views: int = 2              # of each picture
     flip: bool = True
@@ -79,8 +81,8 @@ class FeedForwardSettings:
 
     def __post_init__(self):
         if self.space not in SHAPES: raise StylekitError(f'space={self.space!r}: choose {" or ".join(SHAPES)}')
-        for k, (lo, hi) in dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000)).items(): check_range(k, check_whole(k, getattr(self, k)), lo, hi)
-        for k, (lo, hi) in dict(lr=(0, 1), edges=(0, 100), zoom=(.1, 1)).items(): check_range(k, getattr(self, k), lo, hi)
+        for k, (lo, hi) in dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000), finish=(0, 999)).items(): check_range(k, check_whole(k, getattr(self, k)), lo, hi)
+        for k, (lo, hi) in dict(lr=(0, 1), edges=(0, 100), zoom=(.1, 1), finish_guidance=(0, 100)).items(): check_range(k, getattr(self, k), lo, hi)
         if self.resolution is not None: check_range('resolution', check_whole('resolution', self.resolution), 64, 4096)
         shape = self.shape
         if len(shape['widths']) != len(shape['blocks']) or min(*shape['widths'], *shape['blocks'], 1) < 1: raise StylekitError(f'widths {shape["widths"]} and blocks {shape["blocks"]} must be as many, and positive')
@@ -125,11 +127,11 @@ class FeedForwardTrainer:
         return Conds(pick(self.data.styled), pick(self.data.plain), *self.fixed, words=self.words[which.to(self.words.device)])
     @torch.no_grad()
     def finished(self, z:torch.Tensor, rows:torch.Tensor)->torch.Tensor: # latents of these pictures; like z
-        "Taken for pictures with the noise of timestep `finish`, and cleaned by the style's model, with the guidance of the settings"
-        if not self.cfg.sms.finish: return z
+        "Taken for pictures with the noise of timestep `finish`, and cleaned by the style's model, with guidance"
+        if not self.cfg.finish: return z
         self.method.conds = self.conds(rows)
-        ts = falling(self.cfg.sms.finish, 4)
-        return ddim(self.method.style, self.backbone, self.backbone.abar(torch.tensor(ts[:1])).sqrt().to(z.device)*z, ts, self.method.conds.styled)
+        ts = falling(self.cfg.finish, 4)
+        return ddim(replace(self.method.style, guidance=self.cfg.finish_guidance), self.backbone, self.backbone.abar(torch.tensor(ts[:1])).sqrt().to(z.device)*z, ts, self.method.conds.styled)
 
 # %% ../nbs/09_feedforward.ipynb #e0c3bbe5
 @patch
@@ -342,20 +344,26 @@ def train_feedforward(style, # name, path, hub id or Style
     examples, dest = images if isinstance(images, list) else read_folder(images, template), Path(out)/name
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     b = load_backbone(backbone, device, dtype)
-    if teacher is True: teacher = train_feedforward(style, examples, 'teacher', backbone=b, out=dest, settings=replace(cfg, space='latent', **{} if cfg.space == 'latent' else dict(widths=None, blocks=None)), minutes=minutes, report=report)
-    teacher = FeedForward.load(teacher, b) if isinstance(teacher, (str, Path)) else teacher
+    if teacher is True:
+        teacher, done = _train(style, examples, 'teacher', b, dest/'teacher', replace(cfg, space='latent', **{} if cfg.space == 'latent' else dict(widths=None, blocks=None)), None, minutes, report)
+        if not done: return teacher
+    elif teacher and not isinstance(teacher, FeedForward): teacher = FeedForward.load(teacher, b)
+    ff, done = _train(style, examples, name, b, dest, cfg, teacher, minutes, report)
+    if done and place()[0] == 0: [shutil.rmtree(d, ignore_errors=True) for d in (dest/'work', dest/'teacher'/'work')]   # not before: a teacher that is ready is not trained again
+    return ff
+
+def _train(style, examples, name, b, dest, cfg, teacher, minutes, report)->tuple: # generator, whether it has learnt all
     trainer = FeedForwardTrainer(b, style, examples, cfg, dest/'work', teacher, report)
     try: history = trainer.run(minutes)
     finally: trainer.close()
     about = dict(name=name, space=cfg.space, shape=trainer.net.shape, multiple=trainer.net.multiple, style=style.name, style_sha256=style.sha256, words=style.words, backbone=b.name, backbone_sha256=b.sha256,
                  settings=asdict(cfg), pictures=len(examples), sha256=[e.sha256 for e in examples], teacher=teacher.sha256 if teacher else '', run_id=trainer.run_id)
     ff = FeedForward(trainer.net.eval(), about, b if cfg.space == 'latent' else None)
-    if place()[0] == 0:
-        ff.save(dest/GENERATOR_FILE)
-        if not history or history[-1]['step'] >= cfg.steps:
-            (dest/'work'/'training.pt').unlink(missing_ok=True)
-            if (dest/'work').is_dir() and not any((dest/'work').iterdir()): (dest/'work').rmdir()
-    return ff
+    rank, world = place()
+    if rank == 0: ff.save(dest/GENERATOR_FILE)
+    if world > 1: torch.distributed.barrier()   # all name it by the same hash
+    ff.sha256 = file_sha256(dest/GENERATOR_FILE)
+    return ff, not history or history[-1]['step'] >= cfg.steps
 
 def _merged(cfg, changes): # fields of both: one's own first
     own = {k: v for k, v in changes.items() if k in FeedForwardSettings.__dataclass_fields__}
