@@ -225,9 +225,12 @@ def _can_mix(unet)->bool:
     return all(isinstance(m, LoraLayer) and not m.lora_variant for m in unet.modules() if isinstance(m, BaseTunerLayer))
 
 @contextmanager
-def _each_its_own(unet, names): # of an adapter for each row of the batch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    hooks = [m.register_forward_pre_hook(lambda m, args, kw: (args, kw | dict(adapter_names=names)), with_kwargs=True) for m in unet.modules() if isinstance(m, BaseTunerLayer)]
+def _each_its_own(unet, rows): # (first, behind the last, adapter): of the batch
+    from peft.tuners.lora import LoraLayer
+    def add(m, args, out):
+        for lo, hi, name in rows:
+            if name in m.lora_A: out[lo:hi] += m.scaling[name]*m.lora_B[name](m.lora_A[name](args[0][lo:hi].to(m.lora_A[name].weight.dtype)))
+    hooks = [m.register_forward_hook(add) for m in unet.modules() if isinstance(m, LoraLayer)]
     try: yield
     finally: [h.remove() for h in hooks]
 
@@ -245,7 +248,7 @@ def ask(self:Backbone, t:torch.Tensor, # timesteps (B,)
         z, c, own = zip(*(questions[i] for i in rows))
         asked = torch.cat(z), t.repeat(len(rows)), Cond.cat([x.expand(n) for x in c])
         if mix and any(own):
-            with _each_its_own(self.unet, [a[0] if a else '__base__' for a in own for _ in range(n)]): eps = self.predict(*asked)
+            with _each_its_own(self.unet, [(i*n, (i+1)*n, *a) for i, a in enumerate(own) if a]): eps = self.predict(*asked)
         else: eps = self.predict(*asked, adapters)
         for i, e in zip(rows, eps.chunk(len(rows))): out[i] = e
     return out

@@ -6,7 +6,7 @@
 __all__ = ['SHAPES', 'GENERATOR_FILE', 'Block', 'Generator', 'FeedForwardSettings', 'FeedForwardTrainer', 'FeedForward',
            'generator_file', 'train_feedforward']
 
-# %% ../nbs/09_feedforward.ipynb #396c7a01
+# %% ../nbs/09_feedforward.ipynb #a7486174
 import copy, json, shutil, warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +19,6 @@ from .baselines import METHODS
 from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, file_sha256, generators, load_image, pick_device, safe_name, _explain
 from .finetune import LoraSettings, encode_views, read_folder
 from .lora import Style, add_style, load_style, read_safetensors
-from .scores import ddim, falling
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
 from .stylizer import StylizeResult, fit_image, unfit_image
 from .training import fit, place
@@ -68,21 +67,20 @@ class FeedForwardSettings:
     steps: int = 1000
     batch: int = 16
     lr: float = 1e-3
-    finish: int = 300           # a pupil: its teacher's latents are taken to have the noise of this timestep; 0: they are the lesson as they are
-    finish_guidance: float = 4. # of the style's model that takes it away
     edges: float = 1.           # weight of the differences between neighbours, when a generator learns from another
+    crop: float = .75           # a pupil in pixel space sees so much of the sides at a time, in (0, 1]
     views: int = 2              # of each picture
     flip: bool = True
     zoom: float = 1.            # nearest view: share of the shorter side, in (0, 1]
     resolution: int = None      # side in pixels; None: the model's own
     check: int = 50             # steps between checkpoints
     seed: int = 0
-    sms: Settings = field(default_factory=lambda: settings(fake='content', relevance='none', t_max=500, steps=1))   # where the gradient comes from
+    sms: Settings = field(default_factory=lambda: settings(fake='content', relevance='none', lam=.05, t_max=500, steps=1, finish=300))   # where the gradient comes from, and the last step
 
     def __post_init__(self):
         if self.space not in SHAPES: raise StylekitError(f'space={self.space!r}: choose {" or ".join(SHAPES)}')
-        for k, (lo, hi) in dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000), finish=(0, 999)).items(): check_range(k, check_whole(k, getattr(self, k)), lo, hi)
-        for k, (lo, hi) in dict(lr=(0, 1), edges=(0, 100), zoom=(.1, 1), finish_guidance=(0, 100)).items(): check_range(k, getattr(self, k), lo, hi)
+        for k, (lo, hi) in dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000)).items(): check_range(k, check_whole(k, getattr(self, k)), lo, hi)
+        for k, (lo, hi) in dict(lr=(0, 1), edges=(0, 100), zoom=(.1, 1), crop=(.1, 1)).items(): check_range(k, getattr(self, k), lo, hi)
         if self.resolution is not None: check_range('resolution', check_whole('resolution', self.resolution), 64, 4096)
         shape = self.shape
         if len(shape['widths']) != len(shape['blocks']) or min(*shape['widths'], *shape['blocks'], 1) < 1: raise StylekitError(f'widths {shape["widths"]} and blocks {shape["blocks"]} must be as many, and positive')
@@ -94,6 +92,14 @@ def _apart(a:torch.Tensor, b:torch.Tensor, edges:float)->torch.Tensor: # (B, C, 
     "Mean |difference| of places, plus that of the steps between neighbours: a line that is off by its width is wrong twice"
     d = a-b
     return d.abs().mean() + edges*(d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean())
+
+def _part(g:torch.Generator, share:float, multiple:int, flip:bool, *xs:torch.Tensor)->list: # (B, 3, H, W) each
+    "The same part of all, perhaps mirrored: pairs of pictures may be cut and mirrored together, latents may not"
+    at, mirrored = [], flip and torch.rand((), generator=g) < .5
+    for n in xs[0].shape[-2:]:
+        k = max(1, round(n*share/multiple))*multiple
+        at.append(slice(lo := int(torch.randint(n-k+1, (), generator=g)), lo+k))
+    return [(x.flip(-1) if mirrored else x)[..., at[0], at[1]] for x in xs]
 
 class FeedForwardTrainer:
     "Trains one generator; `run` returns the history"
@@ -125,13 +131,10 @@ class FeedForwardTrainer:
         which = rows//self.cfg.views
         pick = lambda c: c.map(lambda a: a[which.to(a.device)])
         return Conds(pick(self.data.styled), pick(self.data.plain), *self.fixed, words=self.words[which.to(self.words.device)])
-    @torch.no_grad()
     def finished(self, z:torch.Tensor, rows:torch.Tensor)->torch.Tensor: # latents of these pictures; like z
-        "Taken for pictures with the noise of timestep `finish`, and cleaned by the style's model, with guidance"
-        if not self.cfg.finish: return z
+        "After the last step of the method"
         self.method.conds = self.conds(rows)
-        ts = falling(self.cfg.finish, 4)
-        return ddim(replace(self.method.style, guidance=self.cfg.finish_guidance), self.backbone, self.backbone.abar(torch.tensor(ts[:1])).sqrt().to(z.device)*z, ts, self.method.conds.styled)
+        return self.method.finish(z, generators(self.cfg.seed, len(rows)))
 
 # %% ../nbs/09_feedforward.ipynb #e0c3bbe5
 @patch
@@ -159,10 +162,12 @@ def loss(self:FeedForwardTrainer, g:torch.Generator)->torch.Tensor:
     cfg, b, n, (rank, world) = self.cfg, self.backbone, self.cfg.batch, place()
     progress = g.initial_seed()%10**9/cfg.steps   # `fit` seeds it by the step
     rows, u, noise = (a[rank::world] for a in (torch.randint(len(self.z), (n,), generator=g), torch.rand(n, generator=g), torch.randn(n, *self.z.shape[1:], generator=g)))
-    given = self.x[rows].to(b.device).float()/255 if cfg.space == 'pixel' else self.z[rows]
+    of = lambda a: a[rows].to(b.device).float()/(1 if a.is_floating_point() else 255)
+    given, wanted = of(self.x if cfg.space == 'pixel' else self.z), None if self.y is None else of(self.y)
+    if self.y is not None and cfg.space == 'pixel': given, wanted = _part(g, cfg.crop, self.net.multiple, cfg.flip, given, wanted)
     with torch.autocast(b.device.type, b.dtype, enabled=b.dtype != torch.float32): made = self.net(given)
     made, share = made.float(), len(rows)*world/n
-    if self.y is not None: return share*_apart(made, self.y[rows].to(b.device).float()/(255 if cfg.space == 'pixel' else 1), cfg.edges)
+    if wanted is not None: return share*_apart(made, wanted, cfg.edges)
     z, m, t = b.encode(made, grad=True) if cfg.space == 'pixel' else made, self.method, SAMPLERS[cfg.sms.sampler](u, progress, cfg.sms.t_min, cfg.sms.t_max)
     m.z_src, m.conds, m.gens, m.progress = self.z[rows], self.conds(rows), [g]*len(rows), progress
     if self.grid:

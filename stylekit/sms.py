@@ -91,7 +91,7 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
 # %% ../nbs/06_sms.ipynb #b4b0d66e
 WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff', 'finish')
 RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 10),
-              relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2), finish=(0, 998))
+              relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2), finish=(0, 998), finish_noise=(0, 1), finish_guidance=(0, 100))
 CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw', 'sgd'), schedule=('cosine', 'constant', 'released'),
                weight=('one', 'sigma2', 'variance'), reduction=('sum', 'mean'), regulariser=('l2', 'l1'),
                relevance=('grid', 'released', 'none'), guide=('base', 'empty'), fake=('source', 'content', 'shared', 'own', 'frozen', 'noise'))
@@ -117,17 +117,17 @@ class Settings:
     "Everything that decides a run besides image, style, caption and seed"
     preset: str = 'fast'
     method: str = 'sms'            # sms, or a rival (see `baselines`)
-    steps: int = 120               # K
+    steps: int = 30                # K
     guidance_scale: float = 2.     # of ε_style
     guide: str = 'base'            # what guidance points away from: base (the base model, same prompt), or empty (the empty prompt)
-    lam: float = .05               # λ of the spectrum regularisation
+    lam: float = .3                # λ of the spectrum regularisation
     cutoff: float = 1.             # kept share of the spectrum at t_cutoff, in [0, 1]
     t_cutoff: int = 500            # where the cut-off curve reaches `cutoff`
     cutoff_power: float = 1.       # 1: straight line (paper)
     sampler: str = 'narrowing'     # narrowing, linear, uniform, released
     t_min: int = 20
     t_max: int = 900
-    lr: float = .02                # rms: how far a step moves the latents, which have unit variance
+    lr: float = .06                # rms: how far a step moves the latents, which have unit variance
     optimizer: str = 'rms'         # rms: one scale per image; adam: one per element; adamw: the released one; sgd: none
     schedule: str = 'cosine'       # of lr: half a cosine to 0; constant; released (100 steps of warm-up, a cosine that ends too late)
     weight: str = 'one'            # w_t: one, sigma2 (released), or variance (1 − ᾱ_t)
@@ -143,7 +143,9 @@ class Settings:
     fake_lr: float = 1e-3
     fake_targets: tuple = ATTENTION
     style_scale: float = 1.        # multiplies the style's own scale
-    finish: int = 100              # timestep to which the result is noised, for the style to take the noise off again; 0: not at all
+    finish: int = 200              # the last step takes the result for a picture with the noise of this timestep, and takes that off; 0: no last step
+    finish_noise: float = 0.       # share of that noise which is really put on, in [0, 1]
+    finish_guidance: float = 2.    # of the style's model that takes it off
     resolution: int = None         # √area in pixels to work at; default: the image's own, kept near the model's native
     prompt: str = '{style}, {caption}'
     edit_prompt: str = 'Turn into {style}'
@@ -304,13 +306,13 @@ def learn(self:SMS, z:torch.Tensor, gens:list)->dict: # for the record
 @patch
 @torch.no_grad()
 def finish(self:Method, z:torch.Tensor, gens:list)->torch.Tensor: # like z
-    "Noise the latents to timestep `finish`, and let the style's model take the noise off in four steps"
-    return self.redraw(z, gens, 4, replace(self.style, guidance=1.))
+    "The last step: the latents pass for noised ones, and the style's model cleans them in four steps"
+    return self.redraw(z, gens, 4, replace(self.style, guidance=self.cfg.finish_guidance), self.cfg.finish_noise)
 
 @patch
-def redraw(self:Method, z:torch.Tensor, gens:list, steps:int, score)->torch.Tensor: # like z
-    "Noise the latents to timestep `finish` and sample them back"
+def redraw(self:Method, z:torch.Tensor, gens:list, steps:int, score, share:float=1.)->torch.Tensor: # of the noise; like z
+    "Noise the latents to timestep `finish`, or only pass them for noised, and sample them back"
     if not self.cfg.finish: return z
     ts = falling(self.cfg.finish, steps)
-    z_t = self.backbone.add_noise(z, randn_like(z, gens), torch.full((len(z),), ts[0], device=z.device))
+    z_t = self.backbone.add_noise(z, share*randn_like(z, gens), torch.full((len(z),), ts[0], device=z.device))
     return ddim(score, self.backbone, z_t, ts, self.conds.styled)
