@@ -19,6 +19,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.backbone.Backbone.native_size': ('backbone.html#backbone.native_size', 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.parts': ('backbone.html#backbone.parts', 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.predict': ('backbone.html#backbone.predict', 'stylekit/backbone.py'),
+                                   'stylekit.backbone.Backbone.present': ('backbone.html#backbone.present', 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.remove': ('backbone.html#backbone.remove', 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.sha256': ('backbone.html#backbone.sha256', 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.text': ('backbone.html#backbone.text', 'stylekit/backbone.py'),

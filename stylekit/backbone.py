@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['NOISE_SCHEDULE', 'MOST_ROWS', 'PICKLES', 'to_epsilon', 'Cond', 'Backbone', 'load_backbone']
 
-# %% ../nbs/02_backbone.ipynb #560ef8d6
+# %% ../nbs/02_backbone.ipynb #78f9f46b
 import json, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -57,11 +58,12 @@ class Backbone:
                  scheduler:dict, # the scheduler's config
                  name:str='', # what it was loaded from
                  zero_empty:bool=False, # SDXL's force_zeros_for_empty_prompt
-                 weights:Path=None # the UNet's file, for its hash
+                 weights:Path=None, # the UNet's file, for its hash
+                 low_memory:bool=False # see `load_backbone`
                 ):
         from diffusers import DDPMScheduler
         self.unet, self.vae, self.text_encoders, self.tokenizers = unet, vae, text_encoders, tokenizers
-        self.name, self.zero_empty, self.weights = name, zero_empty, weights
+        self.name, self.zero_empty, self.weights, self.low_memory = name, zero_empty, weights, low_memory
         for m in (unet, vae, *text_encoders): m.eval().requires_grad_(False)
         self.device, self.dtype = next(unet.parameters()).device, next(unet.parameters()).dtype
         self.prediction_type = scheduler.get('prediction_type', 'epsilon')
@@ -69,6 +71,7 @@ class Backbone:
         self.betas, self.alphas_cumprod = s.betas.to(self.device), s.alphas_cumprod.to(self.device)
         self.is_xl = getattr(unet.config, 'addition_embed_type', None)=='text_time'
         self._adapters = None  # (names, train) last switched on; None: unknown
+        if low_memory: unet.enable_gradient_checkpointing(), vae.enable_slicing(), [m.to('cpu') for m in (vae, *text_encoders)]
 
     def __repr__(self): return f'Backbone({self.name}: {self.latent_channels} latent channels, 1/{self.factor}, native {self.native_size}, {self.prediction_type})'
     @cached_property
@@ -95,7 +98,16 @@ def native_size(self:Backbone)->int:
     "Side of the square images it was trained on"
     return self.unet.config.sample_size*self.factor
 
-# %% ../nbs/02_backbone.ipynb #a77ac2e1
+# %% ../nbs/02_backbone.ipynb #30ae3a24
+@patch
+@contextmanager
+def present(self:Backbone, *models, stay:bool=False): # until something else sends them away
+    "Autoencoder or text encoders on the device while they are needed"
+    for m in models: m.to(self.device)
+    try: yield
+    finally:
+        if self.low_memory and not stay: [m.to('cpu') for m in models]
+
 def _vae_affine(vae): return vae.config.get('scaling_factor') or 1., vae.config.get('shift_factor') or 0.
 
 @patch
@@ -105,8 +117,7 @@ def encode(self:Backbone,
           )->torch.Tensor: # latents (B, C, H/factor, W/factor), float32, scaled
     "Images to latents"
     scale, shift = _vae_affine(self.vae)
-    p = next(self.vae.parameters())
-    with torch.set_grad_enabled(grad): out = self.vae.encode((x*2-1).to(p.device, p.dtype))
+    with self.present(self.vae, stay=grad), torch.set_grad_enabled(grad): out = self.vae.encode((x*2-1).to(self.device, self.vae.dtype))   # a graph needs the weights where they were
     z = out.latents if hasattr(out, 'latents') else out.latent_dist.mode()
     return ((z.float()-shift)*scale)
 
@@ -116,7 +127,7 @@ def decode(self:Backbone, z:torch.Tensor # latents as `encode` gives them
           )->torch.Tensor: # images (B, 3, H, W) in [0, 1]
     "Latents to images"
     scale, shift = _vae_affine(self.vae)
-    x = self.vae.decode((z/scale+shift).to(next(self.vae.parameters()).dtype)).sample
+    with self.present(self.vae): x = self.vae.decode((z/scale+shift).to(self.vae.dtype)).sample
     return (x.float()/2+.5).clamp(0, 1)
 
 # %% ../nbs/02_backbone.ipynb #dd2349bb
@@ -136,8 +147,9 @@ def text(self:Backbone, prompts, # a str or a list of them
     "What the UNet is told for these prompts"
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     for m in self.text_encoders: _switch(m, adapters)
-    if not self.is_xl: return Cond(self.text_encoders[0](_ids(self.tokenizers[0], prompts).to(self.device)).last_hidden_state)
-    outs = [m(_ids(t, prompts).to(self.device), output_hidden_states=True) for m,t in zip(self.text_encoders, self.tokenizers)]
+    ids = [_ids(t, prompts).to(self.device) for t in self.tokenizers]
+    with self.present(*self.text_encoders): outs = [m(i, output_hidden_states=self.is_xl) for m,i in zip(self.text_encoders, ids)]
+    if not self.is_xl: return Cond(outs[0].last_hidden_state)
     embeds, pooled = torch.cat([o.hidden_states[-2] for o in outs], -1), outs[-1].text_embeds
     if self.zero_empty:
         full = torch.tensor([float(bool(p)) for p in prompts], device=self.device)
@@ -229,7 +241,7 @@ def _each_its_own(unet, rows): # (first, behind the last, adapter): of the batch
     from peft.tuners.lora import LoraLayer
     def add(m, args, out):
         for lo, hi, name in rows:
-            if name in m.lora_A: out[lo:hi] += m.scaling[name]*m.lora_B[name](m.lora_A[name](args[0][lo:hi].to(m.lora_A[name].weight.dtype)))
+            if name in m.lora_A: out[lo:hi].add_(m.lora_B[name](m.lora_A[name](args[0][lo:hi].to(m.lora_A[name].weight.dtype))), alpha=m.scaling[name])
     hooks = [m.register_forward_hook(add) for m in unet.modules() if isinstance(m, LoraLayer)]
     try: yield
     finally: [h.remove() for h in hooks]
@@ -248,7 +260,8 @@ def ask(self:Backbone, t:torch.Tensor, # timesteps (B,)
         z, c, own = zip(*(questions[i] for i in rows))
         asked = torch.cat(z), t.repeat(len(rows)), Cond.cat([x.expand(n) for x in c])
         if mix and any(own):
-            with _each_its_own(self.unet, [(i*n, (i+1)*n, *a) for i, a in enumerate(own) if a]): eps = self.predict(*asked)
+            runs = [[i for i, _ in g] for _, g in groupby(enumerate(own), lambda x: x[1])]
+            with _each_its_own(self.unet, [(r[0]*n, (r[-1]+1)*n, *own[r[0]]) for r in runs if own[r[0]]]): eps = self.predict(*asked)
         else: eps = self.predict(*asked, adapters)
         for i, e in zip(rows, eps.chunk(len(rows))): out[i] = e
     return out
@@ -312,7 +325,8 @@ def _check_weights(module, part, path):
 # %% ../nbs/02_backbone.ipynb #4da41089
 def load_backbone(name=None, # folder, hub id, or None for the embedded model; a Backbone is returned as it is
                   device:str=None, # default: a GPU if there is one
-                  dtype=None # UNet and text encoder; default bf16 or fp16 on a GPU, float32 on a CPU
+                  dtype=None, # UNet and text encoder; default bf16 or fp16 on a GPU, float32 on a CPU
+                  low_memory:bool=False # slower: autoencoder and text encoders wait in main memory, pictures are decoded one by one, and what a backward pass needs is computed again
                  )->Backbone:
     "Load a frozen diffusion model: SD 1.x, SD 2.x, SDXL, or the embedded one"
     if isinstance(name, Backbone):
@@ -337,4 +351,4 @@ def load_backbone(name=None, # folder, hub id, or None for the embedded model; a
     vae.to(memory_format=torch.channels_last)  # convolutions at full size: several times as fast on a CPU
     for part, m in dict(unet=unet, vae=vae).items(): _check_weights(m, part, path)
     return Backbone(unet, vae, encoders, toks, dict(sched), name=Path(path).name, weights=_weights(path),
-                    zero_empty=index.get('force_zeros_for_empty_prompt', False))
+                    zero_empty=index.get('force_zeros_for_empty_prompt', False), low_memory=low_memory)

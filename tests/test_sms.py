@@ -451,7 +451,24 @@ def test_without_its_own_parts_sms_is_dds():
     from stylekit import load_backbone, sample, stylize
     b, kw = load_backbone(), dict(steps=4, seed=0, t_max=900, lr=.05, guidance_scale=1.)
     bare = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='content', lam=0., relevance='none', fake_noise=0., **kw)
-    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='narrowing', finish=200, t_min=20, **kw)
+    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='narrowing', finish=200, guide='base', t_min=20, **kw)
     assert bare.image.tobytes() == dds.image.tobytes()
     words = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='source', lam=0., relevance='none', fake_noise=0., **kw)
     assert words.image.tobytes() != bare.image.tobytes()
+
+def test_low_memory_gives_the_same_in_less():
+    from stylekit import load_backbone
+    from stylekit.bench import Ledger
+    from stylekit.scores import FakeScore
+    out = []
+    for low in (False, True):
+        b = load_backbone(low_memory=low)
+        g, c, fake = torch.Generator().manual_seed(0), b.text('an owl'), FakeScore(b)
+        z, noise = (torch.randn(4, b.latent_channels, 16, 16, generator=g) for _ in range(2))
+        with Ledger(b.unet) as ledger:
+            before = ledger.now
+            for t in (300, 100): eps, loss = fake.learn(b.add_noise(z, noise, torch.full((4,), t)), torch.full((4,), t), c, noise)
+        out.append((ledger.peak-before, eps, [p.detach().clone() for p in fake.params]))
+        fake.close()
+    (much, eps, params), (little, same_eps, same_params) = out
+    assert little < .6*much and torch.allclose(eps, same_eps, atol=1e-5) and all(torch.allclose(p, q, atol=1e-5) for p, q in zip(params, same_params))
