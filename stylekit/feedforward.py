@@ -268,7 +268,7 @@ def generator_file(name)->Path: # as in `load`
     p = Path(name)
     if p.is_dir(): p = p/GENERATOR_FILE
     if p.is_file(): return p
-    shipped = {f.stem: f for f in asset('samples').parent.glob('generators/*.safetensors')}
+    shipped = {f.stem: f for f in asset('samples').parent.glob('generators/*') if f.suffix in ('.safetensors', '.onnx')}
     if str(name) in shipped: return shipped[str(name)]
     raise StylekitError(f'no generator {str(name)!r}: there are {", ".join(sorted(shipped)) or "none"}; or give the path of one')
 
