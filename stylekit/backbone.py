@@ -98,12 +98,12 @@ def native_size(self:Backbone)->int:
     "Side of the square images it was trained on"
     return self.unet.config.sample_size*self.factor
 
-# %% ../nbs/02_backbone.ipynb #30ae3a24
+# %% ../nbs/02_backbone.ipynb #cb1a1829
 @patch
 @contextmanager
-def present(self:Backbone, *models, stay:bool=False): # until something else sends them away
-    "Autoencoder or text encoders on the device while they are needed"
-    for m in models: m.to(self.device)
+def present(self:Backbone, *models, stay:bool=False): # do not send them away again
+    "With `low_memory`, autoencoder or text encoders are on the device only while they are needed"
+    if self.low_memory: [m.to(self.device) for m in models]
     try: yield
     finally:
         if self.low_memory and not stay: [m.to('cpu') for m in models]
@@ -117,7 +117,7 @@ def encode(self:Backbone,
           )->torch.Tensor: # latents (B, C, H/factor, W/factor), float32, scaled
     "Images to latents"
     scale, shift = _vae_affine(self.vae)
-    with self.present(self.vae, stay=grad), torch.set_grad_enabled(grad): out = self.vae.encode((x*2-1).to(self.device, self.vae.dtype))   # a graph needs the weights where they were
+    with self.present(self.vae, stay=grad), torch.set_grad_enabled(grad): out = self.vae.encode((x*2-1).to(self.vae.device, self.vae.dtype))   # a graph needs the weights where they were
     z = out.latents if hasattr(out, 'latents') else out.latent_dist.mode()
     return ((z.float()-shift)*scale)
 
