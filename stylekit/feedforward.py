@@ -75,7 +75,7 @@ class FeedForwardSettings:
     resolution: int = None      # side in pixels; None: the model's own
     check: int = 50             # steps between checkpoints
     seed: int = 0
-    sms: Settings = field(default_factory=lambda: settings(fake='content', relevance='none', lam=.05, t_max=500, steps=1, finish=300))   # where the gradient comes from, and the last step
+    sms: Settings = field(default_factory=lambda: settings(fake='content', relevance='none', lam=.05, t_max=500, steps=1, finish=300, finish_guidance=4.))   # where the gradient comes from, and the last step
 
     def __post_init__(self):
         if self.space not in SHAPES: raise StylekitError(f'space={self.space!r}: choose {" or ".join(SHAPES)}')
