@@ -161,6 +161,8 @@ def train_feedforward(folder:str, # pictures like those to be stylised later; ca
                       name:str=None, # of the generator; default the style's
                       out:str='generators', # folder for generators
                       space:str='latent', # or pixel
+                      areas:int=None, # with --space pixel, for flat looks: so many areas of one colour
+                      refine:int=None, # steps of the optimisation in each lesson of the pupil
                       direct:bool=False, # no pupil: what the gradient alone teaches
                       template:str='{}', # around captions from file names, as 'a photo of a {}'
                       steps:int=None, batch:int=None, lr:float=None, # default 1000 of 16, for the pupil as many again
@@ -174,7 +176,7 @@ def train_feedforward(folder:str, # pictures like those to be stylised later; ca
     "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
     from stylekit.feedforward import train_feedforward as run
     ff = run(parse_style(style), folder, name, backbone=backbone, out=Path(out), template=template, device=device, dtype=dtype, teacher=None if direct else True, minutes=minutes, report=_said,
-             space=space, steps=steps, batch=batch, lr=lr, lam=lam, guidance_scale=guidance_scale, seed=seed)
+             space=space, areas=areas, refine=refine, steps=steps, batch=batch, lr=lr, lam=lam, guidance_scale=guidance_scale, seed=seed)
     print(Path(out)/ff.about['name'])
 
 def export(generator:str, # name, file or folder of a generator

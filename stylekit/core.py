@@ -420,7 +420,7 @@ def pick_dtype(device:str, # as of `pick_device`
     "The number type of the frozen weights; bfloat16 where the GPU has it, as float16 overflows in some autoencoders"
     import torch
     kind = torch.device(device).type
-    if dtype is None: return torch.float32 if kind != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if dtype is None: return torch.float32 if kind != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16   # a T4 has it only as a slow imitation
     d = getattr(torch, _DTYPES.get(dtype, dtype), None) if isinstance(dtype, str) else dtype
     if d not in (torch.float32, torch.float16, torch.bfloat16): raise StylekitError(f'dtype {dtype!r} is not one of float32, bfloat16, float16')
     if d == torch.float16 and kind == 'cpu': raise StylekitError('float16 is very slow on the CPU: use float32 or bfloat16')

@@ -117,7 +117,8 @@ class Latents:
     plain: Cond
     x: torch.Tensor = None   # the pixels (N, V, 3, H, W), uint8
 
-def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings, pixels:bool=False # keep them too
+def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings, pixels:bool=False, # keep them too
+                 more=view # makes the views beyond the first
                 )->Latents:
     "Views and captions as the model takes them, once for the whole training"
     size, g = cfg.resolution or backbone.native_size, torch.Generator().manual_seed(cfg.seed)
@@ -125,7 +126,7 @@ def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings, 
     z, seen = [], []
     for e in examples:
         x = image_to_tensor(e.image)
-        v = torch.cat([view(x, size, g, cfg.flip and i > 0, cfg.zoom if i else 1.) for i in range(cfg.views)])
+        v = torch.cat([view(x, size, g, False, 1.), *(more(x, size, g, cfg.flip, cfg.zoom) for _ in range(cfg.views-1))])
         z.append(torch.cat([backbone.encode(b) for b in v.split(8)]))
         if pixels: seen.append((v*255).round().byte())
     read = lambda texts: Cond.cat([backbone.text(texts[i:i+64], (size, size)) for i in range(0, len(texts), 64)])

@@ -348,6 +348,9 @@ def test_devices_and_types(monkeypatch):
     assert pick_device() == 'cuda' and pick_device('cuda:0') == 'cuda:0'
     with pytest.raises(StylekitError, match='not available'): pick_device('cuda:1')
     assert pick_dtype('cuda', 'fp16') == torch.float16 and pick_dtype('cpu') == pick_dtype('cpu', 'float32') == torch.float32
+    for native, best in ((True, torch.bfloat16), (False, torch.float16)):   # a T4 says it has bfloat16: imitated, and slow
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation=True: native or including_emulation)
+        assert pick_dtype('cuda') == best
     for bad in ('float16', torch.int8, 'nn', 'float99', 3):
         with pytest.raises(StylekitError): pick_dtype('cpu', bad)
 

@@ -18,7 +18,8 @@ from .tables import kept_table, measured, picture_set, table_metrics
 
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
 RECIPES = dict(   # of the teacher; of the pupil
-    flat=(dict(steps=2000, lr=2e-3, lam=.0125, guidance_scale=2., t_max=900), dict(steps=600, finish_guidance=5.)),
+    flat=(dict(steps=2000, lr=2e-3, lam=.0125, guidance_scale=2., t_max=900),
+          dict(space='pixel', areas=16, steps=1500, lr=2e-3, crop=1., vary=True, refine=10, fake='source', relevance='grid', finish_guidance=5.)),
     ink=(dict(steps=120, lr=2e-3, lam=.05, guidance_scale=1., t_max=500), dict(space='pixel', steps=1500, views=1)))
 
 def make_generator(style:str, examples:list, out, backbone=None, recipe:tuple=None, report=print)->dict: # folder; of RECIPES; form -> file
