@@ -107,6 +107,7 @@ class FeedForwardSettings:
         if self.space not in SHAPES: raise StylekitError(f'space={self.space!r}: choose {" or ".join(SHAPES)}')
         for k, (lo, hi) in dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000), refine=(0, 1000), areas=(0, 1024)).items(): check_range(k, check_whole(k, getattr(self, k)), lo, hi)
         for k, (lo, hi) in dict(lr=(0, 1), edges=(0, 100), zoom=(.1, 1), crop=(.1, 1), sharp=(1, 1000)).items(): check_range(k, getattr(self, k), lo, hi)
+        if self.areas and self.space != 'pixel': raise StylekitError('areas have colours, which latents have not: use space="pixel"')
         if self.resolution is not None: check_range('resolution', check_whole('resolution', self.resolution), 64, 4096)
         shape = self.shape
         if len(shape['widths']) != len(shape['blocks']) or min(*shape['widths'], *shape['blocks'], 1) < 1: raise StylekitError(f'widths {shape["widths"]} and blocks {shape["blocks"]} must be as many, and positive')
@@ -390,7 +391,7 @@ def _quantize(path, pictures, about):
     quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
     convs = [n.name for n in onnx.load(path).graph.node if n.op_type == 'Conv']
     quantize_static(str(path), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                    op_types_to_quantize=['Conv'], nodes_to_exclude=[convs[0], convs[-1]])
+                    op_types_to_quantize=['Conv'], nodes_to_exclude=[convs[0], convs[-1], *(c for c in convs if '/areas/' in c)])
     model = onnx.load(path)
     onnx.helper.set_model_props(model, dict(stylekit_generator=about))
     onnx.save(model, path)
@@ -419,7 +420,7 @@ def train_feedforward(style, # name, path, hub id or Style
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     b = load_backbone(backbone, device, dtype)
     if teacher is True:
-        teacher, done = _train(style, examples, 'teacher', b, dest/'teacher', replace(cfg, space='latent', **{} if cfg.space == 'latent' else dict(widths=None, blocks=None)), None, minutes, report)
+        teacher, done = _train(style, examples, 'teacher', b, dest/'teacher', replace(cfg, space='latent', areas=0, **{} if cfg.space == 'latent' else dict(widths=None, blocks=None)), None, minutes, report)
         if not done: return teacher
     elif teacher and not isinstance(teacher, FeedForward): teacher = FeedForward.load(teacher, b)
     ff, done = _train(style, examples, name, b, dest, cfg, teacher, minutes, report)

@@ -7,14 +7,15 @@ __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'LAST', 'START', 'AXES', 'look_of', 'p
            'search_space', 'search', 'few_shot_styles', 'ablation', 'orders', 'added', 'searched', 'curves',
            'kept_probe', 'table_metrics', 'kept_table', 'make_tables', 'measured', 'balances']
 
-# %% ../../nbs/mini/07_tables.ipynb #57e414a3
+# %% ../../nbs/mini/07_tables.ipynb #fc994887
 import json
 from pathlib import Path
 import numpy as np
-from ..core import StylekitError, atomic_path, digest
+from ..core import StylekitError, atomic_path, digest, file_sha256
 from ..backbone import load_backbone
 from ..baselines import METHODS
 from ..evaluate import METRICS, Metric, Table, evaluate, read_table
+from ..feedforward import generator_file
 from ..metrics import Measured, as_tensors, mean_interval
 from ..finetune import train_lora
 from ..lora import LORA_FILE
@@ -184,7 +185,8 @@ def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seed
     "A table, each method of it in a file: what has been measured needs no pictures any more"
     parts = []
     for label, how in methods.items():
-        made_from = digest(json.dumps(how, sort_keys=True), [Path(s).name for s in styles], sorted(f.name for f in Path(dataset).glob('*.png')), list(metrics), list(seeds))[:16]
+        made = [file_sha256(generator_file(how['generator'].format(style=Path(s).name))) for s in styles] if how and 'generator' in how else None   # the same name may be another network
+        made_from = digest(json.dumps(how | dict(sha256=made) if made else how, sort_keys=True), [Path(s).name for s in styles], sorted(f.name for f in Path(dataset).glob('*.png')), list(metrics), list(seeds))[:16]
         file = Path(kept)/f"{name}-{label.replace(' ', '-')}.json"
         part = read_table(file, made_from) if file.exists() else None
         if part is None:
