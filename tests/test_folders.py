@@ -78,16 +78,18 @@ from pathlib import Path
 import sys
 examples = [Example(Path(f'{n}.png'), sample(n), f'a {n}', n) for n in samples()[:4]]
 train_feedforward('ink', examples, 'g', out=Path(sys.argv[1]), widths=(8, 16), blocks=(1, 1), steps=5, batch=4, check=2, lr=1e-2)
+train_feedforward('ink', examples, 'pupil', out=Path(sys.argv[1]), teacher=Path(sys.argv[1])/'g', space='pixel', widths=(8, 16), blocks=(1, 1), areas=4, steps=5, batch=4, check=2, lr=1e-2, views=8, vary=True, refine=1)
 """
 
 def test_two_processes_train_what_one_does(tmp_path):
-    "Accelerate starts them; gradients are averaged, so the weights agree up to rounding"
+    "Accelerate starts them; gradients are averaged and lessons shared, so the weights agree up to rounding"
     (tmp_path/'train.py').write_text(TRAIN)
     accelerate = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
     for launch, out in (([sys.executable], 'one'), (accelerate, 'two')):
         subprocess.run([*launch, str(tmp_path/'train.py'), str(tmp_path/out)], check=True, env=ENV, timeout=300)
-    one, two = (FeedForward.load(tmp_path/o/'g') for o in ('one', 'two'))
-    for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), n
+    for what in ('pupil', 'g'):
+        one, two = (FeedForward.load(tmp_path/o/what) for o in ('one', 'two'))
+        for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), (what, n)
     assert not torch.equal(one.net.head.weight, torch.zeros_like(one.net.head.weight))
 
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
