@@ -95,9 +95,12 @@ def atomic_path(path # where the file shall be; its folders are made
         with _explain_write(path):
             if path.is_dir(): raise StylekitError(f'{path} is a folder: give the name of a file in it')
             path.parent.mkdir(parents=True, exist_ok=True)
+            with open(tmp, 'xb') as f: mode = os.fstat(f.fileno()).st_mode   # as the user wants files: safetensors lets nobody else read its own
+            tmp.unlink()
             yield tmp
             if not tmp.exists(): raise StylekitError(f'nothing was written for {path}')
             with open(tmp, 'rb+') as f: os.fsync(f.fileno()) # else a power cut can leave the new name with no content
+            os.chmod(tmp, mode)
             os.replace(tmp, path)
     finally:
         if os.path.exists(tmp): tmp.unlink()

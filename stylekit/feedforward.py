@@ -219,6 +219,7 @@ def lessons(self:FeedForwardTrainer, minutes:float=None # stop after so long; wh
         return z
     for i in range(len(parts))[rank::world] if folder else ():
         part(i)
+        if self.report: self.report(dict(step=0, lessons=int(parts[i][-1])+1))
         if late := bool(minutes and time.time()-t > 60*minutes): break
     if agreed(late, self.backbone.device): return None
     return torch.cat([part(i) for i in range(len(parts))])
