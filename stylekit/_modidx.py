@@ -88,6 +88,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'stylekit.bench.Ledger._write': ('benchmarks/real_size.html#ledger._write', 'stylekit/bench.py'),
                                 'stylekit.bench.Released': ('benchmarks/real_size.html#released', 'stylekit/bench.py'),
                                 'stylekit.bench.Released.__init__': ('benchmarks/real_size.html#released.__init__', 'stylekit/bench.py'),
+                                'stylekit.bench.Released._narrow': ('benchmarks/real_size.html#released._narrow', 'stylekit/bench.py'),
                                 'stylekit.bench.Released.fake': ('benchmarks/real_size.html#released.fake', 'stylekit/bench.py'),
                                 'stylekit.bench.Released.gradient': ('benchmarks/real_size.html#released.gradient', 'stylekit/bench.py'),
                                 'stylekit.bench.Released.parts': ('benchmarks/real_size.html#released.parts', 'stylekit/bench.py'),
