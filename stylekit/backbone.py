@@ -238,6 +238,12 @@ def add_offsets(self:Backbone, part:str, # one of `parts`
         sums[name] = torch.nn.Parameter(total.to(own.dtype), False)
     model.__dict__.setdefault('_offsets', {})[adapter] = sums
     self._adapters = None
+@patch
+def own_parameter(self:Backbone, part:str, name:str)->torch.nn.Parameter:
+    "A network's own parameter, whichever adapters are on"
+    model = self.parts[part]
+    replaced = getattr(model, '_own_weights', {})
+    return replaced[name] if name in replaced else _parameter(model, name)
 
 # %% ../nbs/02_backbone.ipynb #5da950b7
 def _names_on(layer)->set: # the adapters that one of PEFT's layers holds
