@@ -164,7 +164,7 @@ class LUSD(Method):
     "Localized update score distillation: steps of a given length, where the style's words are looked at (arXiv 2503.11054)"
     READS = ()
     TERMS = dict(keep=.02, threshold=.01, decay=.99, momentum=.1, high=.15, low=.01, speed=5.)
-    RANGES = dict(keep=(0, 1), threshold=(0, 1), decay=(.5, .999), momentum=(0, 1), high=(0, 10), low=(0, 10), speed=(-100, 100))
+    RANGES = dict(keep=(0, 1), threshold=(0, 10), decay=(0, .999), momentum=(0, 1), high=(0, 10), low=(0, 10), speed=(-100, 100))
     mask = None   # moving average (B, 1, h, w)
     def direction(self, z, t, noise):
         k, i, last = self.terms, round(self.progress*self.cfg.steps), max(1, self.cfg.steps-1)

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['FORMATS', 'one_line', 'StylekitError', 'explain_errors', 'check_range', 'check_whole', 'plain_number', 'check_number',
            'changed', 'check_finite', 'safe_name', 'atomic_path', 'sweep_crumbs', 'folder_lock', 'deferred_interrupt',
-           'file_sha256', 'digest', 'check_size', 'to_rgb', 'load_image', 'image_to_tensor', 'tensor_to_image',
-           'pick_device', 'pick_dtype', 'caller_seeds', 'generators', 'asset', 'samples', 'sample']
+           'is_out_of_memory', 'free_memory', 'explain_memory', 'file_sha256', 'digest', 'check_size', 'to_rgb',
+           'load_image', 'image_to_tensor', 'tensor_to_image', 'pick_device', 'pick_dtype', 'caller_seeds',
+           'generators', 'asset', 'samples', 'sample']
 
 # %% ../nbs/00_core.ipynb #640f5e6b
-import errno, hashlib, io, os, platform, re, secrets, sys, threading, time, warnings
+import errno, gc, hashlib, io, os, platform, re, secrets, sys, threading, time, traceback, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -240,6 +241,36 @@ def deferred_interrupt(on_interrupt # called without arguments when Ctrl-C is pr
     try: yield
     finally:
         if old is not None: signal.signal(signal.SIGINT, old)
+
+# %% ../nbs/00_core.ipynb #dd5307c1
+_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|ALLOC_FAILED|unable to allocate", re.I)
+
+def is_out_of_memory(e:BaseException)->bool:
+    "Does this error say that memory ran out, of a GPU or of the computer?"
+    return isinstance(e, MemoryError) or isinstance(e, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(e)))
+
+def free_memory(e:BaseException=None # what failed; its frames let go of their tensors
+               ):
+    "Let go of what a failed run still holds, on a GPU too"
+    while e is not None:
+        traceback.clear_frames(e.__traceback__)
+        e = e.__context__
+    gc.collect()
+    cuda = sys.modules['torch'].cuda if 'torch' in sys.modules else None
+    if cuda and cuda.is_initialized(): cuda.empty_cache()
+
+# %% ../nbs/00_core.ipynb #db253caf
+@contextmanager
+def explain_memory(lever:str # what to do, as 'lower `resolution`'
+                  ):
+    "Where memory runs out inside the block, it is freed, and a `StylekitError` names the lever"
+    try: yield
+    except Exception as e:
+        if not is_out_of_memory(e): raise
+        where = 'the GPU' if re.search('CUDA|CUBLAS|CUDNN|HIP|MPS', str(e)) else 'the computer'
+        free_memory(e)
+    else: return
+    raise StylekitError(f'{where} ran out of memory: {lever}')   # outside, or it would keep what failed
 
 # %% ../nbs/00_core.ipynb #ce3bae33
 def file_sha256(path # any file
