@@ -160,6 +160,10 @@ def _explain_write(path):
     except StylekitError: raise
     except OSError as e:
         raise StylekitError(f'cannot write {path}: {_WRITE_HELP.get(errno.errorcode.get(e.errno), str(e))}') from e
+    except Exception as e:
+        code = re.search(r'os error (\d+)', str(e))   # safetensors says an OSError in words
+        if not code: raise
+        raise StylekitError(f'cannot write {path}: {_WRITE_HELP.get(errno.errorcode.get(int(code[1])), str(e))}') from e
 
 # %% ../nbs/00_core.ipynb #415fcecf
 _CRUMB = re.compile(r'\..*\.stylekit-([0-9a-f]{4})-(\d+)-[0-9a-f]{8}(\.\w+)?')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_OVERFLOWS', 'lr_factor', 'Ema', 'orthogonalize', 'Muon', 'TrainingReport', 'duration', 'place', 'agreed',
-           'TrainingState', 'save_or_warn', 'check_minutes', 'fit', 'BestState', 'Best', 'logistic', 'linear',
-           'min_snr', 'draw_t']
+           'TrainingState', 'save_or_warn', 'drop_state', 'state_run', 'check_minutes', 'fit', 'BestState', 'Best',
+           'logistic', 'linear', 'min_snr', 'draw_t']
 
 # %% ../nbs/03a_training.ipynb #b10556ee
 import math, os, time, warnings
@@ -166,6 +166,18 @@ def save_or_warn(path, state, kind:str # as for `save_state`
     "`save_state`, but a disk that is full or read-only is only warned about: the run goes on"
     try: save_state(path, state, kind)
     except StylekitError as e: warnings.warn(f'no {kind} kept: {e}')
+
+def drop_state(path, kind:str):
+    "Remove a state that `save_state` wrote as this kind; another's file of the same name stays"
+    path = Path(path)
+    if not path.is_file(): return
+    with open(path, 'rb') as f: head = f.read(64)
+    if head.startswith(f'stylekit {kind} '.encode()): path.unlink()
+
+def state_run(path, kind:str)->str: # '' if there is none
+    "Which run a state belongs to"
+    try: return load_state(path, kind)['run_id'] if Path(path).exists() else ''
+    except StylekitError: return ''
 
 def _save(path, module, opt, avg, step, run_id, beside):
     if not path or place()[0]: return
