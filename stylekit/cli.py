@@ -76,7 +76,8 @@ def stylize(*images:str, # images to stylise, or one folder of them; none: a sam
                        **{k: v for k, v in how.items() if v is not None})
     if generator: return _generated(images, generator, out, resolution, backbone, device)
     from stylekit.backbone import load_backbone
-    from stylekit.core import asset, load_image
+    from stylekit.core import asset
+    from stylekit.images import load_image
     from stylekit.lora import load_style
     from stylekit.guidance import Steer, load_control_clip
     from stylekit.stylizer import Preview, Progress, stylize as run
@@ -106,7 +107,8 @@ def _folder(folder, out, style, **kw):
     if place()[0] == 0: print(f'{done.there} pictures in {out}, {done.made} of them made now; {len(done.failed)} failed: see {Path(out)/"manifest.jsonl"}')
 
 def _generated(images, generator, out, resolution, backbone, device):
-    from stylekit.core import asset, load_image
+    from stylekit.core import asset
+    from stylekit.images import load_image
     from stylekit.feedforward import FeedForward
     images = images or [str(asset('samples', f'{SAMPLE}.shaded.png'))]
     ff = FeedForward.load(generator, backbone, device)

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, Cond, load_backbone
-from .core import StylekitError, atomic_path, asset, changed, check_number, check_range, check_whole, digest, explain_memory, file_sha256, folder_lock, image_to_tensor, load_image, one_line, plain_number, safe_name, sweep_crumbs, _explain
+from .core import StylekitError, atomic_path, asset, changed, check_number, check_range, check_whole, digest, explain_memory, file_sha256, folder_lock, one_line, plain_number, safe_name, sweep_crumbs, _explain
+from .images import image_to_tensor, load_image
 from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, load_style, new_adapter, read_safetensors, save_lora
 from .stylizer import stylize
 from .training import Best, TrainingReport, check_minutes, draw_t, drop_state, fit, min_snr, state_run

@@ -13,7 +13,8 @@ from functools import cached_property
 from pathlib import Path
 import torch
 from .backbone import load_backbone
-from .core import StylekitError, atomic_path, caller_seeds, check_whole, digest, file_sha256, load_image
+from .core import StylekitError, atomic_path, caller_seeds, check_whole, digest, file_sha256
+from .images import load_image
 from .feedforward import FeedForward
 from .finetune import PICTURES, image_caption
 from .lora import load_style

@@ -18,7 +18,8 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .control_clip import load_control_clip
-from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, image_to_tensor, load_image, plain_number, tensor_to_image
+from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, plain_number
+from .images import image_to_tensor, load_image, tensor_to_image
 from .guidance import Steer, attach, detach
 from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
