@@ -8,11 +8,37 @@ _HOMES = dict(stylize='stylizer', Stylizer='stylizer', StylizeResult='stylizer',
               LoraPanel='panels', ControlClipPanel='panels')
 __all__ = ['__version__', *_HOMES]
 
+def _source_lines(value)->dict: # parameter or field -> where it stands
+    import ast, inspect, textwrap
+    found = {}
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(value)))):
+        if isinstance(node, ast.arg): found.setdefault(node.arg, node.lineno)
+        if isinstance(node, ast.AnnAssign): found.setdefault(getattr(node.target, 'id', ''), node.lineno)
+    return found
+
+def _parameter_lines(value)->list:
+    "The comments on parameters as lines 'name: comment'; names that share a line of code share its comment"
+    from fastcore.docments import docments
+    comments, at = docments(value), _source_lines(value)
+    groups = {}
+    for name in comments:
+        if name not in ('self', 'return'): groups.setdefault(at.get(name, name), []).append(name)
+    text = lambda names: ' '.join(' '.join(comments[n].split()) for n in names if comments[n])
+    return [f'    {", ".join(names)}' + f': {text(names)}'*bool(text(names)) for names in groups.values()]
+
+def _document(value):
+    "Put the comments where `help` and shift-tab look for them"
+    try: lines = _parameter_lines(value)
+    except Exception: return   # without its source a thing has no comments
+    text = value.__doc__ or ''
+    if lines and 'Parameters:' not in text: value.__doc__ = '\n'.join([text, '', 'Parameters:', *lines])
+
 def __getattr__(name):
     if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
     module = import_module(f'{__name__}.{_HOMES[name]}')
     value = globals()[name] = getattr(module, name)
+    _document(value)
     return value
 
 def __dir__(): return sorted(__all__)

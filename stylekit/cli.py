@@ -702,7 +702,7 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
                        shots:whole(1)=None, # pictures of each style and category; default all
                        clip:MODEL=None, # folder or hub id of the CLIP whose text tower the diffusion model uses; default the embedded one
                        mode:choice('embedding', 'adapter', 'lora', 'lora+adapter', 'full')=None, # what learns; default embedding
-                       loss:choice('uniform', 'subtract', 'clamp', 'grl', 'T1', 'T2', 'T1+T2')=None, # what an encoder is told about the other's matter; default uniform
+                       loss:choice('uniform', 'subtract', 'clamp', 'grl', 'both', 'T1', 'T2', 'T1+T2')=None, # what an encoder is told about the other's matter; default uniform
                        weight:number(0, 100)=None, # of what an encoder must not know; default 0.2
                        steps:whole(1, 1_000_000)=None, # of each encoder; default 500
                        batch:whole(1, 4096)=None, # pictures a step; default 32
