@@ -10,8 +10,8 @@ __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'TEMPLATE', 'PAIR
            'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question', 'evaluate',
            'app', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
 
-# %% ../nbs/16_cli.ipynb #d803c237
-import argparse, contextlib, difflib, errno, inspect, io, json, math, os, re, sys, tempfile, time, traceback, warnings
+# %% ../nbs/16_cli.ipynb #fe86f013
+import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile, time, traceback, warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -110,19 +110,27 @@ def _help_line(comment:str, kind, default)->str:
     if default is None or isinstance(default, bool): shown = ''
     else: shown = f'default {",".join(map(str, default)) if isinstance(default, tuple) else default}'
     facts = '; '.join(p for p in (getattr(kind, 'span', ''), shown) if p)
-    return (f'{comment} [{facts}]' if facts else comment).replace('%', '%%')
+    return f'{comment or ""} [{facts}]'.replace(' []', '').replace('%', '%%')
 
 def _add(parser, name:str, param, comment:str):
     "One parameter as an option, or as what stands without one"
     kind, default = param.annotation, param.default
     if param.kind is param.VAR_POSITIONAL: return parser.add_argument(name, nargs='*', type=kind, metavar=kind.name, help=_help_line(comment, kind, None))
     if default is param.empty: return parser.add_argument(name, type=kind, metavar=kind.name, help=_help_line(comment, kind, None))
-    flags = [_flag(name)]
+    flags = list(dict.fromkeys([_flag(name), f'--{name}']))   # with hyphens as is the custom, or as in Python
     if name in SHORT: flags.insert(0, f'-{SHORT[name]}')
     how = dict(action='store_true') if kind is bool else dict(type=kind, metavar=kind.name)
     parser.add_argument(*flags, dest=name, help=_help_line(comment, kind, default), **how)
 
-# %% ../nbs/16_cli.ipynb #885273ac
+# %% ../nbs/16_cli.ipynb #9f4260b6
+class _Help(argparse.HelpFormatter):
+    "One line for each option, under one of its names"
+    def __init__(self, prog): super().__init__(prog, width=98, max_help_position=30)
+    def _format_action_invocation(self, action):
+        shown = copy.copy(action)
+        shown.option_strings = [f for f in action.option_strings if '_' not in f]
+        return super()._format_action_invocation(shown)
+
 class _Parser(argparse.ArgumentParser):
     "Says in one line what is wrong, and what was perhaps meant"
     def error(self, message):
@@ -143,7 +151,7 @@ def make_parser(f, # the function of a command
     "Options from a function's parameters, help from their comments"
     from fastcore.docments import docments
     p = _Parser(prog=prog, description=f.__doc__, argument_default=argparse.SUPPRESS, allow_abbrev=False,
-                formatter_class=partial(argparse.HelpFormatter, width=98, max_help_position=30))
+                formatter_class=_Help)
     for g in (f, common):
         comments = docments(g)
         for name, param in inspect.signature(g).parameters.items(): _add(p, name, param, comments[name])
@@ -849,7 +857,7 @@ def _words()->dict: # command -> its options
     found = {}
     for name, f in COMMANDS.items():
         options = (a for a in make_parser(f, f'stylekit {name}')._actions if a.option_strings)
-        found[name] = ' '.join(sorted(s for a in options for s in a.option_strings if s.startswith('--')))
+        found[name] = ' '.join(sorted(s for a in options for s in a.option_strings if s.startswith('--') and '_' not in s))
     return found
 
 _BASH = '''_stylekit() {
@@ -969,14 +977,6 @@ def _check_text(argv:list):
             shown = os.fsencode(a).decode('utf-8', 'replace')
             raise StylekitError(f'the argument {shown!r} is not UTF-8: rename the file, or set the terminal to UTF-8') from None
 
-def _hyphens(argv:list)->list:
-    "The names of options with hyphens"
-    end = argv.index('--') if '--' in argv else len(argv)
-    def one(a):
-        name, eq, value = a.partition('=')
-        return name.replace('_', '-')+eq+value if a.startswith('--') else a
-    return [one(a) for a in argv[:end]]+argv[end:]
-
 def _run(argv:list)->int: # exit status
     "Find the command, read its options, call it"
     global SAY
@@ -985,7 +985,7 @@ def _run(argv:list)->int: # exit status
         near = difflib.get_close_matches(argv[0], COMMANDS, 1, .5)
         raise StylekitError(f'no command {argv[0]!r}: '+(f'did you mean {near[0]}? ' if near else '')+f'There are {", ".join(COMMANDS)}')
     f = COMMANDS[argv[0]]
-    args = vars(make_parser(f, f'stylekit {argv[0]}').parse_intermixed_args(_hyphens(argv[1:])))
+    args = vars(make_parser(f, f'stylekit {argv[0]}').parse_intermixed_args(argv[1:]))
     SAY = Output(args.pop('json', False), args.pop('quiet', False))
     parameters = inspect.signature(f).parameters.values()
     several = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
