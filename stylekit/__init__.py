@@ -42,3 +42,10 @@ def __getattr__(name):
     return value
 
 def __dir__(): return sorted(__all__)
+
+def _end_quietly_as_worker():
+    "A worker of the command line says nothing at Ctrl-C, also while it imports: whoever started it does"
+    import os, signal
+    if os.environ.get('STYLEKIT_COMMAND') == str(os.getppid()): signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+_end_quietly_as_worker()

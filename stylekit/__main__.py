@@ -16,6 +16,7 @@ def _end():
 
 def _on_interrupt(_, frame):
     signal.signal(signal.SIGINT, lambda *_: _end())   # a second one is not waited for
+    if 'threading' in sys.modules: sys.modules['threading'].excepthook = lambda *_: None   # what is torn down complains
     if _is_importing(frame): _end()
     raise KeyboardInterrupt
 
@@ -27,6 +28,7 @@ def _on_lost(lost, usual=sys.unraisablehook):
 def main():
     "The command line as a process"
     signal.signal(signal.SIGINT, _on_interrupt)
+    os.environ['STYLEKIT_COMMAND'] = str(os.getpid())   # its workers know by this whose they are
     sys.unraisablehook = _on_lost
     from stylekit.cli import main as run
     status = run()
