@@ -2,10 +2,16 @@
 __version__ = "0.1.0"
 
 # Names are fetched when first used, so that `import stylekit` and `stylekit --help` need not wait for torch.
-_HOMES = dict(stylize='stylizer', Stylizer='stylizer', StylizeResult='stylizer', Callback='stylizer', Checkpoint='stylizer', Preview='stylizer', Progress='stylizer',
-              Settings='sms', settings='sms', load_backbone='backbone', Backbone='backbone', load_style='lora', styles='lora', train_lora='finetune',
-              StylekitError='core', load_image='core', sample='core', samples='core', save_output='rights', read_output='rights', replay='live', StylizePanel='panels', SpectrumPanel='panels', ComparePanel='panels',
-              LoraPanel='panels', ControlClipPanel='panels')
+_NAMES = dict(stylizer='stylize Stylizer StylizeResult Callback Checkpoint Preview Progress',
+              sms='Settings settings',
+              backbone='load_backbone Backbone',
+              lora='load_style styles',
+              finetune='train_lora',
+              core='StylekitError load_image sample samples',
+              rights='save_output read_output',
+              live='replay',
+              panels='StylizePanel SpectrumPanel ComparePanel LoraPanel ControlClipPanel')
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ['__version__', *_HOMES]
 
 def _source_lines(value)->dict: # parameter or field -> where it stands

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'TEMPLATE', 'PAIR', 'SEED', 'DTYPE', 'DEVICE', 'MINUTES', 'SHORT',
-           'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'METHOD', 'PRESET', 'QUESTION', 'METHODS_OPTION', 'COMMANDS', 'HELP',
-           'Kind', 'whole', 'number', 'choice', 'several', 'common', 'make_parser', 'Output', 'free_path', 'out_paths',
-           'parse_style', 'check_mask', 'fills_frame', 'FolderLine', 'stylize', 'styles', 'file_info', 'info',
-           'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question', 'evaluate',
-           'app', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
+           'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'METHOD', 'PRESET', 'CONTROL_MODE', 'CONTROL_LOSS', 'QUESTION',
+           'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind', 'whole', 'number', 'choice', 'several',
+           'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'parse_style', 'read_captions', 'check_mask',
+           'fills_frame', 'FolderLine', 'stylize', 'styles', 'file_info', 'info', 'TrainingLine', 'train_lora',
+           'train_feedforward', 'train_control_clip', 'export', 'Question', 'evaluate', 'app', 'bench', 'completion',
+           'plain_warnings', 'status_of', 'main']
 
-# %% ../nbs/16_cli.ipynb #fe86f013
-import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile, time, traceback, warnings
+# %% ../nbs/16_cli.ipynb #dbaaa542
+import argparse, contextlib, copy, csv, difflib, errno, inspect, io, json, math, os, re, sys, tempfile, time
+import traceback, warnings
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,7 +87,8 @@ def _read_pair(text:str)->str:
 
 PATH, FILE, FOLDER = (Kind(name, _expand) for name in ('PATH', 'FILE', 'FOLDER'))
 STYLE, MODEL, TEXT = Kind('STYLE', _expand_style), Kind('MODEL', _expand), Kind('TEXT')
-TEMPLATE, PAIR, SEED = Kind('TEXT', _read_template), Kind('TEXT', _read_pair), replace(whole(0, 2**63-1), span='0 to 2**63-1')
+TEMPLATE, PAIR = Kind('TEXT', _read_template), Kind('TEXT', _read_pair)
+SEED = replace(whole(0, 2**63-1), span='0 to 2**63-1')
 DTYPE, DEVICE, MINUTES = choice('float32', 'bfloat16', 'float16'), Kind('DEVICE', _expand), number(0, 1_000_000)
 
 # %% ../nbs/16_cli.ipynb #cf970c4d
@@ -115,11 +118,12 @@ def _help_line(comment:str, kind, default)->str:
 def _add(parser, name:str, param, comment:str):
     "One parameter as an option, or as what stands without one"
     kind, default = param.annotation, param.default
-    if param.kind is param.VAR_POSITIONAL: return parser.add_argument(name, nargs='*', type=kind, metavar=kind.name, help=_help_line(comment, kind, None))
-    if default is param.empty: return parser.add_argument(name, type=kind, metavar=kind.name, help=_help_line(comment, kind, None))
+    how = dict(action='store_true') if kind is bool else dict(type=kind, metavar=kind.name)
+    if default is param.empty:   # it stands for itself
+        many = dict(nargs='*') if param.kind is param.VAR_POSITIONAL else {}
+        return parser.add_argument(name, help=_help_line(comment, kind, None), **many, **how)
     flags = list(dict.fromkeys([_flag(name), f'--{name}']))   # with hyphens as is the custom, or as in Python
     if name in SHORT: flags.insert(0, f'-{SHORT[name]}')
-    how = dict(action='store_true') if kind is bool else dict(type=kind, metavar=kind.name)
     parser.add_argument(*flags, dest=name, help=_help_line(comment, kind, default), **how)
 
 # %% ../nbs/16_cli.ipynb #9f4260b6
@@ -201,7 +205,8 @@ def free_path(path:Path, # wanted
 
 # %% ../nbs/16_cli.ipynb #1e080763
 def _refuse_existing(path:Path, overwrite:bool, do:str='give another --out'):
-    if path.exists() and not overwrite: raise StylekitError(f'{path} is there already: {do}, or --overwrite replaces it')
+    if path.exists() and not overwrite:
+        raise StylekitError(f'{path} is there already: {do}, or --overwrite replaces it')
 
 def out_paths(images:list, # paths
               style:str, # its name
@@ -213,13 +218,15 @@ def out_paths(images:list, # paths
     if not str(out).strip(): raise StylekitError('--out is empty: give a file or a folder')
     out = Path(out).expanduser()
     if out.suffix and not out.is_dir():
-        if len(images) > 1: raise StylekitError(f'--out {out} is a file, but there are {len(images)} images: give a folder')
+        if len(images) > 1:
+            raise StylekitError(f'--out {out} is a file, but there are {len(images)} images: give a folder')
         _writable(out, images)
         for path in (out, *(out.with_suffix(e) for e in endings)): _refuse_existing(path, overwrite)
         return [out]
     paths = [out/f'{Path(im).stem}-{style}.png' for im in images]
     if len(set(paths)) < len(paths):
-        raise StylekitError('two images share a name, so one result would overwrite the other: rename one, or run them apart')
+        raise StylekitError('two images share a name, so one result would overwrite the other: '
+                            'rename one, or run them apart')
     return [_writable(p if overwrite else free_path(p, endings), images) for p in paths]
 
 # %% ../nbs/16_cli.ipynb #93c8f398
@@ -241,7 +248,8 @@ def _refuse(options, # a namespace; None and False: not given
     given = [n for n in names.split() if getattr(options, n) is not None and getattr(options, n) is not False]
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
-_DRAWN = 'style words caption captions template seed preset method steps lam cutoff guidance_scale control alpha gif protect'
+_DRAWN = ('style words caption captions template seed preset method steps lam cutoff guidance_scale '
+          'control alpha gif protect')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
@@ -271,18 +279,35 @@ SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
 def _caption_of(path, template)->str:
     from stylekit.finetune import image_caption
     found = image_caption(path, template or '{}')
-    if not found: raise StylekitError(f'nothing says what {Path(path).name} shows: use --caption, as in --caption "a cat face"')
-    return found
+    if found: return found
+    raise StylekitError(f'nothing says what {Path(path).name} shows: use --caption, as in --caption "a cat face"')
 
-def _read_captions(path)->dict: # name of a file -> caption
-    from stylekit.pictures import read_captions
-    return read_captions(path)
+_TITLES = ('file', 'file_name', 'filename', 'image', 'picture', 'name')
+
+def read_captions(path # .csv: a file name and a caption in each line, perhaps below a line of titles
+                 )->dict: # name of a file -> caption
+    "A table of captions"
+    name = Path(path).name
+    with explain_errors(f'cannot read {name}'): text = Path(path).read_text(encoding='utf-8-sig')
+    between = re.search('[,;\t]|$', text)[0] or ','   # the first there is
+    with explain_errors(f'{name} is no table'):
+        rows = [r for r in csv.reader(io.StringIO(text), delimiter=between) if any(r)]
+    if rows and rows[0][0].strip().lower() in _TITLES: rows = rows[1:]
+    found = {}
+    for n, row in enumerate(rows, 1):
+        file, caption = (p.strip() for p in (*row, '', '')[:2])
+        whole = file and caption and not any(row[2:])
+        if not whole: raise StylekitError(f'{name}, row {n}: must hold a file name and a caption')
+        if file in found: raise StylekitError(f'{name}, row {n}: {file} has a caption already')
+        found[file] = caption
+    return found
 
 def _captions(o)->list: # one for each image
     "What each image shows"
-    if o.caption is not None and not o.caption.strip(): raise StylekitError('--caption is empty: say in a few words what the image shows')
+    if o.caption is not None and not o.caption.strip():
+        raise StylekitError('--caption is empty: say in a few words what the image shows')
     if o.caption: return [o.caption]*len(o.images)
-    listed = _read_captions(o.captions) if o.captions else {}
+    listed = read_captions(o.captions) if o.captions else {}
     return [listed.get(Path(im).name) or _caption_of(im, o.template) for im in o.images]
 
 # %% ../nbs/16_cli.ipynb #1550d104
@@ -292,7 +317,8 @@ def check_mask(mask:tuple, # (width, height)
     "Refuse a mask of another shape; another size of the same shape is fine, to one pixel"
     off = abs(mask[0]*picture[1] - mask[1]*picture[0])
     if off > max(*mask, *picture):
-        raise StylekitError(f'{name} has {mask[0]}×{mask[1]} pixels and the picture {picture[0]}×{picture[1]}: draw it on the picture, in its shape')
+        sizes = f'{name} has {mask[0]}×{mask[1]} pixels and the picture {picture[0]}×{picture[1]}'
+        raise StylekitError(f'{sizes}: draw it on the picture, in its shape')
 
 def _protected(o, pictures):
     "The mask, once it fits every picture"
@@ -312,15 +338,18 @@ def fills_frame(image # PIL
     even = abs(border-np.median(border, 0)).max(1) < 16
     return bool(even.mean() < .6)
 
-_KNOWS = 'the embedded model knows icons, single things on an even ground; for photographs use --backbone with a model of Stable Diffusion'
+_KNOWS = ('the embedded model knows icons, single things on an even ground; '
+          'for photographs use --backbone with a model of Stable Diffusion')
 
 def _say_what_is_worked_at(name:str, image, model, resolution, is_embedded:bool):
     "One line, where the result may be less than was hoped for"
     from stylekit.stylizer import working_size
     w, h = working_size(*image.size, model.native_size, model.multiple, resolution)[0]
-    larger, odd = image.width*image.height > 2.25*w*h, is_embedded and fills_frame(image)
-    size = f'{image.width}×{image.height} pixels, worked at {w}×{h} and enlarged'
-    if larger or odd: SAY.note('; '.join([f'{Path(name).name}: '+(size if larger else 'it fills its frame like a photograph')]+[_KNOWS]*is_embedded))
+    is_larger = image.width*image.height > 2.25*w*h
+    if is_larger: said = f'{image.width}×{image.height} pixels, worked at {w}×{h} and enlarged'
+    elif is_embedded and fills_frame(image): said = 'it fills its frame like a photograph'
+    else: return
+    SAY.note(f'{Path(name).name}: {said}' + f'; {_KNOWS}'*is_embedded)
 
 # %% ../nbs/16_cli.ipynb #e8bd9aa5
 def _control(o, model, style):
@@ -331,7 +360,8 @@ def _control(o, model, style):
     control = load_control_clip(folder, model)
     known = control.words.styles if control.words else ()
     if known and not any(k in style.words for k in known):
-        SAY.note(f'the encoders have learnt {", ".join(known)}, and the prompt says {style.words!r}, which changes little: ask for a look with --words {known[0]}')
+        SAY.note(f'the encoders have learnt {", ".join(known)}, and the prompt says {style.words!r}, '
+                 f'which changes little: ask for a look with --words {known[0]}')
     return Steer(control, .5 if o.alpha is None else o.alpha)
 
 # %% ../nbs/16_cli.ipynb #f4e3c3a9
@@ -353,13 +383,14 @@ def _is_of_run(path:Path, run_id:str)->bool:
 def _unfinished(path:Path, run_id:str)->list: # paths
     return [p for p in sorted(path.parent.glob(f'{path.stem}-unfinished*{path.suffix}')) if _is_of_run(p, run_id)]
 
-def _keep_unfinished(result, path:Path, caption:str):
+def _keep_unfinished(result, path:Path):
     "Save what there is under another name, and end"
     done, seed = result.info['steps_done'], result.info['seed']
     if not done: raise KeyboardInterrupt
     mine = _unfinished(path, result.info['run_id'])
     kept = result.save(mine[0] if mine else free_path(path.with_stem(f'{path.stem}-unfinished')))
-    raise KeyboardInterrupt(f'interrupted after step {done} of {result.settings.steps}: so far {kept}; the same command with --seed {seed} goes on')
+    raise KeyboardInterrupt(f'interrupted after step {done} of {result.settings.steps}: so far {kept}; '
+                            f'the same command with --seed {seed} goes on')
 
 # %% ../nbs/16_cli.ipynb #5fb1fa36
 def _settings_of(o)->dict:
@@ -372,10 +403,11 @@ def _stylize_one(o, image, caption:str, path:Path, run)->bool: # is it whole?
     preview = Preview(every=4) if o.gif else None
     callbacks = [c for c in (Progress() if SAY.bar else None, preview, _run_checkpoint(path)) if c]
     result = run(image, caption=caption, callbacks=callbacks)
-    if 'interrupted' in result.info['note']: _keep_unfinished(result, path, caption)
+    if 'interrupted' in result.info['note']: _keep_unfinished(result, path)
     result.save(path)
     for old in _unfinished(path, result.info['run_id']): old.unlink()
-    SAY.result(path, command='stylize', file=path, complete=result.complete, seed=result.info['seed'], run_id=result.info['run_id'], caption=caption)
+    about = {k: result.info[k] for k in ('seed', 'caption', 'run_id')}
+    SAY.result(path, command='stylize', file=path, complete=result.complete, **about)
     if preview: SAY.result(preview.save_gif(path.with_suffix('.gif')), command='stylize', file=path.with_suffix('.gif'))
     if not result.complete: SAY.note(result.info['note'])
     return result.complete
@@ -390,7 +422,8 @@ def _stylize_images(o)->int: # exit status
     paths = out_paths(o.images, style.name, o.out, o.overwrite, ('.gif',)*o.gif)
     pictures = [load_image(im) for im in o.images]   # a bad one is named before any work
     mask, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
-    run = partial(run, style=style, backbone=model, seed=o.seed, device=o.device, conditioning=_control(o, model, style), keep=mask, **_settings_of(o))
+    control = _control(o, model, style)
+    run = partial(run, style=style, backbone=model, seed=o.seed, conditioning=control, keep=mask, **_settings_of(o))
     whole = True
     for name, image, caption, path in zip(o.images, pictures, captions, paths):
         _say_what_is_worked_at(name, image, model, o.resolution, not o.backbone)
@@ -423,13 +456,16 @@ class FolderLine:
     "Says how far a folder is, and gives the results as they come"
     def __init__(self): self.start = time.monotonic()
     def __call__(self, *progress): # a FolderProgress; or pictures done, of how many, records
-        p = progress[0] if len(progress) == 1 else SimpleNamespace(done=progress[0], of=progress[1], records=progress[2])
+        p = progress[0] if len(progress) == 1 else self._progress(*progress)
         for r in map(_plain, p.records):
             if r['error']: SAY.note(f'{r["picture"]}: {r["error"]}')
             if SAY.json: SAY.result('', command='stylize', **r)
-        line = str(p) if len(progress) == 1 else f'{p.done} of {p.of} pictures{_left(p.done, p.of, time.monotonic()-self.start)}'
-        if SAY.bar: print(f'\r\x1b[K{line}', end='\n' if p.done == p.of else '', file=sys.stderr, flush=True)
-        else: SAY.note(line)
+        if SAY.bar: print(f'\r\x1b[K{p}', end='\n' if p.done == p.of else '', file=sys.stderr, flush=True)
+        else: SAY.note(p)
+    def _progress(self, done, of, records):
+        class Line(SimpleNamespace):
+            def __str__(p): return f'{done} of {of} pictures{_left(done, of, time.monotonic()-self.start)}'
+        return Line(done=done, of=of, records=records)
 
 def _stylize_folder(o)->int: # exit status
     "Folder in, folder out"
@@ -439,11 +475,14 @@ def _stylize_folder(o)->int: # exit status
     style = None if o.generator else load_style(parse_style(o.style or 'ink'), o.words)
     offered = dict(overwrite=o.overwrite, captions=o.captions)
     takes = inspect.signature(stylize_folder).parameters
-    if o.captions and 'captions' not in takes: raise StylekitError('--captions does not apply to a folder: write them into .txt files beside the pictures')
-    done = stylize_folder(o.images[0], o.out, style or 'ink', generator=o.generator, workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}',
-                          seed=o.seed or 0, backbone=o.backbone, device=o.device, report=FolderLine(), **{k: v for k, v in offered.items() if k in takes}, **_settings_of(o))
+    if o.captions and 'captions' not in takes:
+        raise StylekitError('--captions does not apply to a folder: write them into .txt files beside the pictures')
+    how = dict(generator=o.generator, backbone=o.backbone, device=o.device, workers=o.workers or 1, batch=o.batch or 8)
+    how |= dict(template=o.template or '{}', seed=o.seed or 0) | {k: v for k, v in offered.items() if k in takes}
+    done = stylize_folder(o.images[0], o.out, style or 'ink', report=FolderLine(), **how, **_settings_of(o))
     if place()[0]: return 0
-    text = f'{done.there} pictures in {o.out}, {done.made} of them made now; {len(done.failed)} failed: see {Path(o.out)/"manifest.jsonl"}'
+    text = (f'{done.there} pictures in {o.out}, {done.made} of them made now; {len(done.failed)} failed: '
+            f'see {Path(o.out)/"manifest.jsonl"}')
     if SAY.json: SAY.note(text)
     else: SAY.result(text)
     return 1 if done.failed else 0
@@ -453,7 +492,7 @@ METHOD = choice('sms', 'img2img', 'sds', 'dds', 'vsd', 'pds', 'csd', 'nfsd', 'cd
 PRESET = choice('fast', 'paper', *METHOD.choices[1:])
 
 def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sample that comes with stylekit
-            style:STYLE=None, # a style's name (see `stylekit styles`), the path of a LoRA, or a mix: ink:0.7+flat:0.3; default ink
+            style:STYLE=None, # a style's name, the path of a LoRA, or a mix, as ink:0.7+flat:0.3; default ink
             caption:TEXT=None, # what the image shows, in a few words; default a .txt beside it, or its name
             captions:FILE=None, # table of file names and captions (.csv), for several images
             out:FILE='out', # file for one image, else a folder
@@ -489,8 +528,9 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
 # %% ../nbs/16_cli.ipynb #ec7071b2
 def _style_facts(style)->dict: # of a LoRA's header
     m = style.metadata
-    steps = m.get('stylekit.step') or m.get('stylekit.steps') or m.get('ss_steps')
-    found = dict(base=m.get('stylekit.base') or m.get('ss_base_model_version'), steps=steps, pictures=m.get('stylekit.images') or m.get('ss_num_train_images'))
+    keys = dict(base=('stylekit.base', 'ss_base_model_version'), steps=('stylekit.step', 'stylekit.steps', 'ss_steps'),
+                pictures=('stylekit.images', 'ss_num_train_images'))
+    found = {name: next((m[k] for k in known if m.get(k)), None) for name, known in keys.items()}
     return {k: one_line(v, 60) for k, v in found.items() if v}
 
 def _list_style(name:str):
@@ -499,7 +539,8 @@ def _list_style(name:str):
     s = load_style(name)
     facts = _style_facts(s)
     said = ', '.join(f'{v} {k}' if k != 'base' else f'for {v}' for k, v in facts.items())
-    SAY.result(f'{s.name:12} {s.words}' + f' ({said})'*bool(said) + f' {s.path}', command='styles', name=s.name, words=s.words, path=s.path, **facts)
+    text = f'{s.name:12} {s.words}' + f' ({said})'*bool(said) + f' {s.path}'
+    SAY.result(text, command='styles', name=s.name, words=s.words, path=s.path, **facts)
 
 def _list_styles()->int: # exit status
     from stylekit.lora import styles as names
@@ -515,7 +556,9 @@ def styles(*files:STYLE, # LoRA files to look into; none: list the styles that a
            backbone:MODEL=None # the model they are to fit; default the embedded one
           )->int: # exit status
     "List the styles that are there, or say what of a LoRA file finds its place in a model"
-    if not files: return _refuse(SimpleNamespace(backbone=backbone), 'backbone', 'without a LoRA file') or _list_styles()
+    if not files:
+        _refuse(SimpleNamespace(backbone=backbone), 'backbone', 'without a LoRA file')
+        return _list_styles()
     from stylekit.backbone import load_backbone
     from stylekit.lora import add_style, load_style
     found = [load_style(parse_style(f)) for f in files]
@@ -523,7 +566,8 @@ def styles(*files:STYLE, # LoRA files to look into; none: list the styles that a
     for s in found:
         report = add_style(model, s)
         model.remove('style')
-        SAY.result(f'{s.name:12} {s.words}\n{"":12} {report}', command='styles', name=s.name, words=s.words, matched=report.matched, total=report.total, report=str(report))
+        facts = dict(name=s.name, words=s.words, matched=report.matched, total=report.total, report=str(report))
+        SAY.result(f'{s.name:12} {s.words}\n{"":12} {report}', command='styles', **facts)
     return 0
 
 # %% ../nbs/16_cli.ipynb #102e39e1
@@ -548,7 +592,8 @@ def _weights_info(path)->dict:
     network = meta.pop('stylekit_generator', None)
     is_lora = any(re.search(r'lora|hada|lokr', k, re.I) for k in head)
     kind = 'feed-forward network' if network else 'LoRA' if is_lora else 'weights'
-    about = _unpacked(network) if network else {k.removeprefix('stylekit.'): _unpacked(v) for k, v in meta.items() if isinstance(v, str)}
+    facts = {k.removeprefix('stylekit.'): _unpacked(v) for k, v in meta.items() if isinstance(v, str)}
+    about = _unpacked(network) if isinstance(network, str) else facts
     return dict(kind=kind, tensors=len(head), about=about)
 
 def _onnx_info(path)->dict:
@@ -571,7 +616,8 @@ def _folder_info(path)->dict:
     "Of a folder that holds one thing: a style, a network, a Control-CLIP"
     if (path/'control_clip.safetensors').exists(): return _json_info(path/'config.json') | dict(kind='Control-CLIP')
     found = sorted(path.glob('*.safetensors'))
-    if len(found) != 1: raise StylekitError(f'{str(path)!r} holds {len(found)} .safetensors files: name the one you mean')
+    if len(found) != 1:
+        raise StylekitError(f'{str(path)!r} holds {len(found)} .safetensors files: name the one you mean')
     return _weights_info(found[0])
 
 def file_info(path)->dict: # `kind`, and what there is to know
@@ -579,7 +625,8 @@ def file_info(path)->dict: # `kind`, and what there is to know
     path = Path(path)
     if not path.exists(): raise StylekitError(f'{path} does not exist: check the spelling')
     if path.is_dir(): return _folder_info(path)
-    return {'.safetensors': _weights_info, '.onnx': _onnx_info, '.json': _json_info}.get(path.suffix.lower(), _picture_info)(path)
+    readers = {'.safetensors': _weights_info, '.onnx': _onnx_info, '.json': _json_info}
+    return readers.get(path.suffix.lower(), _picture_info)(path)
 
 # %% ../nbs/16_cli.ipynb #ba693ace
 def _lines(data, indent:str='  '):
@@ -590,10 +637,9 @@ def _lines(data, indent:str='  '):
 
 def _info_path(name:str)->Path:
     "A file or folder, or the file of a style or network that comes with stylekit"
-    if os.path.exists(name): return Path(name)
-    for known in (asset('styles')/name, *asset('generators').glob(f'{name}.*')) if re.fullmatch(r'[\w-]+', name) else (): 
-        if known.exists(): return known
-    return Path(name)
+    if os.path.exists(name) or not re.fullmatch(r'[\w-]+', name): return Path(name)
+    known = [asset('styles')/name, *asset('generators').glob(f'{name}.*')]
+    return next((p for p in known if p.exists()), Path(name))
 
 def info(*files:PATH # pictures, LoRAs, networks, recipes; or the folder of one
         )->int: # exit status
@@ -601,7 +647,8 @@ def info(*files:PATH # pictures, LoRAs, networks, recipes; or the folder of one
     if not files: raise StylekitError('no files: give pictures, LoRAs, networks or recipes')
     for path in map(_info_path, files):
         found = file_info(path)
-        SAY.result('\n'.join([f'{path}: {found.pop("kind")}', *_lines(found)]), command='info', file=path, **file_info(path))
+        rest = {k: v for k, v in found.items() if k != 'kind'}
+        SAY.result('\n'.join([f'{path}: {found["kind"]}', *_lines(rest)]), command='info', file=path, **found)
     return 0
 
 # %% ../nbs/16_cli.ipynb #400ed688
@@ -629,10 +676,16 @@ def _trained(line:TrainingLine, made:Path, work:Path, **data)->int: # exit statu
     if cut: SAY.note(f'cut short{"" if made.exists() else ", and there is no result yet"}: run again to go on')
     return 1 if cut else 0
 
-def _few_pictures(folder, least:int, of:str):
+_FEW = 8   # pictures
+
+def _count_pictures(folder:Path)->int:
+    from stylekit.finetune import PICTURES
+    return sum(p.suffix.lower() in PICTURES and p.name[0] != '.' for p in folder.glob('*'))
+
+def _few_pictures(folder):
     "Warn where there is too little to learn from"
-    found = [p for p in Path(folder).glob('*') if p.suffix.lower() in ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.jfif') and p.name[0] != '.']
-    if 0 < len(found) < least: SAY.note(f'{len(found)} pictures are few for {of}: below about {least}, it learns the pictures themselves')
+    n = _count_pictures(Path(folder))
+    if 0 < n < _FEW: SAY.note(f'{n} pictures are few for a style: below about {_FEW} it learns the pictures themselves')
 
 # %% ../nbs/16_cli.ipynb #9e711a95
 def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
@@ -660,11 +713,12 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
     name = name or Path(folder).resolve().name
     _new_style_name(name)
     made = Path(out)/name/LORA_FILE
-    how = dict(rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed) | _guarded(run, made, overwrite)
-    _few_pictures(folder, 8, 'a style')
+    how = dict(rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
+    how |= dict(backbone=backbone, device=device, dtype=dtype, minutes=minutes) | _guarded(run, made, overwrite)
+    _few_pictures(folder)
     line = TrainingLine(steps or LoraSettings.steps)
     shown = [(preview, _caption_of(preview, None))] if preview else []
-    run(folder, name, words, backbone=backbone, out=out, template=template, device=device, dtype=dtype, previews=shown, names=names, minutes=minutes, report=line, **how)
+    run(folder, name, words, out=out, template=template, previews=shown, names=names, report=line, **how)
     SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
     return _trained(line, made, made.parent/'work', command='train-lora', name=name)
 
@@ -697,20 +751,25 @@ def train_feedforward(folder:FOLDER, # pictures like those to be stylised later;
     if direct: _refuse(SimpleNamespace(refine=refine), 'refine', 'with --direct: there is no pupil')
     style = load_style(parse_style(style))
     made = Path(out)/(name or style.name)/GENERATOR_FILE
-    how = dict(space=space, areas=areas, refine=refine, steps=steps, batch=batch, lr=lr, lam=lam, guidance_scale=guidance_scale, seed=seed) | _guarded(run, made, overwrite)
+    how = dict(space=space, areas=areas, refine=refine, steps=steps, batch=batch, lr=lr, lam=lam)
+    how |= dict(guidance_scale=guidance_scale, seed=seed, minutes=minutes, teacher=None if direct else True)
+    how |= dict(backbone=backbone, device=device, dtype=dtype) | _guarded(run, made, overwrite)
     line = TrainingLine(steps or FeedForwardSettings.steps)
-    run(style, folder, name, backbone=backbone, out=Path(out), template=template, device=device, dtype=dtype, teacher=None if direct else True, minutes=minutes, report=line, **how)
+    run(style, folder, name, out=Path(out), template=template, report=line, **how)
     if place()[0]: return 0
     return _trained(line, made, made.parent, command='train-feedforward', name=made.parent.name)
 
-# %% ../nbs/16_cli.ipynb #bec624fb
+# %% ../nbs/16_cli.ipynb #1e272603
+CONTROL_MODE = choice('embedding', 'adapter', 'lora', 'lora+adapter', 'full')
+CONTROL_LOSS = choice('uniform', 'subtract', 'clamp', 'grl', 'both', 'T1', 'T2', 'T1+T2')
+
 def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
                        out:FOLDER='control', # folder for the two encoders
                        overwrite:bool=False, # replace the encoders that are there
                        shots:whole(1)=None, # pictures of each style and category; default all
-                       clip:MODEL=None, # folder or hub id of the CLIP whose text tower the diffusion model uses; default the embedded one
-                       mode:choice('embedding', 'adapter', 'lora', 'lora+adapter', 'full')=None, # what learns; default embedding
-                       loss:choice('uniform', 'subtract', 'clamp', 'grl', 'both', 'T1', 'T2', 'T1+T2')=None, # what an encoder is told about the other's matter; default uniform
+                       clip:MODEL=None, # the CLIP whose text tower the diffusion model uses; default the embedded one
+                       mode:CONTROL_MODE=None, # what learns; default embedding
+                       loss:CONTROL_LOSS=None, # what an encoder is told of the other's matter; default uniform
                        weight:number(0, 100)=None, # of what an encoder must not know; default 0.2
                        steps:whole(1, 1_000_000)=None, # of each encoder; default 500
                        batch:whole(1, 4096)=None, # pictures a step; default 32
@@ -722,18 +781,19 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
     "Learn a category encoder and a style encoder from few pictures"
     from stylekit.control_clip import CONTROL_FILE, TEMPLATES, ControlSettings, train_control_clip as run
     made = Path(out)/CONTROL_FILE
-    how = dict(mode=mode, loss=loss, weight=weight, steps=steps, batch=batch, seed=seed) | _guarded(run, made, overwrite)
+    how = dict(mode=mode, loss=loss, weight=weight, steps=steps, batch=batch, seed=seed, shots=shots)
+    how |= dict(templates=(template,) if template else TEMPLATES) | _guarded(run, made, overwrite)
     _few_cells(Path(folder))
     line = TrainingLine(steps or ControlSettings.steps)
-    run(folder, clip, shots=shots, templates=(template,) if template else TEMPLATES, out=out, device=device, minutes=minutes, report=line, **how)
-    status = _trained(line, made, Path(out)/'work', command='train-control-clip')
-    return status
+    run(folder, clip, out=out, device=device, minutes=minutes, report=line, **how)
+    return _trained(line, made, Path(out)/'work', command='train-control-clip')
 
 def _few_cells(folder:Path):
     "Warn where a look has too few pictures"
-    styles = [p for p in folder.glob('*') if p.is_dir()]
-    thin = [s.name for s in styles if sum(1 for p in s.glob('*/*') if p.is_file()) < 8]
-    if thin: SAY.note(f'fewer than 8 pictures of {", ".join(thin[:3])}: such a look changes next to nothing when it is asked for')
+    styles = sorted(p for p in folder.glob('*') if p.is_dir())
+    thin = [s.name for s in styles if sum(map(_count_pictures, s.glob('*/'))) < _FEW]
+    if not thin: return
+    SAY.note(f'fewer than {_FEW} pictures of {", ".join(thin[:3])}: asking for such a look changes next to nothing')
 
 # %% ../nbs/16_cli.ipynb #aebee8dc
 def export(generator:PATH, # name, file or folder of a generator
@@ -786,10 +846,12 @@ def _read_methods(text:str): # names, or what a JSON file says
     if not ok: raise ValueError(f'{text} must be an object: name -> settings, or null for the content as it is')
     return found
 
-METHODS_OPTION = Kind('NAME,...', _read_methods)
+METHOD_NAMES, USUAL_METHODS = Kind('NAME,...', _read_methods), ('unchanged', 'img2img', 'dds', 'sms')
 
-def evaluate(folder:FOLDER, # content pictures; captions in .txt files of the same name; truth/STYLE/ and references/STYLE/ if there are any
-             methods:METHODS_OPTION=('unchanged', 'img2img', 'dds', 'sms'), # names of methods or presets, or a .json file: name -> settings, null for the content as it is
+def _as_list(value): return list(value) if isinstance(value, tuple) else value
+
+def evaluate(folder:FOLDER, # content pictures; beside them truth/STYLE/ and references/STYLE/, if there are any
+             methods:METHOD_NAMES=USUAL_METHODS, # names of methods or presets, or a .json: name -> settings
              styles:several(STYLE)=('ink',), # names or paths
              metrics:several(TEXT)=None, # names; default all that the folder allows
              seeds:several(SEED)=(0,), # whole numbers
@@ -804,11 +866,12 @@ def evaluate(folder:FOLDER, # content pictures; captions in .txt files of the sa
             )->int: # exit status
     "Compare methods on a folder of pictures"
     from stylekit.evaluate import evaluate as run, read_dataset
-    plain = lambda v: v if v is None or isinstance(v, dict) else list(v)
+    methods, styles, metrics, seeds = map(_as_list, (methods, styles, metrics, seeds))
     read_dataset(folder, template)   # a bad one is named before anything is written
-    _ask(Question(Path(folder).resolve().name, plain(methods), plain(styles), plain(metrics), plain(seeds), template, backbone or ''), Path(out), overwrite)
-    table = run(folder, plain(methods), plain(styles), plain(metrics), seeds=plain(seeds), out=out, backbone=backbone, device=device, dtype=dtype, workers=workers,
-                batch=batch, template=template, report=SAY.note)
+    name = Path(folder).resolve().name
+    _ask(Question(name, methods, styles, metrics, seeds, template, backbone or ''), Path(out), overwrite)
+    how = dict(backbone=backbone, device=device, dtype=dtype, workers=workers, batch=batch, template=template)
+    table = run(folder, methods, styles, metrics, seeds=seeds, out=out, report=SAY.note, **how)
     if SAY.json: _table_lines(table)
     else: SAY.result(table.markdown())
     for (label, style, seed, i), why in table.failed.items(): SAY.note(f'{i} is left out, {label} in {style}: {why}')
@@ -818,7 +881,8 @@ def _table_lines(table):
     "A line of JSON for each value"
     for row in table.rows:
         for name, m in row.values.items():
-            SAY.result('', command='evaluate', style=row.style, method=row.method, metric=name, value=m.value, interval=m.interval, higher_is_better=table.high[name])
+            SAY.result('', command='evaluate', style=row.style, method=row.method, metric=name, value=m.value,
+                       interval=m.interval, higher_is_better=table.high[name])
 
 # %% ../nbs/16_cli.ipynb #9dc45925
 def app(port:whole(1, 65535)=8866, # where the page is served
@@ -846,18 +910,18 @@ def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside 
          ):
     "What a step costs at the size of Stable Diffusion 1.5, in time and memory"
     from stylekit.bench import VARIANTS, bench as run
-    known = ', '.join(f'{v!r}' for v in VARIANTS)
-    if wrong := [v for v in variants if v not in VARIANTS]: raise StylekitError(f'no variant {wrong[0]!r}: there are {known}')
-    got = run(clone, folder, size, rounds, device, dtype, {v: VARIANTS[v] for v in variants}, shape, SAY.note if SAY.json else SAY.result)
-    if SAY.json:
-        for name, cost in got.items(): SAY.result('', command='bench', variant=name, **vars(cost))
+    wrong = [v for v in variants if v not in VARIANTS]
+    if wrong: raise StylekitError(f'no variant {wrong[0]!r}: there are {", ".join(map(repr, VARIANTS))}')
+    chosen, report = {v: VARIANTS[v] for v in variants}, SAY.note if SAY.json else SAY.result
+    got = run(clone, folder, size, rounds, device, dtype, chosen, shape, report)
+    for name, cost in got.items() if SAY.json else (): SAY.result('', command='bench', variant=name, **vars(cost))
 
 # %% ../nbs/16_cli.ipynb #184194fc
 def _words()->dict: # command -> its options
     found = {}
     for name, f in COMMANDS.items():
-        options = (a for a in make_parser(f, f'stylekit {name}')._actions if a.option_strings)
-        found[name] = ' '.join(sorted(s for a in options for s in a.option_strings if s.startswith('--') and '_' not in s))
+        flags = [s for a in make_parser(f, f'stylekit {name}')._actions for s in a.option_strings]
+        found[name] = ' '.join(sorted(s for s in flags if s.startswith('--') and '_' not in s))
     return found
 
 _BASH = '''_stylekit() {
@@ -875,11 +939,13 @@ def completion(shell:choice('bash', 'zsh') # which one
     "Print a script that teaches a shell the commands and options: eval \"$(stylekit completion bash)\""
     cases = '\n'.join(f'    {name}) options="{options}";;' for name, options in _words().items())
     script = _BASH % (' '.join(COMMANDS), cases)
-    SAY.result('autoload -U +X bashcompinit && bashcompinit\n'+script if shell == 'zsh' else script, command='completion', script=script)
+    if shell == 'zsh': script = 'autoload -U +X bashcompinit && bashcompinit\n'+script
+    SAY.result(script, command='completion', script=script)
 
-# %% ../nbs/16_cli.ipynb #b5a1c950
-COMMANDS = {'stylize': stylize, 'styles': styles, 'info': info, 'train-lora': train_lora, 'train-control-clip': train_control_clip,
-            'train-feedforward': train_feedforward, 'export': export, 'evaluate': evaluate, 'bench': bench, 'app': app, 'completion': completion}
+# %% ../nbs/16_cli.ipynb #0762b5a3
+_FUNCTIONS = (stylize, styles, info, train_lora, train_control_clip, train_feedforward,
+              export, evaluate, bench, app, completion)
+COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style STYLE --caption TEXT --out FILE|FOLDER
@@ -903,8 +969,8 @@ Exit status: 0 done; 1 done in part, the same command goes on; 2 bad input, said
 70 a fault of stylekit, its trace in a file; 130 Ctrl-C; 141 nobody reads the results any more."""
 
 # %% ../nbs/16_cli.ipynb #154f2074
-_HUSHED = dict(TRANSFORMERS_VERBOSITY='critical', DIFFUSERS_VERBOSITY='critical', HF_HUB_VERBOSITY='critical', HF_HUB_DISABLE_PROGRESS_BARS='1',
-               TOKENIZERS_PARALLELISM='false', TF_CPP_MIN_LOG_LEVEL='3')
+_HUSHED = dict(TRANSFORMERS_VERBOSITY='critical', DIFFUSERS_VERBOSITY='critical', HF_HUB_VERBOSITY='critical',
+               HF_HUB_DISABLE_PROGRESS_BARS='1', TOKENIZERS_PARALLELISM='false', TF_CPP_MIN_LOG_LEVEL='3')
 _HOME = str(Path(__file__).parent) if '__file__' in globals() else ''
 
 @contextlib.contextmanager
@@ -925,10 +991,10 @@ def plain_warnings():
 
 # %% ../nbs/16_cli.ipynb #5b8f2d16
 def _trace_file(e:BaseException)->str: # its path, or why there is none
+    lines = [f'stylekit {__version__}, Python {sys.version}, {sys.platform}\n\n', *traceback.format_exception(e)]
     try:
-        with tempfile.NamedTemporaryFile('w', prefix='stylekit-fault-', suffix='.txt', delete=False, encoding='utf-8', errors='replace') as f:
-            f.write(f'stylekit {__version__}, Python {sys.version}, {sys.platform}\n\n')
-            f.write(''.join(traceback.format_exception(e)))
+        with tempfile.NamedTemporaryFile(prefix='stylekit-fault-', suffix='.txt', delete=False) as f:
+            f.write(''.join(lines).encode('utf-8', 'replace'))
         return f'the full trace is in {f.name}'
     except OSError as why: return f'the full trace could not be written: {why.strerror}'
 
@@ -941,8 +1007,9 @@ def _is_interrupt(e:BaseException)->bool:
         e = e.__cause__ or e.__context__
     return False
 
-_SYSTEM = {errno.ENOSPC: 'free some space', errno.EDQUOT: 'free some space', errno.EACCES: 'choose another file or folder',
-           errno.EPERM: 'choose another file or folder', errno.EROFS: 'choose another folder', errno.EMFILE: 'close some programs'}
+_SYSTEM = {errno.ENOSPC: 'free some space', errno.EDQUOT: 'free some space', errno.EROFS: 'choose another folder',
+           errno.EACCES: 'choose another file or folder', errno.EPERM: 'choose another file or folder'}
+_MEMORY = 'memory ran out: use a smaller --batch, fewer --workers or a smaller --resolution'
 
 def _tell(text:str):
     with contextlib.suppress(OSError, ValueError): print(f'stylekit: {text}', file=sys.stderr, flush=True)
@@ -961,8 +1028,9 @@ def status_of(e:BaseException)->int: # exit status
         _tell(one_line(e) if isinstance(e, KeyboardInterrupt) and str(e) else 'interrupted')
         return 130
     if isinstance(e, StylekitError): _tell(str(e))
-    elif isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError': _tell('memory ran out: use a smaller --batch, fewer --workers or a smaller --resolution')
-    elif isinstance(e, OSError) and e.errno in _SYSTEM: _tell(f'{e.strerror}{": "+str(e.filename) if e.filename else ""}: {_SYSTEM[e.errno]}')
+    elif isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError': _tell(_MEMORY)
+    elif isinstance(e, OSError) and e.errno in _SYSTEM:
+        _tell(': '.join(map(str, filter(None, (e.strerror, e.filename, _SYSTEM[e.errno])))))
     else:
         _tell(f'this is a fault of stylekit: {type(e).__name__}: {one_line(e, 200)}; {_trace_file(e)}')
         return 70
@@ -975,7 +1043,7 @@ def _check_text(argv:list):
         try: a.encode()
         except UnicodeEncodeError:
             shown = os.fsencode(a).decode('utf-8', 'replace')
-            raise StylekitError(f'the argument {shown!r} is not UTF-8: rename the file, or set the terminal to UTF-8') from None
+            raise StylekitError(f'the argument {shown!r} is not UTF-8: rename the file') from None
 
 def _run(argv:list)->int: # exit status
     "Find the command, read its options, call it"
@@ -983,7 +1051,8 @@ def _run(argv:list)->int: # exit status
     _check_text(argv)
     if argv[0] not in COMMANDS:
         near = difflib.get_close_matches(argv[0], COMMANDS, 1, .5)
-        raise StylekitError(f'no command {argv[0]!r}: '+(f'did you mean {near[0]}? ' if near else '')+f'There are {", ".join(COMMANDS)}')
+        meant = f'did you mean {near[0]}? There' if near else 'there'
+        raise StylekitError(f'no command {argv[0]!r}: {meant} are {", ".join(COMMANDS)}')
     f = COMMANDS[argv[0]]
     args = vars(make_parser(f, f'stylekit {argv[0]}').parse_intermixed_args(argv[1:]))
     SAY = Output(args.pop('json', False), args.pop('quiet', False))
