@@ -30,8 +30,10 @@ def main():
     signal.signal(signal.SIGINT, _on_interrupt)
     os.environ['STYLEKIT_COMMAND'] = str(os.getpid())   # its workers know by this whose they are
     sys.unraisablehook = _on_lost
-    from stylekit.cli import main as run
-    status = run()
+    try:
+        from stylekit.cli import main as run
+        status = run()
+    except KeyboardInterrupt: _end()   # before or after all that `run` sees to
     signal.signal(signal.SIGINT, signal.SIG_IGN)   # what is left takes a moment, and its result is known
     sys.exit(status)
 
