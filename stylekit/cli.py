@@ -98,10 +98,10 @@ def stylize(*images:str, # images to stylise, or one folder of them; none: a sam
 def _folder(folder, out, style, **kw):
     from stylekit.folders import stylize_folder
     from stylekit.training import place
-    def said(done, of, part):
-        for r in part:
-            if r['error']: print(f'stylekit: {r["picture"]}: {r["error"]}', file=sys.stderr)
-        print(f'{done} of {of}', file=sys.stderr)
+    def said(progress):
+        for r in progress.records:
+            if r.error: print(f'stylekit: {r.picture}: {r.error}', file=sys.stderr)
+        print(progress, file=sys.stderr)
     done = stylize_folder(folder, out, style, report=said, **kw)
     if place()[0] == 0: print(f'{done.there} pictures in {out}, {done.made} of them made now; {len(done.failed)} failed: see {Path(out)/"manifest.jsonl"}')
 
