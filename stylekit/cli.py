@@ -129,6 +129,7 @@ def styles(*files:str, # LoRA files to look into; none: list the styles that com
 
 # %% ../nbs/16_cli.ipynb #37d9ddec
 def _said(r): # a record of a training
+    if not isinstance(r, dict): print(r, file=sys.stderr); return
     print((f'{r["role"]}, ' if 'role' in r else '')+f'step {r["step"]}: '+', '.join(f'{k} {r[k]:.4g}' for k in ('lessons', 'loss', 'held_out') if k in r), file=sys.stderr)
 
 def train_lora(folder:str, # pictures of one style, 1 to some dozens; captions in .txt files of the same name

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'WORKER', 'LOST', 'Picture', 'read_pictures', 'result_path', 'chunks', 'FolderRun', 'FolderRecord',
            'source_id', 'run_difference', 'Manifest', 'without_folders', 'Order', 'Maker', 'WorkerPool', 'InProcess',
-           'RayPool', 'worker_pool', 'FolderProgress', 'duration', 'FolderResult', 'stylize_folder']
+           'RayPool', 'worker_pool', 'FolderProgress', 'FolderResult', 'stylize_folder']
 
 # %% ../nbs/09a_folders.ipynb #69676997
-import errno, json, math, os, re, time
+import errno, json, os, re, time
 from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from .records import Record, json_line, plain_data, read_lines
 from .rights import read_output
 from .sms import settings
 from .stylizer import stylize
-from .training import place
+from .training import duration, place
 
 # %% ../nbs/09a_folders.ipynb #50693911
 @dataclass(frozen=True)
@@ -413,12 +413,6 @@ class FolderProgress:
     def __str__(self):
         left = '' if self.seconds_left is None else f', about {duration(self.seconds_left)} left'
         return f'{self.done} of {self.of} pictures' + (f', {self.failed} failed' if self.failed else '') + left
-
-def duration(seconds:float)->str: # as '4 min'
-    "A time as one would say it"
-    for size, unit in ((86400, 'd'), (3600, 'h'), (60, 'min')):
-        if seconds >= 1.5*size: return f'{round(seconds/size)} {unit}'
-    return f'{math.ceil(seconds)} s'
 
 # %% ../nbs/09a_folders.ipynb #ae30c211
 @dataclass

@@ -505,7 +505,7 @@ def _good(self:LoraPanel):
 def _start(self:LoraPanel):
     import threading
     if not self.folder.value.strip(): raise StylekitError('the folder is empty: give a folder of pictures')
-    self.start.disabled, self.good.disabled, self._enough, self.checks, self.frames, self.style = True, False, False, [], [], None
+    self.start.disabled, self.good.disabled, self._enough, self.checks, self.frames, self.watched_steps, self.style = True, False, False, [], [], [], None
     self.thread = threading.Thread(target=self.safely(self._train), daemon=True, name='stylekit training')
     self.thread.start()
 
@@ -527,7 +527,7 @@ def _report(self:LoraPanel, rec):
     self.checks.append(rec)
     def draw(ax):
         for k, label in (('loss', 'learnt pictures'), ('held_out', 'held-out pictures')):
-            if pts := [(r['step'], r[k]) for r in self.checks if k in r]: ax.plot(*zip(*pts), 'o-', ms=2, lw=1, label=label)
+            if pts := [(r.step, getattr(r, k)) for r in self.checks if getattr(r, k) is not None]: ax.plot(*zip(*pts), 'o-', ms=2, lw=1, label=label)
         ax.set_title('error', fontsize=8), ax.set_xlabel('step', fontsize=7), ax.legend(fontsize=7, frameon=False)
     png = figure_png(draw)
     self.show(lambda: setattr(self.plot, 'value', png))
@@ -540,9 +540,10 @@ def _watch(self:LoraPanel, trainer, step)->bool: # enough?
     side = b.native_size
     z = b.encode(image_to_tensor(self.watched.resize((side, side))).to(b.unet.device))
     z = img2img(b, z, b.text([f'{words}, {self.words}']), b.text(''), self.strength, generators([0], 1))
+    self.watched_steps.append(step)
     self.frames.append(tensor_to_image(b.decode(z)[0].cpu()))
     self.show(lambda: self.view.show(self.frames[-1]))
-    self.show(lambda: setattr(self.strip, 'children', [W.VBox([W.Image(value=jpeg(f), format='jpeg', layout=dict(width='72px')), W.HTML(f'<small>{r}</small>')]) for r, f in zip([*dict.fromkeys(c['step'] for c in self.checks)][-len(self.frames):], self.frames)][-6:]))
+    self.show(lambda: setattr(self.strip, 'children', [W.VBox([W.Image(value=jpeg(f), format='jpeg', layout=dict(width='72px')), W.HTML(f'<small>{r}</small>')]) for r, f in zip(self.watched_steps, self.frames)][-6:]))
     self.say(f'Step {step} of {trainer.cfg.steps}.')
     return self._enough
 
