@@ -39,7 +39,7 @@ def to_epsilon(out:torch.Tensor, # network output (B, C, h, w)
     if prediction_type=='sample': return (z_t - A.sqrt()*out)/(1-A).sqrt()
     raise StylekitError(f'unknown prediction_type {prediction_type!r} in the scheduler config: use a model with epsilon, v_prediction or sample')
 
-# %% ../nbs/02_backbone.ipynb #896b2cf9
+# %% ../nbs/02_backbone.ipynb #489a02ca
 def read_config(path # a small JSON file
                )->dict:
     "The object in a config file; not JSON, NaN, absurdly large or another type: refused"
@@ -50,7 +50,7 @@ def read_config(path # a small JSON file
     if not isinstance(config, dict): raise StylekitError(f'{what} holds a {type(config).__name__}, not an object: download it again')
     return config
 
-def _no_number(name): raise StylekitError(f'it says {name}, which is no number')
+def _no_number(name): raise ValueError(f'it says {name}, which is no number')
 
 def config_value(config:dict, # as `read_config` gives it
                  key:str,
@@ -193,7 +193,7 @@ def config_text(config:dict)->str:
     said = {k: v for k, v in config.items() if not k.startswith('_') and k not in _SAYS_NOTHING}
     return json.dumps(said, sort_keys=True, default=str)
 
-# %% ../nbs/02_backbone.ipynb #61855faf
+# %% ../nbs/02_backbone.ipynb #831f94fc
 def state_sha256(model:torch.nn.Module # with or without adapters
                 )->str: # 64 hex digits
     "Hash of a network's own weights"
@@ -202,8 +202,12 @@ def state_sha256(model:torch.nn.Module # with or without adapters
     def own(key):
         inside = next((n for n in wrapped if key.startswith(n+'.')), None)
         return inside is None or key.startswith(inside+'.base_layer.')
-    h = [(k.replace('.base_layer', ''), v) for k, v in model.state_dict().items() if own(k)]
-    return digest(*(x for k, v in sorted(h, key=lambda kv: kv[0]) for x in (k, v.dtype, v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())))
+    parts = []
+    for k, v in sorted(model.state_dict().items()):
+        if not own(k): continue
+        plain = v.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)   # bfloat16 has no bytes in numpy
+        parts += [k.replace('.base_layer', ''), v.dtype, tuple(v.shape), plain.view(torch.uint8).numpy().tobytes()]
+    return digest(*parts)
 
 @patch(as_prop=True)
 def configs(self:Backbone)->dict: # part -> config
@@ -836,13 +840,13 @@ def check_model_folder(path):
     if 'unet' in names: raise StylekitError(f'{path.name} has no model_index.json, though parts of a model: download the model again')
     raise StylekitError(f'{path.name} has no model_index.json: not a diffusers model folder')
 
-# %% ../nbs/02_backbone.ipynb #f6e11073
+# %% ../nbs/02_backbone.ipynb #a7bc31ff
 _UNET, _VAE = 'model.diffusion_model.', 'first_stage_model.'
 _TEXTS = dict(sd1=('cond_stage_model.transformer.',), sd2=('cond_stage_model.model.',), xl=('conditioner.embedders.0.transformer.', 'conditioner.embedders.1.model.'))
 _OTHER_FILES = (('edm_mean', 'Playground 2.5, an EDM model'), ('joint_blocks.', 'Stable Diffusion 3'), ('double_blocks.', 'FLUX or another transformer'), ('control_model.|controlnet_|^control_', 'a ControlNet'),
                 ('lora_|[.]lora[._]|hada_|lokr_', 'a LoRA'), ('clip_txt_mapper|clip_mapper', 'Stable Cascade'), ('motion_modules|temporal_transformer|time_stack', 'a video model'),
                 ('conditioner.embedders.0.model.', 'an SDXL refiner'), ('^(encoder|decoder)[.](down|up|mid|conv)', 'an autoencoder alone'), ('^(down|mid|up)_blocks?[.]', 'the UNet of a diffusers folder alone'),
-                ('^text_model[.]', 'a text encoder alone'), ('^emb_params|string_to_param', 'a textual inversion'), ('transformer_blocks[.]|[.]adaLN_modulation', 'a diffusion transformer'))
+                ('^text_model[.]', 'a text encoder alone'), ('^emb_params|string_to_param', 'a textual inversion'), ('^(model[.]diffusion_model[.])?(transformer_blocks|layers|blocks)[.]|[.]adaLN_modulation', 'a diffusion transformer'))
 
 def single_family(tensors:dict, # of `open_tensors`
                   name:str # of the file
@@ -939,7 +943,13 @@ def measured_prediction(self:Backbone)->str: # 'epsilon' or 'v_prediction'
     out = self.unet(z, torch.tensor([len(self.betas)-1], device=self.device), c.embeds, added_cond_kwargs=extra).sample
     return 'epsilon' if torch.cosine_similarity(out.float().flatten(), z.float().flatten(), dim=0) > .5 else 'v_prediction'
 
-# %% ../nbs/02_backbone.ipynb #640e2f63
+# %% ../nbs/02_backbone.ipynb #2fb3d0f9
+@patch
+def _ask_prediction(self:Backbone):
+    "Take over what was measured; SD 2.x was trained for v at 768 pixels, for ε at 512"
+    self.prediction_type = self.schedule['prediction_type'] = self.measured_prediction()
+    if self.prediction_type == 'v_prediction': self.unet.register_to_config(sample_size=96)
+
 def read_single(path, # .safetensors in the names of the original code
                 tokenizer=None # see `tokenizer_pair`
                )->ModelFiles:
@@ -1102,7 +1112,7 @@ def load_backbone(name=None, # folder, .safetensors checkpoint, hub id, or None 
     unet, vae, *texts = [build_part(p, m.classes[p], m.configs[p], m.tensors[p], m.name, kinds[p], device) for p in m.parts]
     vae.to(memory_format=torch.channels_last)  # convolutions at full size: several times as fast on a CPU
     b = Backbone(unet, vae, texts, m.tokenizers, schedule, m.name, m.zero_empty, m.files, m.configs, low_memory, source, commit)
-    if said == '': b.schedule['prediction_type'] = b.prediction_type = b.measured_prediction()
+    if said == '': b._ask_prediction()
     return b.try_out()
 
 def _quiet():

@@ -422,3 +422,258 @@ def test_lease(models):
     with pytest.raises(ZeroDivisionError):
         with b.lease(): 1/0
     assert thread(None) == 'in'
+
+
+# One file, in the names of the original code. Random weights in the real layouts; heads and groups as in all models of the family
+def original_unet(t, layers):
+    "diffusers' names of a UNet, back to the original ones"
+    import re
+    top = {'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2', 'conv_in': 'input_blocks.0.0', 'conv_norm_out': 'out.0', 'conv_out': 'out.2',
+           'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2'}
+    res = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3', 'time_emb_proj': 'emb_layers.1', 'conv_shortcut': 'skip_connection'}
+    out = {}
+    for k, v in t.items():
+        head, last = k.rsplit('.', 1)
+        if head in top: out[f'{top[head]}.{last}'] = v; continue
+        side, kind, j, rest = re.match(r'(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)', k).groups()
+        i, j = int(side.split('.')[1]) if '.' in side else 0, int(j)
+        if kind == 'downsamplers': out[f'input_blocks.{(i+1)*(layers+1)}.0.op.{last}'] = v; continue
+        if kind == 'upsamplers':
+            place = 2 if any(n.startswith(f'up_blocks.{i}.attentions') for n in t) else 1
+            out[f'output_blocks.{i*(layers+1)+layers}.{place}.conv.{last}'] = v; continue
+        if kind == 'resnets': rest = res[rest.split('.')[0]]+'.'+last
+        if side == 'mid_block': place = f'middle_block.{1 if kind == "attentions" else 2*j}'
+        else: place = (f'input_blocks.{1+i*(layers+1)+j}' if side.startswith('down') else f'output_blocks.{i*(layers+1)+j}')+('.1' if kind == 'attentions' else '.0')
+        out[f'{place}.{rest}'] = v
+    return out
+
+
+def original_vae(t, levels):
+    import re
+    out = {}
+    for k, v in t.items():
+        k = re.sub(r'down_blocks\.(\d+)\.resnets\.(\d+)', r'down.\1.block.\2', k)
+        k = re.sub(r'up_blocks\.(\d+)\.resnets\.(\d+)', lambda m: f'up.{levels-1-int(m[1])}.block.{m[2]}', k)
+        k = re.sub(r'down_blocks\.(\d+)\.downsamplers\.0', r'down.\1.downsample', k)
+        k = re.sub(r'up_blocks\.(\d+)\.upsamplers\.0', lambda m: f'up.{levels-1-int(m[1])}.upsample', k)
+        k = re.sub(r'mid_block\.resnets\.(\d)', lambda m: f'mid.block_{int(m[1])+1}', k).replace('conv_norm_out', 'norm_out').replace('conv_shortcut', 'nin_shortcut')
+        if 'attentions' in k:
+            for new, old in (('mid_block.attentions.0', 'mid.attn_1'), ('group_norm', 'norm'), ('to_q', 'q'), ('to_k', 'k'), ('to_v', 'v'), ('to_out.0', 'proj_out')): k = k.replace(new, old)
+            if v.ndim == 2: v = v[:, :, None, None].clone()
+        out[k] = v
+    return out
+
+
+def original_open_clip(t, unused_layer):
+    t = {k.removeprefix('text_model.'): v for k, v in t.items()}
+    out = {'token_embedding.weight': t['embeddings.token_embedding.weight'], 'positional_embedding': t['embeddings.position_embedding.weight'], 'logit_scale': torch.tensor(4.6)}
+    for k, v in t.items():
+        if k.startswith('final_layer_norm'): out[k.replace('final_layer_norm', 'ln_final')] = v
+        if k == 'text_projection.weight': out['text_projection'] = v.T.contiguous()
+        if not k.startswith('encoder.layers.') or '.k_proj' in k or '.v_proj' in k: continue
+        if '.q_proj' in k: v = torch.cat([t[k.replace('q_proj', f'{c}_proj')] for c in 'qkv'])
+        for new, old in (('encoder.layers', 'transformer.resblocks'), ('layer_norm', 'ln_'), ('fc1', 'c_fc'), ('fc2', 'c_proj'), ('self_attn.q_proj.', 'attn.in_proj_'), ('self_attn', 'attn')): k = k.replace(new, old)
+        out[k] = v
+    if unused_layer:
+        n = max(int(k.split('.')[2]) for k in out if 'resblocks' in k)
+        out |= {k.replace(f'resblocks.{n}.', f'resblocks.{n+1}.'): v+1 for k, v in list(out.items()) if f'resblocks.{n}.' in k}
+        out['text_projection'] = torch.randn(64, 64)
+    return out
+
+
+@pytest.fixture(scope='session')
+def singles(models, tmp_path_factory):
+    "family -> (folder, the same weights as one file of the original code)"
+    made = {}
+    def get(family):
+        if family not in made: made[family] = make_single(models, tmp_path_factory.mktemp(family), family)
+        return made[family]
+    return get
+
+
+def make_single(models, home, family):
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    xl, folder = family == 'xl', home/'folder'
+    shutil.copytree(models(dict(sd1='sd15', sd2='sd21v', xl='sdxl')[family]), folder)
+    torch.manual_seed(1)
+    widths = dict(sd1=(32, 64, 64, 64), sd2=(64, 128, 128, 128), xl=(64, 128, 128))[family]
+    n = len(widths)
+    down = ('DownBlock2D',)+('CrossAttnDownBlock2D',)*2 if xl else ('CrossAttnDownBlock2D',)*3+('DownBlock2D',)
+    kw = dict(addition_embed_type='text_time', addition_time_embed_dim=8, projection_class_embeddings_input_dim=6*8+64, transformer_layers_per_block=(1, 1, 2)) if xl else {}
+    UNet2DConditionModel(sample_size=128 if xl else 96 if family == 'sd2' else 64, block_out_channels=widths, down_block_types=down, up_block_types=tuple(d.replace('Down', 'Up') for d in down[::-1]), layers_per_block=2,
+                         cross_attention_dim=128 if xl else 64, attention_head_dim=8 if family == 'sd1' else tuple(w//64 for w in widths), use_linear_projection=family != 'sd1', **kw).save_pretrained(folder/'unet')
+    AutoencoderKL(block_out_channels=(32,)*4, down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4, layers_per_block=1, scaling_factor=.13025 if xl else .18215).save_pretrained(folder/'vae')
+    old = json.loads((folder/'text_encoder'/'config.json').read_text())
+    text = lambda act, **more: CLIPTextConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=1, hidden_act=act,
+                                              **{k: old[k] for k in ('vocab_size', 'max_position_embeddings', 'bos_token_id', 'eos_token_id', 'pad_token_id')}, **more)
+    CLIPTextModel(text('gelu' if family == 'sd2' else 'quick_gelu')).save_pretrained(folder/'text_encoder')
+    if xl: CLIPTextModelWithProjection(text('gelu', projection_dim=64)).save_pretrained(folder/'text_encoder_2')
+    read = lambda part: load_file(next((folder/part).glob('*.safetensors')))
+    t = {'model.diffusion_model.'+k: v for k, v in original_unet(read('unet'), 2).items()}
+    t |= {'first_stage_model.'+k: v for k, v in original_vae(read('vae'), 4).items()}
+    clip = {'text_model.'+k.removeprefix('text_model.'): v for k, v in read('text_encoder').items()}
+    if family == 'sd1': t |= {'cond_stage_model.transformer.'+k: v for k, v in clip.items()} | {'cond_stage_model.transformer.text_model.embeddings.position_ids': torch.arange(77)[None]}
+    if family == 'sd2': t |= {'cond_stage_model.model.'+k: v for k, v in original_open_clip(clip, True).items()}
+    if xl: t |= {'conditioner.embedders.0.transformer.'+k: v for k, v in clip.items()} | {'conditioner.embedders.1.model.'+k: v for k, v in original_open_clip(read('text_encoder_2'), False).items()}
+    file = home/f'some{family}_v10.safetensors'
+    save_file({k: v.contiguous().clone() for k, v in t.items()} | {'model_ema.decay': torch.tensor(.9), 'alphas_cumprod': torch.zeros(1000)}, file)
+    return folder, file
+
+
+@pytest.mark.parametrize('family', ['sd1', 'sd2', 'xl'])
+def test_one_file_equals_the_folder_it_came_from(singles, family):
+    folder, file = singles(family)
+    a, b = load_backbone(folder), load_backbone(file, tokenizer=folder)
+    assert a.prediction_type == b.prediction_type and a.native_size == b.native_size and a.is_xl == b.is_xl and a.factor == b.factor
+    torch.testing.assert_close(b.alphas_cumprod, a.alphas_cumprod)
+    for have, want in ((b.text(['an owl', '']).embeds, a.text(['an owl', '']).embeds), (asked(b), asked(a))): torch.testing.assert_close(have, want)
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(b.encode(x), a.encode(x))
+    torch.testing.assert_close(b.decode(a.encode(x)), a.decode(a.encode(x)))
+    assert b.name == file.stem and len(b.sha256) == 64 != a.sha256 and b.source == file.name
+
+
+def test_one_file_says_what_it_was_trained_for(singles, tmp_path):
+    folder, file = singles('sd2')
+    t = load_file(file)
+    kind = lambda f: load_backbone(f, tokenizer=folder).prediction_type
+    f = tmp_path/'a.safetensors'
+    save_file(t, f, {'modelspec.prediction_type': 'epsilon'})
+    assert kind(f) == 'epsilon'
+    save_file(t | {'v_pred': torch.zeros(0)}, f)
+    assert kind(f) == 'v_prediction'
+    save_file(t, f)
+    f.with_suffix('.yaml').write_text('model:\n  params:\n    linear_start: 0.00085\n')
+    assert kind(f) == 'epsilon'
+    f.with_suffix('.yaml').write_text('model:\n  params:\n    parameterization: "v"\n')
+    assert kind(f) == 'v_prediction'
+    folder, file = singles('xl')
+    save_file(load_file(file) | {'v_pred': torch.zeros(0), 'ztsnr': torch.zeros(0)}, f)
+    b = load_backbone(f, tokenizer=folder)
+    assert b.prediction_type == 'v_prediction' and b.alphas_cumprod[-1] == 0
+
+
+def test_one_file_without_a_tokenizer(singles, tmp_path, monkeypatch):
+    folder, file = singles('sd1')
+    monkeypatch.setattr('stylekit.backbone._cached_vocabulary', lambda: None)
+    refused(file, 'tokenizer=FOLDER', 'open_clip')
+    refused(file, 'does not exist', tokenizer=tmp_path/'none')
+    refused(file, 'vocabulary', tokenizer=tmp_path)
+    want = asked(load_backbone(folder))
+    assert torch.equal(asked(load_backbone(file, tokenizer=folder/'tokenizer')), want)
+    beside = tmp_path/'x.safetensors'
+    shutil.copy(file, beside)
+    shutil.copytree(folder/'tokenizer', tmp_path/'tokenizer')
+    assert torch.equal(asked(load_backbone(beside)), want)
+    old = {k.replace('transformer.text_model.', 'transformer.'): v for k, v in load_file(file).items()}   # as very old files have it
+    save_file(old, beside)
+    assert torch.equal(asked(load_backbone(beside)), want)
+
+
+@pytest.mark.parametrize('change,words', [(lambda t: t | {'model.diffusion_model.input_blocks.0.0.weight': torch.zeros(32, 9, 3, 3)}, 'inpainting'),
+    (lambda t: t | {'model.diffusion_model.input_blocks.0.0.weight': torch.zeros(32, 8, 3, 3)}, 'InstructPix2Pix'), (lambda t: t | {'edm_mean': torch.zeros(4)}, 'EDM'),
+    (lambda t: {k: v for k, v in t.items() if not k.startswith('first_stage')}, 'autoencoder'), (lambda t: {k: v for k, v in t.items() if not k.startswith('cond_stage')}, 'text encoder'),
+    (lambda t: {k.replace('cond_stage_model.transformer.', 'conditioner.embedders.0.model.'): v for k, v in t.items()}, 'refiner'), (lambda t: {'double_blocks.0.img_attn.norm.key_norm.scale': torch.zeros(2)}, 'FLUX'),
+    (lambda t: {'model.diffusion_model.joint_blocks.0.x': torch.zeros(2)}, 'Stable Diffusion 3'), (lambda t: {'lora_unet_x.lora_down.weight': torch.zeros(2)}, 'LoRA'), (lambda t: {'control_model.time_embed.0.weight': torch.zeros(2)}, 'ControlNet'),
+    (lambda t: {'encoder.conv_in.weight': torch.zeros(2)}, 'autoencoder alone'), (lambda t: {'down_blocks.0.x': torch.zeros(2)}, 'UNet of a diffusers folder'), (lambda t: {'x': torch.zeros(2)}, 'no checkpoint'), (lambda t: {}, 'no checkpoint'),
+    (lambda t: {k: v for k, v in t.items() if 'output_blocks.3' not in k}, 'tensors'), (lambda t: {k: v*float('nan') if 'middle_block.0.in_layers.2.weight' in k else v for k, v in t.items()}, 'NaN'),
+    (lambda t: {k: v for k, v in t.items() if 'time_embed' not in k}, 'lacks'), (lambda t: {k: v for k, v in t.items() if 'encoder.layers.1.' not in k}, 'lacks')])
+def test_one_file_that_is_something_else(singles, tmp_path, change, words):
+    folder, file = singles('sd1')
+    f = tmp_path/'x.safetensors'
+    save_file({k: v.contiguous() for k, v in change(load_file(file)).items()}, f)
+    refused(f, words, tokenizer=folder)
+
+
+def test_small_files_that_ask_for_much(copy):
+    for i, (path, change) in enumerate([('unet/config.json', dict(layers_per_block=10**9)), ('unet/config.json', dict(block_out_channels=[10**5]*4)), ('unet/config.json', dict(transformer_layers_per_block=10**5)),
+            ('unet/config.json', dict(sample_size=10**9)), ('text_encoder/config.json', dict(num_hidden_layers=10**9)), ('text_encoder/config.json', dict(vocab_size=10**6)), ('vae/config.json', dict(layers_per_block=10**6)),
+            ('text_encoder/config.json', dict(max_position_embeddings=60_000)), ('vae/config.json', dict(block_out_channels=[8]*10**5)), ('unet/config.json', dict(attention_head_dim=10**12)), ('tokenizer/tokenizer_config.json', dict(model_max_length=0))]):
+        f = copy(name=f'm{i}')
+        edit(f/path, **change)
+        refused(f)
+
+
+HUB = '''
+import os, sys, time, socket, threading, warnings
+server = socket.socket(); server.bind(('127.0.0.1', 0)); server.listen(50)
+held = []
+threading.Thread(target=lambda: [held.append(server.accept()) for _ in range(99)], daemon=True).start()   # takes calls, never answers
+os.environ.update(HF_ENDPOINT=f'http://127.0.0.1:{server.getsockname()[1]}', HF_HUB_OFFLINE='0', HF_HOME=sys.argv[1])
+import stylekit.backbone as B
+B.HUB_SECONDS = 2
+start = time.monotonic()
+try: B.load_backbone('org/model', revision=sys.argv[2] if len(sys.argv) > 2 else None)
+except B.StylekitError as e: print(e)
+print(time.monotonic()-start < 10)
+'''
+
+
+def test_a_hub_that_never_answers(tmp_path):
+    done = subprocess.run([sys.executable, '-c', HUB, tmp_path], capture_output=True, text=True, timeout=100)
+    line, quick = done.stdout.strip().split('\n')
+    assert quick == 'True' and 'no answer in 2 s' in line and 'org/model' in line and not done.stderr, done.stderr
+
+
+CACHED = '''
+import os, sys
+os.environ.update(HF_HUB_OFFLINE='1', HF_HOME=sys.argv[1])
+from stylekit import load_backbone, StylekitError
+for revision in (None, 'main', 'a'*40, 'v2'):
+    try: b = load_backbone('org/model', revision=revision)
+    except StylekitError as e: print(e); continue
+    print(b.name, b.source, b.revision, len(b.sha256))
+'''
+
+
+def test_a_model_in_the_hubs_cache(copy, tmp_path):
+    repo = tmp_path/'home'/'hub'/'models--org--model'
+    (repo/'refs').mkdir(parents=True)
+    (repo/'refs'/'main').write_text('a'*40)
+    (repo/'snapshots').mkdir()
+    copy().rename(repo/'snapshots'/('a'*40))
+    done = subprocess.run([sys.executable, '-c', CACHED, tmp_path/'home'], capture_output=True, text=True, timeout=100)
+    lines = done.stdout.strip().split('\n')
+    assert lines[:3] == [f'model org/model {"a"*40} 64']*3 and 'hub gave no such model' in lines[3], done.stdout+done.stderr
+
+
+# Every structured file of a model: each key missing, null, of another type, huge; cut, appended, one byte flipped
+CONFIGS = ('model_index.json', 'unet/config.json', 'vae/config.json', 'text_encoder/config.json', 'scheduler/scheduler_config.json', 'tokenizer/tokenizer_config.json', 'tokenizer/tokenizer.json')
+
+
+def answers(b):
+    x = torch.linspace(0, 1, 3*64*64).view(1, 3, 64, 64)
+    z = b.encode(x)
+    return torch.cat([a.flatten() for a in (asked(b), z, b.decode(z))])
+
+
+def mutations(data):
+    "Changed versions of a JSON file's bytes"
+    import random
+    r, d = random.Random(0), json.loads(data)
+    for k, v in d.items():
+        other = 'x' if not isinstance(v, str) else [1]
+        for new in (None, other, -10**12 if isinstance(v, bool) else 10**12, {'a': [v]}): yield json.dumps(d | {k: new}).encode()
+        yield json.dumps({n: w for n, w in d.items() if n != k}).encode()
+    yield from (b'', b'null', b'[]', data[:len(data)//2], data[:-3], data+b'}', data+b'\0', b'\xff'+data)
+    for _ in range(30):
+        i = r.randrange(len(data))
+        yield data[:i]+bytes([data[i]^(1 << r.randrange(8))])+data[i+1:]
+
+
+@pytest.mark.parametrize('file', CONFIGS)
+def test_sweep_over_configs(copy, file):
+    f = copy()
+    good, data = load_backbone(f), (f/file).read_bytes()
+    want, sha, taken, n = answers(good), good.sha256, 0, 0
+    for bad in mutations(data):
+        (f/file).write_bytes(bad)
+        n += 1
+        try: b = load_backbone(f)
+        except StylekitError as e:
+            assert '\n' not in str(e) and len(str(e)) <= 300 and str(f.parent) not in str(e), str(e)
+            continue
+        taken += 1
+        assert b.sha256 != sha or torch.equal(answers(b), want), bad[:3000]
+    assert 0 < taken < n
