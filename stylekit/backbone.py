@@ -1044,7 +1044,7 @@ def _cached_folder(repo:str, revision:str, error:Exception)->tuple: # as `hub_fo
     if not isinstance(error, ConnectionError): warnings.warn(f'the hub did not give {repo} ({type(error).__name__}); the copy that is here is used ({folder.name[:12]})', stacklevel=4)
     return folder, folder.name
 
-# %% ../nbs/02_backbone.ipynb #7a92bc14
+# %% ../nbs/02_backbone.ipynb #7ae1e798
 def find_model(name, # folder, file, hub id, or None for the embedded model
                revision:str=None, tokenizer=None # see `load_backbone`
               )->tuple: # ModelFiles, source, commit or None
@@ -1061,7 +1061,7 @@ def find_model(name, # folder, file, hub id, or None for the embedded model
     if file: return read_single(path, tokenizer), source, None
     if folder:
         check_model_folder(path)
-        return read_folder(path.resolve(), tokenizer), source, None
+        return read_folder(path.resolve() if path.name in ('', '..') else path, tokenizer), source, None   # a link keeps its name
     home, commit = hub_folder(str(name), revision)
     m = read_folder(home, tokenizer)
     object.__setattr__(m, 'name', str(name).split('/')[-1])
