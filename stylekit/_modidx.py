@@ -7,6 +7,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'stylekit.backbone': { 'stylekit.backbone.Backbone': ('backbone.html#backbone', 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.__init__': ('backbone.html#backbone.__init__', 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.__repr__': ('backbone.html#backbone.__repr__', 'stylekit/backbone.py'),
+                                   'stylekit.backbone.Backbone._ask_prediction': ( 'backbone.html#backbone._ask_prediction',
+                                                                                   'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone._save_memory': ( 'backbone.html#backbone._save_memory',
                                                                                 'stylekit/backbone.py'),
                                    'stylekit.backbone.Backbone.abar': ('backbone.html#backbone.abar', 'stylekit/backbone.py'),
