@@ -4,7 +4,7 @@ __version__ = "0.1.0"
 # Names are fetched when first used, so that `import stylekit` and `stylekit --help` need not wait for torch.
 _HOMES = dict(stylize='stylizer', Stylizer='stylizer', StylizeResult='stylizer', Callback='stylizer', Checkpoint='stylizer', Preview='stylizer', Progress='stylizer',
               Settings='sms', settings='sms', load_backbone='backbone', Backbone='backbone', load_style='lora', styles='lora', train_lora='finetune',
-              StylekitError='core', load_image='core', sample='core', samples='core', save_output='rights', read_output='rights', replay='live', StylizePanel='panels', SpectrumPanel='panels', ComparePanel='panels',
+              StylekitError='core', load_image='images', sample='images', samples='images', save_output='rights', read_output='rights', replay='live', StylizePanel='panels', SpectrumPanel='panels', ComparePanel='panels',
               LoraPanel='panels', ControlClipPanel='panels')
 __all__ = ['__version__', *_HOMES]
 

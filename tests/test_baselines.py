@@ -1,9 +1,10 @@
 "Every rival against its formula written out: plain torch, two UNets, the LoRA merged into the weights, raw text embeddings"
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
 from stylekit import StylekitError, load_backbone, sample, settings, stylize
-from stylekit.baselines import METHODS, RIVALS, UNWANTED, patch_nce
+from stylekit.baselines import METHODS, MOST_DRAWS, RIVALS, UNWANTED, patch_nce
 from stylekit.stylizer import LatentOptimizer
 from test_sms import ABAR, BETA, CAPTION, WORDS, base, draws, lora_pairs, merged, prepared, same, style, wide  # noqa: F401
 
@@ -179,7 +180,7 @@ def test_lusd(double, wide, written):
 
 def test_lusd_draws_again(double, wide):
     "A step that says too little is drawn again, for its own image alone, and less is asked for every time"
-    with rival(double, wide, 'lusd', terms=dict(threshold=1e3, decay=.1), steps=5, n=2) as run, torch.no_grad():
+    with rival(double, wide, 'lusd', terms=dict(threshold=10., decay=.1), steps=5, n=2) as run, torch.no_grad():
         asked, edit = [], run.method.edit
         run.method.edit = lambda z, t, noise: (asked.append((t.clone(), noise.clone())), edit(z, t, noise))[1]
         z, tt, eps = draws(run, 401)
@@ -189,6 +190,65 @@ def test_lusd_draws_again(double, wide):
         asked, edit = [], run.method.edit
         run.method.edit = lambda *a: (asked.append(1), edit(*a))[1]
         run.method.direction(*draws(run, 401)); assert len(asked) == 1
+
+
+def test_lusd_does_not_draw_for_ever(double, wide):
+    "A style that changes nothing says nothing at any t"
+    with rival(double, wide, 'lusd', terms=dict(threshold=1., decay=.999), steps=5) as run, torch.no_grad():
+        asked, edit = [], run.method.edit
+        def nothing(*a):
+            asked.append(1)
+            eps, where = edit(*a)
+            return 0*eps, where
+        run.method.edit = nothing
+        run.method.draw_again(*draws(run, 401))
+        assert len(asked) == MOST_DRAWS+1
+
+
+# ---- which settings a method reads ----
+
+OTHER = dict(guidance_scale=3., guide='base', lam=.2, cutoff=.6, t_cutoff=300, cutoff_power=2., sampler='linear', t_min=33, t_max=700, lr=.011, optimizer='adamw', schedule='released',
+             weight='sigma2', reduction='mean', regulariser='l1', relevance='grid', relevance_floor=.7, fake='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02,
+             fake_targets=('to_v',), style_scale=.5, finish=150, finish_noise=.5, finish_guidance=4., resolution=80, prompt='{caption}, {style}', edit_prompt='{style}!', negative_prompt='ugly')
+
+def made(base, style, cfg):
+    "The picture of two steps, whatever the method says it reads"
+    return stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=base, preset=cfg, seed=1).image.tobytes()
+
+@pytest.fixture
+def anything(monkeypatch):
+    for place in ('stylekit.sms', 'stylekit.stylizer'): monkeypatch.setattr(f'{place}.refuse_unread', lambda cfg: cfg)
+
+@pytest.mark.parametrize('name', METHODS)
+def test_what_is_not_read_changes_nothing(base, style, name, anything):
+    cfg = settings(method=name, steps=2, **{} if name == 'img2img' else dict(lam=.1, cutoff=.9))
+    unread = {k: v for k, v in OTHER.items() if k not in METHODS[name].reads(cfg)}
+    if unread.get('fake') and METHODS[name] is not METHODS['vsd']: unread['fake'] = 'content'
+    assert unread and made(base, style, replace(cfg, **unread)) == made(base, style, cfg)
+
+@pytest.mark.parametrize('name', METHODS)
+def test_what_is_read_changes_the_picture(base, style, name, anything):
+    "Each setting of the direction alone"
+    cfg = settings(method=name, steps=2, **dict(fake='own', fake_guidance=3.) if name == 'sms' else {})
+    cfg = replace(cfg, lr=.06, guide='empty', optimizer='rms', weight='variance', terms=dict(negative=.5) if name == 'csd' else {})
+    whole = made(base, style, cfg)
+    for k in {*METHODS[name].READS} & {*METHODS[name].reads(cfg)} - {'fake'}:
+        if name == 'img2img' and k == 'weight' or k == 'relevance' and cfg.relevance == 'grid': continue
+        assert made(base, style, replace(cfg, **{k: OTHER[k]})) != whole, k
+
+@pytest.mark.parametrize('name', METHODS)
+def test_what_is_not_read_is_refused(name):
+    cfg = settings(method=name)
+    for k in set(OTHER)-METHODS[name].reads(cfg):
+        value = 'released' if k == 'relevance' else 'content' if k == 'fake' and cfg.fake == 'noise' else OTHER[k]
+        with pytest.raises(StylekitError, match=f'^{k}='): settings(cfg, **{k: value})
+        assert settings(cfg, **{k: getattr(cfg, k)}) == cfg     # as it is anyway
+
+@pytest.mark.parametrize('name, terms', [('lusd', dict(threshold=1e9)), ('lusd', dict(decay=1.)), ('lusd', dict(keep=float('nan'))), ('cds', dict(patches=0)), ('cds', dict(patches=2.5)), ('cds', dict(sizes=[])),
+                                         ('cds', dict(sizes=2)), ('cds', dict(sizes=[0])), ('cds', dict(tau=0)), ('nfsd', dict(switch=-1)), ('img2img', dict(draws=10**9)), ('csd', dict(styled='x')), ('ssd', dict(prompt=None)), ('sms', dict(x=1))])
+def test_coefficients_have_ranges(name, terms):
+    with pytest.raises(StylekitError, match=next(iter(terms))) as e: settings(method=name, terms=terms)
+    assert '\n' not in str(e.value)
 
 
 def test_plain_descent_is_sgd():
@@ -205,7 +265,7 @@ def test_plain_descent_is_sgd():
 def test_every_rival_runs_everywhere(models, random_style, kind, name):
     "Two images of unlike sizes in one call: finite, moved, recorded, nothing left on the UNet"
     b = load_backbone(models(kind))
-    rs = stylize([sample('owl').resize((64, 64)), sample('taxi').resize((128, 64))], str(random_style(b)), CAPTION, backbone=b, method=name, steps=2, lr=1e-3, seed=1)
+    rs = stylize([sample('owl').resize((64, 64)), sample('taxi').resize((128, 64))], str(random_style(b)), CAPTION, backbone=b, method=name, steps=2, lr=None if name == 'img2img' else 1e-3, seed=1)
     for r in rs: assert r.complete and r.info['method'] == name == r.settings.preset and all(math.isfinite(v) for h in r.history.values() for v in h)
     assert not getattr(b.unet, 'peft_config', {})
 

@@ -63,7 +63,7 @@ def build_styles(backbone, sets:StyleSets, dest:Path, looks=('flat', 'ink'), ste
         package, version, licence, words = SETS[look]
         train_lora(set_examples(sets, look, sets.names('train')), look, words, backbone=backbone, out=dest, metadata={'stylekit.data': f'{package}@{version}', 'license': licence},
                    rights=dict(holder=HOLDER, source=f'npm:{package}@{version}', licence=licence, allowed=USES, attribution='Fluent Emoji, MIT licence', sha256=[]),
-                   report=report and (lambda r: 'loss' in r and report(r['step'], r['loss'], r['seconds'])),
+                   report=report and (lambda r: r.loss is not None and report(r.step, r.loss, r.seconds)), overwrite=True,
                    rank=rank, steps=steps, batch=batch, lr=lr, views=2, zoom=1., hold_out=0.)
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
 

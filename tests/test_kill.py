@@ -1,0 +1,93 @@
+"""Commands that are killed at any moment, and called again: they go on, end bit-equal to a run that nobody disturbed, and leave nothing half-made.
+
+For another command: `check_kills(tmp_path, lambda out: ['evaluate', ..., '--out', str(out)])`, and `contents=` where files say when they were made.
+Two moments each, for a suite that people run; `STYLEKIT_KILLS=20` for the full count."""
+import hashlib, os, random, re, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+from safetensors import safe_open
+from stylekit import sample, samples
+
+KILLS = int(os.environ.get('STYLEKIT_KILLS', 2))
+CRUMBS = re.compile(r'\..*stylekit-.*|\.stylekit\.lock|work|training\.pt|best\.pt|.*\.tmp')   # names that no finished run leaves
+
+
+def start(args, cwd)->subprocess.Popen:
+    "The command line in a process group of its own, on one thread, without a network"
+    env = dict(os.environ, OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', PYTHONHASHSEED='0')
+    env['PYTHONPATH'] = os.pathsep.join([str(Path(__file__).parents[1]), env.get('PYTHONPATH', '')])
+    code = 'import sys; from stylekit.cli import main; sys.exit(main())'
+    return subprocess.Popen([sys.executable, '-c', code, *args], cwd=cwd, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+def to_the_end(args, cwd)->float: # seconds
+    t, p = time.time(), start(args, cwd)
+    said, _ = p.communicate(timeout=600)
+    assert p.returncode == 0, f'{args} ended with {p.returncode}:\n{said[-2000:]}'
+    return time.time()-t
+
+def kill_after(args, cwd, seconds)->bool: # whether it was still running
+    "Start the command and kill it with all its children"
+    p = start(args, cwd)
+    try: p.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        p.communicate()
+    return p.returncode == -signal.SIGKILL
+
+def file_contents(path:Path):
+    "What must be equal: of safetensors tensors and text, since its header has no fixed order and our seal covers it; else all bytes"
+    if path.suffix != '.safetensors': return hashlib.sha256(path.read_bytes()).hexdigest()
+    with safe_open(path, 'np') as f: tensors, meta = {k: f.get_tensor(k).tobytes() for k in f.keys()}, f.metadata() or {}
+    text = {k: v for k, v in meta.items() if 'stylekit-sha256:' not in v}
+    return hashlib.sha256(repr(sorted(tensors.items())).encode()).hexdigest(), text
+
+def folder_contents(folder, contents=file_contents)->dict: # path in the folder -> what it holds; None: of no matter
+    files = {str(p.relative_to(folder)): p for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+    return {name: contents(p) for name, p in files.items()}
+
+def crumbs(folder)->list: return [str(p.relative_to(folder)) for p in Path(folder).rglob('*') if CRUMBS.fullmatch(p.name)]
+
+def moments(seconds:float, n:int, seed:int)->list:
+    "`n` random moments of a run, spread over all of it"
+    g = random.Random(seed)
+    return [seconds*(i+g.random())/n for i in range(n)]
+
+def check_kills(tmp_path:Path,
+                command, # command(out) -> arguments of `stylekit`
+                contents=file_contents, # contents(path) -> what must be the same in both runs
+                kills:int=None, seed:int=0, cwd=None
+               )->int: # how often it was hit while it ran
+    "Kill the command at random moments, each time in a fresh folder, call it again, and compare with a run left alone"
+    cwd = cwd or tmp_path
+    to_the_end(command(tmp_path/'warm'), cwd)     # the first run compiles and caches
+    seconds = to_the_end(command(tmp_path/'whole'), cwd)
+    whole, hits = folder_contents(tmp_path/'whole', contents), 0
+    assert whole and not crumbs(tmp_path/'whole')
+    for i, moment in enumerate(moments(seconds, kills or KILLS, seed)):
+        out = tmp_path/f'killed-{i}'
+        hits += kill_after(command(out), cwd, moment)
+        to_the_end(command(out), cwd)
+        assert folder_contents(out, contents) == whole, f'killed after {moment:.2f} of {seconds:.2f} s'
+        assert not crumbs(out), f'killed after {moment:.2f} of {seconds:.2f} s'
+    return hits
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path/'pictures'
+    folder.mkdir()
+    for n in samples(): sample(n, 'ink').resize((80, 64)).save(folder/f'{n}.png')
+    return folder
+
+def test_train_lora(models, pictures, tmp_path):
+    def command(out): return ['train-lora', str(pictures), '--name', 'mine', '--out', str(out), '--backbone', str(models('sd15')), '--steps', '120', '--rank', '2', '--batch', '2']
+    assert check_kills(tmp_path, command) > 0
+
+def test_the_helper_sees_crumbs_and_differences(tmp_path):
+    for name in ('a.png', '.stylekit.lock', '.a.stylekit-abcd-12-00000000.png', '.a.training.stylekit-abcd-12-00000000.pt'): (tmp_path/name).write_bytes(b'x')
+    (tmp_path/'work').mkdir()
+    assert len(crumbs(tmp_path)) == 4
+    before = folder_contents(tmp_path)
+    (tmp_path/'a.png').write_bytes(b'y')
+    assert folder_contents(tmp_path) != before
+    assert moments(10., 5, 0) == sorted(moments(10., 5, 0)) and max(moments(10., 5, 0)) < 10 and moments(10., 5, 1) != moments(10., 5, 0)
