@@ -327,7 +327,7 @@ def _read(backbone, style):
     state, meta = read_safetensors(style.path)
     name = style.path.name
     family = other_family(state, _configs(style.path, meta))
-    if family: raise StylekitError(f'{name} is {"an" if family[0] in "AFHO" else "a"} {family} adapter: stylekit reads LoRA, LoHa, LoKr, DoRA and whole weights')
+    if family: raise StylekitError(f'{name} is of the family {family}, which is not read here: LoRA, LoHa, LoKr, DoRA and whole weights are')
     try: f = read_lora(state, backbone.parts, alpha_sources(meta, _beside(style.path)), float(torch.finfo(backbone.dtype).max))
     except StylekitError as e: raise StylekitError(f'{name} cannot be used: {e}') from e
     made_for = f'{backbone.name}: it was made for {f.base or "another base model"}'

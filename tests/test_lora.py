@@ -1,5 +1,5 @@
 "LoRA files written by the tools people use give the same UNet and text encoders as the tool that wrote them"
-import copy, json, time, warnings
+import copy, json, re, time, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from stylekit import StylekitError, load_backbone, load_style, sample, stylize
@@ -554,7 +554,7 @@ FAMILY = {'(IA)³': ROWS(N, weight=ones(32, 1), on_input=torch.tensor(False)), '
 def test_other_families_are_named(base, pair, tmp_path, name):
     "Also where only a few layers are of that family"
     for rest in ({}, {k: v for k, v in kohya_file(pair).items() if not k.startswith(N)}):
-        with pytest.raises(StylekitError, match=f'a {name.strip()} adapter|an {name.strip()} adapter'.replace('(', r'\(').replace(')', r'\)')): add_style(base, load_style(write(tmp_path/'a.safetensors', FAMILY[name] | rest)))
+        with pytest.raises(StylekitError, match=re.escape(f'family {name.strip()},')): add_style(base, load_style(write(tmp_path/'a.safetensors', FAMILY[name] | rest)))
 
 def test_a_family_that_only_the_configuration_names(base, pair, tmp_path):
     path = write(tmp_path/'adapter_model.safetensors', ab(pair))
