@@ -88,14 +88,16 @@ def _same(what, shape, *sizes): # sizes: (found, wanted)
 
 # %% ../nbs/03b_formats.ipynb #8d1c0001
 def _tucker(t, a, b, shape): # core (r, s, k, k), (r, out), (s, in) -> (out, in, k, k)
-    _same('factors', shape, (len(t), len(a)), (t.shape[1], len(b)), ((a.shape[1], b.shape[1], *t.shape[2:]), tuple(shape)))
+    made = a.shape[1], b.shape[1], *t.shape[2:]
+    _same('factors', shape, (len(t), len(a)), (t.shape[1], len(b)), (made, tuple(shape)))
     return torch.einsum('rskl,ro,si->oikl', t, a, b)
 
 def _lora(s, k, shape):
     down, up = s['down'], s['up'].flatten(1)
     rank = len(down)
     if 'mid' in s:   # LoCon's 1×1, k×k, 1×1
-        _same('factors', shape, (s['mid'].shape[1], rank), (down[0].numel(), shape[1]), (s['mid'].shape[2:], tuple(shape[2:])))
+        mid = s['mid'].shape
+        _same('factors', shape, (mid[1], rank), (down[0].numel(), shape[1]), (mid[2:], tuple(shape[2:])))
         down = torch.einsum('rskl,si->rikl', s['mid'], down.flatten(1))
     if up.shape[1]!=len(down): raise ValueError(f'its factors have the ranks {len(down)} and {up.shape[1]}')
     if down.ndim==4: up = up.view(*up.shape, 1, 1)
@@ -103,7 +105,9 @@ def _lora(s, k, shape):
 
 def _loha(s, k, shape):
     a1, b1, a2, b2 = [s[f'hada_w{n}'] for n in ('1_a', '1_b', '2_a', '2_b')]
-    if 'hada_t1' in s: return _full(_tucker(s['hada_t1'], a1, b1, shape)*_tucker(s['hada_t2'], a2, b2, shape)).scaled(k(len(b1)))
+    if 'hada_t1' in s:
+        delta = _tucker(s['hada_t1'], a1, b1, shape)*_tucker(s['hada_t2'], a2, b2, shape)
+        return _full(delta).scaled(k(len(b1)))
     n = math.prod(shape[1:])
     _same('factors', shape, (len(a1), shape[0]), (len(a2), shape[0]), (b1.shape[1], n), (b2.shape[1], n))
     return loha(a1, b1, a2, b2, s['kernel']).scaled(k(len(b1)))
@@ -188,7 +192,8 @@ _LORA = r'[._](?:lora_linear_layer|lora)[._](?P<lora>A|B|down|up|mid|alpha)'
 _OTHER = (r'\.(?P<other>(?:lora_)?magnitude(?:_vector)?|lora_dora_scale|dora_scale|alpha|scalar|diff|diff_b|w_norm|b_norm'
           r'|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)')
 _KEY = re.compile(rf'^(?P<layer>.+?)(?:{_LORA}|{_OTHER})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?$')
-_ROLE = dict(A='down', B='up', lora_dora_scale='dora_scale') | dict.fromkeys(('magnitude', 'lora_magnitude', 'magnitude_vector', 'lora_magnitude_vector'), 'magnitude')
+_MAGNITUDES = ('magnitude', 'lora_magnitude', 'magnitude_vector', 'lora_magnitude_vector')
+_ROLE = dict(A='down', B='up', lora_dora_scale='dora_scale') | dict.fromkeys(_MAGNITUDES, 'magnitude')
 
 def split_key(key:str)->tuple: # (layer, role, adapter's name or ''), or three times None
     "What a key of a LoRA file is about"
@@ -210,7 +215,8 @@ def gather(state:dict)->tuple: # layer -> {role: tensor}; keys of no known role
         if role in layers.setdefault(layer, {}): twice = k
         layers[layer][role] = v
     names = sorted(names-{''})
-    if len(names) > 1: raise StylekitError(f'it holds {len(names)} adapters ({", ".join(names[:4])}): save the one you mean by itself')
+    if len(names) > 1:
+        raise StylekitError(f'it holds {len(names)} adapters ({", ".join(names[:4])}): save the one you mean by itself')
     if twice: raise StylekitError(f'it holds two tensors for one part ({twice[:80]}): save one adapter by itself')
     return layers, rest
 
@@ -294,7 +300,8 @@ def find_layer(name:str, # as a file has it
     while m := _WORD.match(rest):
         rest = rest[m.end():]
         if m.lastgroup: said.add(m.lastgroup)
-    part = next((p for word, p in dict(second='text_encoder_2', first='text_encoder', unet='unet').items() if word in said), None)
+    meant = dict(second='text_encoder_2', first='text_encoder', unet='unet')
+    part = next((p for word, p in meant.items() if word in said), None)
     for p in (part,) if part else ('unet', 'text_encoder'):
         if rest in index.get(p, {}): return p, index[p][rest]
 
@@ -380,7 +387,8 @@ class LoraFile:
     def layers(self)->dict: # part -> names
         "What finds its place"
         parts = {*self.pairs, *self.offsets}
-        return {p: sorted({*self.pairs.get(p, {}), *(n.rpartition('.')[0] for n in self.offsets.get(p, {}))}) for p in parts}
+        whole = {p: [n.rpartition('.')[0] for n in d] for p,d in self.offsets.items()}
+        return {p: sorted({*self.pairs.get(p, {}), *whole.get(p, [])}) for p in parts}
 
 # %% ../nbs/03b_formats.ipynb #8d1c0010
 def read_lora(state:dict, # of the file
@@ -396,7 +404,8 @@ def read_lora(state:dict, # of the file
     for name, slots in layers.items():
         found = find_layer(name, index)
         if found is None: f.unmatched.append(name); continue
-        if found in seen: raise StylekitError(f'it speaks twice of {found[1]}, under two names: save one adapter by itself')
+        if found in seen:
+            raise StylekitError(f'it speaks twice of {found[1]}, under two names: save one adapter by itself')
         seen.add(found)
         try: _read_layer(f, *found, slots, shapes[found[0]][found[1]], sources, alphas, largest)
         except ValueError as e: f.misfits[found[1]] = str(e)
@@ -414,7 +423,8 @@ def _read_layer(f, part, layer, slots, shapes, sources, alphas, largest):
         f.pairs.setdefault(part, {})[layer] = pair
     offsets = to_offsets({r: v for r,v in slots.items() if torch.is_tensor(v)}, shapes)
     for parameter, v in offsets.items():
-        if not v.abs().max() < largest/16: raise ValueError('it is not finite (NaN or infinite) in this model\'s numbers')
+        if not v.abs().max() < largest/16:
+            raise ValueError('it is not finite (NaN or infinite) in this model\'s numbers')
         f.offsets.setdefault(part, {})[f'{layer}.{parameter}'] = v
 
 # %% ../nbs/03b_formats.ipynb #8d1c0011
@@ -432,7 +442,9 @@ def _with_strength(part, layer, slots, shape, sources, alphas):
         alpha = rank and config_alpha(config, part, layer, int(rank), tuple(shape[2:]))
         if not alpha: continue
         alphas[where] += 1
-        return slots | dict(alpha=torch.tensor(float(alpha))) | (dict(rank=_peft_rank(config, layer)) if _peft_rank(config, layer) else {})
+        slots = slots | dict(alpha=torch.tensor(float(alpha)))
+        divisor = _peft_rank(config, layer)
+        return slots | dict(rank=divisor) if divisor else slots
     if _rank(slots): alphas['unknown'] += 1
     return slots
 
@@ -501,6 +513,8 @@ OTHERS = ((r'lllite_', 'a ControlNet-LLLite'),
           (r'^(unet\.)?(down|up|mid)_blocks?\..+\.(weight|bias)$', 'the weights of a whole UNet'),
           (r'^(text_model\.)?(embeddings|encoder\.layers)\..+(weight|bias)$', 'a text encoder'))
 
+_WIDTHS = {3072: 'Flux', 1536: 'Stable Diffusion 3 (SD3)', 2432: 'Stable Diffusion 3.5 (SD3)', 1152: 'PixArt'}   # of a transformer
+
 def what_it_is(state:dict # of a file that is no LoRA for this model
               )->str: # 'a LoRA for Flux'; '' if nobody knows
     "In words, what a file holds instead"
@@ -508,9 +522,10 @@ def what_it_is(state:dict # of a file that is no LoRA for this model
     for pattern, name in OTHERS:
         whole = name.startswith(('a whole', 'the weights', 'a text'))   # a LoRA has such names, too
         if any(re.search(pattern, k) for k, lora in loras.items() if not (whole and lora)): return name
-    width = next((v.shape[1] for k,v in state.items() if v.ndim==2 and re.match(_TOP+r'transformer_blocks[._]\d', k) and split_key(k)[1]=='down'), 0)
-    if width: return {3072: 'a LoRA for Flux', 1536: 'a LoRA for Stable Diffusion 3 (SD3)', 2432: 'a LoRA for Stable Diffusion 3.5 (SD3)',
-                      1152: 'a LoRA for PixArt'}.get(width, 'a LoRA for a diffusion transformer')
-    if any(re.search(r'(^|\.)(model\.)?layers\.\d+\.(self_attn|mlp)\.', k) for k in state): return 'a LoRA for a language model'
+    downs = [v for k,v in state.items() if re.match(_TOP+r'transformer_blocks[._]\d', k) and split_key(k)[1]=='down']
+    width = next((v.shape[1] for v in downs if v.ndim==2), 0)
+    if width: return f'a LoRA for {_WIDTHS.get(width, "a diffusion transformer")}'
+    if any(re.search(r'(^|\.)(model\.)?layers\.\d+\.(self_attn|mlp)\.', k) for k in state):
+        return 'a LoRA for a language model'
     small = len(state) < 3 and all('.' not in k and v.ndim < 3 for k,v in state.items())
     return 'an embedding (textual inversion)' if small else ''

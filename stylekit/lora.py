@@ -91,9 +91,11 @@ def read_styles()->tuple: # (list of Style, {name: why it cannot be read})
 # %% ../nbs/04_lora.ipynb #f3f29b27
 def _head(path): # the first bytes, to tell what is no safetensors
     path = Path(path)
-    if path.suffix.lower() in PICKLES: raise StylekitError(f'{path.name}: pickled weights can run code and are refused; convert them to safetensors')
+    if path.suffix.lower() in PICKLES:
+        raise StylekitError(f'{path.name}: pickled weights can run code and are refused; convert them to safetensors')
     with explain_errors(f'cannot read {path.name}'), open(path, 'rb') as f: head = f.read(64)
-    if head.lstrip()[:1] == b'<': raise StylekitError(f'{path.name} is a web page, not weights: download the file itself')
+    if head.lstrip()[:1] == b'<':
+        raise StylekitError(f'{path.name} is a web page, not weights: download the file itself')
     if head.startswith(b'version https://git-lfs'):
         raise StylekitError(f'{path.name} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file itself')
 
@@ -112,7 +114,7 @@ def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError) as e:
         raise StylekitError(f'{path.name} is damaged or not safetensors ({str(e)[:80]}): download it again') from e
     if not state: raise StylekitError(f'{path.name} holds no tensors')
-    bad = next((k for k,v in state.items() if (v.is_floating_point() or v.is_complex()) and not torch.isfinite(v).all()), None)
+    bad = next((k for k,v in state.items() if not torch.isfinite(v).all()), None)
     if bad: raise StylekitError(f'{path.name}: NaN or infinite weights in {bad}')
     return state, meta
 
@@ -152,7 +154,8 @@ def _find(style)->tuple: # (its file, a name if the file has none of its own)
         is_file, is_dir = p.is_file(), p.is_dir()
     if is_file: return p, ''
     if is_dir: return p/_one([f.name for f in sorted(p.glob('*.safetensors'))], f'the folder {text!r}'), ''
-    if text.startswith(('.', '/', '~')) or (p.suffix and text.count('/') < 2): raise StylekitError(f'no style file {text!r}')
+    if text.startswith(('.', '/', '~')) or (p.suffix and text.count('/') < 2):
+        raise StylekitError(f'no style file {text!r}')
     if '/' in text:
         path = _download(text)
         return path, text.split('/')[1] if path.name in NAMELESS else ''
@@ -189,7 +192,9 @@ _SAID = ('stylekit.words', 'modelspec.trigger_phrase')
 _NO_NAMES = ('img', 'image', 'images', 'train', 'training', 'data', 'dataset', 'input', 'pictures', 'source', 'src', 'reg', 'default')
 
 def _phrase(text)->str: # '' if it is none
-    words = ' '.join(''.join(c if c.isprintable() else ' ' for c in text[:10*LONGEST_WORDS]).split()) if isinstance(text, str) else ''
+    if not isinstance(text, str): return ''
+    printable = ''.join(c if c.isprintable() else ' ' for c in text[:10*LONGEST_WORDS])
+    words = ' '.join(printable.split())
     return words if len(words) <= LONGEST_WORDS else ''
 
 def _folders(meta): # of the training pictures: (repeats, name)
@@ -213,7 +218,7 @@ def trigger_words(meta:dict # a LoRA file's metadata
 def _spaced(name): return name.replace('_', ' ').replace('-', ' ')
 
 # %% ../nbs/04_lora.ipynb #65d86108
-def load_style(style, # name, path, hub id, a mix as 'ink:0.7+flat:0.3', or a Style; or a list of them, each alone or as (style, scale)
+def load_style(style, # name, path, hub id, a mix as 'ink:0.7+flat:0.3', a Style; or a list of them or (style, scale)
                words:str=None, # what a prompt says to ask for it; default from the file's metadata, else its name
                scale=None # strength, -2 to 4, or {block: strength}; default 1
               )->Style:
@@ -231,7 +236,8 @@ def load_style(style, # name, path, hub id, a mix as 'ink:0.7+flat:0.3', or a St
     return replace(s, scale={b: float(v) for b,v in scale.items()} if isinstance(scale, dict) else float(scale))
 
 def _from_file(style):
-    if not isinstance(style, (str, Path)) or not str(style).strip(): raise StylekitError(f'a style is a name, a path or a hub id, not {str(style)[:60]!r}')
+    if not isinstance(style, (str, Path)) or not str(style).strip():
+        raise StylekitError(f'a style is a name, a path or a hub id, not {str(style)[:60]!r}')
     path, name = _find(style)
     _, meta = read_safetensors(path)
     if not name: name = path.absolute().parent.name if path.name in NAMELESS else path.stem
@@ -240,9 +246,11 @@ def _from_file(style):
     return Style(name, words, path, metadata=meta, guess=guess)
 
 # %% ../nbs/04_lora.ipynb #4c1e0007
+def _is_pair(s): # (style, scale)
+    return isinstance(s, (list, tuple)) and len(s)==2 and not isinstance(s[1], (str, Path, Style))
+
 def _mix(styles, words, scale):
-    pairs = [s for s in styles if isinstance(s, (list, tuple)) and len(s)==2 and not isinstance(s[1], (str, Path, Style))]
-    parts = [load_style(s[0], scale=s[1]) if s in pairs else load_style(s) for s in styles]
+    parts = [load_style(s[0], scale=s[1]) if _is_pair(s) else load_style(s) for s in styles]
     if not parts: raise StylekitError('a mix needs at least one style')
     if len(parts)==1 and not parts[0].parts:   # a style with its strength is no mix
         factor = 1. if scale is None or isinstance(scale, dict) else float(check_range('style scale', scale, *SCALES))
@@ -281,9 +289,9 @@ def _notes(style, file):
     notes = [*file.notes]
     scale = style.scale
     if isinstance(scale, dict) or scale!=1:
-        said = ', '.join(f'{b or "elsewhere"} {v:g}' for b,v in scale.items()) if isinstance(scale, dict) else f'{scale:g}'
-        turned = any(v < 0 for v in (scale.values() if isinstance(scale, dict) else [scale]))
-        notes.append(f'{style.name} at strength {said}' + ' (turned round)'*turned)
+        each = scale if isinstance(scale, dict) else {None: scale}
+        said = ', '.join(f'{v:g}' if b is None else f'{b or "elsewhere"} {v:g}' for b,v in each.items())
+        notes.append(f'{style.name} at strength {said}' + ' (turned round)'*_negative(scale))
     if style.guess: notes.append(f'the words {style.words[:40]!r} are a guess from {style.guess}')
     return notes
 
@@ -327,8 +335,10 @@ def _read(backbone, style):
     state, meta = read_safetensors(style.path)
     name = style.path.name
     family = other_family(state, _configs(style.path, meta))
-    if family: raise StylekitError(f'{name} is of the family {family}, which is not read here: LoRA, LoHa, LoKr, DoRA and whole weights are')
-    try: f = read_lora(state, backbone.parts, alpha_sources(meta, _beside(style.path)), float(torch.finfo(backbone.dtype).max))
+    if family:
+        raise StylekitError(f'{name} is of the family {family}, which is not read here: LoRA, LoHa, LoKr, DoRA and whole weights are')
+    sources, largest = alpha_sources(meta, _beside(style.path)), float(torch.finfo(backbone.dtype).max)
+    try: f = read_lora(state, backbone.parts, sources, largest)
     except StylekitError as e: raise StylekitError(f'{name} cannot be used: {e}') from e
     made_for = f'{backbone.name}: it was made for {f.base or "another base model"}'
     if f.misfits:
@@ -336,7 +346,8 @@ def _read(backbone, style):
         if 'the layer is' not in why: raise StylekitError(f'{name} cannot be used: {layer}: {why}')
         raise StylekitError(f'{name} does not fit {made_for} ({len(f.misfits)} layers differ; {layer}: {why})')
     if 'unet' not in f.layers: _refuse(name, f, state, made_for)
-    if _negative(style.scale) and '(DoRA)' in f.kind: raise StylekitError(f'{name} is a DoRA, which cannot be turned round: give a strength of 0 or more')
+    if _negative(style.scale) and '(DoRA)' in f.kind:
+        raise StylekitError(f'{name} is a DoRA, which cannot be turned round: give a strength of 0 or more')
     return f
 
 def _negative(scale): return any(v < 0 for v in (scale.values() if isinstance(scale, dict) else [scale]))
@@ -359,7 +370,8 @@ def _strength(scale, part, layer):
 
 def _check_blocks(style, file): # {block: strength} must name blocks that are there
     places = [l if p=='unet' else p for p,names in file.layers.items() for l in names]
-    unknown = [b for b in (style.scale if isinstance(style.scale, dict) else ()) if b and not any(p.startswith(b) for p in places)]
+    named = [b for b in style.scale if b] if isinstance(style.scale, dict) else []
+    unknown = [b for b in named if not any(p.startswith(b) for p in places)]
     blocks = ", ".join(sorted({_block(p, l) for p,names in file.layers.items() for l in names}))
     if unknown: raise StylekitError(f'{style.name} changes no block named {", ".join(unknown)}; it has {blocks}')
 
@@ -386,7 +398,8 @@ def _sums(styles, files)->tuple: # {part: {layer: Pair}}, {part: {parameter: ten
     layers, offsets = {}, {}
     for s, f in zip(styles, files):
         for part, d in f.pairs.items():
-            for l, p in d.items(): layers.setdefault(part, {}).setdefault(l, []).append(p.scaled(_strength(s.scale, part, l)))
+            mine = layers.setdefault(part, {})
+            for l, p in d.items(): mine.setdefault(l, []).append(p.scaled(_strength(s.scale, part, l)))
         for part, d in f.offsets.items():
             mine = offsets.setdefault(part, {})
             for name, v in d.items(): mine[name] = mine.get(name, 0) + v*_strength(s.scale, part, name)
@@ -422,7 +435,8 @@ def new_adapter(backbone:Backbone, name:str, # adapter name; an old one of this 
     "A fresh LoRA on the frozen UNet, the identity until it learns"
     from peft import LoraConfig, inject_adapter_in_model
     backbone.remove(name)
-    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets), init_lora_weights='gaussian', use_dora=dora)
+    config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets),
+                        init_lora_weights='gaussian', use_dora=dora)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.manual_seed(seed)
