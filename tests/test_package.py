@@ -81,7 +81,7 @@ def test_one_version():
 def test_entry_point():
     cfg = ConfigParser(delimiters=['='])
     if not cfg.read(PKG.parent/'settings.ini', encoding='utf-8'): pytest.skip('not a clone')
-    assert cfg['DEFAULT']['console_scripts'].split() == ['stylekit=stylekit.cli:main']
+    assert cfg['DEFAULT']['console_scripts'].split() == ['stylekit=stylekit.__main__:main']
 
 def test_lazy_names_exist():
     for name in stylekit.__all__: assert getattr(stylekit, name) is not None
