@@ -277,7 +277,7 @@ def parse_style(text:str # name, path or hub id; or several with their strengths
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
 
 def _caption_of(path, template)->str:
-    from stylekit.finetune import image_caption
+    from stylekit.pictures import image_caption
     found = image_caption(path, template or '{}')
     if found: return found
     raise StylekitError(f'nothing says what {Path(path).name} shows: use --caption, as in --caption "a cat face"')
@@ -679,8 +679,8 @@ def _trained(line:TrainingLine, made:Path, work:Path, **data)->int: # exit statu
 _FEW = 8   # pictures
 
 def _count_pictures(folder:Path)->int:
-    from stylekit.finetune import PICTURES
-    return sum(p.suffix.lower() in PICTURES and p.name[0] != '.' for p in folder.glob('*'))
+    from stylekit.pictures import list_pictures
+    return len(list_pictures(folder, below=False, shapes=False, may_be_empty=True)) if folder.is_dir() else 0
 
 def _few_pictures(folder):
     "Warn where there is too little to learn from"
@@ -805,12 +805,12 @@ def export(generator:PATH, # name, file or folder of a generator
           )->int: # exit status
     "Write a generator as ONNX"
     from stylekit.feedforward import FeedForward, generator_file
-    from stylekit.finetune import PICTURES
+    from stylekit.pictures import list_pictures
     if not int8: _refuse(SimpleNamespace(calibrate=calibrate), 'calibrate', 'without --int8')
     source = generator_file(generator)
     if source.suffix == '.onnx': raise StylekitError(f'{generator} is ONNX already: copy {source}')
     _refuse_existing(Path(out), overwrite)
-    pictures = sorted(p for p in Path(calibrate).glob('*') if p.suffix.lower() in PICTURES)[:64] if calibrate else ()
+    pictures = [p.path for p in list_pictures(calibrate, below=False) if not p.error][:64] if calibrate else ()
     made = FeedForward.load(generator, backbone).export(out, int8, pictures)
     SAY.result(made, command='export', file=made)
     return 0

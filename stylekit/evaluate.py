@@ -7,7 +7,7 @@ __all__ = ['USUAL', 'METRICS', 'Item', 'read_dataset', 'Job', 'plan', 'run_job',
            'score', 'Row', 'Table', 'read_table', 'sheet', 'scatter', 'evaluate']
 
 # %% ../nbs/13_evaluate.ipynb #c22fe568
-import io, json, math, os
+import io, json, math, os, warnings
 from csv import writer
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from .backbone import Backbone, load_backbone
 from .core import StylekitError, atomic_path, check_whole, digest, file_sha256, safe_name
 from .images import load_image
 from .feedforward import FeedForward, generator_file
-from .finetune import PICTURES, image_caption
+from .pictures import list_pictures, name_twins, picture_folder
 from .lora import load_style
 from .metrics import Measured, art_fd, cfsd, edge_f1, fd, identified, judge_features, kid, load_features, mean_interval, mmd, pd, similarity, ssim, structure
 from .sms import settings
@@ -35,24 +35,26 @@ class Item:
     @cached_property
     def key(self)->str: return digest(self.caption, file_sha256(self.path))[:8]
 
-def _pictures(folder:Path)->dict: # id -> path
-    found = {}
-    for p in sorted(p for p in folder.iterdir() if p.suffix.lower() in PICTURES) if folder.is_dir() else ():
-        if p.stem in found: raise StylekitError(f'{p.name} and {found[p.stem].name} share a name: rename one')
-        found[p.stem] = p
-    return found
+def _pictures(folder:Path, template:str='{}', empty:bool=True)->dict: # id -> PictureFile
+    "Those that can be opened; of the others it is said that they are left out"
+    if not folder.is_dir(): return {}
+    found = name_twins(list_pictures(folder, template, below=False, may_be_empty=empty), lambda p: p.path.stem)
+    for p in found:
+        if p.error: warnings.warn(f'{folder.name}/{p.name} is left out: {p.error}')
+    return {p.path.stem: p for p in found if not p.error}
 
 def read_dataset(folder, # see above
                  template:str='{}' # around captions from file names
                 )->tuple: # Items; style -> reference pictures
     "The pictures to evaluate on, and what a style looks like"
-    folder = Path(folder)
+    folder = picture_folder(folder)
     truths = {d.name: _pictures(d) for d in sorted((folder/'truth').glob('*'))}
-    items = [Item(safe_name(i, 'picture'), p, image_caption(p, template), {s: t[i] for s,t in truths.items() if i in t}) for i,p in _pictures(folder).items()]
-    if not items: raise StylekitError(f'{str(folder)!r} holds no pictures: {", ".join(PICTURES)} are read')
+    drawn = lambda i: {style: pictures[i].path for style, pictures in truths.items() if i in pictures}
+    items = [Item(safe_name(i, 'picture'), p.path, p.caption, drawn(i)) for i, p in _pictures(folder, template, False).items()]
+    if not items: raise StylekitError(f'{str(folder)!r} holds no picture that can be used')
     if silent := [i.id for i in items if not i.caption]:
         raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: write it into a .txt of the same name, or into the file name')
-    return items, {d.name: list(_pictures(d).values()) for d in sorted((folder/'references').glob('*'))}
+    return items, {d.name: [p.path for p in _pictures(d).values()] for d in sorted((folder/'references').glob('*'))}
 
 # %% ../nbs/13_evaluate.ipynb #253fb03d
 USUAL = dict(unchanged=None, img2img=dict(method='img2img'), dds=dict(method='dds'), sms={})
