@@ -19,7 +19,7 @@ from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .baselines import METHODS
 from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, file_sha256, generators, pick_device, safe_name, _explain
-from .images import load_image
+from .images import load_image, open_image
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
@@ -299,7 +299,8 @@ class FeedForward:
                 ): # StylizeResult, or a list of them
         "Stylise one picture or several"
         many = isinstance(image, (list, tuple))
-        ims, fits, groups = [load_image(im) for im in (image if many else [image])], [], {}
+        opened, fits, groups = [open_image(im) for im in (image if many else [image])], [], {}
+        ims = [o.rgb for o in opened]
         for i, im in enumerate(ims):
             s = 1. if resolution is None else check_range('resolution', resolution, 16, 8192)/(im.width*im.height)**.5
             inner = max(1, round(im.width*s)), max(1, round(im.height*s))
@@ -311,7 +312,8 @@ class FeedForward:
             for i, one, made in zip(group, x, self.tensor(x.to(self.device)).cpu()):
                 info = dict(stylekit=__version__, method='feed-forward', generator_sha256=self.sha256, **{k: self.about[k] for k in ('style', 'style_sha256', 'backbone', 'backbone_sha256')},
                             run_id=digest(self.sha256, resolution, one.numpy().tobytes())[:16])
-                results[i] = StylizeResult(unfit_image(made, fit_[0], ims[i].size), Settings(**self.about['settings']['sms']), {}, info)
+                styled = opened[i].finish(unfit_image(made, fit_[0], ims[i].size))
+                results[i] = StylizeResult(styled, Settings(**self.about['settings']['sms']), {}, info, profile=opened[i].profile)
         return results if many else results[0]
 
 # %% ../nbs/09_feedforward.ipynb #687fa3ea

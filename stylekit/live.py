@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from . import __version__
 from .core import StylekitError, atomic_path, caller_seeds, explain_errors
-from .images import load_image
+from .images import open_image, to_rgb
 from .rights import read_output
 
 # %% ../nbs/15_live.ipynb #f22f1b30
@@ -112,8 +112,8 @@ def replay(recipe, # Recipe, its path, or its JSON; or the path of a picture tha
     if image is None: raise StylekitError('a recipe does not hold the picture: give the one it was made with as image=')
     from stylekit.stylizer import Callback, Changes, Interrupted, stylize
     from stylekit.sms import Settings
-    r, picture = load_recipe(json.loads(recipe) if isinstance(recipe, str) and recipe.lstrip().startswith('{') else recipe), load_image(image)
-    if (sha := pixels_sha256(picture)) != r.image_sha256: raise StylekitError(f'the recipe was made with another picture (its pixels have SHA-256 {r.image_sha256[:12]}…, these {sha[:12]}…)')
+    r, picture = load_recipe(json.loads(recipe) if isinstance(recipe, str) and recipe.lstrip().startswith('{') else recipe), open_image(image)
+    if (sha := pixels_sha256(picture.rgb)) != r.image_sha256: raise StylekitError(f'the recipe was made with another picture (its pixels have SHA-256 {r.image_sha256[:12]}…, these {sha[:12]}…)')
     if r.conditioning and conditioning is None: raise StylekitError('the recipe was made with two encoders: give them as conditioning=')
     class Stop(Callback):
         order = 99
@@ -136,7 +136,8 @@ class LiveRun:
                  **changes # fields of Settings
                 ):
         from stylekit.sms import settings
-        self.image = load_image(image)
+        self.opened = open_image(image)   # with its transparency, which the result gets back
+        self.image = self.opened.rgb
         if not isinstance(caption, str) or not caption.strip(): raise StylekitError('the caption is empty: say in a few words what the image shows, as in "a cat face"')
         self.mix = [[s, 1.] if not isinstance(s, (list, tuple)) else [s[0], float(s[1])] for s in (style if isinstance(style, list) else [style])]
         self.caption, self.source, self.device, self.conditioning = caption, backbone, device, conditioning
@@ -199,7 +200,7 @@ def _start(self:LiveRun):
     if other is not None and other is not self and not other.ended and other.run: raise StylekitError(f'another run is going on on {where}: stop it first')
     _BUSY[where] = self
     self.source = load_backbone(self.source, self.device)   # kept: a rewind after the end needs it again
-    self.run = Stylizer(self.source, load_style(_spec(self.mix)), self.cfg, [self.image], [self.caption], [self.seed], conditioning=self.conditioning, keep=self.keep)
+    self.run = Stylizer(self.source, load_style(_spec(self.mix)), self.cfg, [self.opened], [self.caption], [self.seed], conditioning=self.conditioning, keep=self.keep)
     self._steps = self.run.iterate()
 
 # %% ../nbs/15_live.ipynb #2a056c67
@@ -368,5 +369,5 @@ class Budget:
 # %% ../nbs/15_live.ipynb #ff8c53da
 def jpeg(image, quality:int=85)->bytes: # PIL
     "A picture as the browser takes it fastest"
-    image.convert('RGB').save(f := io.BytesIO(), 'JPEG', quality=quality)
+    to_rgb(image).save(f := io.BytesIO(), 'JPEG', quality=quality)
     return f.getvalue()

@@ -13,7 +13,7 @@ from pathlib import Path
 import ipywidgets as W
 from fastcore.basics import patch
 from .core import StylekitError
-from .images import load_image, sample
+from .images import load_image, open_image, sample
 from .live import Budget, LiveRun, Ticker, engine_for, in_colab, jpeg
 from .views import BeforeAfter, CutoffEditor, MaskBrush, Pulse, Saver, figure_png, tip
 
@@ -126,7 +126,8 @@ class StylizePanel(Panel):
         self.model, self.device, self.simple, self.max_upload, self.queue, self.silence = backbone, device, simple, max_upload, queue, silence
         self.preset, self.fixed, self.run, self.alive = preset, changes, None, time.monotonic()
         self.references = [load_image(r) for r in references]
-        self.picture = load_image(image) if image is not None else sample('owl')
+        self.opened = open_image(image if image is not None else sample('owl'))
+        self.picture = self.opened.rgb
         self._make(settings(preset, **changes), [[s, 1.] if not isinstance(s, (tuple, list)) else list(s) for s in (style if isinstance(style, list) else [style])],
                    caption or ('an owl' if image is None else ''), seed)
         self._arrange()
@@ -202,7 +203,8 @@ def _arrange(self:StylizePanel):
 def _uploaded(self:StylizePanel, files):
     if not files: return
     if files[0]['size'] > self.max_upload: raise StylekitError(f'{files[0]["name"]} has {files[0]["size"]/1e6:.0f} MB: at most {self.max_upload/1e6:.0f} are taken')
-    self.picture = load_image(bytes(files[0]['content']))
+    self.opened = open_image(bytes(files[0]['content']))
+    self.picture = self.opened.rgb
     self.view.before = self.view.after = self.brush.image = jpeg(self.picture)
     self.brush.mask, self.caption.value = '', ''
     self.say(f'{self.picture.width} × {self.picture.height} pixels. Say what the picture shows, and press Start.')
@@ -230,7 +232,7 @@ def _want(self:StylizePanel):
 def _start(self:StylizePanel):
     if self.engine and self.engine.alive and not self.run.ended: raise StylekitError('a run is going on here: stop it first')
     if not self._mix(): raise StylekitError('no style is chosen: give one of them a strength above 0')
-    self.run = LiveRun(self.picture, self._mix(), self.caption.value, backbone=self.model, device=self.device, preset=self.preset, seed=self.seed.value,
+    self.run = LiveRun(self.opened, self._mix(), self.caption.value, backbone=self.model, device=self.device, preset=self.preset, seed=self.seed.value,
                        keep=self.brush.mask or None, queue=self.queue, **self.fixed | read_controls(self.controls, self.curve))
     self.to.max = self.bar.max = self.run.cfg.steps
     self.previews, self.looks, self.begun, self.last_said = Budget(.05), Budget(.02, .5), time.monotonic(), 0.
@@ -394,7 +396,8 @@ class ComparePanel(Panel):
                  target:StylizePanel=None, # whose controls take what is adopted
                  backbone=None, device:str=None, preset:str='fast', seed:int=0, **changes): # as `StylizePanel`
         super().__init__()
-        self.picture, self.chosen, self.target = load_image(image) if image is not None else sample('owl'), None, target
+        self.opened, self.chosen, self.target = open_image(image if image is not None else sample('owl')), None, target
+        self.picture = self.opened.rgb
         how = dict(device=device, preset=preset, seed=seed) | changes
         self.cells = {(l, g): (how | dict(lam=l, guidance_scale=g)) for l in lam for g in guidance_scale}
         self.style, self.caption, self.backbone, self.results, self.now = style, caption or ('an owl' if image is None else ''), backbone, {}, None
@@ -418,7 +421,7 @@ def advance(self:ComparePanel)->bool:
         if self.now: self._keep(*self.now)
         if self.state=='stopped' or not self.todo: return self._end()
         c = self.todo.pop(0)
-        self.now = c, LiveRun(self.picture, self.style, self.caption, backbone=self.backbone, **self.cells[c])
+        self.now = c, LiveRun(self.opened, self.style, self.caption, backbone=self.backbone, **self.cells[c])
     run = self.now[1]
     run.advance()
     self.backbone = run.source if run.run else self.backbone          # loaded once
@@ -447,7 +450,7 @@ def adopt(self:ComparePanel, cell:tuple): # (λ, guidance)
 @patch
 def _start(self:ComparePanel):
     self.todo, self.now, self.state = [c for c in self.cells if c not in self.results], None, 'running'
-    LiveRun(self.picture, self.style, self.caption, **next(iter(self.cells.values())))   # what is wrong is said before any work
+    LiveRun(self.opened, self.style, self.caption, **next(iter(self.cells.values())))   # what is wrong is said before any work
     self.start.disabled, self.stop_.disabled = True, False
     self.engine = engine_for(self)
     self.engine.start()
