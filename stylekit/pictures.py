@@ -6,14 +6,14 @@
 __all__ = ['MAX_CAPTION', 'CAPTIONS', 'TABLES', 'PICTURES', 'name_words', 'decode_text', 'read_text', 'read_captions',
            'image_caption', 'warn_weights', 'PictureFile', 'list_pictures', 'picture_folder', 'name_twins']
 
-# %% ../nbs/00c_pictures.ipynb #0388c718
+# %% ../nbs/00c_pictures.ipynb #380291f3
 import csv, io, json, os, re, unicodedata, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from .core import StylekitError, explain_errors
 from .images import RAW, image_size
 
-# %% ../nbs/00c_pictures.ipynb #c3a41057
+# %% ../nbs/00c_pictures.ipynb #ea551cc9
 def _letters(stem:str)->str:
     "Letters with their marks, and numbers; blanks for all else"
     kept = (c if unicodedata.category(c)[0] in 'LMN' or c in '\u200c\u200d' else ' ' for c in unicodedata.normalize('NFC', stem))
@@ -36,7 +36,7 @@ def name_words(stem:str # of a file name
     words = [re.sub(r'(?<=[^\W\d]{3})\d+$', '', w) for w in spaced.split()]   # owl2 is a second owl
     return ' '.join(w for w in words if _is_word(w))
 
-# %% ../nbs/00c_pictures.ipynb #7ea861f1
+# %% ../nbs/00c_pictures.ipynb #5b352435
 _MARKS = ((b'\xef\xbb\xbf', 'utf-8-sig'), (b'\xff\xfe\0\0', 'utf-32'), (b'\0\0\xfe\xff', 'utf-32'), (b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16'))
 _GUESSES = (('cp932', '[\u3040-\u30ff]'), ('gb18030', '[\u4e00-\u9fff]{2}'), ('cp1251', '[А-Яа-яЁё]{3}'), ('cp1252', ''), ('latin-1', ''))
 
@@ -54,7 +54,7 @@ def decode_text(data:bytes)->tuple: # the text, and its encoding if that was gue
         except UnicodeDecodeError: continue
         if re.search(sign, text): return text, encoding
 
-# %% ../nbs/00c_pictures.ipynb #4a9fdcb2
+# %% ../nbs/00c_pictures.ipynb #66039b5f
 MAX_CAPTION = 4000 # characters; the text encoder reads a few hundred
 
 def read_text(path # of a small text file
@@ -69,7 +69,7 @@ def read_text(path # of a small text file
     if any(unicodedata.category(c) == 'Cc' for c in text): raise StylekitError(f'{path.name} is no caption: it is not a text')
     return text, guessed
 
-# %% ../nbs/00c_pictures.ipynb #bb086b07
+# %% ../nbs/00c_pictures.ipynb #87569e5d
 _FILE_FIELDS = ('file_name', 'filename', 'file', 'image', 'name', 'path')
 _TEXT_FIELDS = ('text', 'caption', 'prompt', 'description')
 
@@ -85,14 +85,14 @@ def _row(record, what:str)->tuple: # file name, caption
 def _csv_rows(text:str): # yields records
     "Rows of a CSV with or without a header"
     first = text.split('\n', 1)[0]
-    mark = max(',;\t', key=first.count)
+    mark = '\t' if '\t' in first else (re.search('[,;]', first) or ',')[0]
     rows = [r for r in csv.reader(io.StringIO(text), delimiter=mark) if any(c.strip() for c in r)]
     head = [c.strip().lower() for c in rows[0]] if rows else []
     named = any(c in _FILE_FIELDS for c in head) and any(c in _TEXT_FIELDS for c in head)
     fields = head if named else [_FILE_FIELDS[0], _TEXT_FIELDS[0]]
     for r in rows[1:] if named else rows: yield dict(zip(fields, r))
 
-# %% ../nbs/00c_pictures.ipynb #7c124d02
+# %% ../nbs/00c_pictures.ipynb #77dceb56
 def read_captions(path # .csv, .tsv, .jsonl or .json
                  )->dict: # file name as it stands there -> caption
     "A table of captions"
@@ -110,7 +110,7 @@ def read_captions(path # .csv, .tsv, .jsonl or .json
         if caption: out[name] = caption
     return out
 
-# %% ../nbs/00c_pictures.ipynb #c39e55ea
+# %% ../nbs/00c_pictures.ipynb #9f12e50d
 CAPTIONS = ('.txt', '.caption', '.captions') # endings of captions beside a picture, after its name with or without its own ending
 TABLES = ('metadata.jsonl', 'metadata.csv')
 
@@ -138,7 +138,7 @@ class _Beside:
                 if text: return text, name
         return next(((self.table[k], 'metadata') for k in (_key(path.name), _key(path.stem)) if k in self.table), ('', ''))
 
-# %% ../nbs/00c_pictures.ipynb #25a0102a
+# %% ../nbs/00c_pictures.ipynb #43073bb1
 def image_caption(path, # of a picture
                   template:str='{}', # around the words of its name
                   beside=None # captions of its folder, if they are read already
@@ -152,7 +152,7 @@ def _caption(path:Path, template:str, beside=None)->tuple: # caption, where it i
     words = '' if text else name_words(path.stem)
     return (text, source) if text else (template.replace('{}', words), 'name') if words else ('', '')
 
-# %% ../nbs/00c_pictures.ipynb #2596a67a
+# %% ../nbs/00c_pictures.ipynb #e4d773ba
 _WEIGHTS = re.compile(r'<(?:lora|lyco|hypernet):[^<>]*>|\([^()]*:\s*\d*\.?\d+\s*\)|\[[^\[\]]*:\s*\d*\.?\d+\s*\]')
 
 def warn_weights(captions):
@@ -160,7 +160,7 @@ def warn_weights(captions):
     found = [m[0] for c in captions if (m := _WEIGHTS.search(c))]
     if found: warnings.warn(f'{found[0][:40]!r} in a caption means nothing here, it is read as it stands' + (f' ({len(found)} captions)' if len(found) > 1 else ''))
 
-# %% ../nbs/00c_pictures.ipynb #3efeab33
+# %% ../nbs/00c_pictures.ipynb #477bb2fb
 PICTURES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.heic', '.heif', '.avif')
 _NAMED = PICTURES+RAW+('.svg', '.psd', '.eps', '.jxl', '.jp2') # a picture to its owner: it gets a record, with why it can't be opened
 _SKIPPED = ('__MACOSX', '@eaDir', 'Thumbs.db')
@@ -185,7 +185,7 @@ def _looks_like_picture(path:Path)->bool:
         with open(path, 'rb') as f: return bool(_HEADS.match(f.read(16)))
     except OSError: return False
 
-# %% ../nbs/00c_pictures.ipynb #9e267af9
+# %% ../nbs/00c_pictures.ipynb #9d5dad2f
 def _walk(folder:Path, below:bool): # yields (folder, names of files, error)
     "A folder and, with `below`, the visible folders in it; one that may not be listed is no reason to stop"
     try: entries = sorted(os.scandir(folder), key=lambda e: e.name)
@@ -209,7 +209,7 @@ def _read(folder:Path, path:Path, template:str, beside:list, table:dict, look:bo
     except StylekitError as e: error = str(e)
     return PictureFile(path, name, caption, source if caption else '', shape, error)
 
-# %% ../nbs/00c_pictures.ipynb #7804a4bb
+# %% ../nbs/00c_pictures.ipynb #1f15c2cd
 def _from_table(table:dict, name:str)->str:
     "What a table says of a picture: by its place, its file name, or that without ending"
     keys = (name, Path(name).name, Path(name).stem, str(Path(name).with_suffix('')))
@@ -224,7 +224,7 @@ def _caption_of(path:Path, name:str, template:str, beside:list)->tuple: # captio
         if rest in b.table: return b.table[rest], 'metadata'
     return text, source
 
-# %% ../nbs/00c_pictures.ipynb #68780623
+# %% ../nbs/00c_pictures.ipynb #8b6f59e2
 def list_pictures(folder, # of pictures
                   template:str='{}', # around captions from file names, as 'a photo of a {}'
                   below:bool=True, # those in folders in it, too
@@ -250,7 +250,7 @@ def list_pictures(folder, # of pictures
     warn_weights([p.caption for p in out])
     return sorted(out, key=lambda p: p.name)
 
-# %% ../nbs/00c_pictures.ipynb #975b90e5
+# %% ../nbs/00c_pictures.ipynb #29f0b696
 def picture_folder(folder)->Path: # that exists; `~` is the home folder
     "`folder` as a path that can be listed"
     if not isinstance(folder, (str, os.PathLike)) or not str(folder).strip(): raise StylekitError(f'{str(folder)[:60]!r} is no folder')
@@ -270,7 +270,7 @@ def _nothing_here(folder:Path, below:bool)->str:
             return f'{str(folder)!r} itself holds no pictures, they are {where}, in {d.relative_to(folder).as_posix()!r}: give that folder'
     return empty
 
-# %% ../nbs/00c_pictures.ipynb #117f1baf
+# %% ../nbs/00c_pictures.ipynb #bb09b516
 def name_twins(pictures:list, # of PictureFiles
                key # key(PictureFile) -> what must not be the same twice
               )->list: # of PictureFiles
