@@ -684,11 +684,6 @@ def _count_pictures(folder:Path)->int:
     from stylekit.pictures import list_pictures
     return len(list_pictures(folder, below=False, shapes=False, may_be_empty=True)) if folder.is_dir() else 0
 
-def _few_pictures(folder):
-    "Warn where there is too little to learn from"
-    n = _count_pictures(Path(folder))
-    if 0 < n < _FEW: SAY.note(f'{n} pictures are few for a style: below about {_FEW} it learns the pictures themselves')
-
 # %% ../nbs/16_cli.ipynb #9e711a95
 def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
                name:TEXT=None, # the style's name; default the folder's
@@ -717,7 +712,6 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
     made = Path(out)/name/LORA_FILE
     how = dict(rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
     how |= dict(backbone=backbone, device=device, dtype=dtype, minutes=minutes) | _guarded(run, made, overwrite)
-    _few_pictures(folder)
     line = TrainingLine(steps or LoraSettings.steps)
     shown = [(preview, _caption_of(preview, None))] if preview else []
     run(folder, name, words, out=out, template=template, previews=shown, names=names, report=line, **how)
@@ -1029,7 +1023,7 @@ def status_of(e:BaseException)->int: # exit status
     if _is_interrupt(e) and not isinstance(e, StylekitError):
         _tell(one_line(e) if isinstance(e, KeyboardInterrupt) and str(e) else 'interrupted')
         return 130
-    if isinstance(e, StylekitError): _tell(str(e))
+    if isinstance(e, StylekitError): _tell(re.sub(r'(?<!-)\boverwrite(=True)?$', '--overwrite', str(e)))   # as it is said here
     elif isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError': _tell(_MEMORY)
     elif isinstance(e, OSError) and e.errno in _SYSTEM:
         _tell(': '.join(map(str, filter(None, (e.strerror, e.filename, _SYSTEM[e.errno])))))

@@ -294,7 +294,7 @@ LORA_LEVER = 'lower `batch` or `resolution`, or load the model with low_memory=T
 
 def _train(b, examples, words, cfg, dest, names, minutes, metadata, report, watch)->LoraTrainer:
     "Train and save; the model is then as it was"
-    with b.lease('train_lora'), explain_memory(LORA_LEVER):
+    with b.lease(dest), explain_memory(LORA_LEVER):
         try:
             trainer = LoraTrainer(b, examples, words, cfg, dest, report=report, watch=watch)
             trainer.run(minutes)

@@ -29,22 +29,6 @@ from .training import save_or_warn
 from .baselines import METHODS
 from .sms import Conds, Settings, refuse_unread, settings
 
-# %% ../nbs/08_stylizer.ipynb #5ee11763
-if not hasattr(Backbone, 'lease'):   # stand-in
-    @patch
-    @contextmanager
-    def lease(self:Backbone, owner=None):
-        "Hold the backbone: a second owner is refused until the first has let go"
-        import threading
-        owner, holder = threading.current_thread() if owner is None else owner, getattr(self, '_holder', None)
-        if holder is not None and holder is not owner: raise StylekitError(f'{self.name} is drawing for another run ({type(holder).__name__}): wait until that has ended, or load the model once more for a second run')
-        depth, self._holder = getattr(self, '_depth', 0), owner
-        self._depth = depth+1
-        try: yield self
-        finally:
-            self._depth -= 1
-            if not self._depth: self._holder = None
-
 # %% ../nbs/08_stylizer.ipynb #957a73b6
 def working_size(w:int, h:int, # of the image, pixels
                  native:int, # side the model was trained on

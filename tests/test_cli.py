@@ -2,7 +2,7 @@
 import ast, inspect, io, json, os, re, signal, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest
-import stylekit.backbone
+import stylekit.backbone, stylekit.evaluate, stylekit.folders   # before anything is put in the place of `load_backbone`
 from stylekit import StylekitError, __version__, cli, load_backbone, load_image, read_output, sample, styles
 from stylekit.cli import COMMANDS, Kind, common, main, make_parser
 from stylekit.stylizer import Stylizer
@@ -23,7 +23,7 @@ def style(model, random_style): return str(random_style(model))
 def loaded(folder, model, monkeypatch):
     "Loading is tested elsewhere: here the folder's model is there at once"
     load = stylekit.backbone.load_backbone
-    monkeypatch.setattr('stylekit.backbone.load_backbone', lambda name=None, device=None, **kw: model if name == folder and not device else load(name, device, **kw))
+    monkeypatch.setattr('stylekit.backbone.load_backbone', lambda name=None, device=None, *a, **kw: model if name == folder and not device else load(name, device, *a, **kw))
 
 @pytest.fixture
 def photo(tmp_path):

@@ -404,7 +404,8 @@ def by_hand(base, style, seed=5, **kw):
 
 def test_two_runs_by_hand(base, style, whole):
     "The second is refused in one line, and the first one ends as if nothing had been"
-    run, steps = by_hand(base, style), None
+    alone = whole('fast')[0]
+    run = by_hand(base, style)
     try:
         steps = run.iterate()
         next(steps)
@@ -412,20 +413,20 @@ def test_two_runs_by_hand(base, style, whole):
             with pytest.raises(StylekitError, match='another run') as e: other()
             assert '\n' not in str(e.value)
         for _ in steps: pass
-        identical(run.results()[0], whole('fast')[0])
+        identical(run.results()[0], alone)
     finally: run.close()
     run.close()                                             # once more does no harm
     second = by_hand(base, style)                           # and now it is free
     second.close()
 
 def test_closing_twice_does_not_take_off_anothers_adapters(base, style, whole):
-    first = by_hand(base, style)
+    alone, first = whole('fast')[0], by_hand(base, style)
     first.close()
     second = by_hand(base, style)
     first.close()
     try:
         for _ in second.iterate(): pass
-        identical(second.results()[0], whole('fast')[0])
+        identical(second.results()[0], alone)
     finally: second.close()
 
 def test_two_threads(base, style, whole):
