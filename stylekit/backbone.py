@@ -23,8 +23,7 @@ from itertools import groupby
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .core import StylekitError, asset, check_finite, check_range, digest, file_sha256, pick_device, pick_dtype
-from .core import _explain as explain_errors
+from .core import StylekitError, asset, check_finite, check_range, digest, explain_errors, file_sha256, pick_device, pick_dtype
 
 # %% ../nbs/02_backbone.ipynb #b1d80f6e
 PREDICTION_TYPES = ('epsilon', 'v_prediction', 'sample')
@@ -40,7 +39,7 @@ def to_epsilon(out:torch.Tensor, # network output (B, C, h, w)
     if prediction_type=='sample': return (z_t - A.sqrt()*out)/(1-A).sqrt()
     raise StylekitError(f'unknown prediction_type {prediction_type!r} in the scheduler config: use a model with epsilon, v_prediction or sample')
 
-# %% ../nbs/02_backbone.ipynb #896b2cf9
+# %% ../nbs/02_backbone.ipynb #489a02ca
 def read_config(path # a small JSON file
                )->dict:
     "The object in a config file; not JSON, NaN, absurdly large or another type: refused"
@@ -51,7 +50,7 @@ def read_config(path # a small JSON file
     if not isinstance(config, dict): raise StylekitError(f'{what} holds a {type(config).__name__}, not an object: download it again')
     return config
 
-def _no_number(name): raise StylekitError(f'it says {name}, which is no number')
+def _no_number(name): raise ValueError(f'it says {name}, which is no number')
 
 def config_value(config:dict, # as `read_config` gives it
                  key:str,
@@ -194,7 +193,7 @@ def config_text(config:dict)->str:
     said = {k: v for k, v in config.items() if not k.startswith('_') and k not in _SAYS_NOTHING}
     return json.dumps(said, sort_keys=True, default=str)
 
-# %% ../nbs/02_backbone.ipynb #61855faf
+# %% ../nbs/02_backbone.ipynb #831f94fc
 def state_sha256(model:torch.nn.Module # with or without adapters
                 )->str: # 64 hex digits
     "Hash of a network's own weights"
@@ -203,8 +202,12 @@ def state_sha256(model:torch.nn.Module # with or without adapters
     def own(key):
         inside = next((n for n in wrapped if key.startswith(n+'.')), None)
         return inside is None or key.startswith(inside+'.base_layer.')
-    h = [(k.replace('.base_layer', ''), v) for k, v in model.state_dict().items() if own(k)]
-    return digest(*(x for k, v in sorted(h, key=lambda kv: kv[0]) for x in (k, v.dtype, v.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())))
+    parts = []
+    for k, v in sorted(model.state_dict().items()):
+        if not own(k): continue
+        plain = v.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)   # bfloat16 has no bytes in numpy
+        parts += [k.replace('.base_layer', ''), v.dtype, tuple(v.shape), plain.view(torch.uint8).numpy().tobytes()]
+    return digest(*parts)
 
 @patch(as_prop=True)
 def configs(self:Backbone)->dict: # part -> config
@@ -541,18 +544,18 @@ def check_unet(config:dict, # of the UNet
         if config.get(key) not in good: refuse_family(name, family, f'{key}: {config[key]}')
     config_value(config, 'sample_size', int, what, 1, 1024)
 
-# %% ../nbs/02_backbone.ipynb #c448f739
+# %% ../nbs/02_backbone.ipynb #32f067f8
 def check_texts(unet:dict, texts:list, # configs: of the UNet, of one text encoder or two
                 name:str # of the model
                ):
     "Refuse text encoders whose states are not what the UNet reads"
     widths = [config_value(t, 'hidden_size', int, f'text encoder of {name}', 1, 1<<16) for t in texts]
     reads = unet.get('cross_attention_dim', 1280)
-    reads = set(reads) if isinstance(reads, (list, tuple)) else {reads}
+    reads = list(reads) if isinstance(reads, (list, tuple)) else [reads]
     xl = unet.get('addition_embed_type') == 'text_time'
     if xl and len(texts) < 2: refuse_family(name, 'an SDXL refiner or another cousin of SDXL', 'its size conditioning with one text encoder')
     if len(texts) > 1 and not xl: refuse_family(name, 'a model of parts that do not belong together', 'two text encoders, a UNet for one')
-    if reads != {sum(widths)}: refuse_family(name, 'a model of parts that do not belong together', f'the UNet reads texts of width {sorted(reads, key=str)}, the text encoder gives {sum(widths)}')
+    if any(r != sum(widths) for r in reads): refuse_family(name, 'a model of parts that do not belong together', f'the UNet reads texts of width {str(reads)[:24]}, the text encoder gives {sum(widths)}')
     if not xl: return
     what = f'unet/config.json of {name}'
     width = config_value(unet, 'projection_class_embeddings_input_dim', int, what, 1, 1<<20)
@@ -848,13 +851,13 @@ def check_model_folder(path):
     if 'unet' in names: raise StylekitError(f'{path.name} has no model_index.json, though parts of a model: download the model again')
     raise StylekitError(f'{path.name} has no model_index.json: not a diffusers model folder')
 
-# %% ../nbs/02_backbone.ipynb #f6e11073
+# %% ../nbs/02_backbone.ipynb #a7bc31ff
 _UNET, _VAE = 'model.diffusion_model.', 'first_stage_model.'
 _TEXTS = dict(sd1=('cond_stage_model.transformer.',), sd2=('cond_stage_model.model.',), xl=('conditioner.embedders.0.transformer.', 'conditioner.embedders.1.model.'))
 _OTHER_FILES = (('edm_mean', 'Playground 2.5, an EDM model'), ('joint_blocks.', 'Stable Diffusion 3'), ('double_blocks.', 'FLUX or another transformer'), ('control_model.|controlnet_|^control_', 'a ControlNet'),
                 ('lora_|[.]lora[._]|hada_|lokr_', 'a LoRA'), ('clip_txt_mapper|clip_mapper', 'Stable Cascade'), ('motion_modules|temporal_transformer|time_stack', 'a video model'),
                 ('conditioner.embedders.0.model.', 'an SDXL refiner'), ('^(encoder|decoder)[.](down|up|mid|conv)', 'an autoencoder alone'), ('^(down|mid|up)_blocks?[.]', 'the UNet of a diffusers folder alone'),
-                ('^text_model[.]', 'a text encoder alone'), ('^emb_params|string_to_param', 'a textual inversion'), ('transformer_blocks[.]|[.]adaLN_modulation', 'a diffusion transformer'))
+                ('^text_model[.]', 'a text encoder alone'), ('^emb_params|string_to_param', 'a textual inversion'), ('^(model[.]diffusion_model[.])?(transformer_blocks|layers|blocks)[.]|[.]adaLN_modulation', 'a diffusion transformer'))
 
 def single_family(tensors:dict, # of `open_tensors`
                   name:str # of the file
@@ -906,7 +909,7 @@ def single_vae_config(t:dict, # tensors of the autoencoder, without their prefix
     return dict(block_out_channels=widths, layers_per_block=layers, latent_channels=t['decoder.conv_in.weight'].shape[1], down_block_types=['DownEncoderBlock2D']*n, up_block_types=['UpDecoderBlock2D']*n,
                 in_channels=t['encoder.conv_in.weight'].shape[1], out_channels=t['decoder.conv_out.weight'].shape[0], scaling_factor=.13025 if family == 'xl' else .18215, force_upcast=True)
 
-# %% ../nbs/02_backbone.ipynb #90ce32ed
+# %% ../nbs/02_backbone.ipynb #a8747b63
 def _layers(t:dict, pattern:str)->int: return len({m[1] for k in t if (m := re.match(pattern+r'\.(\d+)\.', k))})
 
 def single_text(t:dict, # tensors of a text encoder, without their prefix
@@ -923,7 +926,6 @@ def single_text(t:dict, # tensors of a text encoder, without their prefix
         if last: t = {k: v for k, v in t.items() if k != 'text_projection' and not k.startswith(f'transformer.resblocks.{layers}.')}
         words, places, wide = t['token_embedding.weight'], t['positional_embedding'], t['transformer.resblocks.0.mlp.c_fc.weight'].shape[0]
         width = words.shape[1]
-        for v in t.values(): assert v.is_floating_point() or v.ndim < 2
         model = type('Shape', (), dict(config=type('Shape', (), dict(hidden_size=width))))
         out = convert_open_clip_checkpoint(model, {'x.'+k: v for k, v in t.items()}, prefix='x.')
         pooled = t['text_projection'].shape[1] if 'text_projection' in t else width
@@ -952,7 +954,13 @@ def measured_prediction(self:Backbone)->str: # 'epsilon' or 'v_prediction'
     out = self.unet(z, torch.tensor([len(self.betas)-1], device=self.device), c.embeds, added_cond_kwargs=extra).sample
     return 'epsilon' if torch.cosine_similarity(out.float().flatten(), z.float().flatten(), dim=0) > .5 else 'v_prediction'
 
-# %% ../nbs/02_backbone.ipynb #640e2f63
+# %% ../nbs/02_backbone.ipynb #2fb3d0f9
+@patch
+def _ask_prediction(self:Backbone):
+    "Take over what was measured; SD 2.x was trained for v at 768 pixels, for ε at 512"
+    self.prediction_type = self.schedule['prediction_type'] = self.measured_prediction()
+    if self.prediction_type == 'v_prediction': self.unet.register_to_config(sample_size=96)
+
 def read_single(path, # .safetensors in the names of the original code
                 tokenizer=None # see `tokenizer_pair`
                )->ModelFiles:
@@ -1047,7 +1055,7 @@ def _cached_folder(repo:str, revision:str, error:Exception)->tuple: # as `hub_fo
     if not isinstance(error, ConnectionError): warnings.warn(f'the hub did not give {repo} ({type(error).__name__}); the copy that is here is used ({folder.name[:12]})', stacklevel=4)
     return folder, folder.name
 
-# %% ../nbs/02_backbone.ipynb #7a92bc14
+# %% ../nbs/02_backbone.ipynb #7ae1e798
 def find_model(name, # folder, file, hub id, or None for the embedded model
                revision:str=None, tokenizer=None # see `load_backbone`
               )->tuple: # ModelFiles, source, commit or None
@@ -1064,7 +1072,7 @@ def find_model(name, # folder, file, hub id, or None for the embedded model
     if file: return read_single(path, tokenizer), source, None
     if folder:
         check_model_folder(path)
-        return read_folder(path.resolve(), tokenizer), source, None
+        return read_folder(path.resolve() if path.name in ('', '..') else path, tokenizer), source, None   # a link keeps its name
     home, commit = hub_folder(str(name), revision)
     m = read_folder(home, tokenizer)
     object.__setattr__(m, 'name', str(name).split('/')[-1])
@@ -1115,7 +1123,7 @@ def load_backbone(name=None, # folder, .safetensors checkpoint, hub id, or None 
     unet, vae, *texts = [build_part(p, m.classes[p], m.configs[p], m.tensors[p], m.name, kinds[p], device) for p in m.parts]
     vae.to(memory_format=torch.channels_last)  # convolutions at full size: several times as fast on a CPU
     b = Backbone(unet, vae, texts, m.tokenizers, schedule, m.name, m.zero_empty, m.files, m.configs, low_memory, source, commit)
-    if said == '': b.schedule['prediction_type'] = b.prediction_type = b.measured_prediction()
+    if said == '': b._ask_prediction()
     return b.try_out()
 
 def _quiet():

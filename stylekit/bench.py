@@ -15,7 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from .backbone import Backbone, load_backbone
-from .core import StylekitError, atomic_path, sample
+from .core import StylekitError, atomic_path
+from .images import sample
 from .lora import load_style, new_adapter, save_lora
 from .sms import settings
 from .stylizer import Stylizer

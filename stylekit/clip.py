@@ -12,7 +12,8 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 import torch, torch.nn.functional as F
-from .core import asset, image_to_tensor, load_image, pick_device, _explain
+from .core import asset, pick_device, _explain
+from .images import image_to_tensor, load_image
 
 # %% ../nbs/07a_clip.ipynb #5206b6d8
 def weights_sha256(module:torch.nn.Module)->str: # 64 hex digits

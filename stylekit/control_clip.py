@@ -382,7 +382,7 @@ def check_base(control:ControlClip, model # Clip, Backbone or pipeline
     tower, tok, _, name = _text_side(model)
     if control.base_sha256 == weights_sha256(tower): return control
     ids = control.ids(_SENTENCE)
-    if tok(_SENTENCE).input_ids != ids[0].tolist() or not _alike(tower(ids.to(tower.device)).last_hidden_state[0].float().cpu(), control.tokens(ids)[0].float().cpu()):
+    if tok(_SENTENCE).input_ids != ids[0].tolist() or not _alike(tower(ids.to(next(tower.parameters()).device)).last_hidden_state[0].float().cpu(), control.tokens(ids)[0].float().cpu()):
         raise StylekitError(f'these encoders were trained on another text encoder than that of {name}: load the model they belong to')
     return control
 

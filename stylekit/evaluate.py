@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .backbone import Backbone, load_backbone
-from .core import StylekitError, atomic_path, check_whole, digest, file_sha256, load_image, safe_name
+from .core import StylekitError, atomic_path, check_whole, digest, file_sha256, safe_name
+from .images import load_image
 from .feedforward import FeedForward, generator_file
 from .finetune import PICTURES, image_caption
 from .lora import load_style

@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .baselines import METHODS
-from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, file_sha256, generators, load_image, pick_device, safe_name, _explain
+from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, file_sha256, generators, pick_device, safe_name, _explain
+from .images import load_image
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, Cond, load_backbone
-from .core import StylekitError, atomic_path, asset, changed, check_number, check_range, check_whole, digest, explain_memory, file_sha256, folder_lock, image_to_tensor, load_image, one_line, plain_number, safe_name, sweep_crumbs, _explain
+from .core import StylekitError, atomic_path, asset, changed, check_number, check_range, check_whole, digest, explain_memory, file_sha256, folder_lock, one_line, plain_number, safe_name, sweep_crumbs, _explain
+from .images import image_to_tensor, load_image
 from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, load_style, new_adapter, read_safetensors, save_lora
 from .stylizer import stylize
 from .training import Best, TrainingReport, check_minutes, draw_t, drop_state, fit, min_snr, state_run
@@ -303,7 +304,7 @@ LORA_LEVER = 'lower `batch` or `resolution`, or load the model with low_memory=T
 
 def _train(b, examples, words, cfg, dest, names, minutes, metadata, report, watch)->LoraTrainer:
     "Train and save; the model is then as it was"
-    with b.lease('train_lora'), explain_memory(LORA_LEVER):
+    with b.lease(dest), explain_memory(LORA_LEVER):
         try:
             trainer = LoraTrainer(b, examples, words, cfg, dest, report=report, watch=watch)
             trainer.run(minutes)

@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
-from .core import StylekitError, check_whole, digest, image_to_tensor, load_image
+from .core import StylekitError, check_whole, digest
+from .images import image_to_tensor, load_image
 
 # %% ../nbs/07b_grids.ipynb #5d6bc71d
 SPLITS = ('train', 'val', 'test')

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from fastcore.basics import patch
 from . import __version__
-from .core import StylekitError, atomic_path, caller_seeds, explain_errors, load_image
+from .core import StylekitError, atomic_path, caller_seeds, explain_errors
+from .images import load_image
 from .rights import read_output
 
 # %% ../nbs/15_live.ipynb #f22f1b30

@@ -16,7 +16,8 @@ from pathlib import Path
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
 from .clip import image_norm, load_clip, weights_sha256
-from .core import StylekitError, check_finite, check_range, digest, image_to_tensor, load_image, pick_device, _explain
+from .core import StylekitError, check_finite, check_range, digest, pick_device, _explain
+from .images import image_to_tensor, load_image
 
 # %% ../nbs/12_metrics.ipynb #6cfe8aeb
 _KEY = ('name', 'backbone', 'sha256', 'resolution', 'resize', 'norm', 'estimator', 'n_ref')

@@ -12,7 +12,8 @@ from functools import wraps
 from pathlib import Path
 import ipywidgets as W
 from fastcore.basics import patch
-from .core import StylekitError, load_image, sample
+from .core import StylekitError
+from .images import load_image, sample
 from .live import Budget, LiveRun, Ticker, engine_for, in_colab, jpeg
 from .views import BeforeAfter, CutoffEditor, MaskBrush, Pulse, Saver, figure_png, tip
 
@@ -339,7 +340,7 @@ def _spectra(self:StylizePanel, ax):
     from stylekit.spectrum import radial_spectrum
     run = self.run.run
     if self.references and not hasattr(self, '_style_z'):
-        from stylekit.core import image_to_tensor
+        from stylekit.images import image_to_tensor
         from torch import cat
         self._style_z = cat([run.backbone.encode(image_to_tensor(r.resize(self.picture.size)).to(run.z.device)) for r in self.references])
     for z, label in ((run.z_src, 'source'), (run.z, 'now'), *([(self._style_z, 'style')] if self.references else [])): ax.semilogy(radial_spectrum(z, 24).mean((0, 1)).cpu(), lw=1.2, label=label)
@@ -372,7 +373,7 @@ class SpectrumPanel(Panel):
 @patch
 def look(self:SpectrumPanel):
     "Draw what the slider says"
-    from stylekit.core import image_to_tensor, tensor_to_image
+    from stylekit.images import image_to_tensor, tensor_to_image
     from stylekit.spectrum import lowpass, radial_spectrum
     xs = [image_to_tensor(p) for p in self.pictures]
     for x, (kept, rest) in zip(xs, self.views):
@@ -535,7 +536,8 @@ def _report(self:LoraPanel, rec):
 @patch
 def _watch(self:LoraPanel, trainer, step)->bool: # enough?
     from stylekit.baselines import img2img
-    from stylekit.core import generators, image_to_tensor, tensor_to_image
+    from stylekit.core import generators
+    from stylekit.images import image_to_tensor, tensor_to_image
     b, words = trainer.backbone, trainer.words
     side = b.native_size
     z = b.encode(image_to_tensor(self.watched.resize((side, side))).to(b.unet.device))
@@ -603,7 +605,7 @@ def _work(self:ControlClipPanel):
 def _one(self:ControlClipPanel, style, category): # PIL
     import torch
     from stylekit.backbone import Cond
-    from stylekit.core import tensor_to_image
+    from stylekit.images import tensor_to_image
     from stylekit.guidance import Steer, control_clip
     from stylekit.scores import Score, ddim, falling
     b, side = self.backbone, self.backbone.native_size//self.backbone.factor

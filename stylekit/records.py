@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'payload_hash', 'seal', 'unseal',
-           'write_json', 'read_json', 'json_line', 'read_lines', 'save_state', 'load_state', 'check_run', 'seal_file',
-           'check_sealed']
+           'write_json', 'read_json', 'json_line', 'parse_line', 'read_lines', 'save_state', 'load_state', 'check_run',
+           'seal_file', 'check_sealed']
 
 # %% ../nbs/00a_records.ipynb #091362ea
 import hashlib, io, json, math, re, types
@@ -200,14 +200,23 @@ def json_line(record:Record)->str:
     "A record as one line of a `.jsonl`"
     return json.dumps(seal(record), ensure_ascii=False, allow_nan=False)+'\n'
 
-def read_lines(path, cls)->list: # of records
+def parse_line(line, # str or bytes, as `json_line` gave it
+               what:str, # for the message
+               *kinds # the `Record`s that it may be
+              )->Record:
+    "The record of one line"
+    data = parse_json(line, what)
+    named = data.get('kind') if isinstance(data, dict) else None
+    return unseal(next((k for k in kinds if k.kind == named), kinds[0]), data, what)
+
+def read_lines(path, *kinds)->list: # as for `parse_line`; of records
     "The records of a `.jsonl`; a last line that was cut short is left out"
     path = Path(path)
     with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
     lines, whole = raw.split(b'\n'), raw.endswith(b'\n')
     if not whole: lines = lines[:-1]
     lines = [(f'{path.name}, line {i}', line) for i, line in enumerate(lines, 1) if line.strip()]
-    return [unseal(cls, parse_json(line, what), what) for what, line in lines]
+    return [parse_line(line, what, *kinds) for what, line in lines]
 
 # %% ../nbs/00a_records.ipynb #50e84dc9
 def save_state(path, # its folders are made

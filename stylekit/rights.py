@@ -11,7 +11,8 @@ import dataclasses, json, math, os, re, struct
 from contextlib import contextmanager
 from pathlib import Path
 import xml.etree.ElementTree as ET
-from .core import StylekitError, atomic_path, load_image, _explain, _image_path, _open
+from .core import StylekitError, atomic_path, _explain
+from .images import image_path, load_image, open_header
 
 # %% ../nbs/03_rights.ipynb #12770313
 _HOME = r'(?:/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+[^\\/\s"\'<>|,;:)]+|~\w*|/root(?=[\\/\s]|$)'
@@ -173,10 +174,10 @@ def save_output(image, # PIL, array (H, W, 3) or tensor (3, H, W) in [0, 1]
 def read_output(path # PNG, JPEG or WebP of any origin
                )->dict: # `format`, `size`, `source_type`, `source`, `rights`, `run`; empty where the file says nothing
     "What an image says about its origin"
-    path = _image_path(path)
+    path = image_path(path)
     with _explain(f'cannot read {path}'): f = open(path, 'rb')
     with f, _explain(f'{path} is damaged'):
-        im = _open(f, str(path))
+        im = open_header(f, str(path))
         packet = im.info.get('xmp') or im.info.get('XML:com.adobe.xmp') # the second: PNG in older Pillow
         found = dict(source_type='', source=None, rights='', run=None)
         if packet:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEMORY_LEVER', 'LIVE', 'working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted',
-           'NaNGuard', 'Progress', 'Preview', 'RunState', 'Checkpoint', 'StylizeResult', 'Stylizer', 'Changes',
-           'stylize']
+           'NaNGuard', 'Progress', 'Preview', 'Moments', 'RunState', 'check_state', 'Checkpoint', 'StylizeResult',
+           'Stylizer', 'Changes', 'stylize']
 
 # %% ../nbs/08_stylizer.ipynb #fc52868b
 import base64, io, json, math, warnings
@@ -18,7 +18,8 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .control_clip import load_control_clip
-from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, image_to_tensor, load_image, plain_number, tensor_to_image
+from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, plain_number
+from .images import image_to_tensor, load_image, tensor_to_image
 from .guidance import Steer, attach, detach
 from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
@@ -26,22 +27,6 @@ from .rights import save_output
 from .training import save_or_warn
 from .baselines import METHODS
 from .sms import Conds, Settings, refuse_unread, settings
-
-# %% ../nbs/08_stylizer.ipynb #5ee11763
-if not hasattr(Backbone, 'lease'):   # stand-in
-    @patch
-    @contextmanager
-    def lease(self:Backbone, owner=None):
-        "Hold the backbone: a second owner is refused until the first has let go"
-        import threading
-        owner, holder = threading.current_thread() if owner is None else owner, getattr(self, '_holder', None)
-        if holder is not None and holder is not owner: raise StylekitError(f'{self.name} is drawing for another run ({type(holder).__name__}): wait until that has ended, or load the model once more for a second run')
-        depth, self._holder = getattr(self, '_depth', 0), owner
-        self._depth = depth+1
-        try: yield self
-        finally:
-            self._depth -= 1
-            if not self._depth: self._holder = None
 
 # %% ../nbs/08_stylizer.ipynb #957a73b6
 def working_size(w:int, h:int, # of the image, pixels
@@ -148,17 +133,51 @@ class Preview(Callback):
 
 # %% ../nbs/08_stylizer.ipynb #a332ef9c
 @dataclass
+class Moments:
+    "State of the `LatentOptimizer`"
+    k: int
+    m: torch.Tensor
+    v: torch.Tensor
+
+@dataclass
 class RunState:
     "A `Checkpoint`'s file: all that a resumed run needs"
     run_id: str
     k: int                    # steps done
     z: torch.Tensor           # latents (B, C, h, w)
-    opt: dict                 # moments of the `LatentOptimizer`
+    opt: Moments
     method: dict              # what the method learns
     gens: list[torch.Tensor]  # states of the noise sources
-    records: list[dict]       # history, one entry per step
-    changes: list             # (step, settings) pairs
+    records: list[dict[str, torch.Tensor]]  # history, one entry per step
+    changes: list[tuple[int, dict]]         # (step, settings) pairs
 
+# %% ../nbs/08_stylizer.ipynb #9384346c
+def _check_form(got, own, what:str):
+    "Are tensors of one shape and type, and finite?"
+    if isinstance(own, (list, tuple)):
+        if not isinstance(got, (list, tuple)) or len(got) != len(own): raise ValueError(f'{what} is no list of {len(own)}')
+        for g, o in zip(got, own): _check_form(g, o, what)
+    elif not isinstance(got, torch.Tensor) or (got.shape, got.dtype) != (own.shape, own.dtype): raise ValueError(f'{what} is of another shape or type')
+    elif not torch.isfinite(got).all(): raise ValueError(f'{what} is not finite')
+
+def _check_record(rec:dict, n:int): # images
+    if not {'t', 'style'} <= {*rec}: raise ValueError('its history is incomplete')
+    for name, v in rec.items(): _check_form(v, torch.zeros(n, dtype=torch.long if name == 't' else v.dtype, device=v.device), f'{name} of the history')
+    if any(v.is_floating_point() == (name == 't') for name, v in rec.items()): raise ValueError('its history holds numbers of another type')
+
+def check_state(state:RunState, own:dict): # `state_dict` of the run that wants to go on
+    "Is this a state that the run could have come to?"
+    for name in ('z', 'gens'): _check_form(getattr(state, name), own[name], name)
+    for name in ('m', 'v'): _check_form(getattr(state.opt, name), own['opt'][name], name)
+    if not state.k == state.opt.k == len(state.records): raise ValueError('its steps do not add up')
+    for name, tensors in own['method'].items():
+        if name not in state.method: raise ValueError(f'{name} is missing')
+        if name == 'params': _check_form(state.method[name], tensors, 'the fake LoRA')
+    for rec in state.records: _check_record(rec, len(state.z))
+    for k, _ in state.changes:
+        if not 0 <= k <= state.k: raise ValueError('a change lies outside its steps')
+
+# %% ../nbs/08_stylizer.ipynb #40108df1
 class Checkpoint(Callback):
     "Save the whole state every `every` steps, resume from it when it is there and belongs to the same run"
     order = -20  # first: the others must see the resumed state
@@ -169,7 +188,9 @@ class Checkpoint(Callback):
     def resume(self, run):
         state = load_state(self.path, 'checkpoint', RunState, run.z.device)
         check_run(state.run_id, run.run_id, self.path.name)
-        with explain_errors(f'{self.path.name} does not fit this run', 'delete it to start anew'): run.load_state_dict(vars(state))
+        with explain_errors(f'{self.path.name} does not fit this run', 'delete it to start anew'):
+            check_state(state, run.state_dict())
+            run.load_state_dict(vars(state) | dict(opt=vars(state.opt)))
     def after_step(self, run):
         if run.k%self.every==0: self.save(run)
     def after_run(self, run):

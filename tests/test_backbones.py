@@ -59,3 +59,628 @@ def test_latents_round_trip_the_vaes_scaling(models):
     z = b.encode(x)
     torch.testing.assert_close(z, b.vae.encode(x*2-1).latent_dist.mode()*.18215)
     assert b.factor == 8 and b.native_size == 64 and b.multiple == 64
+
+
+# Backbones that people have: told apart before work, or loaded as they are
+import json, shutil, subprocess, sys, threading, warnings
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from stylekit import StylekitError
+from stylekit.backbone import Backbone
+
+
+@pytest.fixture
+def copy(models, tmp_path):
+    "A copy of a model, to be changed"
+    def get(kind='sd15', name='model'):
+        shutil.copytree(models(kind), tmp_path/name)
+        return tmp_path/name
+    return get
+
+
+def edit(path, drop=(), **changes):
+    d = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in d.items() if k not in drop}))
+
+
+def rebuild(folder, **changes):
+    "The UNet made anew with a changed config"
+    from diffusers import UNet2DConditionModel
+    config = {k: v for k, v in UNet2DConditionModel.load_config(folder/'unet').items() if not k.startswith('_')}
+    torch.manual_seed(0)
+    UNet2DConditionModel.from_config(config | changes).save_pretrained(folder/'unet')
+
+
+def refused(folder, *words, **kw):
+    "One line that says all the words"
+    with pytest.raises(StylekitError) as e: load_backbone(folder, **kw)
+    text = str(e.value)
+    assert '\n' not in text and len(text) <= 300
+    for w in words: assert w in text, text
+
+
+def asked(b, texts=('an owl', ''), t=(50, 700)):
+    "What a backbone answers"
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(2, b.latent_channels, 8, 8, generator=g)
+    return b.predict(z, torch.tensor(t), b.text(list(texts), size=(64, 64)))
+
+
+@pytest.mark.parametrize('channels,family', [(9, 'an inpainting model'), (8, 'InstructPix2Pix'), (5, 'a depth model'), (7, 'an upscaler'), (6, 'do not belong together')])
+def test_more_channels_than_latents(copy, channels, family):
+    f = copy()
+    rebuild(f, in_channels=channels)
+    refused(f, family)
+
+
+@pytest.mark.parametrize('changes,family', [(dict(_class_name='StableDiffusionXLInpaintPipeline'), 'inpainting'), (dict(_class_name='StableDiffusionInstructPix2PixPipeline'), 'InstructPix2Pix'),
+    (dict(_class_name='StableDiffusionControlNetPipeline'), 'ControlNet'), (dict(_class_name='TextToVideoSDPipeline'), 'video'), (dict(_class_name='PixArtAlphaPipeline'), 'PixArt'),
+    (dict(_class_name='HunyuanDiTPipeline'), 'Hunyuan'), (dict(_class_name='FluxPipeline'), 'FLUX'), (dict(_class_name='KolorsPipeline'), 'Kolors'), (dict(_class_name='StableDiffusionUpscalePipeline'), 'upscaler'),
+    (dict(text_encoder=['alt_diffusion', 'RobertaSeriesModelWithTransformation']), 'AltDiffusion'), (dict(text_encoder=['kolors', 'ChatGLMModel']), 'Kolors'), (dict(text_encoder=['transformers', 'T5EncoderModel']), 'T5'),
+    (dict(unet=['diffusers', 'UNetMotionModel']), 'video'), (dict(vae=['diffusers', 'AutoencoderKLTemporalDecoder']), 'video'), (dict(vae=['diffusers', 'AutoencoderDC']), 'another vae'),
+    (dict(controlnet=['diffusers', 'ControlNetModel']), 'ControlNet'), (dict(motion_adapter=['diffusers', 'MotionAdapter']), 'video'), (dict(prior=['diffusers', 'PriorTransformer']), 'prior')])
+def test_other_pipelines_and_parts_by_family(copy, changes, family):
+    f = copy()
+    edit(f/'model_index.json', **changes)
+    refused(f, family, 'choose Stable Diffusion')
+
+
+def test_refiner_transformer_and_cousins(copy):
+    f = copy('sdxl', 'refiner')
+    rebuild(f, projection_class_embeddings_input_dim=5*8+24, cross_attention_dim=24)
+    edit(f/'model_index.json', text_encoder=[None, None], tokenizer=[None, None], _class_name='StableDiffusionXLImg2ImgPipeline')
+    refused(f, 'refiner')
+    f = copy('sdxl', 'five')      # both encoders, and yet five numbers
+    rebuild(f, projection_class_embeddings_input_dim=5*8+24)
+    refused(f, 'refiner', 'five numbers')
+    f = copy('sd15', 'dit')
+    d = json.loads((f/'model_index.json').read_text())
+    d.pop('unet')
+    (f/'model_index.json').write_text(json.dumps(d | dict(transformer=['diffusers', 'SD3Transformer2DModel'], _class_name='StableDiffusion3Pipeline')))
+    refused(f, 'Stable Diffusion 3')
+    (f/'model_index.json').write_text(json.dumps(d | dict(transformer=['diffusers', 'Transformer2DModel'])))
+    refused(f, 'transformer')
+    f = copy('sd15', 'lcm')
+    rebuild(f, time_cond_proj_dim=16)
+    refused(f, 'latent consistency')
+    f = copy('sd15', 'unclip')
+    rebuild(f, class_embed_type='projection', projection_class_embeddings_input_dim=16)
+    refused(f, 'unCLIP')
+    f = copy('sd15', 'wide')
+    rebuild(f, cross_attention_dim=48)
+    refused(f, 'width [48]', '32')
+    f = copy('sd15', 'two')
+    shutil.copytree(f/'text_encoder', f/'text_encoder_2')
+    edit(f/'model_index.json', text_encoder_2=['transformers', 'CLIPTextModelWithProjection'], tokenizer_2=['transformers', 'CLIPTokenizer'])
+    shutil.copytree(f/'tokenizer', f/'tokenizer_2')
+    refused(f, 'two text encoders')
+
+
+def test_folders_that_hold_something_else(copy, tmp_path):
+    f = copy()
+    refused(f/'unet', 'UNet2DConditionModel', 'whole model')
+    edit(f/'unet'/'config.json', _class_name='ControlNetModel')
+    refused(f/'unet', 'ControlNet', 'model_index.json')
+    d = tmp_path/'lora'
+    d.mkdir()
+    (d/'pytorch_lora_weights.safetensors').write_bytes(b'')
+    refused(d, 'LoRA', 'style')
+    (d/'sd.safetensors').write_bytes(b'')
+    (d/'pytorch_lora_weights.safetensors').unlink()
+    refused(d, 'lora/sd.safetensors')
+
+
+@pytest.mark.parametrize('cls,changes,family', [('EDMDPMSolverMultistepScheduler', {}, 'EDM'), ('EDMEulerScheduler', {}, 'EDM'), ('FlowMatchEulerDiscreteScheduler', dict(shift=3.), 'flow matching'),
+    ('FlowMatchHeunDiscreteScheduler', {}, 'flow matching'), ('UniPCMultistepScheduler', dict(use_flow_sigmas=True), 'flow matching'), ('DPMSolverMultistepScheduler', dict(prediction_type='flow_prediction'), 'flow matching'),
+    ('CogVideoXDDIMScheduler', {}, 'unknown'), ('DDPMWuerstchenScheduler', {}, 'unknown')])
+@pytest.mark.parametrize('where', ['both', 'index', 'config'])
+def test_schedulers_without_betas(copy, cls, changes, family, where):
+    f = copy()
+    if where != 'config': edit(f/'model_index.json', scheduler=['diffusers', cls])
+    if where != 'index' or changes: edit(f/'scheduler'/'scheduler_config.json', _class_name=cls, **changes)
+    refused(f, family, 'betas')
+
+
+@pytest.mark.parametrize('cls', ['LCMScheduler', 'EulerAncestralDiscreteScheduler', 'DPMSolverMultistepScheduler', 'PNDMScheduler', 'HeunDiscreteScheduler'])
+def test_schedulers_with_betas(copy, cls):
+    import diffusers
+    f = copy()
+    want = asked(load_backbone(f))
+    edit(f/'model_index.json', scheduler=['diffusers', cls])
+    edit(f/'scheduler'/'scheduler_config.json', _class_name=cls)
+    b = load_backbone(f)
+    assert torch.equal(asked(b), want)
+    (f/'scheduler'/'scheduler_config.json').write_text(json.dumps(dict(_class_name=cls)))   # defaults are those of the class
+    torch.testing.assert_close(load_backbone(f).alphas_cumprod, getattr(diffusers, cls)().alphas_cumprod)
+
+
+@pytest.mark.parametrize('changes,words', [(dict(num_train_timesteps=0), '0'), (dict(num_train_timesteps=10**9), '1e+09'), (dict(num_train_timesteps=None), 'None'), (dict(num_train_timesteps=True), 'True'),
+    (dict(beta_start=float('nan')), 'NaN'), (dict(beta_end=float('inf')), 'Infinity'), (dict(beta_end='0.012'), 'number'), (dict(beta_start=-1), '-1'), (dict(beta_end=2.), '2'), (dict(beta_schedule='none'), 'betas'),
+    (dict(beta_schedule=3), 'str'), (dict(prediction_type='velocity'), 'velocity'), (dict(prediction_type=None), 'None'), (dict(trained_betas=[.1, .2]), '2 trained_betas'), (dict(rescale_betas_zero_snr='yes'), 'yes')])
+def test_schedules_that_cannot_be(copy, changes, words):
+    f = copy()
+    edit(f/'scheduler'/'scheduler_config.json', **changes)
+    refused(f, 'scheduler', words)
+
+
+@pytest.mark.parametrize('kind', ['sd15', 'sd21v'])
+def test_zero_terminal_snr(copy, kind):
+    f = copy(kind)
+    edit(f/'scheduler'/'scheduler_config.json', rescale_betas_zero_snr=True, timestep_spacing='trailing')
+    b = load_backbone(f)
+    z, last = torch.randn(2, 4, 8, 8), torch.tensor([999, 500])
+    eps = b.predict(z, last, b.text('an owl'))
+    assert b.alphas_cumprod[-1] == 0 and torch.equal(eps[0], z[0]) and not torch.equal(eps[1], z[1]) and eps.isfinite().all()
+
+
+def test_latents_mean_and_std(copy):
+    "As diffusers' own pipelines for such models: (raw - mean)·factor/std, and back"
+    f = copy('sdxl')
+    mean, std = torch.tensor([-1.6574, 1.886, -1.383, 2.5155]), torch.tensor([8.4927, 5.9022, 6.5498, 5.2299])
+    edit(f/'vae'/'config.json', latents_mean=mean.tolist(), latents_std=std.tolist(), scaling_factor=.5)
+    b, x = load_backbone(f), torch.rand(1, 3, 64, 64)
+    raw, z = b.vae.encode(x*2-1).latent_dist.mode(), b.encode(x)
+    torch.testing.assert_close(z, (raw-mean.view(1, 4, 1, 1))*.5/std.view(1, 4, 1, 1))
+    torch.testing.assert_close(b.decode(z), (b.vae.decode(raw).sample/2+.5).clamp(0, 1), atol=1e-5, rtol=1e-4)
+    for bad in (dict(latents_std=[1.]), dict(latents_std=[1., 1., 1., 0.]), dict(latents_mean='x'), dict(latents_mean=[1., None, 1., 1.])):
+        edit(f/'vae'/'config.json', **dict(latents_mean=mean.tolist(), latents_std=std.tolist()) | bad)
+        refused(f, 'vae/config.json', next(iter(bad)))
+
+
+def shard(folder, stem, variant=''):
+    "Split a weight file in two, with an index"
+    dot = f'.{variant}' if variant else ''
+    old = next(f for f in folder.glob(f'{stem}*.safetensors'))
+    t = load_file(old)
+    old.unlink()
+    keys, where = sorted(t), {}
+    for i, part in enumerate((keys[::2], keys[1::2])):
+        name = f'{stem}{dot}-0000{i+1}-of-00002.safetensors'
+        save_file({k: t[k] for k in part}, folder/name)
+        where |= {k: name for k in part}
+    (folder/f'{stem}.safetensors.index{dot}.json').write_text(json.dumps(dict(metadata={}, weight_map=where)))
+
+
+STEMS = dict(unet='diffusion_pytorch_model', vae='diffusion_pytorch_model', text_encoder='model')
+
+
+@pytest.mark.parametrize('form', ['fp16', 'one_fp16', 'bf16', 'sharded', 'sharded_fp16', 'beside'])
+def test_weights_in_other_files(copy, form):
+    f = copy()
+    old = load_backbone(f)
+    want = asked(old)
+    for part, stem in STEMS.items():
+        file = f/part/f'{stem}.safetensors'
+        if form == 'fp16' or form == 'one_fp16' and part == 'unet': file.rename(f/part/f'{stem}.fp16.safetensors')
+        if form == 'bf16': file.rename(f/part/f'{stem}.bf16.safetensors')
+        if form == 'sharded': shard(f/part, stem)
+        if form == 'sharded_fp16': shard(f/part, stem, 'fp16')
+        if form == 'beside': save_file({k: v*2 for k, v in load_file(file).items()}, f/part/f'{stem}.fp16.safetensors')   # the full ones win
+    b = load_backbone(f)
+    assert torch.equal(asked(b), want) and len(b.sha256) == 64
+    if form != 'sharded_fp16': return
+    one = f/'unet'/'diffusion_pytorch_model.fp16-00002-of-00002.safetensors'   # any file counts
+    t = load_file(one)
+    save_file(t | {k: v+.01 for k, v in list(t.items())[:1]}, one)
+    assert load_backbone(f).sha256 != b.sha256
+    one.unlink()
+    refused(f, 'missing')
+    index = f/'unet'/'diffusion_pytorch_model.safetensors.index.fp16.json'
+    for bad in ('{"weight_map": {"a": "../../secret.safetensors"}}', '{}', '[1]', '{"weight_map": {"a": 3}}'):
+        index.write_text(bad)
+        refused(f, 'index')
+
+
+def test_pickles_only(copy):
+    f = copy()
+    w = f/'unet'/'diffusion_pytorch_model.safetensors'
+    torch.save(load_file(w), w.with_suffix('.bin'))
+    w.unlink()
+    refused(f, 'diffusion_pytorch_model.bin', 'save_pretrained')
+    w.with_suffix('.bin').rename(f/'unet'/'diffusion_flax_model.msgpack')
+    refused(f, 'msgpack')
+
+
+@pytest.mark.parametrize('part,stem', STEMS.items())
+@pytest.mark.parametrize('fault', ['nan', 'inf', 'missing', 'more', 'shape', 'cut', 'int8', 'empty'])
+def test_weights_that_are_wrong(copy, part, stem, fault):
+    f = copy()
+    w = f/part/f'{stem}.safetensors'
+    t = load_file(w)
+    k = max(t, key=lambda k: t[k].numel())
+    if fault in ('nan', 'inf'): t[k].view(-1)[0] = float(fault)
+    if fault == 'missing': t.pop(k)
+    if fault == 'more': t['one.more'] = torch.zeros(2)
+    if fault == 'shape': t[k] = t[k][:-1].contiguous()
+    if fault == 'int8': t[k] = t[k].to(torch.int8)
+    save_file(t, w)
+    if fault == 'cut': w.write_bytes(w.read_bytes()[:-100])
+    if fault == 'empty': w.write_bytes(b'')
+    refused(f, part if fault not in ('cut', 'empty') else stem)
+
+
+def test_old_names_of_a_vaes_attention(copy):
+    f = copy()
+    want = load_backbone(f).encode(torch.full((1, 3, 64, 64), .3))
+    w = f/'vae'/'diffusion_pytorch_model.safetensors'
+    t = load_file(w)
+    for new, old in (('.to_q.', '.query.'), ('.to_k.', '.key.'), ('.to_v.', '.value.'), ('.to_out.0.', '.proj_attn.')): t = {k.replace(new, old): v for k, v in t.items()}
+    save_file(t, w)
+    assert torch.equal(load_backbone(f).encode(torch.full((1, 3, 64, 64), .3)), want)
+
+
+def test_token_limit_is_the_text_encoders(copy):
+    f = copy(name='longtok')
+    want = asked(load_backbone(f))
+    edit(f/'tokenizer'/'tokenizer_config.json', drop=('model_max_length',))
+    assert torch.equal(asked(load_backbone(f)), want)
+    edit(f/'tokenizer'/'tokenizer_config.json', model_max_length=10**30)
+    assert torch.equal(asked(load_backbone(f)), want)
+    (f/'tokenizer'/'tokenizer_config.json').unlink()
+    b = load_backbone(f)
+    assert torch.equal(asked(b), want)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        assert b.text('an owl '*80).embeds.shape[1] == 77
+    assert 'reads 77' in str(said[0].message)
+    assert b.tokens_of('owl', ['an owl']).shape == (1, 77)
+
+
+def test_tokenizers_that_read_nothing(copy):
+    f = copy()
+    tokens = f/'tokenizer'/'tokenizer.json'
+    d = json.loads(tokens.read_text())
+    tokens.rename(tokens.with_suffix('.away'))
+    refused(f, 'vocabulary', 'unknown')
+    (f/'tokenizer'/'vocab.json').write_text(json.dumps(d['model']['vocab']))
+    refused(f, 'merges.txt')                                  # a vocabulary alone spells every word
+    (f/'tokenizer'/'vocab.json').unlink()
+    d['model']['vocab'], d['model']['merges'] = {'<|startoftext|>': 0, '<|endoftext|>': 1}, []
+    tokens.write_text(json.dumps(d))
+    refused(f, 'letter a')
+    tokens.write_text('{"version": "1.0"')
+    refused(f, 'tokenizer')
+    shutil.rmtree(f/'tokenizer')
+    refused(f, 'tokenizer', 'vocabulary')
+
+
+def test_identity_is_all_that_draws(copy):
+    f = copy('sdxl')
+    b = load_backbone(f)
+    seen = {b.sha256}
+    assert load_backbone(f).sha256 == b.sha256
+    for w in (f/'vae'/'diffusion_pytorch_model.safetensors', f/'text_encoder'/'model.safetensors', f/'text_encoder_2'/'model.safetensors', f/'unet'/'diffusion_pytorch_model.safetensors'):
+        t = load_file(w)
+        k = sorted(t)[0]
+        save_file(t | {k: t[k]+.01}, w)
+        seen.add(load_backbone(f).sha256)
+    for path, change in ((f/'vae'/'config.json', dict(scaling_factor=.2)), (f/'scheduler'/'scheduler_config.json', dict(beta_end=.013)), (f/'scheduler'/'scheduler_config.json', dict(prediction_type='v_prediction')),
+                         (f/'unet'/'config.json', dict(norm_eps=1e-4)), (f/'text_encoder'/'config.json', dict(hidden_act='gelu')), (f/'model_index.json', dict(force_zeros_for_empty_prompt=False)),
+                         (f/'tokenizer_2'/'tokenizer_config.json', dict(pad_token='!'))):
+        edit(path, **change)
+        seen.add(load_backbone(f).sha256)
+    assert len(seen) == 12
+    last = load_backbone(f).sha256
+    edit(f/'unet'/'config.json', _diffusers_version='0.99')     # says nothing about pictures
+    assert load_backbone(f).sha256 == last
+
+
+def test_a_file_that_changed_after_loading_has_no_hash(copy):
+    f = copy()
+    b = load_backbone(f)
+    w = f/'vae'/'diffusion_pytorch_model.safetensors'
+    save_file({k: v+1 for k, v in load_file(w).items()}, w)
+    with pytest.raises(StylekitError, match='has changed'): b.sha256
+
+
+def test_unknown_is_never_an_identity(models):
+    b = load_backbone(models('sd15'))
+    make = lambda: Backbone(b.unet, b.vae, b.text_encoders, b.tokenizers, b.schedule)
+    first = make().sha256
+    assert len(first) == 64 == len(set(first))*0+64 and make().sha256 == first
+    from stylekit.lora import new_adapter
+    new_adapter(b, 'x', 2, seed=0)
+    assert make().sha256 == first                             # an adapter is not the model
+    b.remove('x')
+    p = next(b.vae.parameters())
+    p.data += .5
+    assert make().sha256 != first
+
+
+def test_source_without_private_folders(copy, monkeypatch):
+    f = copy()
+    assert load_backbone(f).source == 'model' and load_backbone().source == 'mini'
+    monkeypatch.chdir(f.parent.parent)
+    assert load_backbone(f'{f.parent.name}/model').source == f'{f.parent.name}/model'
+    monkeypatch.chdir(f)
+    assert load_backbone('.').source == 'model'
+    refused(f, 'revision', revision='main')
+
+
+def test_lease(models):
+    b = load_backbone(models('sd15'))
+    said = []
+    def other(owner):
+        try:
+            with b.lease(owner): said.append('in')
+        except StylekitError as e: said.append(str(e))
+    def thread(owner):
+        t = threading.Thread(target=other, args=(owner,))
+        t.start()
+        t.join()
+        return said[-1]
+    run = object()
+    with b.lease(run):
+        with b.lease(run): pass                               # once more
+        assert thread(run) == 'in'                            # its own worker
+        assert 'another run' in thread(None) and 'another run' in thread(object())
+        with pytest.raises(StylekitError, match='load the model once more'):
+            with b.lease(): pass                              # `stylize` in the panel's own thread
+    with b.lease():
+        with b.lease(): pass
+        assert 'another run' in thread(None)
+    with pytest.raises(ZeroDivisionError):
+        with b.lease(): 1/0
+    assert thread(None) == 'in'
+
+
+# One file, in the names of the original code. Random weights in the real layouts; heads and groups as in all models of the family
+def original_unet(t, layers):
+    "diffusers' names of a UNet, back to the original ones"
+    import re
+    top = {'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2', 'conv_in': 'input_blocks.0.0', 'conv_norm_out': 'out.0', 'conv_out': 'out.2',
+           'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2'}
+    res = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3', 'time_emb_proj': 'emb_layers.1', 'conv_shortcut': 'skip_connection'}
+    out = {}
+    for k, v in t.items():
+        head, last = k.rsplit('.', 1)
+        if head in top: out[f'{top[head]}.{last}'] = v; continue
+        side, kind, j, rest = re.match(r'(down_blocks\.\d+|mid_block|up_blocks\.\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)', k).groups()
+        i, j = int(side.split('.')[1]) if '.' in side else 0, int(j)
+        if kind == 'downsamplers': out[f'input_blocks.{(i+1)*(layers+1)}.0.op.{last}'] = v; continue
+        if kind == 'upsamplers':
+            place = 2 if any(n.startswith(f'up_blocks.{i}.attentions') for n in t) else 1
+            out[f'output_blocks.{i*(layers+1)+layers}.{place}.conv.{last}'] = v; continue
+        if kind == 'resnets': rest = res[rest.split('.')[0]]+'.'+last
+        if side == 'mid_block': place = f'middle_block.{1 if kind == "attentions" else 2*j}'
+        else: place = (f'input_blocks.{1+i*(layers+1)+j}' if side.startswith('down') else f'output_blocks.{i*(layers+1)+j}')+('.1' if kind == 'attentions' else '.0')
+        out[f'{place}.{rest}'] = v
+    return out
+
+
+def original_vae(t, levels):
+    import re
+    out = {}
+    for k, v in t.items():
+        k = re.sub(r'down_blocks\.(\d+)\.resnets\.(\d+)', r'down.\1.block.\2', k)
+        k = re.sub(r'up_blocks\.(\d+)\.resnets\.(\d+)', lambda m: f'up.{levels-1-int(m[1])}.block.{m[2]}', k)
+        k = re.sub(r'down_blocks\.(\d+)\.downsamplers\.0', r'down.\1.downsample', k)
+        k = re.sub(r'up_blocks\.(\d+)\.upsamplers\.0', lambda m: f'up.{levels-1-int(m[1])}.upsample', k)
+        k = re.sub(r'mid_block\.resnets\.(\d)', lambda m: f'mid.block_{int(m[1])+1}', k).replace('conv_norm_out', 'norm_out').replace('conv_shortcut', 'nin_shortcut')
+        if 'attentions' in k:
+            for new, old in (('mid_block.attentions.0', 'mid.attn_1'), ('group_norm', 'norm'), ('to_q', 'q'), ('to_k', 'k'), ('to_v', 'v'), ('to_out.0', 'proj_out')): k = k.replace(new, old)
+            if v.ndim == 2: v = v[:, :, None, None].clone()
+        out[k] = v
+    return out
+
+
+def original_open_clip(t, unused_layer):
+    t = {k.removeprefix('text_model.'): v for k, v in t.items()}
+    out = {'token_embedding.weight': t['embeddings.token_embedding.weight'], 'positional_embedding': t['embeddings.position_embedding.weight'], 'logit_scale': torch.tensor(4.6)}
+    for k, v in t.items():
+        if k.startswith('final_layer_norm'): out[k.replace('final_layer_norm', 'ln_final')] = v
+        if k == 'text_projection.weight': out['text_projection'] = v.T.contiguous()
+        if not k.startswith('encoder.layers.') or '.k_proj' in k or '.v_proj' in k: continue
+        if '.q_proj' in k: v = torch.cat([t[k.replace('q_proj', f'{c}_proj')] for c in 'qkv'])
+        for new, old in (('encoder.layers', 'transformer.resblocks'), ('layer_norm', 'ln_'), ('fc1', 'c_fc'), ('fc2', 'c_proj'), ('self_attn.q_proj.', 'attn.in_proj_'), ('self_attn', 'attn')): k = k.replace(new, old)
+        out[k] = v
+    if unused_layer:
+        n = max(int(k.split('.')[2]) for k in out if 'resblocks' in k)
+        out |= {k.replace(f'resblocks.{n}.', f'resblocks.{n+1}.'): v+1 for k, v in list(out.items()) if f'resblocks.{n}.' in k}
+        out['text_projection'] = torch.randn(64, 64)
+    return out
+
+
+@pytest.fixture(scope='session')
+def singles(models, tmp_path_factory):
+    "family -> (folder, the same weights as one file of the original code)"
+    made = {}
+    def get(family):
+        if family not in made: made[family] = make_single(models, tmp_path_factory.mktemp(family), family)
+        return made[family]
+    return get
+
+
+def make_single(models, home, family):
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    xl, folder = family == 'xl', home/'folder'
+    shutil.copytree(models(dict(sd1='sd15', sd2='sd21v', xl='sdxl')[family]), folder)
+    torch.manual_seed(1)
+    widths = dict(sd1=(32, 64, 64, 64), sd2=(64, 128, 128, 128), xl=(64, 128, 128))[family]
+    n = len(widths)
+    down = ('DownBlock2D',)+('CrossAttnDownBlock2D',)*2 if xl else ('CrossAttnDownBlock2D',)*3+('DownBlock2D',)
+    kw = dict(addition_embed_type='text_time', addition_time_embed_dim=8, projection_class_embeddings_input_dim=6*8+64, transformer_layers_per_block=(1, 1, 2)) if xl else {}
+    UNet2DConditionModel(sample_size=128 if xl else 96 if family == 'sd2' else 64, block_out_channels=widths, down_block_types=down, up_block_types=tuple(d.replace('Down', 'Up') for d in down[::-1]), layers_per_block=2,
+                         cross_attention_dim=128 if xl else 64, attention_head_dim=8 if family == 'sd1' else tuple(w//64 for w in widths), use_linear_projection=family != 'sd1', **kw).save_pretrained(folder/'unet')
+    AutoencoderKL(block_out_channels=(32,)*4, down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4, layers_per_block=1, scaling_factor=.13025 if xl else .18215).save_pretrained(folder/'vae')
+    old = json.loads((folder/'text_encoder'/'config.json').read_text())
+    text = lambda act, **more: CLIPTextConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=1, hidden_act=act,
+                                              **{k: old[k] for k in ('vocab_size', 'max_position_embeddings', 'bos_token_id', 'eos_token_id', 'pad_token_id')}, **more)
+    CLIPTextModel(text('gelu' if family == 'sd2' else 'quick_gelu')).save_pretrained(folder/'text_encoder')
+    if xl: CLIPTextModelWithProjection(text('gelu', projection_dim=64)).save_pretrained(folder/'text_encoder_2')
+    read = lambda part: load_file(next((folder/part).glob('*.safetensors')))
+    t = {'model.diffusion_model.'+k: v for k, v in original_unet(read('unet'), 2).items()}
+    t |= {'first_stage_model.'+k: v for k, v in original_vae(read('vae'), 4).items()}
+    clip = {'text_model.'+k.removeprefix('text_model.'): v for k, v in read('text_encoder').items()}
+    if family == 'sd1': t |= {'cond_stage_model.transformer.'+k: v for k, v in clip.items()} | {'cond_stage_model.transformer.text_model.embeddings.position_ids': torch.arange(77)[None]}
+    if family == 'sd2': t |= {'cond_stage_model.model.'+k: v for k, v in original_open_clip(clip, True).items()}
+    if xl: t |= {'conditioner.embedders.0.transformer.'+k: v for k, v in clip.items()} | {'conditioner.embedders.1.model.'+k: v for k, v in original_open_clip(read('text_encoder_2'), False).items()}
+    file = home/f'some{family}_v10.safetensors'
+    save_file({k: v.contiguous().clone() for k, v in t.items()} | {'model_ema.decay': torch.tensor(.9), 'alphas_cumprod': torch.zeros(1000)}, file)
+    return folder, file
+
+
+@pytest.mark.parametrize('family', ['sd1', 'sd2', 'xl'])
+def test_one_file_equals_the_folder_it_came_from(singles, family):
+    folder, file = singles(family)
+    a, b = load_backbone(folder), load_backbone(file, tokenizer=folder)
+    assert a.prediction_type == b.prediction_type and a.native_size == b.native_size and a.is_xl == b.is_xl and a.factor == b.factor
+    torch.testing.assert_close(b.alphas_cumprod, a.alphas_cumprod)
+    for have, want in ((b.text(['an owl', '']).embeds, a.text(['an owl', '']).embeds), (asked(b), asked(a))): torch.testing.assert_close(have, want)
+    x = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(b.encode(x), a.encode(x))
+    torch.testing.assert_close(b.decode(a.encode(x)), a.decode(a.encode(x)))
+    assert b.name == file.stem and len(b.sha256) == 64 != a.sha256 and b.source == file.name
+
+
+def test_one_file_says_what_it_was_trained_for(singles, tmp_path):
+    folder, file = singles('sd2')
+    t = load_file(file)
+    kind = lambda f: load_backbone(f, tokenizer=folder).prediction_type
+    f = tmp_path/'a.safetensors'
+    save_file(t, f, {'modelspec.prediction_type': 'epsilon'})
+    assert kind(f) == 'epsilon'
+    save_file(t | {'v_pred': torch.zeros(0)}, f)
+    assert kind(f) == 'v_prediction'
+    save_file(t, f)
+    f.with_suffix('.yaml').write_text('model:\n  params:\n    linear_start: 0.00085\n')
+    assert kind(f) == 'epsilon'
+    f.with_suffix('.yaml').write_text('model:\n  params:\n    parameterization: "v"\n')
+    assert kind(f) == 'v_prediction'
+    folder, file = singles('xl')
+    save_file(load_file(file) | {'v_pred': torch.zeros(0), 'ztsnr': torch.zeros(0)}, f)
+    b = load_backbone(f, tokenizer=folder)
+    assert b.prediction_type == 'v_prediction' and b.alphas_cumprod[-1] == 0
+
+
+def test_one_file_without_a_tokenizer(singles, tmp_path, monkeypatch):
+    folder, file = singles('sd1')
+    monkeypatch.setattr('stylekit.backbone._cached_vocabulary', lambda: None)
+    refused(file, 'tokenizer=FOLDER', 'open_clip')
+    refused(file, 'does not exist', tokenizer=tmp_path/'none')
+    refused(file, 'vocabulary', tokenizer=tmp_path)
+    want = asked(load_backbone(folder))
+    assert torch.equal(asked(load_backbone(file, tokenizer=folder/'tokenizer')), want)
+    beside = tmp_path/'x.safetensors'
+    shutil.copy(file, beside)
+    shutil.copytree(folder/'tokenizer', tmp_path/'tokenizer')
+    assert torch.equal(asked(load_backbone(beside)), want)
+    old = {k.replace('transformer.text_model.', 'transformer.'): v for k, v in load_file(file).items()}   # as very old files have it
+    save_file(old, beside)
+    assert torch.equal(asked(load_backbone(beside)), want)
+
+
+@pytest.mark.parametrize('change,words', [(lambda t: t | {'model.diffusion_model.input_blocks.0.0.weight': torch.zeros(32, 9, 3, 3)}, 'inpainting'),
+    (lambda t: t | {'model.diffusion_model.input_blocks.0.0.weight': torch.zeros(32, 8, 3, 3)}, 'InstructPix2Pix'), (lambda t: t | {'edm_mean': torch.zeros(4)}, 'EDM'),
+    (lambda t: {k: v for k, v in t.items() if not k.startswith('first_stage')}, 'autoencoder'), (lambda t: {k: v for k, v in t.items() if not k.startswith('cond_stage')}, 'text encoder'),
+    (lambda t: {k.replace('cond_stage_model.transformer.', 'conditioner.embedders.0.model.'): v for k, v in t.items()}, 'refiner'), (lambda t: {'double_blocks.0.img_attn.norm.key_norm.scale': torch.zeros(2)}, 'FLUX'),
+    (lambda t: {'model.diffusion_model.joint_blocks.0.x': torch.zeros(2)}, 'Stable Diffusion 3'), (lambda t: {'lora_unet_x.lora_down.weight': torch.zeros(2)}, 'LoRA'), (lambda t: {'control_model.time_embed.0.weight': torch.zeros(2)}, 'ControlNet'),
+    (lambda t: {'encoder.conv_in.weight': torch.zeros(2)}, 'autoencoder alone'), (lambda t: {'down_blocks.0.x': torch.zeros(2)}, 'UNet of a diffusers folder'), (lambda t: {'x': torch.zeros(2)}, 'no checkpoint'), (lambda t: {}, 'no checkpoint'),
+    (lambda t: {k: v for k, v in t.items() if 'output_blocks.3' not in k}, 'tensors'), (lambda t: {k: v*float('nan') if 'middle_block.0.in_layers.2.weight' in k else v for k, v in t.items()}, 'NaN'),
+    (lambda t: {k: v for k, v in t.items() if 'time_embed' not in k}, 'lacks'), (lambda t: {k: v for k, v in t.items() if 'encoder.layers.1.' not in k}, 'lacks')])
+def test_one_file_that_is_something_else(singles, tmp_path, change, words):
+    folder, file = singles('sd1')
+    f = tmp_path/'x.safetensors'
+    save_file({k: v.contiguous() for k, v in change(load_file(file)).items()}, f)
+    refused(f, words, tokenizer=folder)
+
+
+def test_small_files_that_ask_for_much(copy):
+    for i, (path, change) in enumerate([('unet/config.json', dict(layers_per_block=10**9)), ('unet/config.json', dict(block_out_channels=[10**5]*4)), ('unet/config.json', dict(transformer_layers_per_block=10**5)),
+            ('unet/config.json', dict(sample_size=10**9)), ('text_encoder/config.json', dict(num_hidden_layers=10**9)), ('text_encoder/config.json', dict(vocab_size=10**6)), ('vae/config.json', dict(layers_per_block=10**6)),
+            ('text_encoder/config.json', dict(max_position_embeddings=60_000)), ('vae/config.json', dict(block_out_channels=[8]*10**5)), ('unet/config.json', dict(attention_head_dim=10**12)), ('tokenizer/tokenizer_config.json', dict(model_max_length=0))]):
+        f = copy(name=f'm{i}')
+        edit(f/path, **change)
+        refused(f)
+
+
+HUB = '''
+import os, sys, time, socket, threading, warnings
+server = socket.socket(); server.bind(('127.0.0.1', 0)); server.listen(50)
+held = []
+threading.Thread(target=lambda: [held.append(server.accept()) for _ in range(99)], daemon=True).start()   # takes calls, never answers
+os.environ.update(HF_ENDPOINT=f'http://127.0.0.1:{server.getsockname()[1]}', HF_HUB_OFFLINE='0', HF_HOME=sys.argv[1])
+import stylekit.backbone as B
+B.HUB_SECONDS = 2
+start = time.monotonic()
+try: B.load_backbone('org/model', revision=sys.argv[2] if len(sys.argv) > 2 else None)
+except B.StylekitError as e: print(e)
+print(time.monotonic()-start < 10)
+'''
+
+
+def test_a_hub_that_never_answers(tmp_path):
+    done = subprocess.run([sys.executable, '-c', HUB, tmp_path], capture_output=True, text=True, timeout=100)
+    line, quick = done.stdout.strip().split('\n')
+    assert quick == 'True' and 'no answer in 2 s' in line and 'org/model' in line and not done.stderr, done.stderr
+
+
+CACHED = '''
+import os, sys
+os.environ.update(HF_HUB_OFFLINE='1', HF_HOME=sys.argv[1])
+from stylekit import load_backbone, StylekitError
+for revision in (None, 'main', 'a'*40, 'v2'):
+    try: b = load_backbone('org/model', revision=revision)
+    except StylekitError as e: print(e); continue
+    print(b.name, b.source, b.revision, len(b.sha256))
+'''
+
+
+def test_a_model_in_the_hubs_cache(copy, tmp_path):
+    repo = tmp_path/'home'/'hub'/'models--org--model'
+    (repo/'refs').mkdir(parents=True)
+    (repo/'refs'/'main').write_text('a'*40)
+    (repo/'snapshots').mkdir()
+    copy().rename(repo/'snapshots'/('a'*40))
+    done = subprocess.run([sys.executable, '-c', CACHED, tmp_path/'home'], capture_output=True, text=True, timeout=100)
+    lines = done.stdout.strip().split('\n')
+    assert lines[:3] == [f'model org/model {"a"*40} 64']*3 and 'hub gave no such model' in lines[3], done.stdout+done.stderr
+
+
+# Every structured file of a model: each key missing, null, of another type, huge; cut, appended, one byte flipped
+CONFIGS = ('model_index.json', 'unet/config.json', 'vae/config.json', 'text_encoder/config.json', 'scheduler/scheduler_config.json', 'tokenizer/tokenizer_config.json', 'tokenizer/tokenizer.json')
+
+
+def answers(b):
+    x = torch.linspace(0, 1, 3*64*64).view(1, 3, 64, 64)
+    z = b.encode(x)
+    return torch.cat([a.flatten() for a in (asked(b), z, b.decode(z))])
+
+
+def mutations(data):
+    "Changed versions of a JSON file's bytes"
+    import random
+    r, d = random.Random(0), json.loads(data)
+    for k, v in d.items():
+        other = 'x' if not isinstance(v, str) else [1]
+        for new in r.sample([None, other, -10**12 if isinstance(v, bool) else 10**12, [{'a': v}]], 2): yield json.dumps(d | {k: new}).encode()
+        yield json.dumps({n: w for n, w in d.items() if n != k}).encode()
+    yield from (b'', b'null', b'[]', data[:len(data)//2], data[:-3], data+b'}', data+b'\0', b'\xff'+data)
+    for _ in range(10):
+        i = r.randrange(len(data))
+        yield data[:i]+bytes([data[i]^(1 << r.randrange(8))])+data[i+1:]
+
+
+@pytest.mark.parametrize('file', CONFIGS)
+def test_sweep_over_configs(copy, file):
+    f = copy()
+    good, data = load_backbone(f), (f/file).read_bytes()
+    want, sha, taken, n = answers(good), good.sha256, 0, 0
+    for bad in mutations(data):
+        (f/file).write_bytes(bad)
+        n += 1
+        try: b = load_backbone(f)
+        except StylekitError as e:
+            assert '\n' not in str(e) and len(str(e)) <= 300 and str(f.parent) not in str(e), str(e)
+            continue
+        taken += 1
+        assert b.sha256 != sha or torch.equal(answers(b), want), bad[:3000]
+    assert 0 < taken < n
+
+
+@pytest.mark.parametrize('change', [dict(cross_attention_dim=[{}]), dict(cross_attention_dim={'a': 1}), dict(attention_type={}), dict(mid_block_scale_factor='1'), dict(downsample_padding=3), dict(freq_shift=[]), dict(act_fn='none')])
+def test_unet_configs_that_no_shape_betrays(copy, change):
+    f = copy()
+    edit(f/'unet'/'config.json', **change)
+    refused(f)

@@ -4,7 +4,8 @@ import pytest, torch, torch.nn.functional as F
 from stylekit.clip import Clip, load_clip
 from stylekit.control_clip import (LABELLED, MODES, ROLES, UNLABELLED, ControlClip, ControlSettings, ControlTrainer, Words, check_base, far_from_uniform, grid_logits, labelled_loss,
                                    load_control_clip, role_logits, t1, t2, train_control_clip)
-from stylekit.core import StylekitError, sample, samples
+from stylekit.core import StylekitError
+from stylekit.images import sample, samples
 from stylekit.grids import Grid, Shot
 from stylekit.guidance import COMBINE, Steer, attach, control_clip, detach, join_attention
 

@@ -3,7 +3,7 @@ import csv, io, json
 import numpy as np, pytest, torch
 from stylekit import StylekitError, load_backbone, sample, samples, stylize
 from stylekit.cli import main
-from stylekit.core import load_image
+from stylekit.images import load_image
 from stylekit.evaluate import METRICS, Metric, Row, Table, evaluate, plan, read_dataset, run_job, scatter, sheet
 from stylekit.metrics import Features, Measured, edge_f1, load_features, pd
 

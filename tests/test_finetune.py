@@ -279,8 +279,9 @@ def test_a_training_while_another_run_draws(models, folder, tmp_path, random_sty
     before = state_of(b)
     def busy(trainer, step):
         with pytest.raises(StylekitError, match='another run'): stylize(sample('owl').resize((64, 64)), str(random_style(load_backbone(models('sd15')))), 'an owl', backbone=b, steps=1)
+        with pytest.raises(StylekitError, match='another run'): train_lora(folder, 'y', backbone=b, out=tmp_path, **TINY)
     train_lora(folder, 'x', backbone=b, out=tmp_path, watch=busy, **TINY)
-    assert state_of(b) == before
+    assert state_of(b) == before and not (tmp_path/'y').exists()
 
 def test_few_pictures_are_said(models, folder, tmp_path):
     for p in list(folder.iterdir())[3:]: p.unlink()

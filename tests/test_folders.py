@@ -3,7 +3,7 @@ import json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from PIL import Image
-from stylekit.core import sample, samples
+from stylekit.images import sample, samples
 from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator, train_feedforward
 from stylekit.finetune import Example
 from stylekit.folders import stylize_folder
@@ -71,7 +71,7 @@ def test_any_workers_give_the_same_bytes(home, tmp_path):
 
 
 TRAIN = """
-from stylekit.core import sample, samples
+from stylekit.images import sample, samples
 from stylekit.feedforward import train_feedforward
 from stylekit.finetune import Example
 from pathlib import Path

@@ -3,7 +3,8 @@ import copy, dataclasses, os
 import numpy as np, pytest, torch, torch.nn.functional as F
 from stylekit import metrics as M
 from stylekit.clip import CLIP_NORM
-from stylekit.core import StylekitError, sample, samples
+from stylekit.core import StylekitError
+from stylekit.images import sample, samples
 
 def normal(n, d, seed=0, shift=0.): return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
 def images(n=6, size=32, seed=0): return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
@@ -138,7 +139,8 @@ def test_no_silent_fallback():
 
 def test_mini_is_the_embedded_clip(mini):
     from transformers import CLIPModel
-    from stylekit.core import asset, image_to_tensor
+    from stylekit.core import asset
+    from stylekit.images import image_to_tensor
     clip = CLIPModel.from_pretrained(asset('mini/clip')).float().eval()
     with torch.no_grad():
         vision = clip.vision_model(pixel_values=image_to_tensor(sample('owl'))*2-1)

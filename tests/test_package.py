@@ -47,7 +47,7 @@ def test_source(path):
     tree = ast.parse(path.read_text(encoding='utf-8'))
     assert not any('*' in names for _, names in imports(tree, top=False))
     tops = {m.lstrip('.').split('.')[0] for m, _ in imports(tree) if not m.startswith('.')}
-    light = path.name in ('__init__.py', '_modidx.py', 'core.py', 'records.py', 'rights.py', 'cli.py')
+    light = path.name in ('__init__.py', '_modidx.py', 'core.py', 'records.py', 'images.py', 'pictures.py', 'rights.py', 'cli.py')
     if path.parent != PKG: return                           # `mini` builds models and is imported on purpose
     assert not tops & {'diffusers', 'transformers', 'peft', 'matplotlib', 'scipy', 'sklearn', 'IPython', *(['torch', 'numpy', 'PIL'] if light else [])}, tops
     defined = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
@@ -56,7 +56,7 @@ def test_source(path):
              and path.name != '__init__.py']
     assert set(sum(names, [])) <= defined
 
-ORDER = ['core', 'records', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'feedforward', 'folders', 'evaluate', 'fewshot', 'live', 'views', 'panels', 'app', 'bench', 'cli']
+ORDER = ['core', 'records', 'images', 'pictures', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'feedforward', 'folders', 'evaluate', 'fewshot', 'live', 'views', 'panels', 'app', 'bench', 'cli']
 
 def test_modules_import_only_lower_ones():
     for path in FILES:

@@ -1,11 +1,14 @@
 "The loop: resume, seeds, batches, interrupts, faults, sizes, and what it refuses"
-import json, os, signal, warnings
+import json, os, re, signal, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from stylekit import Callback, Checkpoint, StylekitError, load_backbone, load_style, read_output, sample, settings, stylize
+from stylekit import Callback, Checkpoint, Settings, StylekitError, load_backbone, load_style, read_output, sample, settings, stylize
 from stylekit.lora import LORA_FILE, Style, read_safetensors
-from stylekit.stylizer import Interrupted, NaNGuard, Stylizer
+from stylekit.core import digest
+from stylekit.records import load_state, save_state
+from stylekit.stylizer import Interrupted, NaNGuard, RunState, Stylizer
+from sweeps import json_mutants, sweep, sweep_file
 
 
 @pytest.fixture(scope='module')
@@ -388,3 +391,144 @@ def test_two_encoders_read_the_styled_prompt(base, style):
     assert info['conditioning']['combine'] == 'delta' and info['run_id'] != go(base, style).info['run_id'] != go(base, style, conditioning=taught).info['run_id']
     with pytest.raises(ZeroDivisionError): go(base, style, conditioning=steer, callbacks=[At(2, lambda run: 1/0)])
     with pytest.raises(StylekitError, match='nothing is attached'): detach(base)
+
+
+# ---- two runs on one backbone ----
+
+def state_of(b)->tuple:
+    "Modules, weights and adapters of the UNet"
+    return [type(m).__name__ for m in b.unet.modules()], digest(*[p.detach().numpy().tobytes() for p in b.unet.parameters()]), list(getattr(b.unet, 'peft_config', {}))
+
+def by_hand(base, style, seed=5, **kw):
+    return Stylizer(base, load_style(style), settings(steps=4, **kw), [owl()], ['an owl'], [seed])
+
+def test_two_runs_by_hand(base, style, whole):
+    "The second is refused in one line, and the first one ends as if nothing had been"
+    alone = whole('fast')[0]
+    run = by_hand(base, style)
+    try:
+        steps = run.iterate()
+        next(steps)
+        for other in (lambda: by_hand(base, style, seed=6), lambda: go(base, style), lambda: go(base, style, method='vsd', steps=1)):
+            with pytest.raises(StylekitError, match='another run') as e: other()
+            assert '\n' not in str(e.value)
+        for _ in steps: pass
+        identical(run.results()[0], alone)
+    finally: run.close()
+    run.close()                                             # once more does no harm
+    second = by_hand(base, style)                           # and now it is free
+    second.close()
+
+def test_closing_twice_does_not_take_off_anothers_adapters(base, style, whole):
+    alone, first = whole('fast')[0], by_hand(base, style)
+    first.close()
+    second = by_hand(base, style)
+    first.close()
+    try:
+        for _ in second.iterate(): pass
+        identical(second.results()[0], alone)
+    finally: second.close()
+
+def test_two_threads(base, style, whole):
+    "Whoever is refused is told; whoever draws draws what it would alone"
+    import threading
+    got = []
+    def work():
+        try: got.append(go(base, style))
+        except StylekitError as e: got.append(e)
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    made = [r for r in got if not isinstance(r, StylekitError)]
+    assert made and all('another run' in str(e) for e in got if isinstance(e, StylekitError))
+    for r in made: identical(r, whole('fast')[0])
+
+def test_a_live_run_holds_the_model_until_it_ends(base, style, whole):
+    from stylekit.live import LiveRun
+    live = LiveRun(owl(), str(style.path), 'an owl', backbone=base, seed=5, steps=4)
+    live.advance()
+    with pytest.raises(StylekitError, match='another run'): go(base, style)
+    while live.advance(): pass
+    identical(live.result, whole('fast')[0])
+    identical(go(base, style), whole('fast')[0])
+
+@pytest.mark.parametrize('kw', [{}, dict(fake='shared'), dict(preset='paper'), dict(method='lusd'), dict(method='vsd')], ids=str)
+@pytest.mark.parametrize('error', [TypeError('mine'), KeyboardInterrupt(), MemoryError(), RuntimeError('std::bad_alloc'), torch.OutOfMemoryError('CUDA out of memory')], ids=lambda e: type(e).__name__+str(e)[:4])
+@pytest.mark.parametrize('at', [1, 3, 8])
+def test_whatever_fails_in_the_middle_the_unet_is_as_it_was(base, style, kw, error, at):
+    "The UNet raises in its first, third or eighth pass: in the grid, in a step, in what learns"
+    before, calls = state_of(base), []
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == at: raise error
+    hook = base.unet.register_forward_hook(fail)
+    is_memory = type(error) not in (TypeError, KeyboardInterrupt)
+    try:
+        with pytest.raises(StylekitError if is_memory else type(error)) as e: go(base, style, **{'steps': 6} | kw)
+    finally: hook.remove()
+    if is_memory: assert 'ran out of memory: lower `resolution`' in str(e.value)
+    assert state_of(base) == before
+
+@pytest.mark.parametrize('part', ['encode', 'decode', 'text'])
+def test_memory_runs_out_before_and_after(base, style, monkeypatch, part):
+    before = state_of(base)
+    def fail(*a, **kw): raise RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried to allocate 999 bytes")
+    monkeypatch.setattr(type(base), part, fail)
+    with pytest.raises(StylekitError, match='ran out of memory.*resolution'): go(base, style, steps=1)
+    assert state_of(base) == before
+
+def test_the_unet_has_its_plain_layers_back(base, style):
+    before = state_of(base)
+    for kw in (dict(fake='shared'), dict(method='vsd')): go(base, style, steps=1, **kw)
+    assert state_of(base) == before
+
+@pytest.mark.parametrize('kw', [dict(steps=np.int64(2), lam=np.float32(.3)), dict(steps=torch.tensor(2), lam=torch.tensor(.3)), dict(seed=np.uint8(5)), dict(style_scale=np.float64(.5), resolution=np.int32(64))], ids=str)
+def test_numbers_of_other_libraries(base, style, kw, tmp_path):
+    plain = {k: v.item() for k, v in kw.items()}
+    a, b = (go(base, style, **{'steps': 2} | x) for x in (kw, plain))
+    identical(a, b)
+    assert a.info == b.info and json.dumps(a.info) and a.save(tmp_path/'a.png')
+
+def test_changes_with_numbers_of_other_libraries(base, style, tmp_path):
+    part = go(base, style, callbacks=[At(1, lambda run: run.change(lam=np.float32(.5), style_scale=torch.tensor(.5))), At(2, stop), Checkpoint(tmp_path/'run.pt')])
+    assert json.dumps(part.info)
+    assert go(base, style, callbacks=[Checkpoint(tmp_path/'run.pt')]).complete
+
+def test_a_setting_that_is_not_read_is_refused_during_a_run_too(base, style):
+    run = by_hand(base, style, relevance='none')
+    try:
+        with pytest.raises(StylekitError, match='relevance_floor'): run.change(relevance_floor=.7)
+        assert run.changes == [] and run.cfg == run.first
+    finally: run.close()
+    for kw in (dict(negative_prompt='blurry'), dict(fake_lr=1e-4), dict(method='ssd', guidance_scale=3.), dict(preset=Settings(method='pds', weight='variance'))):
+        with pytest.raises(StylekitError, match='does not read'): go(base, style, **kw)
+
+def test_an_interrupted_result_says_so(base, style):
+    assert go(base, style, callbacks=[At(2, stop)]).interrupted and not go(base, style).interrupted
+    with pytest.warns(UserWarning): assert not go(base, style, callbacks=[At(2, poison)]).interrupted
+
+
+# ---- checkpoints that are not what was written ----
+
+def test_checkpoints_are_read_whole_or_refused(base, style, tmp_path):
+    path = interrupted(base, style, tmp_path/'run.pt', preset=ONLINE)
+    good = load_state(path, 'checkpoint', RunState)
+    sweep_file(path, lambda p: load_state(p, 'checkpoint', RunState), same=good, flips=60)
+
+def test_checkpoints_of_other_shapes_are_refused(base, style, tmp_path, whole):
+    "Under a right hash: what is missing, of another type, another shape, NaN"
+    path = interrupted(base, style, tmp_path/'run.pt', preset=ONLINE)
+    state = load_state(path, 'checkpoint')
+    run = Stylizer(base, load_style(style), settings(ONLINE, steps=4), [owl()], ['an owl'], [5])
+    def read(mutant):
+        save_state(path, mutant, 'checkpoint')
+        Checkpoint(path).before_run(run)
+        return run.state_dict()
+    mutants = [(what, m) for what, m in json_mutants(state) if re.match(r'(run_id|k|z|opt(\.\w+)?|method(\.params(\.0)?)?|gens(\.0)?|records(\.0(\.\w+)?)?|changes|all of it|one key too many)(:|$)', what)]
+    assert len(mutants) > 150
+    try:
+        same = read(state)
+        for _ in run.iterate(): pass
+        identical(run.results()[0], whole(ONLINE)[0])
+        sweep(read, mutants, same, may_differ=['fake: missing', 'psr: missing'])   # of the history: some steps have none
+    finally: run.close()

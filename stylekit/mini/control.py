@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np, torch
 from ..clip import Clip, load_clip
 from ..control_clip import CONTROL_FILE, ROLES, load_control_clip, role_logits, train_control_clip
-from ..core import StylekitError, asset, atomic_path, digest, image_to_tensor
+from ..core import StylekitError, asset, atomic_path, digest
+from ..images import image_to_tensor
 from ..backbone import Cond, load_backbone
 from ..fewshot import WAYS, answer, clip_lora, leakage, task_of
 from ..grids import Grid, Shot, crossed, few

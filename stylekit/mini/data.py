@@ -11,7 +11,8 @@ import io, json, shutil, subprocess, tarfile
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from ..core import StylekitError, sample, samples
+from ..core import StylekitError
+from ..images import sample, samples
 from ..grids import split_by_name
 
 # %% ../../nbs/mini/00_data.ipynb #c86f8e37
