@@ -1004,7 +1004,8 @@ def _is_interrupt(e:BaseException)->bool:
     return False
 
 _SYSTEM = {errno.ENOSPC: 'free some space', errno.EDQUOT: 'free some space', errno.EROFS: 'choose another folder',
-           errno.EACCES: 'choose another file or folder', errno.EPERM: 'choose another file or folder'}
+           errno.EACCES: 'choose another file or folder', errno.EPERM: 'choose another file or folder',
+           errno.ENAMETOOLONG: 'use a shorter one', errno.ENOTDIR: 'part of the path is a file'}
 _MEMORY = 'memory ran out: use a smaller --batch, fewer --workers or a smaller --resolution'
 
 def _tell(text:str):
@@ -1020,13 +1021,13 @@ def _closed_pipe()->int: # exit status
 def status_of(e:BaseException)->int: # exit status
     "Say in one line what went wrong"
     if isinstance(e, BrokenPipeError): return _closed_pipe()
-    if _is_interrupt(e) and not isinstance(e, StylekitError):
+    if _is_interrupt(e):
         _tell(one_line(e) if isinstance(e, KeyboardInterrupt) and str(e) else 'interrupted')
         return 130
     if isinstance(e, StylekitError): _tell(re.sub(r'(?<!-)\boverwrite(=True)?$', '--overwrite', str(e)))   # as it is said here
     elif isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError': _tell(_MEMORY)
     elif isinstance(e, OSError) and e.errno in _SYSTEM:
-        _tell(': '.join(map(str, filter(None, (e.strerror, e.filename, _SYSTEM[e.errno])))))
+        _tell(one_line(': '.join(map(str, filter(None, (e.strerror, e.filename, _SYSTEM[e.errno]))))))
     else:
         _tell(f'this is a fault of stylekit: {type(e).__name__}: {one_line(e, 200)}; {_trace_file(e)}')
         return 70
