@@ -11,7 +11,7 @@ __all__ = ['EMOJI', 'MICROSOFT', 'SOURCES', 'UI_WORDS', 'UI_SIGNS', 'BRANDS', 'U
            'read_icons', 'known_things', 'single_things', 'read_emoji', 'read_renders', 'words_of', 'clipart_words',
            'clipart_files', 'read_clipart', 'tones', 'is_scene', 'fault', 'fingerprint', 'mirrored', 'near_duplicates',
            'split_among', 'Picture', 'read_source', 'render_source', 'coarse_colours', 'first_of_twins', 'write_corpus',
-           'apart', 'Corpus']
+           'apart', 'Corpus', 'sample_corpus']
 
 # %% ../../nbs/mini/00_data.ipynb #88af98b7
 import io, json, re, shutil, subprocess, tarfile
@@ -102,7 +102,7 @@ SOURCES['clipart'] = Source('openclipart-svg', '1:0.18+dfsg-19', 'CC-PDDC', 'the
 BASE_SOURCES = tuple(k for k,s in SOURCES.items() if s.use == 'base')
 
 # %% ../../nbs/mini/00_data.ipynb #c86f8e37
-SETS = {k: (s.package, s.version, s.licence, s.words) for k,s in SOURCES.items() if k in ('shaded', 'flat', 'ink', 'noto', 'twemoji', 'openmoji')}
+SETS = {k: (s.package, s.version, s.licence, s.words) for k in ('shaded', 'flat', 'ink', 'noto', 'twemoji', 'openmoji') for s in [SOURCES[k]]}  # the aligned looks
 NAMES = ('unicode-emoji-json', '0.9.0', 'MIT')
 SUBGROUPS = ('emoji.json', '16.0.0', 'MIT')
 BASE_LOOKS = ('shaded', 'render', 'noto', 'twemoji')  # the aligned looks that the base sees; never `flat` or `ink`
@@ -643,3 +643,17 @@ class Corpus:
         "Their pixels"
         files = {l: np.load(self.root/f'{l}.npy', mmap_mode='r') for l in {p.look for p in pictures}}
         return np.stack([files[p.look][p.row] for p in pictures])
+
+# %% ../../nbs/mini/00_data.ipynb #c0e28cf2
+def sample_corpus(root:Path # an empty folder
+                 )->Corpus: # eight things in four looks
+    "The shipped samples in the form of the corpus: to try things out, not to train"
+    root, pictures = Path(root), []
+    root.mkdir(parents=True, exist_ok=True)
+    for look in ('shaded', 'render', 'flat', 'ink'):
+        white = np.stack([np.asarray(sample(n, look)) for n in samples()])
+        seen = (white < 250).any(-1, keepdims=True).astype(np.uint8)*255
+        np.save(root/f'{look}.npy', np.concatenate([white, seen], -1))
+        pictures += [Picture(look, n, thing(n), (), 'train', i, False) for i,n in enumerate(samples())]
+    (root/'pictures.json').write_text(json.dumps(dict(left_out={}, pictures=[asdict(p) for p in pictures])))
+    return Corpus(root)
