@@ -20,7 +20,7 @@ from ..lora import LORA_FILE, add_style, load_style
 from .clip import all_captions, corpus_captions, train_clip, train_tokenizer, train_towers, train_vision
 from .data import BASE_LOOKS, SETS, StyleSets, fetch_sets, look_words, render_sets, thing
 from .data import Corpus, fetch_sources, write_corpus
-from .unet import SCHEDULE, cache_latents, encode_looks, open_latents, train_base, train_unet
+from .unet import SCHEDULE, cache_latents, encode_looks, train_base, train_unet
 from .vae import CODEC_LOOKS, refine_vae, train_vae, tune_decoder
 
 # %% ../../nbs/mini/04_build.ipynb #0e92738d
@@ -148,7 +148,8 @@ def ready_towers(corpus:Corpus, work:Path, steps:int, # of 80 pictures
 def build_base(data:Path, # packages and the rendered corpus
                work:Path, # checkpoints, and `model` at the end
                start:Path=None, # a model folder whose autoencoder and UNet are trained on; default the shipped one
-               vae_steps:int=1750, clip_steps:int=600, unet_steps:int=60000, # of 16, 80 and 32 pictures
+               vae_steps:int=2400, clip_steps:int=600, unet_steps:int=60000, # of 16, 80 and 32 pictures
+               views:int=7, # of each picture, of VIEWS
                cooldown:float=.25, # share of the UNet's steps over which its rate falls
                minutes:float=None, # of UNet training in this call
                device:str='cpu', say=_say # part -> report(step, loss, seconds), or None
@@ -161,7 +162,6 @@ def build_base(data:Path, # packages and the rendered corpus
         refine_vae(vae, corpus, work, vae_steps, device=device, report=say('vae')).cpu().save_pretrained(work/'vae')
     vae = AutoencoderTiny.from_pretrained(work/'vae').eval()
     tok, clip = ready_towers(corpus, work, clip_steps, say('clip'))
-    if not (work/'latents.json').exists(): cache_latents(vae, corpus, work, report=print)
-    latents, unet = open_latents(work, corpus), UNet2DConditionModel.from_pretrained(start/'unet', torch_dtype=torch.float32)
+    latents, unet = cache_latents(vae, corpus, work, views), UNet2DConditionModel.from_pretrained(start/'unet', torch_dtype=torch.float32)
     unet = train_base(latents, clip, tok, work, unet_steps, cooldown=cooldown, unet=unet, minutes=minutes, device=device, report=say('unet')).cpu()
     return pack(work/'model', vae, clip, tok, unet, latents['scale'])
