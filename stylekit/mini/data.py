@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['EMOJI', 'MICROSOFT', 'SOURCES', 'UI_WORDS', 'UI_SIGNS', 'BRANDS', 'ULTIMATE', 'STREAMLINE', 'SIGNS',
            'CLIPART_SECTIONS', 'CLIPART_OUT', 'BASE_SOURCES', 'SETS', 'NAMES', 'SUBGROUPS', 'BASE_LOOKS', 'GROUPS',
-           'PEOPLE', 'PEOPLE_OUT', 'ENGLISH', 'DULL', 'READERS', 'Source', 'look_words', 'fetch_package', 'fetch_sets',
-           'shared_names', 'split_of', 'thing', 'render_svg', 'render_sets', 'StyleSets', 'sample_sets', 'fetch_debian',
-           'fetch_sources', 'Drawing', 'plain_name', 'draw_svg', 'fit_square', 'on_white', 'thing_box', 'largest',
-           'read_icons', 'known_things', 'single_things', 'read_emoji', 'read_renders', 'words_of', 'clipart_words',
-           'clipart_files', 'read_clipart', 'tones', 'is_scene', 'fault', 'fingerprint', 'mirrored', 'near_duplicates',
+           'PEOPLE', 'PEOPLE_OUT', 'ENGLISH', 'DULL', 'MADE', 'SOURCES_READ', 'READERS', 'Source', 'look_words',
+           'fetch_package', 'fetch_sets', 'shared_names', 'split_of', 'thing', 'render_svg', 'render_sets', 'StyleSets',
+           'sample_sets', 'fetch_debian', 'fetch_sources', 'Drawing', 'plain_name', 'draw_svg', 'fit_square',
+           'on_white', 'thing_box', 'largest', 'read_icons', 'known_things', 'single_things', 'read_emoji',
+           'read_renders', 'words_of', 'clipart_words', 'clipart_files', 'read_clipart', 'tones', 'is_scene', 'fault',
+           'pixel_art', 'soft_noise', 'wandering', 'watercolour', 'fingerprint', 'mirrored', 'near_duplicates',
            'split_among', 'Picture', 'read_source', 'render_source', 'coarse_colours', 'first_of_twins', 'write_corpus',
            'apart', 'Corpus', 'sample_corpus']
 
 # %% ../../nbs/mini/00_data.ipynb #88af98b7
 import io, json, re, shutil, subprocess, tarfile
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 from ..core import StylekitError, sample, samples
 from ..grids import split_by_name
 
@@ -250,7 +251,7 @@ def fetch_sources(dest:Path, # folder for the packages
                  )->dict: # look -> folder; `names` -> the list of Unicode's names
     "Fetch what the catalogue names (about 120 MB, once)"
     out = dict(names=fetch_package(*NAMES[:2], dest))
-    for look in looks or SOURCES:
+    for look in looks or SOURCES_READ:
         s = SOURCES[look]
         fetch = fetch_debian if s.reader == 'clipart' else fetch_package
         out[look] = fetch(s.package, s.version, dest)
@@ -492,6 +493,63 @@ def fault(image:np.ndarray, # (H, W, 4) uint8
     if coloured < .05 and shaded < .75: return 'a grey line drawing'
     return 'a page of its own' if not scenes and is_scene(image) else ''
 
+# %% ../../nbs/mini/00_data.ipynb #9ea68f90
+def pixel_art(image:np.ndarray, # (H, W, 4) uint8, straight alpha
+              cells:int=32, colours:int=12 # by side; in all
+             )->np.ndarray: # (H, W, 4) uint8
+    "A picture in few square cells of few colours, with a dark outline"
+    planes = Image.fromarray(image).convert('RGBa').resize((cells, cells), Image.BOX)     # colours weighed by alpha
+    small = np.array(planes.convert('RGBA'))
+    seen = small[..., 3] > 127
+    few = Image.fromarray(small[..., :3]).quantize(colours, method=Image.Quantize.MEDIANCUT).convert('RGB')
+    wide = np.pad(seen, 1)
+    around = (wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]) & ~seen
+    out = np.zeros((cells, cells, 4), np.uint8)
+    out[seen] = np.dstack([np.asarray(few), np.full((cells, cells), 255, np.uint8)])[seen]
+    out[around] = (34, 28, 44, 255)
+    return np.asarray(Image.fromarray(out).resize(image.shape[1::-1], Image.NEAREST))
+
+def soft_noise(g:np.random.Generator, size:int, cells:int # pixels; waves by side
+              )->np.ndarray: # (size, size) float32 in [-1, 1]
+    "Noise without fine detail"
+    coarse = Image.fromarray(g.uniform(-1, 1, (cells, cells)).astype(np.float32))
+    return np.asarray(coarse.resize((size, size), Image.BICUBIC)).clip(-1, 1)
+
+# %% ../../nbs/mini/00_data.ipynb #51b1feda
+def _blurred(a, radius): # (H, W) float in [0, 1]
+    return np.asarray(Image.fromarray((a*255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(radius)), np.float32)/255
+
+def wandering(image:np.ndarray, # (S, S, 4) uint8
+              g:np.random.Generator, far:float=1.8 # pixels
+             )->np.ndarray: # (S, S, 4) uint8
+    "A picture whose outlines wander, its tones merged"
+    size = len(image)
+    y, x = np.mgrid[:size, :size]
+    dy, dx = (far*soft_noise(g, size, 9) for _ in range(2))
+    y, x = ((a+d).round().astype(int).clip(0, size-1) for a,d in ((y, dy), (x, dx)))
+    planes = Image.fromarray(image[y, x]).convert('RGBa').filter(ImageFilter.MedianFilter(5))
+    return np.array(planes.convert('RGBA'))
+
+def watercolour(image:np.ndarray # (S, S, 4) uint8, straight alpha
+               )->np.ndarray: # (S, S, 4) uint8
+    "A picture washed on paper: thin pigment, more of it where a wash ends"
+    g = np.random.default_rng(int(image.sum()) % 2**32)
+    moved = wandering(image, g)
+    size, alpha, colour = len(image), moved[..., 3]/np.float32(255), moved[..., :3]/np.float32(255)
+    light = colour.mean(-1)*alpha + 1-alpha
+    rim = (alpha-_blurred(alpha, 4)).clip(0, 1) + .8*(_blurred(light, 3)-light).clip(0, 1)
+    pigment = .62 + .28*soft_noise(g, size, 6) + 1.5*rim
+    out = 1 - (1-colour)*pigment.clip(.2, 1.25)[..., None]
+    soft = _blurred(alpha, .8)[..., None]
+    return np.concatenate([(out.clip(0, 1)*255).astype(np.uint8), (soft*255).astype(np.uint8)], -1)
+
+# %% ../../nbs/mini/00_data.ipynb #6850e79b
+MADE = dict(pixel=pixel_art, watercolour=watercolour)   # from `shaded`
+_shaded = SOURCES['shaded']
+SOURCES |= {look: replace(_shaded, words=words, use='style', reader='made', why=f'made from {_shaded.package} by a rule')
+            for look, words in dict(pixel='pixel art', watercolour='watercolour painting').items()}
+SOURCES_READ = tuple(k for k in SOURCES if k not in MADE)   # those that are rendered; the others follow from them
+
 # %% ../../nbs/mini/00_data.ipynb #d0f627b1
 def fingerprint(images:np.ndarray, # (N, H, W, 4) uint8
                 cells:int=14 # by side
@@ -598,13 +656,13 @@ def first_of_twins(prints:np.ndarray, # (N, D) fingerprints
 # %% ../../nbs/mini/00_data.ipynb #4fa5526c
 def write_corpus(packages:dict, # as `fetch_sources` returns them
                  dest:Path, # folder for `<look>.npy` and `pictures.json`
-                 looks=None, # of the catalogue; default all
+                 looks=None, # of the catalogue; default all that are read
                  size:int=128, report=print)->dict: # look -> reason -> how many left out
     "Render every source once; no picture in training has a twin in the test"
     dest, known = Path(dest), known_things(packages)
     dest.mkdir(parents=True, exist_ok=True)
     pictures, prints, out = [], [], {}
-    for look in looks or SOURCES:
+    for look in looks or SOURCES_READ:
         drawings, images, out[look] = render_source(look, packages, size)
         np.save(dest/f'{look}.npy', images)
         scenes = [is_scene(a) for a in images]
@@ -638,11 +696,12 @@ class Corpus:
         self.all = [Picture(**{**p, 'tags': tuple(p['tags'])}) for p in data['pictures']]
     def pictures(self, split:str, looks=BASE_SOURCES)->list:
         "The pictures of a split in some looks"
-        return [p for p in self.all if p.split == split and p.look in looks]
+        made = [replace(p, look=l) for l in looks if l in MADE for p in self.all if p.look == 'shaded']
+        return [p for p in self.all+made if p.split == split and p.look in looks]
     def images(self, pictures:list)->np.ndarray: # (N, H, W, 4) uint8, straight alpha
         "Their pixels"
-        files = {l: np.load(self.root/f'{l}.npy', mmap_mode='r') for l in {p.look for p in pictures}}
-        return np.stack([files[p.look][p.row] for p in pictures])
+        files = {l: np.load(self.root/f'{"shaded" if l in MADE else l}.npy', mmap_mode='r') for l in {p.look for p in pictures}}
+        return np.stack([MADE.get(p.look, np.asarray)(files[p.look][p.row]) for p in pictures])
 
 # %% ../../nbs/mini/00_data.ipynb #c0e28cf2
 def sample_corpus(root:Path # an empty folder

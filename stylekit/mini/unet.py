@@ -7,6 +7,7 @@ __all__ = ['SCHEDULE', 'VIEWS', 'new_unet', 'encode_looks', 'denoising_loss', 't
            'cache_view', 'cache_latents', 'base_loss', 'train_base', 'fixed_errors']
 
 # %% ../../nbs/mini/03_unet.ipynb #7c04944e
+import json
 from pathlib import Path
 import numpy as np, torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -128,8 +129,10 @@ def cache_latents(vae, corpus:Corpus, dest:Path, # folder for the latents
                   views:int=len(VIEWS), looks=BASE_SOURCES, split:str='train')->dict: # z (views, N, C, h, w) half, read from disk as needed; pictures, scale
     "The first views of a split, encoded where they are not yet"
     pictures = corpus.pictures(split, looks)
+    rows, path = [[p.look, p.row] for p in pictures], Path(dest)/'latents.json'
+    if not path.exists(): path.write_text(json.dumps(rows))
+    if json.loads(path.read_text()) != rows: raise StylekitError(f'the latents in {dest} are of another corpus: delete latents.json and latents-*.npy there')
     z = [cache_view(vae, corpus, pictures, v, dest) for v in range(views)]
-    if any(len(a) != len(pictures) for a in z): raise StylekitError(f'the latents in {dest} are of another corpus: delete {dest}/latents-*.npy')
     return dict(z=z, pictures=pictures, scale=1/np.asarray(z[0], np.float32).std().item())
 
 # %% ../../nbs/mini/03_unet.ipynb #30ec9aae
