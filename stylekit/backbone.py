@@ -6,12 +6,12 @@
 __all__ = ['PREDICTION_TYPES', 'NOISE_SCHEDULE', 'BETA_SCHEDULERS', 'MOST_ROWS', 'FAMILIES', 'PARTS', 'TOKENIZER_FILES',
            'CLIP_REPOS', 'PICKLES', 'HUB_SECONDS', 'STALL_SECONDS', 'to_epsilon', 'read_config', 'config_value',
            'check_scheduler', 'noise_schedule', 'alpha_bars', 'Cond', 'Backbone', 'file_stamp', 'stamped_sha256',
-           'config_text', 'state_sha256', 'unwrap', 'family_of', 'refuse_family', 'part_classes', 'check_unet',
-           'check_texts', 'check_vae', 'check_numbers', 'open_tensors', 'fill', 'build_part', 'load_tokenizer',
-           'check_tokenizer', 'merges_tokenizer', 'tokenizer_pair', 'tokenizer_files', 'weight_names', 'shard_names',
-           'ModelFiles', 'read_folder', 'check_model_folder', 'single_family', 'single_unet_config',
-           'single_vae_config', 'single_text', 'said_prediction', 'read_single', 'in_time', 'hub_folder', 'find_model',
-           'public_path', 'load_backbone']
+           'config_text', 'state_sha256', 'family_of', 'refuse_family', 'part_classes', 'check_unet', 'check_texts',
+           'check_vae', 'check_numbers', 'open_tensors', 'fill', 'build_part', 'load_tokenizer', 'check_tokenizer',
+           'merges_tokenizer', 'tokenizer_pair', 'tokenizer_files', 'weight_names', 'shard_names', 'ModelFiles',
+           'read_folder', 'check_model_folder', 'single_family', 'single_unet_config', 'single_vae_config',
+           'single_text', 'said_prediction', 'read_single', 'in_time', 'hub_folder', 'find_model', 'public_path',
+           'load_backbone']
 
 # %% ../nbs/02_backbone.ipynb #78f9f46b
 import gzip, json, math, re, threading, warnings
@@ -202,9 +202,10 @@ def state_sha256(model:torch.nn.Module # with or without adapters
     def own(key):
         inside = next((n for n in wrapped if key.startswith(n+'.')), None)
         return inside is None or key.startswith(inside+'.base_layer.')
-    parts = []
+    parts, replaced = [], getattr(model, '_own_weights', {})
     for k, v in sorted(model.state_dict().items()):
         if not own(k): continue
+        v = replaced.get(k.replace('.base_layer', ''), v)
         plain = v.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)   # bfloat16 has no bytes in numpy
         parts += [k.replace('.base_layer', ''), v.dtype, tuple(v.shape), plain.view(torch.uint8).numpy().tobytes()]
     return digest(*parts)
@@ -327,10 +328,17 @@ def parts(self:Backbone)->dict:
     "The networks an adapter can sit on, by the names LoRA files have for them"
     return dict(zip(('unet', 'text_encoder', 'text_encoder_2'), (self.unet, *self.text_encoders)))
 
-def _switch(model, adapters, train=False):
+def _tuners(model): # PEFT's layers of a model, by name
     from peft.tuners.tuners_utils import BaseTunerLayer
-    for m in model.modules():
-        if isinstance(m, BaseTunerLayer): m.set_adapter(list(adapters), inference_mode=not train)
+    return [(n, m) for n,m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+
+def _switch(model, adapters, train=False):
+    for _, layer in _tuners(model):
+        layer.set_adapter(list(adapters))   # which asks for gradients: older PEFT has no other way
+        if train: continue
+        for kind in layer.adapter_layer_names:
+            for weights in getattr(layer, kind).values(): weights.requires_grad_(False)
+    _exchange(model, adapters)
 
 @patch
 def use(self:Backbone, adapters:tuple=(), # names of adapters to switch on; none: the base model
@@ -338,33 +346,85 @@ def use(self:Backbone, adapters:tuple=(), # names of adapters to switch on; none
        ):
     "Switch adapters on the one UNet"
     if (adapters, train) == self._adapters: return
-    known = set(getattr(self.unet, 'peft_config', {}))
+    known = {*getattr(self.unet, 'peft_config', {}), *getattr(self.unet, '_offsets', {})}
     if missing := set(adapters)-known: raise StylekitError(f'no adapter named {sorted(missing)}; loaded: {sorted(known)}')
     _switch(self.unet, adapters, train)
     self._adapters = (adapters, train)
 
+# %% ../nbs/02_backbone.ipynb #5c1e07ab
+def _exchange(model, adapters):
+    "The model's own weights back; then, for the adapters that bring whole weights, theirs"
+    for name, own in model.__dict__.pop('_own_weights', {}).items(): _put(model, name, own)
+    theirs = {}
+    for a in adapters:
+        for name, weight in getattr(model, '_offsets', {}).get(a, {}).items(): theirs.setdefault(name, []).append(weight)
+    if not theirs: return
+    model._own_weights = {name: _parameter(model, name) for name in theirs}
+    for name, weights in theirs.items():
+        own = model._own_weights[name]
+        both = own.float() + sum(w.to(own.device).float()-own.float() for w in weights)
+        _put(model, name, weights[0] if len(weights)==1 else torch.nn.Parameter(both.to(own.dtype), False))
+
+def _owner(model, name): # of a parameter: its module, under PEFT's layer if there is one
+    path, _, last = name.rpartition('.')
+    m = model.get_submodule(path)
+    return getattr(m, 'base_layer', m), last
+
+def _parameter(model, name):
+    m, last = _owner(model, name)
+    return getattr(m, last)
+
+def _put(model, name, p):
+    m, last = _owner(model, name)
+    p.data = p.data.to(getattr(m, last).device)   # with `low_memory` a network may have moved in between
+    setattr(m, last, p)
+
+# %% ../nbs/02_backbone.ipynb #5c1e07ac
+@patch
+def add_offsets(self:Backbone, part:str, # one of `parts`
+                adapter:str, # its name, for `use` and `remove`
+                offsets:dict # parameter's name -> what is added to it
+               ):
+    "An adapter that adds to whole parameters: while it is on, the network has the sums in their place"
+    model, sums = self.parts[part], {}
+    _exchange(model, ())
+    for name, offset in offsets.items():
+        own = _parameter(model, name)
+        total = own.float() + offset.to(own.device).float()
+        sums[name] = torch.nn.Parameter(total.to(own.dtype), False)
+    model.__dict__.setdefault('_offsets', {})[adapter] = sums
+    self._adapters = None
+@patch
+def own_parameter(self:Backbone, part:str, name:str)->torch.nn.Parameter:
+    "A network's own parameter, whichever adapters are on"
+    model = self.parts[part]
+    replaced = getattr(model, '_own_weights', {})
+    return replaced[name] if name in replaced else _parameter(model, name)
+
 # %% ../nbs/02_backbone.ipynb #5da950b7
-def unwrap(model:torch.nn.Module):
-    "Put a model's plain layers back where PEFT's stood around them"
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    wrapped = [(name, m) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
-    for name, m in wrapped:
-        parent, _, child = name.rpartition('.')
-        setattr(model.get_submodule(parent), child, m.get_base_layer())
-    del model.peft_config
-    model._hf_peft_config_loaded = False
+def _names_on(layer)->set: # the adapters that one of PEFT's layers holds
+    return {name for kind in layer.adapter_layer_names for name in getattr(layer, kind)}
+
+def _unwrap(model, adapter):
+    "Take an adapter off; a layer with none left is put back as it was"
+    for path, layer in _tuners(model):
+        if adapter in _names_on(layer): layer.delete_adapter(adapter)
+        if _names_on(layer): continue
+        parent, _, name = path.rpartition('.')
+        setattr(model.get_submodule(parent), name, layer.get_base_layer())
 
 @patch
 def remove(self:Backbone, adapter:str):
-    "Delete an adapter and free its weights"
+    "Delete an adapter and free its weights: a network without adapters is the one that was loaded, module by module"
     for model in self.parts.values():
-        if adapter not in getattr(model, 'peft_config', {}): continue
+        _exchange(model, ())
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # PEFT tells that it makes another adapter active; `use` decides that
-            for m in model.modules():
-                if adapter in getattr(m, 'lora_A', {}): m.delete_adapter(adapter)
-        del model.peft_config[adapter]
-        if not model.peft_config: unwrap(model)
+            _unwrap(model, adapter)
+        for kind in ('peft_config', '_offsets'):
+            loaded = getattr(model, kind, {})
+            loaded.pop(adapter, None)
+            if hasattr(model, kind) and not loaded: delattr(model, kind)
     self._adapters = None
 
 # %% ../nbs/02_backbone.ipynb #b485432e
@@ -400,6 +460,7 @@ MOST_ROWS = 24   # of a batch: more gain nothing on a processor, and cost memory
 def _can_mix(unet)->bool:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
+    if getattr(unet, '_offsets', None): return False   # whole weights are the same for every row
     return all(isinstance(m, LoraLayer) and not m.lora_variant for m in unet.modules() if isinstance(m, BaseTunerLayer))
 
 @contextmanager
