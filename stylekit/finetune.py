@@ -104,7 +104,8 @@ def _check_lora_settings(c):
         if v is None and k in ('lr', 'resolution'): continue
         check_range(k, check_whole(k, v) if k in LORA_WHOLE else check_number(k, v), lo, hi)
     for k in ('dora', 'flip'):
-        if not isinstance(getattr(c, k), bool): raise StylekitError(f'{k} must be True or False, got {one_line(repr(getattr(c, k)), 60)}')
+        if not isinstance(getattr(c, k), bool):
+            raise StylekitError(f'{k} must be True or False, got {one_line(repr(getattr(c, k)), 60)}')
     if not isinstance(c.targets, tuple) or not c.targets or not all(isinstance(t, str) and t for t in c.targets):
         raise StylekitError(f'targets must be names of layers, as {ATTENTION}, got {one_line(repr(c.targets), 60)}')
 
@@ -253,7 +254,9 @@ def write_rights(path:Path, **known): # keys of RIGHTS
         with atomic_path(path) as tmp: Path(tmp).write_text(rights_text(**known), encoding='utf-8')
         return
     with _explain(f'cannot read {path.name}'): text = path.read_text(encoding='utf-8')
-    if any(sha not in text for sha in known['sha256']): warnings.warn(f'{path.name} stays as it is, and does not name all pictures that were learnt from: see that it is right')
+    if any(sha not in text for sha in known['sha256']):
+        warnings.warn(f'{path.name} stays as it is, and does not name all pictures that were learnt from: '
+                      'see that it is right')
 
 # %% ../nbs/08a_finetune.ipynb #8a6a7311
 FEW = 8   # pictures
@@ -263,13 +266,16 @@ def check_taken(dest:Path, # folder of the style
                 run_id:str, overwrite:bool)->dict: # metadata of the file that this very training made, or none
     "Refuse the name of a style that comes with stylekit, or that another training made"
     shipped = {p.parent.name.casefold() for p in asset('styles').glob(f'*/{LORA_FILE}')}
-    if dest.name.casefold() in shipped and not overwrite: raise StylekitError(f'{dest.name!r} is a style that comes with stylekit: choose another name')
+    if dest.name.casefold() in shipped and not overwrite:
+        raise StylekitError(f'{dest.name!r} is a style that comes with stylekit: choose another name')
     about = {}
     if (dest/LORA_FILE).exists():
         try: about = read_safetensors(dest/LORA_FILE)[1]
         except StylekitError: about = dict(damaged='')
     if (about.get('stylekit.run_id'), about.get('stylekit.names')) == (run_id, names): return about
-    if about and not overwrite: raise StylekitError(f'a style {dest.name!r} is there already, of another training ({dest/LORA_FILE}): choose another name, or insist with overwrite')
+    if about and not overwrite:
+        raise StylekitError(f'a style {dest.name!r} is there already, of another training ({dest/LORA_FILE}): '
+                            'choose another name, or insist with overwrite')
     if overwrite: drop_states(dest, run_id)
     return {}
 
@@ -319,15 +325,19 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                **changes # fields of LoraSettings
               )->Style:
     "Train a style LoRA from a few pictures, and save it with its metadata"
-    if not isinstance(settings or LoraSettings(), LoraSettings): raise StylekitError(f'settings must be LoraSettings, got {one_line(repr(settings), 60)}')
+    if not isinstance(settings or LoraSettings(), LoraSettings):
+        raise StylekitError(f'settings must be LoraSettings, got {one_line(repr(settings), 60)}')
     name, cfg = safe_name(name), changed(settings or LoraSettings(), changes)
     words, dest = (words or name_words(name) or name).strip(), Path(out)/name
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     check_minutes(minutes)
     examples = folder if isinstance(folder, list) else read_folder(folder, template)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
-    with _explain('previews must be pairs of a picture and its caption'): pairs = [(load_image(im), str(caption)) for im, caption in previews]   # a bad one is named before any work
-    if len(examples) < FEW: warnings.warn(f'{len(examples)} pictures: of fewer than about {FEW}, a style also learns what they show; more and different ones help')
+    with _explain('previews must be pairs of a picture and its caption'):
+        pairs = [(load_image(im), str(caption)) for im, caption in previews]   # a bad one is named before any work
+    if len(examples) < FEW:
+        warnings.warn(f'{len(examples)} pictures: '
+                      f'of fewer than about {FEW}, a style also learns what they show; more and different ones help')
     b = load_backbone(backbone, device, dtype)
     with _style_folder(dest):
         about = check_taken(dest, names, lora_run_id(b, examples, words, cfg), overwrite)

@@ -156,15 +156,18 @@ class RunState:
 def _check_form(got, own, what:str):
     "Are tensors of one shape and type, and finite?"
     if isinstance(own, (list, tuple)):
-        if not isinstance(got, (list, tuple)) or len(got) != len(own): raise ValueError(f'{what} is no list of {len(own)}')
+        if not isinstance(got, (list, tuple)) or len(got) != len(own):
+            raise ValueError(f'{what} is no list of {len(own)}')
         for g, o in zip(got, own): _check_form(g, o, what)
     elif not isinstance(got, torch.Tensor) or (got.shape, got.dtype) != (own.shape, own.dtype): raise ValueError(f'{what} is of another shape or type')
     elif not torch.isfinite(got).all(): raise ValueError(f'{what} is not finite')
 
 def _check_record(rec:dict, n:int): # images
     if not {'t', 'style'} <= {*rec}: raise ValueError('its history is incomplete')
-    for name, v in rec.items(): _check_form(v, torch.zeros(n, dtype=torch.long if name == 't' else v.dtype, device=v.device), f'{name} of the history')
-    if any(v.is_floating_point() == (name == 't') for name, v in rec.items()): raise ValueError('its history holds numbers of another type')
+    for name, v in rec.items():
+        _check_form(v, torch.zeros(n, dtype=torch.long if name == 't' else v.dtype, device=v.device), f'{name} of the history')
+    if any(v.is_floating_point() == (name == 't') for name, v in rec.items()):
+        raise ValueError('its history holds numbers of another type')
 
 def check_state(state:RunState, own:dict): # `state_dict` of the run that wants to go on
     "Is this a state that the run could have come to?"
