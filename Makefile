@@ -1,20 +1,20 @@
 # `make stylize` and `make test` each set everything up on a fresh machine (in .venv) and then do their job.
 PYTHON ?= python3
-# CPU builds are enough here; a GPU user installs the torch that fits the driver, and nothing below forces this one on them.
-TORCH  ?= torch==2.13.0
+# A GPU user installs the torch that fits the driver (make TORCH="torch==2.14.1"): everything else stays what was tested.
+TORCH  ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt | head -n 1)
 BIN    := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test tables control export readme clean
+.PHONY: stylize app test tables control export readme constraints versions clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
 # a page in the browser, for people who do not code
 app: .venv/run
-	$(BIN)/pip install -q -e ".[app]" && $(BIN)/stylekit app
+	$(INSTALL) -e ".[app]" && $(BIN)/stylekit app
 
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -36,14 +36,35 @@ readme: .venv/dev
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/torch: .venv/bin/python Makefile
-	$(BIN)/pip install -q "$(TORCH)" && touch $@
+# the exact versions that were tested, for every Python that is stated: run the tests before you commit what it writes
+constraints: .venv/bin/python
+	$(BIN)/pip install -q uv
+	$(BIN)/python tools/requirements.py | $(BIN)/uv pip compile - -q --universal --upgrade --python-version 3.10 \
+	  -c tools/tested.txt --no-annotate --custom-compile-command 'make constraints' -o .venv/resolved.txt
+	grep -Ev '^(nvidia|cuda|triton)' .venv/resolved.txt > constraints.txt    # these follow the build of torch
+
+# the tests with the newest or the oldest versions that pip users may have
+VERSIONS ?= newest
+OTHER    := .venv-$(VERSIONS)/bin
+versions: .venv/bin/python
+	$(BIN)/pip install -q uv
+	test -d .venv-$(VERSIONS) || $(PYTHON) -m venv .venv-$(VERSIONS)
+	$(BIN)/python tools/requirements.py $(VERSIONS) > .venv-$(VERSIONS)/asked.txt
+	$(BIN)/uv pip install -q --upgrade --python $(OTHER)/python -r .venv-$(VERSIONS)/asked.txt
+	$(OTHER)/pip install -q --no-deps -e .
+	OMP_NUM_THREADS=1 $(OTHER)/python -m pytest -n 2 --dist loadfile
+
+INSTALL := $(BIN)/pip install -q -c .venv/constraints.txt
+
+.venv/torch: .venv/bin/python constraints.txt
+	$(BIN)/pip install -q "$(TORCH)"
+	grep -v '^torch==' constraints.txt > .venv/constraints.txt && touch $@
 
 .venv/run: .venv/torch settings.ini pyproject.toml setup.py
-	$(BIN)/pip install -q -e . && touch $@
+	$(INSTALL) -e . && touch $@
 
 .venv/dev: .venv/run
-	$(BIN)/pip install -q -e ".[dev]" && touch $@
+	$(INSTALL) -e ".[dev]" && touch $@
 
 clean:
 	rm -rf build dist *.egg-info out

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LIVE', 'working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted', 'NaNGuard',
-           'Progress', 'Preview', 'Checkpoint', 'StylizeResult', 'Stylizer', 'Changes', 'stylize']
+           'Progress', 'Preview', 'RunState', 'Checkpoint', 'StylizeResult', 'Stylizer', 'Changes', 'stylize']
 
 # %% ../nbs/08_stylizer.ipynb #fc52868b
-import base64, io, json, math, signal, warnings
+import base64, io, json, math, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,10 +17,12 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .control_clip import load_control_clip
-from .core import StylekitError, atomic_path, caller_seeds, changed, check_range, check_whole, digest, generators, image_to_tensor, load_image, read_checkpoint, tensor_to_image
+from .core import StylekitError, atomic_path, caller_seeds, changed, check_range, check_whole, deferred_interrupt, digest, explain_errors, generators, image_to_tensor, load_image, tensor_to_image
 from .guidance import Steer, attach, detach
 from .lora import Report, Style, add_style, load_style
+from .records import check_run, load_state
 from .rights import save_output
+from .training import save_or_warn
 from .baselines import METHODS
 from .sms import Conds, Settings, settings
 
@@ -128,23 +130,36 @@ class Preview(Callback):
         return Path(path)
 
 # %% ../nbs/08_stylizer.ipynb #a332ef9c
+@dataclass
+class RunState:
+    "A `Checkpoint`'s file: all that a resumed run needs"
+    run_id: str
+    k: int                    # steps done
+    z: torch.Tensor           # latents (B, C, h, w)
+    opt: dict                 # moments of the `LatentOptimizer`
+    method: dict              # what the method learns
+    gens: list[torch.Tensor]  # states of the noise sources
+    records: list[dict]       # history, one entry per step
+    changes: list             # (step, settings) pairs
+
 class Checkpoint(Callback):
     "Save the whole state every `every` steps, resume from it when it is there and belongs to the same run"
     order = -20  # first: the others must see the resumed state
     def __init__(self, path:Path, every:int=50): self.file, self.every = Path(path), every
     def before_run(self, run):
         self.path = self.file.with_stem(f'{self.file.stem}-{run.group}') if run.group else self.file  # a list in several batches: a file each
-        if self.path.exists(): run.load_state_dict(read_checkpoint(self.path, run.run_id, run.z.device))
+        if self.path.exists(): self.resume(run)
+    def resume(self, run):
+        state = load_state(self.path, 'checkpoint', RunState, run.z.device)
+        check_run(state.run_id, run.run_id, self.path.name)
+        with explain_errors(f'{self.path.name} does not fit this run', 'delete it to start anew'): run.load_state_dict(vars(state))
     def after_step(self, run):
         if run.k%self.every==0: self.save(run)
     def after_run(self, run):
         if not run.complete: self.save(run)
         else: self.path.unlink(missing_ok=True)
     def save(self, run):
-        if not torch.isfinite(run.z).all(): return  # keep the last good one
-        try:
-            with atomic_path(self.path) as tmp: torch.save(run.state_dict(), tmp)
-        except StylekitError as e: warnings.warn(f'no checkpoint at step {run.k}: {e}')  # a full disk must not cost the result
+        if torch.isfinite(run.z).all(): save_or_warn(self.path, run.state_dict(), 'checkpoint')  # else keep the last good one
 
 # %% ../nbs/08_stylizer.ipynb #b9033596
 @dataclass
@@ -265,7 +280,7 @@ def iterate(self:Stylizer): # yields after each step; then `results`, and `close
 def run(self:Stylizer)->list: # a StylizeResult for each image
     "Run to the end, or to an interrupt, with the result so far"
     try:
-        with _ctrl_c(self):
+        with deferred_interrupt(lambda: setattr(self, 'stopped', True)):   # a half-done step could not be resumed
             for _ in self.iterate(): pass
         return self.results()
     except torch.OutOfMemoryError as e:
@@ -338,18 +353,6 @@ def _restore(self:Stylizer, changes:list):
 def _scaled(self:Stylizer, cfg, factors)->Style:
     parts = tuple(p.scaled(f) for p,f in zip(self.style.parts or (self.style,), factors))
     return (replace(self.style, parts=parts) if self.style.parts else parts[0]).scaled(cfg.style_scale)
-
-# %% ../nbs/08_stylizer.ipynb #2a0835e3
-@contextmanager
-def _ctrl_c(run):
-    "Ctrl-C ends the loop between two steps, as a half-done step could not be resumed; a second one ends it at once"
-    old = signal.getsignal(signal.SIGINT)
-    def stop(*_): run.stopped = True; signal.signal(signal.SIGINT, old)
-    try: signal.signal(signal.SIGINT, stop)
-    except ValueError: old = None   # not in the main thread: there is no Ctrl-C to catch
-    try: yield
-    finally:
-        if old is not None: signal.signal(signal.SIGINT, old)
 
 # %% ../nbs/08_stylizer.ipynb #d77d7c8c
 class Changes(Callback):

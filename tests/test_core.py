@@ -400,3 +400,37 @@ def test_hash_and_assets(tmp_path):
     assert {sample(n, l).size for n in samples() for l in ('shaded', 'render', 'flat', 'ink')} == {(128,128)}
     for bad in (('..',), ('samples/../..',), ('/etc',), ('samples', 'no.png'), ('',)):
         with pytest.raises(StylekitError): asset(*bad)
+
+
+def test_ctrl_c_keeps_the_step_it_came_after(tmp_path):
+    "Between two steps, never in one; what is kept goes on to the same weights"
+    import signal
+    import pytest
+    import torch
+    from stylekit.records import load_state
+    from stylekit.training import TrainingState, fit
+    def train(press_at=None, **kw):
+        torch.manual_seed(0)
+        m, seen = torch.nn.Linear(4, 1), []
+        def loss(g):
+            seen.append(1)
+            if len(seen) == press_at: signal.raise_signal(signal.SIGINT)
+            return (m(torch.randn(8, 4, generator=g))-1).pow(2).mean()
+        fit(m, loss, 20, .05, **kw)
+        return m
+    old = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): train(7, path=tmp_path/'c.pt')
+    assert signal.getsignal(signal.SIGINT) is old
+    assert load_state(tmp_path/'c.pt', 'training', TrainingState).step == 7
+    assert torch.equal(train(path=tmp_path/'c.pt').weight, train().weight)
+
+
+def test_second_ctrl_c_acts_at_once():
+    import signal
+    import pytest
+    from stylekit.core import deferred_interrupt
+    heard = []
+    with deferred_interrupt(lambda: heard.append(1)):
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    assert heard == [1]

@@ -47,7 +47,7 @@ def test_source(path):
     tree = ast.parse(path.read_text(encoding='utf-8'))
     assert not any('*' in names for _, names in imports(tree, top=False))
     tops = {m.lstrip('.').split('.')[0] for m, _ in imports(tree) if not m.startswith('.')}
-    light = path.name in ('__init__.py', '_modidx.py', 'core.py', 'rights.py', 'cli.py')
+    light = path.name in ('__init__.py', '_modidx.py', 'core.py', 'records.py', 'rights.py', 'cli.py')
     if path.parent != PKG: return                           # `mini` builds models and is imported on purpose
     assert not tops & {'diffusers', 'transformers', 'peft', 'matplotlib', 'scipy', 'sklearn', 'IPython', *(['torch', 'numpy', 'PIL'] if light else [])}, tops
     defined = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
@@ -56,7 +56,7 @@ def test_source(path):
              and path.name != '__init__.py']
     assert set(sum(names, [])) <= defined
 
-ORDER = ['core', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'feedforward', 'folders', 'evaluate', 'fewshot', 'live', 'views', 'panels', 'app', 'bench', 'cli']
+ORDER = ['core', 'records', 'spectrum', 'backbone', 'rights', 'training', 'formats', 'lora', 'scores', 'sms', 'baselines', 'clip', 'grids', 'control_clip', 'guidance', 'metrics', 'stylizer', 'finetune', 'feedforward', 'folders', 'evaluate', 'fewshot', 'live', 'views', 'panels', 'app', 'bench', 'cli']
 
 def test_modules_import_only_lower_ones():
     for path in FILES:
@@ -92,3 +92,69 @@ def test_panels_import_nothing_heavy():
     code = "import sys, stylekit.panels, stylekit.app; print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'diffusers', 'transformers', 'peft', 'matplotlib'}))"
     r = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=dict(os.environ, PYTHONPATH=str(PKG.parent)), cwd='/')
     assert r.stdout.strip() == '[]', r.stdout+r.stderr
+
+
+ROOT = PKG.parent
+in_a_clone = pytest.mark.skipif(not (ROOT/'constraints.txt').exists(), reason='not a clone')
+
+
+def constraints():
+    "(name, version, marker) of each line of constraints.txt"
+    from packaging.requirements import Requirement
+    lines = [line for line in (ROOT/'constraints.txt').read_text().splitlines() if not line.startswith('#')]
+    return [Requirement(line) for line in lines]
+
+
+def asked(*how):
+    from packaging.requirements import Requirement
+    r = subprocess.run([sys.executable, ROOT/'tools'/'requirements.py', *how], capture_output=True, text=True, check=True)
+    return [Requirement(line) for line in r.stdout.split()]
+
+
+def for_python(python, system='linux'):
+    "name -> version of what constraints.txt has for a Python"
+    place = dict(python_version=python, python_full_version=f'{python}.5', sys_platform=system, platform_machine='x86_64', platform_system=system.capitalize())
+    return {r.name.lower().replace('_', '-'): str(r.specifier)[2:] for r in constraints() if r.marker is None or r.marker.evaluate(place)}
+
+
+def stated_pythons():
+    return re.findall(r'Python :: (3\.\d+)"', (ROOT/'pyproject.toml').read_text())
+
+
+@in_a_clone
+@pytest.mark.parametrize('python', ['3.10', '3.11', '3.12', '3.13'])
+def test_constraints_fit_what_is_asked(python):
+    "Every stated Python has one exact version of everything that is asked for, within its range"
+    assert python in stated_pythons() and len(stated_pythons()) == 4
+    have = for_python(python)
+    for r in asked():
+        version = have.get(r.name.lower().replace('_', '-'))
+        assert version and r.specifier.contains(version, prereleases=True), f'{r} on Python {python}: constraints.txt has {version}'
+
+
+@in_a_clone
+def test_tested_bounds_hold():
+    "What tools/tested.txt forbids is in no line of constraints.txt"
+    from packaging.requirements import Requirement
+    for line in (ROOT/'tools'/'tested.txt').read_text().splitlines():
+        if line.startswith('#'): continue
+        bound = Requirement(line)
+        for r in constraints():
+            if r.name == bound.name: assert bound.specifier.contains(str(r.specifier)[2:]), f'{r} is beyond {bound}'
+
+
+@in_a_clone
+def test_every_run_time_requirement_has_a_lower_bound():
+    "Or `make versions VERSIONS=oldest` tests nothing"
+    for r in asked('oldest'):
+        if r.name in (ROOT/'settings.ini').read_text().split('\nrequirements = ')[1].split('\n')[0]:
+            assert str(r.specifier).startswith('=='), r
+
+
+@in_a_clone
+def test_set_up_uses_the_constraints():
+    "make stylize, make test, make app and CI install with them"
+    rules = dict(re.findall(r'^([\w./-]+):.*\n((?:\t.*\n?)+)', (ROOT/'Makefile').read_text(), re.M))
+    for target in ('app', '.venv/run', '.venv/dev'): assert '$(INSTALL)' in rules[target], target
+    assert 'INSTALL := $(BIN)/pip install -q -c .venv/constraints.txt' in (ROOT/'Makefile').read_text()
+    assert 'make .venv/dev' in (ROOT/'.ci'/'run').read_text()
