@@ -199,7 +199,7 @@ class LiveRun:
         self.mix = [[s, 1.] if not isinstance(s, (list, tuple)) else [s[0], float(s[1])] for s in (style if isinstance(style, list) else [style])]
         self.caption, self.source, self.device, self.conditioning = caption, backbone, device, conditioning
         self.cfg, self.seed, self.keep = settings(preset, **changes), caller_seeds(seed, 1)[0], keep
-        self.queue, self.patience, self._turn = queue, patience, None
+        self.queue, self.patience, self._turn, self._paused = queue, patience, None, 0.
         # ready, waiting, loading, running, paused; then stopped, done or error
         self.state, self.note, self.trouble, self.listeners = 'ready', '', '', []
         self.run, self.result, self._recipe = None, None, None
@@ -215,8 +215,10 @@ def want(self:LiveRun, **changes): # fields of LIVE; mix: a factor for each styl
 @patch
 def rewind(self:LiveRun, step:int):
     "Back to the last snapshot at or before `step`; goes on from there when advanced"
+    if self.ended and not self._shots: raise StylekitError('there is no step to go back to: press Start')
     with self._lock:
         self._back = max(0, int(step))
+        if self.ended: self.state = 'ready'
         self._stop = False                 # a Stop that came after the end is not meant for what follows
 
 @patch
@@ -232,11 +234,12 @@ def k(self:LiveRun)->int: return self.run.k if self.run else 0
 def ended(self:LiveRun)->bool: return self.state in ('stopped', 'done', 'error')
 
 @patch(as_prop=True)
-def going(self:LiveRun)->bool: return self._back is not None or not self.ended   # or about to, after a rewind
+def going(self:LiveRun)->bool: return not self.ended
 
 @patch
 def tell(self:LiveRun, state=None, note=None):
     "Say to everyone who listens that something happened"
+    if state=='paused' != self.state: self._paused = time.monotonic()
     if state: self.state = state
     if note is not None: self.note = note
     for f in list(self.listeners): f(self)
@@ -389,7 +392,7 @@ def advance(self:LiveRun)->bool: # is there more to do?
 
 @patch
 def _advance(self:LiveRun)->bool:
-    if self.ended and self._back is None: return False
+    if self.ended: return False
     if self.queue and not self._mine():
         if self._stop: return self._end('stopped')
         time.sleep(.1)
@@ -457,7 +460,7 @@ def _mine(self:LiveRun)->bool:
 @patch
 def idle(self:LiveRun):
     "Called now and then while it is paused: others may have the device after a while"
-    if self._turn and self._turn.overdue(self.patience): self._turn.give()
+    if self._turn and time.monotonic()-self._paused > self.patience: self._turn.give()
     self.tell()
 
 @patch(as_prop=True)
