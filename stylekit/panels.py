@@ -76,14 +76,12 @@ def _beat(self:Panel):
     if isinstance(self.engine, Ticker): self.engine.tick()
 
 @patch
-def safely(self:Panel, f, clears:bool=False): # does its success take an older error away?
+def safely(self:Panel, f, clears:bool=False): # does it take an older error away?
     "`f` as a callback, its errors shown in the panel"
     @wraps(f)
     def call(*args):
-        try:
-            out = f(*args)
-            if clears: self.say('', error=True)
-            return out
+        if clears: self.say('', error=True)   # before: what the work says meanwhile must stay
+        try: return f(*args)
         except Exception as e:
             self.say(in_words(e), error=True)
             if out_of_memory(e): free_memory()

@@ -59,8 +59,15 @@ function render({ model, el }) {
   model.on('change:answer', answered);
   model.on('change:going', answered);
   const timer = setInterval(beat, model.get('period'));
-  requestAnimationFrame(() => { if (!panel) attach(); theme(); });
+  let over = false;
+  function soon() {                                              // before a key can be pressed
+    if (!panel) attach();
+    if (panel) theme();
+    else if (!over) requestAnimationFrame(soon);
+  }
+  soon();
   return () => {
+    over = true;
     clearInterval(timer);
     const kept = document.querySelector(`[data-sk-pulse="${model.get('key')}"]`);
     if (home && home.isConnected && (!kept || kept === el)) model.send({ kind: 'left' });   // the cell was cleared or deleted
