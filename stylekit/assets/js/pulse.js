@@ -34,7 +34,9 @@ function render({ model, el }) {
     panel = el.closest('.sk-panel');
     if (!panel) return;
     home = el.closest('.jp-Notebook');
-    panel.setAttribute('data-lm-suppress-shortcuts', 'true');
+    const quiet = (node) => node.setAttribute('data-lm-suppress-shortcuts', 'true');
+    quiet(panel);                                                // and whatever has the focus: selectors may match it itself
+    panel.addEventListener('focusin', (e) => quiet(e.target), true);
     for (const name of ['pointerdown', 'keydown']) panel.addEventListener(name, () => { touched = Date.now(); }, true);
     model.send({ kind: 'came' });
   }
