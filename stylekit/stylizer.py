@@ -405,13 +405,13 @@ LIVE = ('lam', 'cutoff', 't_cutoff', 'cutoff_power', 'guidance_scale', 'relevanc
 
 @patch
 def change(self:Stylizer, keep=None, # picture, white: this must not change any more; False: all may
-           mix=None, # a factor for each style of the mix, 0 to 2
+           mix=None, # a factor for each style of the mix, 0 to 100
            **fields # of Settings, among LIVE
           ):
     "Other settings from the next step on"
     if fixed := [f for f in fields if f not in LIVE]: raise StylekitError(f'{", ".join(fixed)} cannot change during a run: {", ".join(LIVE)}, mix and keep can')
     fields = {f: plain_number(v) for f,v in fields.items()}
-    cfg, factors = refuse_unread(changed(self.cfg, fields)), self.factors if mix is None else tuple(check_range('mix', check_number('mix', m), 0, 2) for m in mix)
+    cfg, factors = refuse_unread(changed(self.cfg, fields)), self.factors if mix is None else tuple(check_range('mix', check_number('mix', m), 0, 100) for m in mix)
     if len(factors) != len(self.factors): raise StylekitError(f'mix needs a factor for each of {self.style.name}, got {len(factors)}')
     if keep is not None: self.may = self._free(fields.setdefault('keep', _picture_url(keep)))
     if mix is not None: fields['mix'] = factors
