@@ -69,7 +69,7 @@ def lokr(w1, # (p, q)
 # %% ../nbs/03b_formats.ipynb #df17bf46
 _MATRIX = dict.fromkeys('hada_w1_a hada_w1_b hada_w2_a hada_w2_b lokr_w1 lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b'.split(), (2,))
 AXES = _MATRIX | dict(down=(2, 4), up=(2, 4), mid=(4,), hada_t1=(4,), hada_t2=(4,), lokr_w2=(2, 4), lokr_t2=(4,),
-                      diff_b=(1,), w_norm=(1,), b_norm=(1,), up_bias=(1,))   # role -> how many axes its tensor may have
+                      diff=(1, 2, 4), diff_b=(1,), w_norm=(1,), b_norm=(1,), up_bias=(1,))   # role -> how many axes its tensor may have
 
 def check_slots(slots:dict # role -> tensor, of one layer
                ):

@@ -153,7 +153,9 @@ def _find(style)->tuple: # (its file, a name if the file has none of its own)
     if is_file: return p, ''
     if is_dir: return p/_one([f.name for f in sorted(p.glob('*.safetensors'))], f'the folder {text!r}'), ''
     if text.startswith(('.', '/', '~')) or (p.suffix and text.count('/') < 2): raise StylekitError(f'no style file {text!r}')
-    if '/' in text: return _download(text), text.split('/')[1]
+    if '/' in text:
+        path = _download(text)
+        return path, text.split('/')[1] if path.name in NAMELESS else ''
     raise StylekitError(f'no style named {text!r}: there are {", ".join(known)}; or give the path of a LoRA file')
 
 def _named(name, path):

@@ -1,10 +1,10 @@
 "LoRA files written by the tools people use give the same UNet and text encoders as the tool that wrote them"
-import copy, json, warnings
+import copy, json, time, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from stylekit import StylekitError, load_backbone, load_style, sample, stylize
-from stylekit.formats import file_names, kohya_name, layer_shapes, read_lora, sgm_names
-from stylekit.lora import add_style, save_lora
+from stylekit.formats import find_layer, kohya_name, layer_index, layer_shapes, parameter_shapes, sgm_names
+from stylekit.lora import add_style, built_in_styles, find_styles, parse_style, read_styles, save_lora, styles, trigger_words
 
 ATTN, FF, CONV = ['to_q', 'to_k', 'to_v', 'to_out.0'], ['ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out'], ['conv1', 'conv2', 'conv_shortcut', 'time_emb_proj', 'conv']
 TEXT = ['q_proj', 'k_proj', 'v_proj', 'out_proj', 'fc1', 'fc2']
@@ -64,28 +64,27 @@ def test_peft(folder, tmp_path, name):
 def test_diffusers(folder, tmp_path, header):
     "UNet and text encoders, α in the header or lost with it, as diffusers' own loader reads them"
     import diffusers
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import get_peft_model_state_dict
     cls = diffusers.StableDiffusionXLPipeline if 'sdxl' in str(folder) else diffusers.StableDiffusionPipeline
-    pipe = cls.from_pretrained(folder)
-    parts = dict(unet=pipe.unet, text_encoder=pipe.text_encoder) | (dict(text_encoder_2=pipe.text_encoder_2) if hasattr(pipe, 'text_encoder_2') else {})
-    layers, meta = {}, {}
-    for part, m in parts.items():
+    theirs, layers, meta = load_backbone(folder), {}, {}
+    for part, m in theirs.parts.items():
         cfg = LoraConfig(r=4, lora_alpha=8, target_modules=ATTN+FF if part == 'unet' else TEXT)
-        m.add_adapter(cfg); fill(m)
+        inject_adapter_in_model(cfg, m)
+        fill(m)
         layers[f'{part}_lora_layers'] = get_peft_model_state_dict(m)
         if header: meta[f'{part}_lora_adapter_metadata'] = cfg.to_dict()
+        for layer in m.modules():
+            if not header and hasattr(layer, 'scaling'): layer.scaling['default'] = 1.
     cls.save_lora_weights(tmp_path, **layers, **meta)
-    fresh = cls.from_pretrained(folder)
-    fresh.load_lora_weights(str(tmp_path))
-    b = load_backbone(folder)
-    b.text_encoders = [getattr(fresh, p) for p in list(parts)[1:]]
-    cond = b.text('an owl', adapters=('default_0',))
-    mine, report = same(tmp_path/'pytorch_lora_weights.safetensors', folder, raw(fresh.unet, b, cond), cond)
+    cond = theirs.text('an owl', adapters=('default',))
+    theirs.use(('default',))
+    mine, report = same(tmp_path/'pytorch_lora_weights.safetensors', folder, raw(theirs.unet, theirs, cond), cond)
+    assert header == (not any('unknown' in n for n in report.notes))
     got, base = mine.text('an owl', adapters=('style',)), mine.text('an owl')
     torch.testing.assert_close(got.embeds, cond.embeds, atol=1e-5, rtol=1e-5)
     assert (got.embeds-base.embeds).abs().max() > 1e-3 and report.writer == 'diffusers'
-    if b.is_xl: torch.testing.assert_close(got.pooled, cond.pooled, atol=1e-5, rtol=1e-5)
+    if mine.is_xl: torch.testing.assert_close(got.pooled, cond.pooled, atol=1e-5, rtol=1e-5)
     mine.remove('style')
     assert torch.equal(mine.text('an owl', adapters=()).embeds, base.embeds)
 
@@ -112,6 +111,11 @@ def merged(unet, deltas):
     return u
 
 
+def delta(state, name, strength):
+    "What one layer of a kohya file adds to the weights"
+    down, up = state[f'{name}.lora_down.weight'], state[f'{name}.lora_up.weight']
+    return strength*(up.flatten(1)@down.flatten(1)).view(len(up), *down.shape[1:])
+
 @pytest.mark.parametrize('model, sgm', [('sd15', False), ('sdxl', False), ('sdxl', True)])
 def test_kohya_as_diffusers_reads_it(models, tmp_path, model, sgm):
     "Linear layers and convolutions, both text encoders; SDXL also with the block numbers kohya writes"
@@ -122,17 +126,18 @@ def test_kohya_as_diffusers_reads_it(models, tmp_path, model, sgm):
     save_file(state, tmp_path/'k.safetensors')
     cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
     pipe = cls.from_pretrained(folder)
-    pipe.load_lora_weights(str(tmp_path), weight_name='k.safetensors')
-    _, report = same(tmp_path/'k.safetensors', folder, raw(pipe.unet, b, b.text('an owl')), b.text('an owl'))
+    names = sgm_names(list(layer_shapes(b.unet))) if sgm else {}
+    deltas = {l: delta(state, kohya_name('unet', names.get(l, l)), .5) for l in layer_shapes(b.unet) if l.endswith(tuple(ATTN+FF+CONV))}
+    _, report = same(tmp_path/'k.safetensors', folder, raw(merged(b.unet, deltas), b, b.text('an owl')), b.text('an owl'))
     assert report.writer == 'kohya' and report.matched == sum(k.endswith('.alpha') for k in state) and 'text_encoder' in report.blocks
     # and the names, one by one, as diffusers' converter has them
     xlkw = dict(unet_config=pipe.unet.config) if xl else {}
     theirs, _ = cls.lora_state_dict({k: v.clone() for k, v in state.items()}, **xlkw)
     clean = lambda k: k.replace('.processor', '').replace('to_out_lora', 'to_out.0_lora')
     theirs = {clean(k): v for k, v in theirs.items() if k.startswith('unet.')}
-    names = file_names(b.parts)
+    index = layer_index(b.parts)
     for k, v in state.items():
-        part, layer = names[k.split('.')[0]]
+        part, layer = find_layer(k.split('.')[0], index)
         if part == 'unet' and '.lora_down' in k:
             match = [n for n, w in theirs.items() if w.shape == v.shape and torch.equal(w, v)]
             assert len(match) == 1 and match[0].startswith(f'unet.{layer}'), (k, match)
@@ -229,14 +234,6 @@ def test_text_encoder_part_reaches_the_picture(sd15, tmp_path):
     assert not any(getattr(m, 'peft_config', {}) for m in b.parts.values())
 
 
-def test_trigger_words(sd15, tmp_path):
-    state = kohya(dict(unet=load_backbone(sd15).unet), ['to_q'])
-    tags = {'5_set': {'inkwash': 40, 'a tree': 3}, '1_more': {'a tree': 5}}
-    for meta, want in ((dict(ss_tag_frequency=json.dumps(tags)), 'inkwash'), ({'modelspec.trigger_phrase': 'in ink'}, 'in ink'), (dict(ss_tag_frequency='{'), 'k'), ({}, 'k')):
-        save_file(state, tmp_path/'k.safetensors', metadata=meta)
-        assert load_style(tmp_path/'k.safetensors').words == want
-
-
 def test_wrong_files_say_why(sd15, models, tmp_path):
     b, xl = load_backbone(sd15), load_backbone(models('sdxl'))
     unet = dict(unet=b.unet)
@@ -244,18 +241,17 @@ def test_wrong_files_say_why(sd15, models, tmp_path):
     wide = {k: torch.cat([v, v], 1) if 'attn2_to_k.lora_down' in k else v for k, v in good.items()}
     cases = {'sdxl': (kohya(dict(unet=xl.unet), ATTN, sgm=True), 'another base model'),
              'wide': (wide, 'does not fit'),
-             'flux': ({'lora_unet_double_blocks_0_img_attn_proj.lora_down.weight': torch.ones(4, 8), 'lora_unet_double_blocks_0_img_attn_proj.lora_up.weight': torch.ones(8, 4)}, 'none of its 1 layers'),
-             'checkpoint': ({'model.diffusion_model.input_blocks.0.0.weight': torch.ones(4, 4)}, 'not a LoRA'),
-             'embedding': ({'emb_params': torch.ones(2, 768)}, 'not a LoRA'),
+             'flux': ({'lora_unet_double_blocks_0_img_attn_proj.lora_down.weight': torch.ones(4, 8), 'lora_unet_double_blocks_0_img_attn_proj.lora_up.weight': torch.ones(8, 4)}, 'LoRA for Flux'),
+             'checkpoint': ({'model.diffusion_model.input_blocks.0.0.weight': torch.ones(4, 4)}, 'whole checkpoint'),
+             'embedding': ({'emb_params': torch.ones(2, 768)}, 'embedding'),
              'text': ({k: v for k, v in kohya(b.parts, TEXT).items() if 'te_' in k}, 'only changes the text encoder'),
              'halved': ({k: v for k, v in good.items() if k != f'{q}.lora_up.weight'}, 'half of it is missing'),
              'some_dora': (good | {f'{q}.dora_scale': torch.ones(32, 1)}, 'incomplete'),
-             'columns': (good | {f'{q}.dora_scale': torch.ones(1, 32)}, 'columns'),
-             'config': (good, 'not JSON')}
+             'columns': (good | {f'{q}.dora_scale': torch.ones(1, 32)}, 'columns')}
     for name, (state, why) in cases.items():
-        save_file({k: v.clone() for k, v in state.items()}, tmp_path/f'{name}.safetensors', metadata={'lora_adapter_metadata': '{'} if name == 'config' else None)
+        save_file({k: v.clone() for k, v in state.items()}, tmp_path/f'{name}.safetensors')
         with pytest.raises(StylekitError, match=why) as e: add_style(b, load_style(tmp_path/f'{name}.safetensors'))
-        assert '\n' not in str(e.value) and len(str(e.value)) < 600
+        assert '\n' not in str(e.value) and len(str(e.value)) <= 300
         assert not any(getattr(m, 'peft_config', {}) for m in b.parts.values()), name
 
 
@@ -278,3 +274,393 @@ def test_hub_ids(monkeypatch, tmp_path, sd15):
     files.append('b.safetensors')
     with pytest.raises(StylekitError, match='a.safetensors, b.safetensors; name the one'): load_style('someone/style')
     assert load_style('someone/style/a.safetensors').name == 'a'
+    (tmp_path/'a.safetensors').rename(tmp_path/'pytorch_lora_weights.safetensors')
+    files[1:] = ['pytorch_lora_weights.safetensors']
+    assert load_style('someone/style').name == 'style'     # not the folder of a cache
+
+
+# Files as people have them: names, strengths, families
+
+@pytest.fixture(scope='module')
+def pair(sd15):
+    "layer -> (down, up), of rank 4, for the attention of the UNet"
+    g, shapes = torch.Generator().manual_seed(3), layer_shapes(load_backbone(sd15).unet)
+    return {l: (.1*torch.randn(4, s[1], generator=g), .1*torch.randn(s[0], 4, generator=g)) for l, s in shapes.items() if l.endswith(tuple(ATTN))}
+
+@pytest.fixture(scope='module')
+def loaded(sd15): return load_backbone(sd15)
+
+@pytest.fixture
+def base(loaded):
+    "One backbone for all, without what a failed test left on it"
+    yield loaded
+    loaded.remove('style')
+
+def kohya_file(pair, alpha=2.):
+    out = {}
+    for l, (d, u) in pair.items():
+        n = kohya_name('unet', l)
+        out |= {f'{n}.lora_down.weight': d.clone(), f'{n}.lora_up.weight': u.clone()}
+        if alpha is not None: out[f'{n}.alpha'] = torch.tensor(alpha)
+    return out
+
+def ab(pair, prefix='', name='', tail='.weight', rename=lambda l: l):
+    return {f'{prefix}{rename(l)}.lora_{k}{name}{tail}': v.clone() for l, p in pair.items() for k, v in zip('AB', p)}
+
+def write(path, state, **meta):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({k: v.contiguous().clone() for k, v in state.items()}, str(path), metadata={k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()} or None)
+    return path
+
+def strength_of(b, path, pair, **kw):
+    "By how much the file's product is multiplied, the same in every layer; and the report"
+    report = add_style(b, load_style(path, **kw))
+    assert report.matched == report.total == len(pair), str(report)
+    found = set()
+    for l, (d, u) in pair.items():
+        m = b.unet.get_submodule(l)
+        got = m.lora_B['style'].weight.flatten(1)@m.lora_A['style'].weight.flatten(1)
+        found.add(round(float((got*(u@d)).sum()/((u@d)**2).sum()), 3))
+        torch.testing.assert_close(got, list(found)[0]*(u@d), atol=1e-5, rtol=1e-3)
+    b.remove('style')
+    assert len(found) == 1, found
+    return found.pop(), report
+
+def ldm(b):
+    names = sgm_names(list(layer_shapes(b.unet)))
+    return lambda l: names[l]
+
+NAMES = dict(default=dict(prefix='base_model.model.', name='.default'), default_0=dict(prefix='base_model.model.', name='.default_0'), style=dict(prefix='base_model.model.', name='.style'),
+             mine=dict(prefix='base_model.model.', name='.my_adapter'), weight=dict(prefix='base_model.model.', name='.weight'), unet_name=dict(prefix='unet.', name='.Ink-v1'),
+             bare_name=dict(name='.lora', tail=''), twice=dict(prefix='unet.unet.'), peft_unet=dict(prefix='base_model.model.unet.'), comfy=dict(prefix='diffusion_model.'),
+             model_comfy=dict(prefix='model.diffusion_model.'), compiled=dict(prefix='unet._orig_mod.'), parallel=dict(prefix='module.unet.'), pipe=dict(prefix='pipe.unet.'), none=dict())
+
+@pytest.mark.parametrize('name', NAMES)
+def test_any_single_name_and_known_prefix(base, pair, tmp_path, name):
+    assert strength_of(base, write(tmp_path/'a.safetensors', ab(pair, **NAMES[name])), pair)[0] == 1
+
+@pytest.mark.parametrize('prefix', ['diffusion_model.', 'lora_unet_', 'lycoris_', 'model.diffusion_model.'])
+def test_block_numbers_of_the_first_code(base, pair, tmp_path, prefix):
+    "As ComfyUI and trainers on checkpoints name layers"
+    flat = (lambda l: ldm(base)(l).replace('.', '_')) if prefix.endswith('_') else ldm(base)
+    assert strength_of(base, write(tmp_path/'a.safetensors', ab(pair, prefix, rename=flat)), pair)[0] == 1
+
+def test_old_diffusers(base, pair, tmp_path):
+    old = {}
+    for l, p in pair.items():
+        home, _, q = l.replace('.to_out.0', '.to_out').rpartition('.')
+        old |= {f'unet.{home}.processor.{q}_lora.{r}.weight': v for r, v in zip(('down', 'up'), p)}
+    assert strength_of(base, write(tmp_path/'old.safetensors', old), pair)[0] == 1
+
+@pytest.mark.parametrize('other', [dict(name='.ink'), dict(prefix='unet.'), dict(prefix='diffusion_model.', name='.flat')])
+def test_two_adapters_in_one_file(base, pair, tmp_path, other):
+    first = ab(pair, **(dict(name='.flat') if other.get('name') == '.ink' else {}))
+    path = write(tmp_path/'two.safetensors', first | ab(pair, **other))
+    with pytest.raises(StylekitError, match='2 adapters|twice|two tensors'): add_style(base, load_style(path))
+
+@pytest.mark.parametrize('dtype', ['float8_e4m3fn', 'float8_e5m2', 'bfloat16', 'float16', 'float64'])
+def test_narrow_numbers(base, pair, tmp_path, dtype):
+    narrow = {l: tuple(v.to(getattr(torch, dtype)).float() for v in p) for l, p in pair.items()}
+    path = write(tmp_path/'a.safetensors', {k: v.to(getattr(torch, dtype)) for k, v in kohya_file(narrow).items()})
+    assert strength_of(base, path, narrow)[0] == .5
+    bad = {k: v.clone().to(getattr(torch, dtype)) for k, v in kohya_file(narrow).items()}
+    key = next(iter(bad))
+    bad[key] = torch.full(bad[key].shape, float('nan')).to(bad[key].dtype)
+    with pytest.raises(StylekitError, match='NaN'): load_style(write(tmp_path/'bad.safetensors', bad))
+
+
+HEADERS = dict(lora_alpha=(dict(lora_alpha='32'), 8), alpha=(dict(alpha='32', rank='4'), 8), ss=(dict(ss_network_alpha='2', ss_network_dim='4'), .5), network=(dict(network_alpha='8.0'), 2),
+               nested=(dict(adapter_config={'peft_type': 'LORA', 'lora_alpha': 16}), 4), deeper=(dict(config={'network': {'alpha': 8}}), 2), rslora=(dict(lora_adapter_metadata={'lora_alpha': 8, 'use_rslora': True}), 4))
+
+@pytest.mark.parametrize('name', HEADERS)
+def test_alpha_in_the_header(base, pair, tmp_path, name):
+    meta, want = HEADERS[name]
+    got, report = strength_of(base, write(tmp_path/'a.safetensors', ab(pair), **meta), pair)
+    assert got == want and any('the header' in n for n in report.notes)
+
+@pytest.mark.parametrize('beside', ['adapter_config.json', 'a.json', 'config.json', 'lora_config.json', 'settings_of_my_training.json', 'a.safetensors.json'])
+def test_alpha_beside_the_file(base, pair, tmp_path, beside):
+    "It goes before the header, and α in tensors before both"
+    path = write(tmp_path/'a.safetensors', ab(pair), lora_alpha='400')
+    (tmp_path/beside).write_text(json.dumps(dict(peft_type='LORA', r=4, lora_alpha=32)))
+    got, report = strength_of(base, path, pair)
+    assert got == 8 and any(beside in n for n in report.notes)
+    write(path, kohya_file(pair), lora_alpha='400')
+    assert strength_of(base, path, pair)[0] == .5
+
+def test_a_configuration_of_another_file(base, pair, tmp_path):
+    path = write(tmp_path/'a.safetensors', ab(pair))
+    write(tmp_path/'b.safetensors', ab(pair))
+    (tmp_path/'adapter_config.json').write_text('{"lora_alpha": 32}')
+    got, report = strength_of(base, path, pair)
+    assert got == 1 and any('unknown' in n for n in report.notes) and 'α is unknown' in str(report)
+
+ODD = dict(list='[1]', number='3', null='null', text='"a"', deep='['*200_000, deep_object='{"a":'*100_000, digits='{"a": {"b": '+'9'*5000+'}}', count='{"10_x": {"a": 1000000000000}}', empty='', half='{', nan='NaN',
+           none='None', lists='{"lora_alpha": [1, 2], "alpha_pattern": 3}', patterns='{"lora_alpha": "x", "alpha_pattern": {"(a+)+$": 1, "[": 2}}', huge='{"lora_alpha": 1e300}', minus='{"lora_alpha": -3}')
+
+@pytest.mark.parametrize('name', ODD)
+def test_odd_headers_are_ignored(base, pair, tmp_path, name):
+    keys = ('ss_tag_frequency', 'ss_dataset_dirs', 'lora_adapter_metadata', 'ss_network_args', 'lora_alpha', 'alpha', 'ss_network_alpha', 'config', 'modelspec.title')
+    path = write(tmp_path/'a.safetensors', ab(pair), **{k: ODD[name] for k in keys if not (name == 'number' and 'alpha' in k)})
+    (tmp_path/'adapter_config.json').write_text(ODD[name])
+    started = time.perf_counter()
+    got, report = strength_of(base, path, pair)
+    assert got == 1 and any('unknown' in n for n in report.notes) and load_style(path).words
+    assert time.perf_counter()-started < 5
+
+
+def whole(b, bias=False):
+    g, shapes = torch.Generator().manual_seed(4), parameter_shapes(b.unet)
+    weights = {l: .05*torch.randn(s['weight'], generator=g) for l, s in shapes.items() if l.endswith((*ATTN, 'conv1'))}
+    biases = {l: .05*torch.randn(s['bias'], generator=g) for l, s in shapes.items() if bias and l.endswith(('to_out.0', 'conv1'))}
+    return weights, biases
+
+def test_whole_weights_are_added_exactly(base, tmp_path):
+    "LyCORIS full and biases: bit by bit the model with its weights changed, at any strength; then the model that was loaded"
+    weights, biases = whole(base, True)
+    path = write(tmp_path/'full.safetensors', {f'{kohya_name("unet", l)}.diff': v for l, v in weights.items()} | {f'{kohya_name("unet", l)}.diff_b': v for l, v in biases.items()})
+    cond, own, plain = base.text('an owl'), dict(base.unet.named_parameters()), None
+    for scale in (1., -.5, 2.):
+        report = add_style(base, load_style(path, scale=scale))
+        hand = copy.deepcopy(base.unet)
+        for l, v in weights.items(): hand.get_submodule(l).weight.data += scale*v
+        for l, v in biases.items(): hand.get_submodule(l).bias.data += scale*v
+        plain = raw(base.unet, base, cond)
+        assert torch.equal(base.predict(*inputs(base), cond, ('style',)), raw(hand, base, cond)) and report.kind == 'full+bias' and report.matched == len(weights)
+        assert torch.equal(base.predict(*inputs(base), cond), plain)
+    base.use(('style',))
+    base.remove('style')
+    assert all(p is own[n] for n, p in base.unet.named_parameters())
+
+@pytest.mark.parametrize('kind', ['GroupNorm', 'LayerNorm'])
+def test_norms_beside_a_lora(base, sd15, pair, tmp_path, kind):
+    g, norms = torch.Generator().manual_seed(5), {}
+    for n, m in base.unet.named_modules():
+        if isinstance(m, getattr(torch.nn, kind)): norms[n] = [.1*torch.randn(len(m.weight), generator=g) for _ in 'wb']
+    state = kohya_file(pair) | {f'{kohya_name("unet", n)}.{r}': v for n, p in norms.items() for r, v in zip(('w_norm', 'b_norm'), p)}
+    hand = merged(base.unet, {l: .5*u@d for l, (d, u) in pair.items()})
+    for n, (w, b) in norms.items():
+        hand.get_submodule(n).weight.data += w
+        hand.get_submodule(n).bias.data += b
+    _, report = same(write(tmp_path/'a.safetensors', state), sd15, raw(hand, base, base.text('an owl')))
+    assert report.kind == 'LoRA+norm'
+
+def test_peft_biases(base, sd15, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(copy.deepcopy(base.unet), LoraConfig(r=4, lora_alpha=8, target_modules=['to_out.0', 'conv1'], lora_bias=True))
+    fill(model)
+    model.save_pretrained(tmp_path/'mine')
+    _, report = same(tmp_path/'mine', sd15, raw(model, base, base.text('an owl')))
+    assert report.kind == 'LoRA+bias'
+
+@pytest.mark.parametrize('names', ['diffusers', 'kohya'])
+def test_whole_weights_are_mixed_and_written(base, sd15, pair, tmp_path, names):
+    weights, _ = whole(base)
+    full = write(tmp_path/'full.safetensors', {f'{kohya_name("unet", l)}.diff': v for l, v in weights.items()})
+    thin = write(tmp_path/'thin.safetensors', kohya_file(pair))
+    add_style(base, load_style(f'{full}:0.5+{thin}:0.3'))
+    got = base.predict(*inputs(base), base.text('an owl'), ('style',))
+    save_lora(base, 'style', tmp_path/'out.safetensors', 'ink', names=names)
+    base.remove('style')
+    deltas = {l: .5*v + (.15*pair[l][1]@pair[l][0] if l in pair else 0) for l, v in weights.items()}
+    want = raw(merged(base.unet, deltas), base, base.text('an owl'))
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    again = load_backbone(sd15)
+    add_style(again, load_style(tmp_path/'out.safetensors'))
+    torch.testing.assert_close(again.predict(*inputs(again), again.text('an owl'), ('style',)), want, atol=3e-3, rtol=1e-3)    # half precision
+
+def test_whole_weights_in_a_run(base, tmp_path):
+    "Beside a LoRA that learns, with rows of several adapters in one batch: as at each its own"
+    weights, _ = whole(base)
+    style = load_style(write(tmp_path/'full.safetensors', {f'{kohya_name("unet", l)}.diff': v for l, v in weights.items()}), words='ink')
+    own, before = dict(base.unet.named_modules()), dict(base.unet.named_parameters())
+    for kw in (dict(), dict(fake='shared')):
+        stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=base, steps=2, seed=0, **kw)
+        assert {n: id(m) for n, m in base.unet.named_modules()} == {n: id(m) for n, m in own.items()}
+        assert all(p is before[n] for n, p in base.unet.named_parameters())
+    add_style(base, style)
+    (z, t), c = inputs(base), base.text('an owl')
+    asked = base.ask(t, (z, c, ('style',)), (z, c, ()))
+    for got, adapters in zip(asked, (('style',), ())): torch.testing.assert_close(got, base.predict(z, t, c, adapters), atol=1e-5, rtol=1e-5)
+    base.remove('style')
+
+
+def test_the_networks_are_as_they_were(models, pair, tmp_path):
+    "Module by module, after runs and after a failure in the middle"
+    b = load_backbone(models('sd15'))
+    state = kohya(b.parts, ATTN+TEXT)
+    path = write(tmp_path/'a.safetensors', state)
+    facts = lambda: {p: ({n: id(m) for n, m in net.named_modules()}, {k for k in vars(net)}, [q.requires_grad for q in net.parameters()], list(net.state_dict())) for p, net in b.parts.items()}
+    was = facts()
+    for _ in range(2):
+        stylize(sample('owl').resize((64, 64)), load_style(path), 'an owl', backbone=b, steps=1, seed=0, fake='shared')
+        assert facts() == was
+    add_style(b, load_style(path))
+    from stylekit.lora import new_adapter
+    new_adapter(b, 'fake', 2)
+    b.remove('style'); b.remove('fake')
+    assert facts() == was
+    with pytest.raises(StylekitError, match='no layer'): new_adapter(b, 'fake', 2, targets=('nowhere',))
+    assert facts() == was
+
+def test_a_bad_file_leaves_the_style_that_is_on(base, pair, tmp_path):
+    add_style(base, load_style(write(tmp_path/'a.safetensors', kohya_file(pair))))
+    got = base.predict(*inputs(base), base.text('an owl'), ('style',))
+    with pytest.raises(StylekitError): add_style(base, load_style(write(tmp_path/'b.safetensors', {'x.lora_A.weight': torch.ones(2, 2), 'x.lora_B.weight': torch.ones(2, 2)})))
+    assert torch.equal(base.predict(*inputs(base), base.text('an owl'), ('style',)), got)
+    base.remove('style')
+
+
+Q = 'mid_block.attentions.0.transformer_blocks.0.attn1.to_q'
+N = kohya_name('unet', Q)
+ones = lambda *s: torch.ones(s)
+BROKEN = {'rank 0': ({f'{N}.lora_down.weight': ones(0, 32), f'{N}.lora_up.weight': ones(32, 0)}, 'rank 0'),
+          'rank 0 of a LoHa': ({f'{N}.hada_w1_a': ones(32, 0), f'{N}.hada_w1_b': ones(0, 32), f'{N}.hada_w2_a': ones(32, 2), f'{N}.hada_w2_b': ones(2, 32)}, 'rank 0'),
+          'empty whole': ({f'{N}.diff': ones(0, 32)}, 'rank 0'),
+          '0-d': ({f'{N}.lora_down.weight': ones(), f'{N}.lora_up.weight': ones()}, '0 axes'), '1-d': ({f'{N}.lora_down.weight': ones(32), f'{N}.lora_up.weight': ones(32, 1)}, '1 axes'),
+          '3-d': ({f'{N}.lora_down.weight': ones(4, 32, 1), f'{N}.lora_up.weight': ones(32, 4, 1)}, '3 axes'), '5-d': ({f'{N}.lora_down.weight': ones(4, 32, 1, 1, 1), f'{N}.lora_up.weight': ones(32, 4)}, '5 axes'),
+          '1-d LoKr': ({f'{N}.lokr_w1': ones(8), f'{N}.lokr_w2': ones(4, 32)}, '1 axes'), '5-d whole': ({f'{N}.diff': ones(32, 32, 1, 1, 1)}, '5 axes'),
+          'two alphas': ({f'{N}.lora_down.weight': ones(4, 32), f'{N}.lora_up.weight': ones(32, 4), f'{N}.alpha': ones(2)}, '2 values'),
+          'no alpha inside': ({f'{N}.lora_down.weight': ones(4, 32), f'{N}.lora_up.weight': ones(32, 4), f'{N}.alpha': ones(0)}, '0 values'),
+          'ranks': ({f'{N}.lora_down.weight': ones(4, 32), f'{N}.lora_up.weight': ones(32, 5)}, 'ranks'),
+          'whole numbers': ({f'{N}.lora_down.weight': ones(4, 32).to(torch.int8), f'{N}.lora_up.weight': ones(32, 4).to(torch.int8)}, 'int8'),
+          'overflow': ({f'{N}.lora_down.weight': 1e30*ones(4, 32), f'{N}.lora_up.weight': 1e30*ones(32, 4)}, 'not finite'),
+          'overflow by alpha': ({f'{N}.lora_down.weight': 1e10*ones(4, 32), f'{N}.lora_up.weight': 1e10*ones(32, 4), f'{N}.alpha': torch.tensor(1e30)}, 'not finite'),
+          'overflow of a LoHa': ({f'{N}.hada_w{i}_{k}': 1e12*ones(*((32, 2) if k == 'a' else (2, 32))) for i in '12' for k in 'ab'}, 'not finite'),
+          'overflow of a LoKr': ({f'{N}.lokr_w1': 1e30*ones(4, 4), f'{N}.lokr_w2': 1e30*ones(8, 8)}, 'not finite'), 'overflow of a whole weight': ({f'{N}.diff': 3e38*ones(32, 32)}, 'not finite'),
+          '23 GB': ({f'{N}.lokr_w1': ones(80_000, 1), f'{N}.lokr_w2': ones(1, 80_000)}, 'another size'), '23 GB in factors': ({f'{N}.lokr_w1_a': ones(80_000, 1), f'{N}.lokr_w1_b': ones(1, 80_000), f'{N}.lokr_w2': ones(1, 1)}, 'another size'),
+          '23 GB of LoHa': ({f'{N}.hada_w{i}_{k}': ones(*((80_000, 1) if k == 'a' else (1, 80_000))) for i in '12' for k in 'ab'}, 'another size'),
+          '23 GB of Tucker': ({f'{N}.hada_t{i}': ones(1, 1, 1, 1) for i in '12'} | {f'{N}.hada_w{i}_{k}': ones(1, 80_000) for i in '12' for k in 'ab'}, 'another size'),
+          'a norm': ({'lora_unet_conv_norm_out.lora_down.weight': ones(4, 16), 'lora_unet_conv_norm_out.lora_up.weight': ones(16, 4)}, 'neither'),
+          'no bias': ({f'{N}.diff_b': ones(32)}, 'has none'), 'a norm of another size': ({'lora_unet_conv_norm_out.w_norm': ones(17)}, 'layer is')}
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_sizes_and_numbers_are_checked_first(base, pair, tmp_path, name):
+    state, why = BROKEN[name]
+    rest = {k: v for k, v in kohya_file(pair).items() if not k.startswith(N+'.')}
+    path = write(tmp_path/'a.safetensors', rest | state)
+    started = time.perf_counter()
+    with pytest.raises(StylekitError, match=why) as e: add_style(base, load_style(path))
+    assert '\n' not in str(e.value) and len(str(e.value)) <= 300 and time.perf_counter()-started < 5
+    assert not hasattr(base.unet, 'peft_config')
+
+
+ROWS = lambda l, **roles: {f'{l}.{r}': v for r, v in roles.items()}
+FAMILY = {'(IA)³': ROWS(N, weight=ones(32, 1), on_input=torch.tensor(False)), 'GLoRA': ROWS(N, **{'a1.weight': ones(32, 4), 'a2.weight': ones(4, 32), 'b1.weight': ones(32, 4), 'b2.weight': ones(4, 32)}),
+          'OFT': ROWS(N, oft_blocks=ones(4, 8, 8), alpha=ones()), 'BOFT': ROWS(N, oft_blocks=ones(2, 4, 8, 8), alpha=ones()), 'VeRA': ROWS(f'base_model.model.{Q}', vera_lambda_b=ones(4), vera_lambda_d=ones(4)),
+          'AdaLoRA': ROWS(f'base_model.model.{Q}', lora_A=ones(4, 32), lora_B=ones(32, 4), lora_E=ones(4, 1)), 'OFT ': ROWS(f'base_model.model.{Q}', oft_R=ones(4, 8, 8)), 'HRA': ROWS(f'base_model.model.{Q}', hra_u=ones(32, 2))}
+
+@pytest.mark.parametrize('name', FAMILY)
+def test_other_families_are_named(base, pair, tmp_path, name):
+    "Also where only a few layers are of that family"
+    for rest in ({}, {k: v for k, v in kohya_file(pair).items() if not k.startswith(N)}):
+        with pytest.raises(StylekitError, match=f'a {name.strip()} adapter|an {name.strip()} adapter'.replace('(', r'\(').replace(')', r'\)')): add_style(base, load_style(write(tmp_path/'a.safetensors', FAMILY[name] | rest)))
+
+def test_a_family_that_only_the_configuration_names(base, pair, tmp_path):
+    path = write(tmp_path/'adapter_model.safetensors', ab(pair))
+    (tmp_path/'adapter_config.json').write_text('{"peft_type": "SOMETHINGNEW"}')
+    with pytest.raises(StylekitError, match='SOMETHINGNEW'): add_style(base, load_style(path))
+
+LORA = lambda l, width=3072: {f'{l}.lora_A.weight': ones(4, width), f'{l}.lora_B.weight': ones(width, 4)}
+OTHER = {'Flux': LORA('transformer.transformer_blocks.0.attn.to_q'), 'Flux ': LORA('transformer.single_transformer_blocks.0.attn.to_q'), 'Flux  ': LORA('lora_unet_double_blocks_0_img_attn_qkv'),
+         'SD3': LORA('transformer.transformer_blocks.0.attn.to_q', 1536), 'SD3 ': LORA('diffusion_model.joint_blocks.0.x_block.attn.qkv', 1536), 'SD3  ': LORA('lora_unet_joint_blocks_0_context_block_mlp_fc1'),
+         'IP-Adapter': {'image_proj.proj.weight': ones(8, 8), 'ip_adapter.1.to_k_ip.weight': ones(8, 8)}, 'embedding': {'emb_params': ones(2, 768)}, 'embedding ': {'clip_l': ones(2, 768), 'clip_g': ones(2, 1280)},
+         'embedding  ': {'<my-style>': ones(768)}, 'ControlNet': {'controlnet_cond_embedding.conv_in.weight': ones(4, 4), 'down_blocks.0.resnets.0.conv1.weight': ones(4, 4)}, 'ControlNet ': {'control_model.input_blocks.0.0.weight': ones(4, 4)},
+         'whole checkpoint': {'model.diffusion_model.input_blocks.0.0.weight': ones(4, 4), 'first_stage_model.encoder.conv_in.weight': ones(4, 4)}, 'UNet': {'down_blocks.0.resnets.0.conv1.weight': ones(4, 4)},
+         'VAE': {'encoder.down_blocks.0.resnets.0.conv1.weight': ones(4, 4)}, 'text encoder': {'text_model.embeddings.token_embedding.weight': ones(4, 4)}, 'Wan': LORA('diffusion_model.blocks.0.self_attn.q'),
+         'language model': LORA('base_model.model.model.layers.0.self_attn.q_proj', 64), 'T2I': {'body.0.resnets.0.block1.weight': ones(4, 4)}, 'AnimateDiff': {'down_blocks.0.motion_modules.0.proj_in.weight': ones(4, 4)}}
+
+@pytest.mark.parametrize('name', OTHER)
+def test_files_of_other_models_are_named(base, tmp_path, name):
+    with pytest.raises(StylekitError, match=name.strip()) as e: add_style(base, load_style(write(tmp_path/'a.safetensors', OTHER[name])))
+    assert len(str(e.value)) <= 300
+
+
+WORDS = dict(tags=(dict(ss_tag_frequency={'10_inkwash': {'1girl': 40, 'solo': 39, 'inkwash': 38}}), 'inkwash', True), captions=(dict(ss_tag_frequency={'10_ink_wash': {'a photo of a cat sitting on a table': 1}}), 'ink wash', True),
+             most=(dict(ss_tag_frequency={'1_more': {'x': 9}, '5_inkwash': {'x': 1}}), 'inkwash', True), dirs=(dict(ss_dataset_dirs={'7_sumi': {'n_repeats': 7, 'img_count': 3}}), 'sumi', True),
+             path=(dict(ss_tag_frequency={r'C:\data\10_sumi': {}}), 'sumi', True), generic=(dict(ss_tag_frequency={'img': {'1girl': 4}}, ss_output_name='sumi_v2'), 'sumi v2', True),
+             number=(dict(ss_tag_frequency={'10_': {'1girl': 4}}, ss_output_name='sumi'), 'sumi', True), output=(dict(ss_output_name='sumi'), 'sumi', True), said=({'modelspec.trigger_phrase': ' in\n ink '}, 'in ink', False),
+             blank=({'modelspec.trigger_phrase': ' \n'}, 'k', True), megabyte=({'modelspec.trigger_phrase': 'ink '*250_000, 'ss_output_name': 'sumi'}, 'sumi', True), huge_tag=(dict(ss_tag_frequency={'10_'+'x'*10**6: {}}), 'k', True),
+             braces=({'modelspec.trigger_phrase': '{red|blue} ink, {style}'}, '{red|blue} ink, {style}', False), ours=({'stylekit.words': 'my ink', 'ss_output_name': 'x'}, 'my ink', False), silent=({}, 'k', True))
+
+@pytest.mark.parametrize('name', WORDS)
+def test_trigger_words(base, pair, tmp_path, name):
+    meta, want, guessed = WORDS[name]
+    style = load_style(write(tmp_path/'k.safetensors', kohya_file(pair), **meta))
+    assert (style.words, bool(style.guess)) == (want, guessed) and trigger_words(style.metadata)[0] in (want, '')
+    report = add_style(base, style)
+    assert guessed == any('guess' in n for n in report.notes) and not load_style(style, words='ink').guess
+    base.remove('style')
+
+
+@pytest.mark.parametrize('name', ['ink+wash v1.5', 'a+b+c', 'ink:2', 'ink+flat:0.3', 'blue ink'])
+def test_a_path_that_exists_wins_over_the_mix(pair, tmp_path, name):
+    path = write(tmp_path/f'{name}.safetensors', kohya_file(pair))
+    for text, scale in ((f'{path}', 1), (f'{path}:0.7', .7), (f' {path}:-1 ', -1)):
+        style = load_style(text)
+        assert (style.name, style.scale, style.path) == (name, scale, path)
+    mix = load_style(f'{path}:0.7+flat:0.3+{path}')
+    assert [(p.name, p.scale) for p in mix.parts] == [(name, .7), ('flat', .3), (name, 1)]
+
+def test_the_mix_language():
+    assert parse_style('ink:0.7+flat:0.3') == [('ink', .7), ('flat', .3)] and parse_style('org/model') == 'org/model'
+    for text, spec in (('ink:0.7+flat:0.3', [('ink', .7), ('flat', .3)]), ('ink + flat', ['ink', 'flat']), ('ink:.5', [('ink', .5)])):
+        a, b = load_style(text), load_style(spec)
+        assert (a.name, a.words, a.scale, a.sha256) == (b.name, b.words, b.scale, b.sha256)
+    assert load_style('ink:0.5').path == load_style('ink').path and load_style('ink:0.5', scale=2).scale == 1
+    for bad in ('ink+', '+', 'ink:x', 'ink:nan', 'ink:9', 'ink:-2.1', 'ink:1e400', 'ink+oil', '+'.join(['ink:1', 'nothing']), 'ink+'*50_000, '\0', ':'):
+        with pytest.raises(StylekitError) as e: load_style(bad)
+        assert len(str(e.value)) <= 300 and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('scale', [-2, -1, 0, .3, 3, 4, {'up': -1, 'mid': 3}])
+def test_sliders(base, pair, tmp_path, scale):
+    path = write(tmp_path/'a.safetensors', kohya_file(pair))
+    report = add_style(base, load_style(path, scale=scale))
+    n = Q if isinstance(scale, dict) else list(pair)[0]
+    m, (d, u) = base.unet.get_submodule(n), pair[n]
+    torch.testing.assert_close(m.lora_B['style'].weight@m.lora_A['style'].weight, .5*(3 if isinstance(scale, dict) else scale)*u@d)
+    said = next(x for x in report.notes if 'strength' in x)
+    assert ('turned round' in said) == (scale != 0 and (isinstance(scale, dict) or scale < 0))
+    base.remove('style')
+    for bad in (-2.1, 4.1, float('nan'), 'x', {'up': 5}, {'up': float('inf')}):
+        with pytest.raises(StylekitError, match='scale'): load_style(path, scale=bad)
+
+def test_a_dora_is_not_turned_round(base, pair, tmp_path):
+    state = kohya_file(pair) | {f'{kohya_name("unet", l)}.dora_scale': ones(len(u), 1) for l, (d, u) in pair.items()}
+    path = write(tmp_path/'d.safetensors', state)
+    with pytest.raises(StylekitError, match='turned round'): add_style(base, load_style(path, scale=-1))
+    assert add_style(base, load_style(path, scale=2)).matched
+    base.remove('style')
+
+
+def test_where_styles_are_found(pair, tmp_path, monkeypatch):
+    "The package's first, then ./styles, then the user's; a path is a path; what is broken is named and hides nothing"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('STYLEKIT_HOME', str(tmp_path/'home'))
+    shipped, file = load_style('ink').path, kohya_file(pair)
+    assert built_in_styles() == ['flat', 'ink'] == styles()
+    mine = write(tmp_path/'ink'/'mine.safetensors', file)
+    (tmp_path/'flat').mkdir(); (tmp_path/'sumi').mkdir()
+    assert load_style('ink').path == shipped and load_style('flat').name == 'flat'
+    assert load_style('./ink').path.samefile(mine) and load_style(tmp_path/'ink').path == mine and load_style('ink/mine.safetensors').path.samefile(mine)
+    own = write(tmp_path/'styles'/'sumi'/'pytorch_lora_weights.safetensors', file)
+    users = write(tmp_path/'home'/'styles'/'charcoal.safetensors', file)
+    write(tmp_path/'home'/'styles'/'sumi'/'other.safetensors', file)
+    assert styles() == ['charcoal', 'flat', 'ink', 'sumi'] and load_style('sumi').path.samefile(own) and load_style('charcoal').path == users
+    assert load_style('charcoal:0.5+sumi').name == 'charcoal+sumi'
+    write(tmp_path/'styles'/'ink'/'pytorch_lora_weights.safetensors', file)
+    with pytest.warns(UserWarning, match='comes with stylekit'): assert load_style('ink').path == shipped
+    for name, data in (('torn', b'\0'), ('page', b'<html>'), ('empty', b'')):
+        (tmp_path/'styles'/name).mkdir()
+        (tmp_path/'styles'/name/'pytorch_lora_weights.safetensors').write_bytes(data)
+    (tmp_path/'styles'/'notes.txt').write_text('x'); (tmp_path/'styles'/'.hidden.safetensors').write_bytes(b'x'); (tmp_path/'styles'/'none').mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        good, broken = read_styles()
+    assert {s.name for s in good} >= {'charcoal', 'flat', 'ink', 'sumi'}-{'sumi'} and set(broken) == {'torn', 'page', 'empty'} and 'web page' in broken['page']
+    assert set(styles()) == {'charcoal', 'flat', 'ink', 'sumi', 'torn', 'page', 'empty'} == set(find_styles())
+
+def test_names_of_files_without_a_name(pair, tmp_path, monkeypatch):
+    write(tmp_path/'sumi'/'pytorch_lora_weights.safetensors', kohya_file(pair))
+    monkeypatch.chdir(tmp_path/'sumi')
+    assert load_style('pytorch_lora_weights.safetensors').name == 'sumi' and load_style('./pytorch_lora_weights.safetensors').words == 'sumi'
