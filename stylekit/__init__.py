@@ -2,17 +2,57 @@
 __version__ = "0.1.0"
 
 # Names are fetched when first used, so that `import stylekit` and `stylekit --help` need not wait for torch.
-_HOMES = dict(stylize='stylizer', Stylizer='stylizer', StylizeResult='stylizer', Callback='stylizer', Checkpoint='stylizer', Preview='stylizer', Progress='stylizer',
-              Settings='sms', settings='sms', load_backbone='backbone', Backbone='backbone', load_style='lora', styles='lora', train_lora='finetune',
-              StylekitError='core', load_image='images', sample='images', samples='images', save_output='rights', read_output='rights', replay='live', StylizePanel='panels', SpectrumPanel='panels', ComparePanel='panels',
-              LoraPanel='panels', ControlClipPanel='panels')
+_NAMES = dict(stylizer='stylize Stylizer StylizeResult Callback Checkpoint Preview Progress',
+              sms='Settings settings',
+              backbone='load_backbone Backbone',
+              lora='load_style styles',
+              finetune='train_lora',
+              core='StylekitError',
+              images='load_image sample samples',
+              rights='save_output read_output',
+              live='replay',
+              panels='StylizePanel SpectrumPanel ComparePanel LoraPanel ControlClipPanel')
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ['__version__', *_HOMES]
+
+def _source_lines(value)->dict: # parameter or field -> where it stands
+    import ast, inspect, textwrap
+    found = {}
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(value)))):
+        if isinstance(node, ast.arg): found.setdefault(node.arg, node.lineno)
+        if isinstance(node, ast.AnnAssign): found.setdefault(getattr(node.target, 'id', ''), node.lineno)
+    return found
+
+def _parameter_lines(value)->list:
+    "The comments on parameters as lines 'name: comment'; names that share a line of code share its comment"
+    from fastcore.docments import docments
+    comments, at = docments(value), _source_lines(value)
+    groups = {}
+    for name in comments:
+        if name not in ('self', 'return'): groups.setdefault(at.get(name, name), []).append(name)
+    text = lambda names: ' '.join(' '.join(comments[n].split()) for n in names if comments[n])
+    return [f'    {", ".join(names)}' + f': {text(names)}'*bool(text(names)) for names in groups.values()]
+
+def _document(value):
+    "Put the comments where `help` and shift-tab look for them"
+    try: lines = _parameter_lines(value)
+    except Exception: return   # without its source a thing has no comments
+    text = value.__doc__ or ''
+    if lines and 'Parameters:' not in text: value.__doc__ = '\n'.join([text, '', 'Parameters:', *lines])
 
 def __getattr__(name):
     if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
     module = import_module(f'{__name__}.{_HOMES[name]}')
     value = globals()[name] = getattr(module, name)
+    _document(value)
     return value
 
 def __dir__(): return sorted(__all__)
+
+def _end_quietly_as_worker():
+    "A worker of the command line says nothing at Ctrl-C, also while it imports: whoever started it does"
+    import os, signal
+    if os.environ.get('STYLEKIT_COMMAND') == str(os.getppid()): signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+_end_quietly_as_worker()

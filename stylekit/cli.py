@@ -22,6 +22,7 @@ from typing import Any
 from . import __version__
 from .core import StylekitError, asset, explain_errors, one_line
 from .records import Record, read_json, write_json
+from .rights import check_output
 
 # %% ../nbs/16_cli.ipynb #ed43e40f
 @dataclass(frozen=True)
@@ -185,12 +186,9 @@ def _others(images, path)->bool: return not any(Path(im).resolve()==path.resolve
 
 def _writable(path:Path, images:list)->Path:
     "`path`, if it looks as if it could be written: better known before the work than after"
-    if path.suffix.lower() not in ('.png', '.jpg', '.jpeg', '.webp'):
-        raise StylekitError(f'--out {path}: the name must end in .png, .jpg or .webp, or be a folder')
+    try: check_output(path)
+    except StylekitError as e: raise StylekitError(f'--out: {e}') from e
     if not _others(images, path): raise StylekitError(f'--out {path} is the image itself: give another name')
-    home = next(p for p in path.absolute().parents if p.exists())
-    if not home.is_dir() or not os.access(home, os.W_OK):
-        raise StylekitError(f'--out {path}: cannot write in {home}, choose another folder')
     return path
 
 def free_path(path:Path, # wanted
@@ -277,7 +275,7 @@ def parse_style(text:str # name, path or hub id; or several with their strengths
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
 
 def _caption_of(path, template)->str:
-    from stylekit.finetune import image_caption
+    from stylekit.pictures import image_caption
     found = image_caption(path, template or '{}')
     if found: return found
     raise StylekitError(f'nothing says what {Path(path).name} shows: use --caption, as in --caption "a cat face"')
@@ -404,7 +402,7 @@ def _stylize_one(o, image, caption:str, path:Path, run)->bool: # is it whole?
     callbacks = [c for c in (Progress() if SAY.bar else None, preview, _run_checkpoint(path)) if c]
     result = run(image, caption=caption, callbacks=callbacks)
     if 'interrupted' in result.info['note']: _keep_unfinished(result, path)
-    result.save(path)
+    path = result.save(path, rescue=True)   # a run is not lost for its name
     for old in _unfinished(path, result.info['run_id']): old.unlink()
     about = {k: result.info[k] for k in ('seed', 'caption', 'run_id')}
     SAY.result(path, command='stylize', file=path, complete=result.complete, **about)
@@ -415,32 +413,36 @@ def _stylize_one(o, image, caption:str, path:Path, run)->bool: # is it whole?
 def _stylize_images(o)->int: # exit status
     "One picture after the other"
     from stylekit.backbone import load_backbone
-    from stylekit import load_image, load_style
+    from stylekit import load_style
+    from stylekit.images import open_image
     from stylekit.stylizer import stylize as run
     if not o.images: o.images, o.caption = [str(asset('samples', f'{SAMPLE}.shaded.png'))], o.caption or SAMPLE_CAPTION
     style, captions = load_style(parse_style(o.style or 'ink'), o.words), _captions(o)
     paths = out_paths(o.images, style.name, o.out, o.overwrite, ('.gif',)*o.gif)
-    pictures = [load_image(im) for im in o.images]   # a bad one is named before any work
+    pictures = [open_image(im) for im in o.images]   # a bad one is named before any work
+    for path, picture in zip(paths, pictures): check_output(path, picture.size)
     mask, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
     control = _control(o, model, style)
     run = partial(run, style=style, backbone=model, seed=o.seed, conditioning=control, keep=mask, **_settings_of(o))
     whole = True
     for name, image, caption, path in zip(o.images, pictures, captions, paths):
-        _say_what_is_worked_at(name, image, model, o.resolution, not o.backbone)
+        _say_what_is_worked_at(name, image.rgb, model, o.resolution, not o.backbone)
         whole &= _stylize_one(o, image, caption, path, run)
     return 0 if whole else 1
 
 # %% ../nbs/16_cli.ipynb #12edbec8
 def _generate(o)->int: # exit status
     "One pass of a network for each picture"
-    from stylekit import load_image
+    from stylekit.images import open_image
     from stylekit.feedforward import FeedForward
     images = o.images or [str(asset('samples', f'{SAMPLE}.shaded.png'))]
     network = FeedForward.load(o.generator, o.backbone, o.device)
     paths = out_paths(images, network.about['style'], o.out, o.overwrite)
-    pictures = [load_image(im) for im in images]   # a bad one is named before any work
+    pictures = [open_image(im) for im in images]   # a bad one is named before any work
+    for path, picture in zip(paths, pictures): check_output(path, picture.size)
     for image, path in zip(pictures, paths):
-        SAY.result(network(image, o.resolution).save(path), command='stylize', file=path, complete=True)
+        path = network(image, o.resolution).save(path, rescue=True)
+        SAY.result(path, command='stylize', file=path, complete=True)
     return 0
 
 # %% ../nbs/16_cli.ipynb #87102c0f
@@ -679,8 +681,8 @@ def _trained(line:TrainingLine, made:Path, work:Path, **data)->int: # exit statu
 _FEW = 8   # pictures
 
 def _count_pictures(folder:Path)->int:
-    from stylekit.finetune import PICTURES
-    return sum(p.suffix.lower() in PICTURES and p.name[0] != '.' for p in folder.glob('*'))
+    from stylekit.pictures import list_pictures
+    return len(list_pictures(folder, below=False, shapes=False, may_be_empty=True)) if folder.is_dir() else 0
 
 # %% ../nbs/16_cli.ipynb #9e711a95
 def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
@@ -799,12 +801,12 @@ def export(generator:PATH, # name, file or folder of a generator
           )->int: # exit status
     "Write a generator as ONNX"
     from stylekit.feedforward import FeedForward, generator_file
-    from stylekit.finetune import PICTURES
+    from stylekit.pictures import list_pictures
     if not int8: _refuse(SimpleNamespace(calibrate=calibrate), 'calibrate', 'without --int8')
     source = generator_file(generator)
     if source.suffix == '.onnx': raise StylekitError(f'{generator} is ONNX already: copy {source}')
     _refuse_existing(Path(out), overwrite)
-    pictures = sorted(p for p in Path(calibrate).glob('*') if p.suffix.lower() in PICTURES)[:64] if calibrate else ()
+    pictures = [p.path for p in list_pictures(calibrate, below=False) if not p.error][:64] if calibrate else ()
     made = FeedForward.load(generator, backbone).export(out, int8, pictures)
     SAY.result(made, command='export', file=made)
     return 0
@@ -1002,7 +1004,8 @@ def _is_interrupt(e:BaseException)->bool:
     return False
 
 _SYSTEM = {errno.ENOSPC: 'free some space', errno.EDQUOT: 'free some space', errno.EROFS: 'choose another folder',
-           errno.EACCES: 'choose another file or folder', errno.EPERM: 'choose another file or folder'}
+           errno.EACCES: 'choose another file or folder', errno.EPERM: 'choose another file or folder',
+           errno.ENAMETOOLONG: 'use a shorter one', errno.ENOTDIR: 'part of the path is a file'}
 _MEMORY = 'memory ran out: use a smaller --batch, fewer --workers or a smaller --resolution'
 
 def _tell(text:str):
@@ -1018,13 +1021,13 @@ def _closed_pipe()->int: # exit status
 def status_of(e:BaseException)->int: # exit status
     "Say in one line what went wrong"
     if isinstance(e, BrokenPipeError): return _closed_pipe()
-    if _is_interrupt(e) and not isinstance(e, StylekitError):
+    if _is_interrupt(e):
         _tell(one_line(e) if isinstance(e, KeyboardInterrupt) and str(e) else 'interrupted')
         return 130
     if isinstance(e, StylekitError): _tell(re.sub(r'(?<!-)\boverwrite(=True)?$', '--overwrite', str(e)))   # as it is said here
     elif isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError': _tell(_MEMORY)
     elif isinstance(e, OSError) and e.errno in _SYSTEM:
-        _tell(': '.join(map(str, filter(None, (e.strerror, e.filename, _SYSTEM[e.errno])))))
+        _tell(one_line(': '.join(map(str, filter(None, (e.strerror, e.filename, _SYSTEM[e.errno]))))))
     else:
         _tell(f'this is a fault of stylekit: {type(e).__name__}: {one_line(e, 200)}; {_trace_file(e)}')
         return 70

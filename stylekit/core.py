@@ -80,7 +80,8 @@ def check_number(name:str, # of the setting, for the message
                 )->float:
     "`value` as Python's own number"
     value = plain_number(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)): raise StylekitError(f'{name} must be a number, got {one_line(repr(value)[:200], 60)}')
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise StylekitError(f'{name} must be a number, got {one_line(repr(value)[:200], 60)}')
     return value
 
 def changed(settings, # a frozen dataclass

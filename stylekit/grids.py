@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from .core import StylekitError, check_whole, digest
 from .images import image_to_tensor, load_image
+from .pictures import PICTURES, list_pictures
 
 # %% ../nbs/07b_grids.ipynb #5d6bc71d
 SPLITS = ('train', 'val', 'test')
@@ -112,7 +113,6 @@ NOTICES = {
              'PACS (Li et al., ICCV 2017): the authors state no licence for the pictures. For research only, unless you have cleared them.'),
     'Office-Home': (('Art', 'Clipart', 'Product', 'Real World'),
                     'Office-Home (Venkateswara et al., CVPR 2017): pictures from the web under a fair-use notice, for non-commercial research. Not for products.')}
-_PICTURES = ('.png', '.jpg', '.jpeg', '.webp')
 
 def _folders(path): return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
@@ -131,11 +131,11 @@ def read_grid(root, # folder with style/category/picture
         told = _official(root, style.name)
         lists |= told
         for category in _folders(style):
-            for p in sorted(p for p in category.iterdir() if p.suffix.lower() in _PICTURES):
+            for p in (f.path for f in list_pictures(category, below=False, shapes=False, may_be_empty=True)):
                 name = f'{words(category)}/{p.stem}'
                 said = told.get(p.relative_to(root).as_posix(), '')
                 shots.append(Shot(words(category), words(style), name, p, said if said != 'train' else 'val' if split_by_name(name, test=0) == 'val' else 'train'))
-    if not shots: raise StylekitError(f'{str(root)!r} holds no pictures as style/category/picture ({", ".join(_PICTURES)})')
+    if not shots: raise StylekitError(f'{str(root)!r} holds no pictures as style/category/picture ({", ".join(PICTURES)})')
     learnt = {s.category for s in shots if s.split == 'train'}
     if not lists: shots = [s if s.category in learnt else replace(s, split='train') for s in shots]   # few pictures, and the lot of the names took all of a category
     grid = Grid(shots)

@@ -99,7 +99,8 @@ CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw', 'sgd'
 def _check_prompt(name, v, **words):
     try: ok = bool(v.format(**words).strip())
     except (AttributeError, KeyError, IndexError, ValueError, TypeError): ok = False
-    if not ok: raise StylekitError(f'{name} {one_line(repr(v), 60)} must be a text, with {" and ".join(f"{{{w}}}" for w in words)} as its only {{...}}')
+    if not ok:
+        raise StylekitError(f'{name} {one_line(repr(v), 60)} must be a text, with {" and ".join(f"{{{w}}}" for w in words)} as its only {{...}}')
 
 def _plain_settings(c):
     "NumPy's and torch's numbers as Python's own, lists as tuples: what JSON and a hash can have"
@@ -115,9 +116,12 @@ def _check_settings(c):
     if c.resolution is not None: check_range('resolution', check_whole('resolution', c.resolution), 16, 8192)
     if c.t_min >= c.t_max: raise StylekitError(f't_min={c.t_min} must be below t_max={c.t_max}')
     for name, allowed in CHOICES.items():
-        if getattr(c, name) not in allowed: raise StylekitError(f'{name}={one_line(repr(getattr(c, name)), 60)}: choose one of {", ".join(allowed)}')
-    if not isinstance(c.terms, dict): raise StylekitError(f'terms must be a dict of coefficients, got {one_line(repr(c.terms), 60)}')
-    if not isinstance(c.negative_prompt, str): raise StylekitError(f'negative_prompt must be a text, got {one_line(repr(c.negative_prompt), 60)}')
+        if getattr(c, name) not in allowed:
+            raise StylekitError(f'{name}={one_line(repr(getattr(c, name)), 60)}: choose one of {", ".join(allowed)}')
+    if not isinstance(c.terms, dict):
+        raise StylekitError(f'terms must be a dict of coefficients, got {one_line(repr(c.terms), 60)}')
+    if not isinstance(c.negative_prompt, str):
+        raise StylekitError(f'negative_prompt must be a text, got {one_line(repr(c.negative_prompt), 60)}')
     if not isinstance(c.fake_targets, tuple) or not c.fake_targets or not all(isinstance(t, str) and t for t in c.fake_targets):
         raise StylekitError(f'fake_targets must be names of layers, as {ATTENTION}, got {one_line(repr(c.fake_targets), 60)}')
     _check_prompt('prompt', c.prompt, style='x', caption='x')
@@ -208,7 +212,8 @@ def settings(preset='fast', # name of a preset, or Settings
     "A preset with changes; a setting that the method does not read is refused"
     if method not in (None, 'sms') and preset=='fast': preset = method
     if not isinstance(preset, Settings):
-        if preset not in tuple(PRESETS): raise StylekitError(f'no preset named {one_line(repr(preset), 60)}: choose one of {", ".join(PRESETS)}')
+        if preset not in tuple(PRESETS):
+            raise StylekitError(f'no preset named {one_line(repr(preset), 60)}: choose one of {", ".join(PRESETS)}')
         preset = PRESETS[preset]
     if method not in (None, preset.method): raise StylekitError(f'preset {preset.preset!r} is one of {preset.method}, not of {method}')
     return refuse_unread(changed(preset, changes))
@@ -264,12 +269,15 @@ def reads(cls:Method, cfg:Settings)->set:
 def check_terms(cfg:Settings, method=None): # a `Method`; default the one that `cfg` names
     "A method's own coefficients: known, numbers, and in their ranges"
     method = method or METHODS[cfg.method]
-    if unknown := set(cfg.terms)-set(method.TERMS): raise StylekitError(f'{cfg.method} has no terms named {one_line(sorted(map(str, unknown)), 60)}; it has {sorted(method.TERMS)}')
+    if unknown := set(cfg.terms)-set(method.TERMS):
+        raise StylekitError(f'{cfg.method} has no terms named {one_line(sorted(map(str, unknown)), 60)}; it has {sorted(method.TERMS)}')
     for name, value in cfg.terms.items():
         lo, hi = method.RANGES[name]
         whole = isinstance(method.TERMS[name], int) or isinstance(method.TERMS[name], tuple)
-        if isinstance(method.TERMS[name], tuple) and (not isinstance(value, tuple) or not value): raise StylekitError(f'{name} must be a list of whole numbers, got {one_line(repr(value), 60)}')
-        for v in value if isinstance(value, tuple) else [value]: check_range(name, check_whole(name, v) if whole else check_number(name, v), lo, hi)
+        if isinstance(method.TERMS[name], tuple) and (not isinstance(value, tuple) or not value):
+            raise StylekitError(f'{name} must be a list of whole numbers, got {one_line(repr(value), 60)}')
+        for v in value if isinstance(value, tuple) else [value]:
+            check_range(name, check_whole(name, v) if whole else check_number(name, v), lo, hi)
 
 # %% ../nbs/06_sms.ipynb #4dbc616f
 @patch

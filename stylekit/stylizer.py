@@ -19,7 +19,8 @@ from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .control_clip import load_control_clip
 from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, plain_number
-from .images import image_to_tensor, load_image, tensor_to_image
+from .images import image_to_tensor, load_image, open_image, tensor_to_image
+from .pictures import warn_weights
 from .guidance import Steer, attach, detach
 from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
@@ -155,15 +156,18 @@ class RunState:
 def _check_form(got, own, what:str):
     "Are tensors of one shape and type, and finite?"
     if isinstance(own, (list, tuple)):
-        if not isinstance(got, (list, tuple)) or len(got) != len(own): raise ValueError(f'{what} is no list of {len(own)}')
+        if not isinstance(got, (list, tuple)) or len(got) != len(own):
+            raise ValueError(f'{what} is no list of {len(own)}')
         for g, o in zip(got, own): _check_form(g, o, what)
     elif not isinstance(got, torch.Tensor) or (got.shape, got.dtype) != (own.shape, own.dtype): raise ValueError(f'{what} is of another shape or type')
     elif not torch.isfinite(got).all(): raise ValueError(f'{what} is not finite')
 
 def _check_record(rec:dict, n:int): # images
     if not {'t', 'style'} <= {*rec}: raise ValueError('its history is incomplete')
-    for name, v in rec.items(): _check_form(v, torch.zeros(n, dtype=torch.long if name == 't' else v.dtype, device=v.device), f'{name} of the history')
-    if any(v.is_floating_point() == (name == 't') for name, v in rec.items()): raise ValueError('its history holds numbers of another type')
+    for name, v in rec.items():
+        _check_form(v, torch.zeros(n, dtype=torch.long if name == 't' else v.dtype, device=v.device), f'{name} of the history')
+    if any(v.is_floating_point() == (name == 't') for name, v in rec.items()):
+        raise ValueError('its history holds numbers of another type')
 
 def check_state(state:RunState, own:dict): # `state_dict` of the run that wants to go on
     "Is this a state that the run could have come to?"
@@ -203,32 +207,39 @@ class Checkpoint(Callback):
 @dataclass
 class StylizeResult:
     "One stylised image, and how it came about"
-    image: Image.Image              # at the size of the content image
+    image: Image.Image              # at the size of the content image, transparent where that is
     settings: Settings
     history: dict = field(repr=False)   # name -> list, one value per step
     info: dict = field(repr=False)      # run id, seed, hashes, versions
     complete: bool = True           # False after an interrupt
+    profile: bytes = field(default=None, repr=False)   # ICC profile of the content image
     @property
     def interrupted(self)->bool: return 'interrupted' in self.info.get('note', '')   # by Ctrl-C or a callback: the rest of a list need not begin
     def save(self, path:Path, # .png, .jpg, .webp
-             **kwargs # to `save_output`: rights, metadata
+             keep_profile:bool=False, # in the colour profile of the content image, instead of sRGB
+             **kwargs # to `save_output`: rights, metadata, background, rescue
             )->Path:
         "Write the image with its run's metadata"
+        if keep_profile: kwargs['profile'] = self.profile
         return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
 
 # %% ../nbs/08_stylizer.ipynb #95fd59b7
+_ANY_SIZE = dict(max_pixels=2**31, min_side=1, max_aspect=float('inf'))   # it was looked at before
+
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
     def __init__(self,
                  backbone:Backbone, style:Style, cfg:Settings, # what decides the run
-                 images:list, captions:list, # PIL images of one working size, one caption each
+                 images:list, captions:list, # PIL or `OpenedImage`s of one working size, one caption each
                  seeds:list, # one int each
                  callbacks:tuple=(), label:str='', group:int=0, # which batch of a longer list this is
                  conditioning=None, # a `guidance.Steer`: two encoders read the styled prompt
                  keep=None # picture of the images' shape, white: this must not change
                 ):
         self.backbone, self.style, self.cfg, self.captions, self.seeds, self.label, self.group, self.conditioning = backbone, style, cfg, captions, seeds, label or style.name, group, conditioning
+        self._opened = [open_image(im, **_ANY_SIZE) for im in images]
+        images = [o.rgb for o in self._opened]
         self._images, self.inner, self.outer = images, *_fits(images, backbone, cfg)
         self.first, self.factors, self.changes = cfg, (1.,)*max(1, len(style.parts)), []
         self.sizes, self.keep, self._held = [im.size for im in images], _picture_url(keep), ExitStack()
@@ -363,9 +374,9 @@ def results(self:Stylizer)->list:
     "What the run came to, one result per image"
     names = dict.fromkeys(k for r in self.records for k in r)   # with λ = 0 nobody asks for the spectrum's part
     hist = {k: torch.stack([r.get(k, torch.full((len(self.seeds),), torch.nan, device=self.z.device)) for r in self.records]).cpu() for k in names}
-    return [StylizeResult(im, self.cfg, {k: v[:, i].tolist() for k,v in hist.items()},
-                          self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note) | (dict(changes=[[k, {f: digest(v) if f=='keep' and v else v for f,v in c.items()}] for k,c in self.changes]) if self.changes else {}), self.complete)
-            for i,im in enumerate(self.images())]
+    return [StylizeResult(o.finish(im), self.cfg, {k: v[:, i].tolist() for k,v in hist.items()},
+                          self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note) | (dict(changes=[[k, {f: digest(v) if f=='keep' and v else v for f,v in c.items()}] for k,c in self.changes]) if self.changes else {}), self.complete, o.profile)
+            for i, (o, im) in enumerate(zip(self._opened, self.images()))]
 
 # %% ../nbs/08_stylizer.ipynb #5fe3d545
 @patch
@@ -394,13 +405,13 @@ LIVE = ('lam', 'cutoff', 't_cutoff', 'cutoff_power', 'guidance_scale', 'relevanc
 
 @patch
 def change(self:Stylizer, keep=None, # picture, white: this must not change any more; False: all may
-           mix=None, # a factor for each style of the mix, 0 to 2
+           mix=None, # a factor for each style of the mix, 0 to 100
            **fields # of Settings, among LIVE
           ):
     "Other settings from the next step on"
     if fixed := [f for f in fields if f not in LIVE]: raise StylekitError(f'{", ".join(fixed)} cannot change during a run: {", ".join(LIVE)}, mix and keep can')
     fields = {f: plain_number(v) for f,v in fields.items()}
-    cfg, factors = refuse_unread(changed(self.cfg, fields)), self.factors if mix is None else tuple(check_range('mix', check_number('mix', m), 0, 2) for m in mix)
+    cfg, factors = refuse_unread(changed(self.cfg, fields)), self.factors if mix is None else tuple(check_range('mix', check_number('mix', m), 0, 100) for m in mix)
     if len(factors) != len(self.factors): raise StylekitError(f'mix needs a factor for each of {self.style.name}, got {len(factors)}')
     if keep is not None: self.may = self._free(fields.setdefault('keep', _picture_url(keep)))
     if mix is not None: fields['mix'] = factors
@@ -469,13 +480,14 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     return out if many else out[0]
 
 # %% ../nbs/08_stylizer.ipynb #36b67c19
-def _pairs(images, caption)->tuple: # PIL images, a caption each
-    images = [load_image(im) for im in images]
+def _pairs(images, caption)->tuple: # OpenedImages, a caption each
+    images = [open_image(im) for im in images]
     if not images: raise StylekitError('no images: give at least one')
     captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
     if len(captions) != len(images): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
     if any(not isinstance(c, str) or not c.strip() for c in captions):
         raise StylekitError('the caption is empty: say in a few words what the image shows, as in caption="a cat face"')
+    warn_weights(captions)
     return images, captions
 
 def _groups(images, backbone, cfg, independent):

@@ -325,7 +325,8 @@ class Best:
         self.since = 0 if self.error is None or error < self.error else self.since+1
         if not self.since: self.error, self.step, self.weights = error, step, {k: v.clone() for k,v in avg.avg.items()}
         if self.report: self.report(step, error)
-        if self.path: save_or_warn(self.path, BestState(self.error, self.step, self.weights, self.since, self.looked, self.run_id), 'best')
+        if self.path:
+            save_or_warn(self.path, BestState(self.error, self.step, self.weights, self.since, self.looked, self.run_id), 'best')
         return self.enough
     @torch.no_grad()
     def _put(self, weights):

@@ -35,15 +35,15 @@ def kernels(server:int)->int:
     return sum('ipykernel_launcher' in a and below(pid) for pid, a in args.items())
 
 @contextlib.contextmanager
-def serve(kind, home, **env):
+def serve(kind, home, extra=(), **env):
     "A server of its own, with settings of its own; its address"
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
     lab = home/'cfg'/'labconfig'; lab.mkdir(parents=True)
     (lab/'default_setting_overrides.json').write_text(json.dumps({'@jupyterlab/apputils-extension:notification': {'fetchNews': 'false', 'checkForUpdates': False}}))
-    env = dict(os.environ, PYTHONPATH=str(ROOT), JUPYTER_CONFIG_DIR=str(home/'cfg'), JUPYTER_DATA_DIR=str(home/'d'), JUPYTER_RUNTIME_DIR=str(home/'r'), IPYTHONDIR=str(home/'i'), TMPDIR=str(home)) | env
+    env = dict(os.environ, PYTHONPATH=os.environ.get('STYLEKIT_UNDER_TEST', str(ROOT)), JUPYTER_CONFIG_DIR=str(home/'cfg'), JUPYTER_DATA_DIR=str(home/'d'), JUPYTER_RUNTIME_DIR=str(home/'r'), IPYTHONDIR=str(home/'i'), TMPDIR=str(home)) | env
     command = dict(lab=['jupyterlab', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', f'--ServerApp.root_dir={home}',
                         '--LabApp.expose_app_in_browser=True', '--LabApp.extension_manager=readonly', '--no-browser'],
-                   app=['app', '--port', str(port), '--no-browser', '--silence', '3'])[kind]
+                   app=['app', '--port', str(port), '--no-browser', '--silence', '3', *extra])[kind]
     with open(home/'log', 'w') as log:
         run = ['-m'] if kind=='lab' else ['-c', 'import sys; from stylekit.cli import main; sys.exit(main())']
         p = subprocess.Popen([sys.executable, *run, *command], cwd=home, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
@@ -85,6 +85,11 @@ class Page:
         h, t = (self.pg.locator(s).first.bounding_box() for s in (handle, along))
         self.pg.mouse.move(h['x']+h['width']/2, h['y']+h['height']/2); self.pg.mouse.down()
         self.pg.mouse.move(t['x']+t['width']*share, t['y']+t['height']*down, steps=8); self.pg.mouse.up()
+    def slide(self, name, share):
+        t = self.pg.locator(f'.sk-{name} input[type=range]').first.bounding_box()
+        self.pg.mouse.click(t['x']+8+(t['width']-16)*share, t['y']+t['height']/2)
+    def number(self, name, value):
+        self.pg.fill(f'.sk-{name} input[type=number]', str(value)); self.pg.keyboard.press('Enter'); self.pg.keyboard.press('Tab')
     def logs(self, text): self.until(f"document.querySelector('.sk-log')?.innerText.includes({text!r})")
     def download(self, name):
         with self.pg.expect_download() as d: self.pg.click(f'.sk-{name} button')
@@ -105,7 +110,7 @@ def test_panel_in_jupyterlab(chrome, tmp_path):
         assert p.src() != first                                   # the preview follows
         free = p.pg.evaluate(DISTANCE)
         if shots: p.pg.screenshot(path=f'{shots}/lab-run.png')
-        p.drag('.sk-lam .noUi-handle', '.sk-lam .noUi-base', .99)  # λ: the recipe has it
+        p.slide('lam', .99)                                       # λ: the recipe has it
         p.pg.locator('.sk-tabs >> text=Changes').first.click()
         p.logs('lam')
         p.pg.wait_for_function(f'async () => await ({DISTANCE})() < {.8*free}', polling=200)   # and the picture answers: it comes nearer to the content again
@@ -124,7 +129,7 @@ def test_panel_in_jupyterlab(chrome, tmp_path):
         p.pg.wait_for_timeout(1000)
         assert (p.src(), p.status()) == still                     # nothing moves
         p.click('pause'); p.past(k+3)
-        p.pg.click('.sk-to .widget-readout'); p.pg.keyboard.press('Control+A'); p.pg.keyboard.type('17'); p.pg.keyboard.press('Enter')
+        p.number('to', 17)
         p.click('pause'); p.says('Paused')
         p.click('rewind'); p.until(f"+(/tep (\\d+)/.exec(document.querySelector('.sk-status').innerText) || [0, 999])[1] < {k}")
         p.past(20)
@@ -184,3 +189,100 @@ def test_page_for_people_who_do_not_code(chrome, tmp_path):
         other.pg.close()
         while kernels() > 0 and time.monotonic() < deadline: time.sleep(.2)
         assert kernels() == 0
+
+
+def lab(chrome, tmp_path, url, width=1300):
+    p = Page(chrome, f'{url}lab/workspaces/t/tree/panel.ipynb?reset', width)
+    p.run_all()
+    p.pg.wait_for_selector('.sk-panel img.sk-preview')
+    return p
+
+def shot(p, name):
+    if folder := os.environ.get('STYLEKIT_SHOTS'): p.pg.screenshot(path=f'{folder}/{name}.png')
+
+def choose(p, path):
+    with p.pg.expect_file_chooser() as chosen: p.pg.click('.sk-upload')
+    chosen.value.set_files(str(path))
+
+def noise(path, side, mode='RGB'):
+    "A PNG that no compression makes smaller"
+    from PIL import Image
+    Image.frombytes(mode, (side, side), os.urandom(len(mode)*side*side)).save(path)
+    return path.stat().st_size
+
+@pytest.mark.parametrize('preset', ['fast', 'paper'])
+def test_an_untouched_panel_is_stylize(chrome, tmp_path, preset):
+    "Fault 1"
+    from stylekit import sample, stylize
+    steps = 4
+    notebook(tmp_path, [f"from stylekit.panels import StylizePanel\npanel = StylizePanel(preset='{preset}', steps={steps}, style_scale=2.)\npanel"])
+    with serve('lab', tmp_path) as (url, _):
+        p = lab(chrome, tmp_path, url)
+        p.pg.wait_for_timeout(1500)                               # the browser has had its say
+        p.click('start'); p.says('Done')
+        recipe = json.loads(p.download('recipe'))
+        png = p.download('save')
+        p.pg.close()
+    from stylekit.sms import PRESETS
+    for field in ('lam', 'lr', 'guidance_scale', 'relevance_floor', 'cutoff', 't_cutoff', 'cutoff_power'):
+        assert recipe['settings'][field] == getattr(PRESETS[preset], field), field
+    (tmp_path/'shown.png').write_bytes(png)
+    from PIL import Image
+    plain = stylize(sample('owl'), 'ink', 'an owl', preset=preset, steps=steps, style_scale=2., seed=0)
+    assert Image.open(tmp_path/'shown.png').convert('RGB').tobytes() == plain.image.tobytes()
+
+def test_a_long_session_in_jupyterlab(chrome, tmp_path):
+    "Faults 1 (beyond the end), 2, 4, 5, 8, 10, 12, 14"
+    notebook(tmp_path, ["from stylekit.panels import StylizePanel\npanel = StylizePanel(steps=60, lr=.02, guidance_scale=15.)\npanel", "import os; print('pid', os.getpid())"])
+    with serve('lab', tmp_path) as (url, _):
+        p = lab(chrome, tmp_path, url)
+        shown = p.pg.input_value('.sk-guidance input[type=number]')
+        assert float(shown) == 15
+        cells = 'window.jupyterapp.shell.currentWidget.content.widgets.length'
+        n = p.pg.evaluate(cells)
+        p.pg.focus('.sk-curve .corner')
+        for key in 'bxdd': p.pg.keyboard.press(key)
+        p.pg.wait_for_timeout(500)
+        assert p.pg.evaluate(cells) == n and p.pg.locator('.sk-panel').count() == 1           # 10, 14: no shortcut of the notebook acts
+        p.click('start'); p.says('Done')
+        p.number('to', 3); p.click('rewind')                                                  # 2
+        p.until("!document.querySelector('button.sk-pause').disabled && !document.querySelector('button.sk-stop').disabled")
+        p.click('pause'); p.says('Paused'); p.click('stop'); p.says('Stopped after step')
+        p.pg.locator('.sk-tabs >> text=Protect').first.click()                                # 5
+        p.drag('.sk-brush canvas', '.sk-brush canvas', .7)
+        seen = "() => { const c = document.querySelector('.sk-brush canvas'); return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data].filter((v, i) => i % 4 === 3 && v > 128).length }"
+        painted = p.pg.evaluate(seen)
+        assert painted > 50
+        p.pg.wait_for_timeout(500)
+        p.pg.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')"); p.pg.wait_for_timeout(800)
+        p.pg.reload(); p.pg.wait_for_selector('.sk-panel img.sk-preview')
+        p.pg.locator('.sk-tabs >> text=Protect').first.click()
+        p.pg.wait_for_function(f'() => Math.abs(({seen})() - {painted}) < {painted}*.1')
+        p.drag('.sk-brush canvas', '.sk-brush canvas', .2, .2)
+        assert p.pg.evaluate(seen) > 1.1*painted                                              # the next stroke adds
+        p.pg.click('.sk-undo'); p.pg.wait_for_function(f'() => Math.abs(({seen})() - {painted}) < {painted}*.1')
+        shot(p, 'lab-brush')
+        assert noise(tmp_path/'large.png', 1950) > 11e6                                       # 4: 11 MB in Lab
+        choose(p, tmp_path/'large.png'); p.says('1950 × 1950')
+        (tmp_path/'bad.png').write_bytes(b'nothing')
+        choose(p, tmp_path/'bad.png'); p.until("document.querySelector('.sk-error')?.innerText.length > 5")
+        p.pg.fill('.sk-caption input', 'x'); p.pg.keyboard.press('Tab'); p.click('start'); p.says('no picture')
+        from stylekit import sample
+        sample('taxi').save(tmp_path/'taxi.png')
+        choose(p, tmp_path/'taxi.png'); p.says('128 × 128')
+        broken = p.pg.evaluate("() => [...document.querySelectorAll('.sk-panel img')].filter(i => i.offsetParent && !(i.getAttribute('src') && i.alt)).length")
+        assert broken == 0                                                                    # 12
+        for width in (800, 400):
+            p.pg.set_viewport_size(dict(width=width, height=1400)); p.pg.wait_for_timeout(500)
+            shot(p, f'lab-{width}')
+            over = p.pg.evaluate("() => { const b = document.querySelector('.sk-panel').getBoundingClientRect(); return [...document.querySelectorAll('.sk-panel *')].filter(e => !e.closest('svg, .sk-said') && e.getBoundingClientRect().width && e.getBoundingClientRect().right > b.right + 1).map(e => e.className).slice(0, 5) }")
+            assert over == [], (width, over)
+        p.pg.set_viewport_size(dict(width=1300, height=1400))
+        p.pg.fill('.sk-caption input', 'a taxi'); p.pg.keyboard.press('Tab')
+        p.click('start'); p.past(2)
+        pid = int(p.pg.inner_text('.jp-Cell >> nth=1 >> .jp-OutputArea-output').split()[-1])
+        os.kill(pid, signal.SIGSTOP)                                                          # 8: a kernel that does not answer
+        try: p.pg.wait_for_function("() => /kernel is gone/.test(document.querySelector('.sk-panel').innerText)", timeout=40_000)
+        finally: os.kill(pid, signal.SIGKILL)
+        shot(p, 'lab-dead')
+        p.pg.close()

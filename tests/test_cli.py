@@ -349,19 +349,25 @@ def test_a_fault_of_ours_is_one_line_and_a_file(e, monkeypatch, capsys):
     assert 'Traceback' in trace.read_text() and type(e).__name__ in trace.read_text()
     trace.unlink()
 
-def wrapped():
+def wrapped(kind):
     try:
         try: raise KeyboardInterrupt
-        except BaseException: raise RuntimeError('could not import module')
-    except RuntimeError as e: return e
+        except BaseException: raise kind('could not import module')
+    except kind as e: return e
 
-@pytest.mark.parametrize('e,status,word', [(KeyboardInterrupt(), 130, 'interrupted'), (wrapped(), 130, 'interrupted'), (MemoryError(), 2, 'memory'), (OSError(28, 'No space left on device'), 2, 'free some space'),
-                                           (PermissionError(13, 'Permission denied', 'x'), 2, 'x'), (BrokenPipeError(), 141, '')], ids=['ctrl-c', 'wrapped', 'memory', 'disk', 'rights', 'pipe'])
+@pytest.mark.parametrize('e,status,word', [(KeyboardInterrupt(), 130, 'interrupted'), (wrapped(RuntimeError), 130, 'interrupted'), (wrapped(StylekitError), 130, 'interrupted'), (MemoryError(), 2, 'memory'), (OSError(28, 'No space left on device'), 2, 'free some space'),
+                                           (PermissionError(13, 'Permission denied', 'x'), 2, 'x'), (BrokenPipeError(), 141, '')], ids=['ctrl-c', 'wrapped', 'wrapped by us', 'memory', 'disk', 'rights', 'pipe'])
 def test_what_is_no_fault(e, status, word, monkeypatch, capsys):
     failing(monkeypatch, e)
     assert main(['styles']) == status
     err = capsys.readouterr().err
     assert err.count('\n') <= 1 and word in err and 'fault' not in err
+
+def test_a_name_that_is_too_long(photo, capsys):
+    for argv in ['info', 'a'*5000], ['stylize', photo, '--generator', 'ink', '--out', 'a'*5000], ['styles', 'a'*300+'.safetensors']:
+        assert main(argv) == 2
+        err = capsys.readouterr().err
+        assert err.count('\n') == 1 and len(err) < 330 and 'fault' not in err, err
 
 def process(*argv, **kw):
     "The command line as a process that says when it has begun"

@@ -1,12 +1,14 @@
 "A folder of pictures, killed and gone on with, in one process, in several, on two Ray workers, and generators trained by two processes"
 import json, os, re, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 import pytest, torch
 from PIL import Image
 from stylekit.images import sample, samples
 from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator, train_feedforward
 from stylekit.finetune import Example
-from stylekit.folders import stylize_folder
+from stylekit.folders import FolderRecord, FolderRun, stylize_folder
+from stylekit.records import read_lines
 
 ENV = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 
@@ -54,8 +56,8 @@ def test_killed_twice_it_ends_complete(home, tmp_path, workers):
     assert run(home, out, workers=workers).wait() == 0
     assert len(results(out)) == 195 and all(Image.open(p).load() for p in results(out))
     assert early == {p: p.stat().st_mtime_ns for p in early}
-    lines = [json.loads(l) for l in (out/'manifest.jsonl').read_text().splitlines()]
-    assert len(lines) == 200 and len({l['picture'] for l in lines}) == 200
+    run_, *lines = [json.loads(l) for l in (out/'manifest.jsonl').read_text().splitlines()]
+    assert run_['kind'] == 'folder run' and len(lines) == 200 and len({l['picture'] for l in lines}) == 200 and {l['run'] for l in lines} == {read_lines(out/'manifest.jsonl', FolderRun, FolderRecord)[0].id}
     errors = [l['error'] for l in lines if l['error']]
     assert len(errors) == 5 and all(re.search('empty|HTML|damaged|PDF|not an image', e) for e in errors), errors
     assert {l['result'] for l in lines if not l['error']} == {p.relative_to(out).as_posix() for p in results(out)}
@@ -67,7 +69,8 @@ def test_any_workers_give_the_same_bytes(home, tmp_path):
     for out, how in zip(outs, ({}, dict(workers=2), dict(workers=2, cluster='ray'))): assert run(home, out, **how).wait() == 0
     one, *others = [{p.relative_to(o): p.read_bytes() for p in results(o)} for o in outs]
     assert len(one) == 195 and all(o == one for o in others)
-    assert len({(o/'manifest.jsonl').read_bytes() for o in outs}) == 1
+    lists = [[replace(r, seconds=None) for r in read_lines(o/'manifest.jsonl', FolderRun, FolderRecord)[1:]] for o in outs]   # runs into three folders
+    assert all([(r.picture, r.result, r.error, r.made) for r in l] == [(r.picture, r.result, r.error, r.made) for r in lists[0]] for l in lists)
 
 
 TRAIN = """

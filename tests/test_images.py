@@ -464,3 +464,81 @@ def test_with_alpha_odd_cases():
 def test_profile_is_kept():
     p = swapped_profile()
     assert open_image(encoded(noise(), 'PNG', icc_profile=p)).profile == p and open_image(noise()).profile is None
+
+
+# ---- a picture keeps its transparency on every way through the house
+
+SHORT = dict(style='ink', caption='a red ball', steps=2, seed=0)
+
+@pytest.fixture(scope='module')
+def ball(tmp_path_factory):
+    "The path of a cut-out of an odd size"
+    p = tmp_path_factory.mktemp('ball')/'red ball.png'
+    soft((128, 112)).save(p)
+    return p
+
+@pytest.fixture(scope='module')
+def network(tmp_path_factory):
+    "A network of one pass that changes something"
+    from stylekit.feedforward import FeedForward, Generator
+    torch.manual_seed(0)
+    net = Generator(widths=(8, 16), blocks=(1, 1))
+    with torch.no_grad(): [p.add_(.03*torch.randn_like(p)) for p in net.parameters()]
+    about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='', settings=dict(sms={}))
+    ff = FeedForward(net, about)
+    ff.save(tmp_path_factory.mktemp('net')/'noise'/'generator.safetensors')
+    return ff
+
+def has_alpha_of(image, path): return image.mode == 'RGBA' and np.array_equal(image.getchannel('A'), Image.open(path).getchannel('A'))
+
+def test_through_the_api(ball, tmp_path):
+    from stylekit import stylize
+    r = stylize(ball, **SHORT)
+    assert has_alpha_of(r.image, ball) and has_alpha_of(Image.open(r.save(tmp_path/'x.png')), ball) and has_alpha_of(Image.open(r.save(tmp_path/'x.webp')), ball)
+    with pytest.warns(UserWarning, match='JPEG'): assert Image.open(r.save(tmp_path/'x.jpg', background='black')).getpixel((0,0)) == (0,0,0)
+    assert r._repr_png_().startswith(b'\x89PNG')
+    plain = load_image(ball)
+    alone, mixed = stylize(plain, **SHORT).image, stylize([plain, ball], **SHORT)
+    assert alone.mode == 'RGB' and [m.image.mode for m in mixed] == ['RGB', 'RGBA']
+    seen = np.asarray(Image.open(ball).getchannel('A')) == 255
+    assert np.array_equal(np.asarray(alone)[seen], np.asarray(r.image)[..., :3][seen])   # the run itself is the same
+
+def test_through_the_command(ball, tmp_path, network):
+    from stylekit.cli import main
+    for more, out in ((['--caption', 'a red ball', '--steps', '2', '--seed', '0'], 'a.png'), (['--generator', str(network_file(network))], 'b.webp')):
+        assert main(['stylize', str(ball), '--out', str(tmp_path/out), *more]) in (0, None)
+        assert has_alpha_of(Image.open(tmp_path/out), ball)
+
+def network_file(network):
+    import tempfile
+    return network.save(Path(tempfile.mkdtemp())/'noise.safetensors')
+
+def test_through_a_folder(ball, tmp_path, network):
+    from stylekit.folders import stylize_folder
+    for out, how in (('drawn', dict(steps=2)), ('passed', dict(generator=network_file(network)))):
+        done = stylize_folder(ball.parent, tmp_path/out, **how)
+        assert not done.failed and has_alpha_of(Image.open(tmp_path/out/'red ball.png'), ball)
+
+def test_through_a_network(ball, network):
+    one, two = network([ball, load_image(ball)])
+    assert has_alpha_of(one.image, ball) and two.image.mode == 'RGB'
+    assert has_alpha_of(network(Image.open(ball)).image, ball)
+
+def test_through_a_live_run_and_its_recipe(ball):
+    from stylekit.live import LiveRun, replay
+    run = LiveRun(ball, caption='a red ball', steps=2, seed=0)
+    while run.advance(): pass
+    assert run.state == 'done' and has_alpha_of(run.result.image, ball)
+    assert np.array_equal(replay(run.recipe, ball).image, run.result.image)
+
+def test_through_the_panel(ball):
+    pytest.importorskip('ipywidgets')
+    from stylekit.panels import StylizePanel
+    panel = StylizePanel(ball, caption='a red ball', steps=2, seed=0)
+    panel._start()
+    panel.wait(120)
+    assert has_alpha_of(panel.result.image, ball) and has_alpha_of(Image.open(io.BytesIO(panel._png())), ball)
+
+def test_what_a_browser_is_shown_has_no_hidden_colours():
+    from stylekit.live import jpeg
+    assert Image.open(io.BytesIO(jpeg(soft()))).getpixel((0,0))[0] > 250

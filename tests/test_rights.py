@@ -67,7 +67,7 @@ def test_input_metadata_do_not_travel(tmp_path):
     for s in ('.png', '.jpg', '.webp'): assert b'User1s' not in save_output(Image.open(tmp_path/'in.jpg'), tmp_path/f'o{s}', RUN).read_bytes()
 
 @pytest.mark.parametrize('image', [IM, PIXELS, PIXELS/255, torch.tensor(PIXELS).permute(2,0,1)[None]/255, Image.new('RGBA', (3,2), (255,0,0,0)), Image.new('L', (1,900))])
-def test_what_can_be_saved(tmp_path, image): assert Image.open(save_output(image, tmp_path/'x.png')).mode == 'RGB'
+def test_what_can_be_saved(tmp_path, image): assert Image.open(save_output(image, tmp_path/'x.png')).mode == ('RGBA' if getattr(image, 'mode', '') == 'RGBA' else 'RGB')
 
 
 # ---- privacy
@@ -165,6 +165,58 @@ def test_interrupt(tmp_path, monkeypatch):
     monkeypatch.setattr(Image.Image, 'save', stop)
     with pytest.raises(KeyboardInterrupt): save_output(IM, p)
     assert left(tmp_path) == ['x.png'] and Image.open(p).size == (32,24)
+
+
+# ---- transparency, profiles, and what cannot be written
+
+def soft():
+    a = np.linspace(0, 255, 24*32).reshape(24, 32).astype(np.uint8)
+    im = IM.convert('RGBA')
+    im.putalpha(Image.fromarray(a))
+    return im
+
+@pytest.mark.parametrize('suffix', ['.png', '.webp'])
+def test_transparency_is_written_as_it_is(tmp_path, suffix): assert np.array_equal(Image.open(save_output(soft(), tmp_path/f'x{suffix}')), soft())
+
+def test_jpeg_is_laid_over_a_background(tmp_path):
+    with pytest.warns(UserWarning, match='JPEG holds no transparency'): p = save_output(Image.new('RGBA', (32,32)), tmp_path/'x.jpg', background='#0000ff')
+    assert Image.open(p).mode == 'RGB' and np.abs(np.asarray(Image.open(p)).astype(int)-(0,0,255)).max() < 3
+
+def test_profile_on_request(tmp_path):
+    "The same colours, in other numbers: read back by the profile they are what they were"
+    import struct
+    from PIL import ImageCms
+    from stylekit.images import load_image, open_image
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes())
+    at = {bytes(data[132+12*i:136+12*i]): 132+12*i for i in range(struct.unpack('>I', data[128:132])[0])}
+    data[at[b'rXYZ']:at[b'rXYZ']+4], data[at[b'gXYZ']:at[b'gXYZ']+4] = b'gXYZ', b'rXYZ'
+    swapped = bytes(data).replace('sRGB'.encode('utf-16-be'), 'test'.encode('utf-16-be')).replace(b'sRGB built-in', b'test built-in')
+    for im in (IM, soft()):
+        p = save_output(im, tmp_path/'x.png', profile=swapped)
+        assert Image.open(p).info['icc_profile'] == swapped and open_image(p).profile == swapped
+        assert np.abs(np.asarray(Image.open(p).convert('RGB'))[..., [1,0,2]].astype(int)-PIXELS).max() <= 3
+        assert np.abs(np.asarray(open_image(p).pixels.convert('RGB')).astype(int)-PIXELS).max() <= 3
+    for bad, word in ((b'junk', 'profile'), (ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB')).tobytes(), 'Lab')):
+        with pytest.raises(StylekitError, match=word): save_output(IM, tmp_path/'y.png', profile=bad)
+
+@pytest.mark.parametrize('path, size, word', [('x'*252+'.png', None, 'too long'), ('門'*90+'.webp', None, 'too long'), ('a/'*3000+'x.png', None, 'too long'), ('x.gif', None, 'suffix'), ('x', None, 'suffix'),
+    ('', None, 'not a path'), (None, None, 'not a path'), ('a\0.png', None, 'not a path'), ('x.webp', (16384, 20), '16383'), ('x.jpg', (20, 65501), '65500'), ('d.png', None, 'is a folder'), ('f/x.png', None, 'is a file')])
+def test_what_cannot_be_written_is_known_before(tmp_path, monkeypatch, path, size, word):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'d.png').mkdir()
+    (tmp_path/'f').write_text('x')
+    with pytest.raises(StylekitError, match=word) as e: check_output(path, size)
+    assert len(str(e.value)) <= 300 and '\n' not in str(e.value) and left(tmp_path) == ['d.png', 'f']
+    check_output('new/x.webp', (16383, 20))
+
+@pytest.mark.parametrize('path', ['x'*300+'.png', 'd.png', 'f/x.png', 'x.bmp', 'x.webp'])
+def test_a_result_is_saved_beside(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'d.png').mkdir()
+    (tmp_path/'f').write_text('x')
+    im = Image.new('RGB', (16384, 20), 'red') if path == 'x.webp' else IM
+    with pytest.warns(UserWarning, match='the result is in'): p = save_output(im, tmp_path/path, RUN, rescue=True)
+    assert p.parent == tmp_path and np.array_equal(Image.open(p), im) and read_output(p)['run'] == RUN
 
 
 # ---- reading files of others

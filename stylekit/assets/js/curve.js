@@ -1,0 +1,82 @@
+// The cut-off curve over t: `cutoff·min(1, t/t_cutoff)^power`, with two points to drag.
+const WIDTH = 300, HEIGHT = 120, LEFT = 34, BOTTOM = 22, TOP = 10;
+const clip = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
+const X = (t) => LEFT + WIDTH * t / 1000;
+const Y = (c) => TOP + HEIGHT * (1 - c);
+
+function render({ model, el }) {
+  el.classList.add('sk-curve');
+  el.innerHTML = `
+    <svg viewBox="0 0 ${WIDTH + LEFT + 8} ${HEIGHT + BOTTOM + 14}" role="group"
+      aria-label="Cut-off curve: how fine the structure is that is held, at each timestep">
+      <rect x="${LEFT}" y="${TOP}" width="${WIDTH}" height="${HEIGHT}" class="bg"/>
+      <path class="area"/><path class="line"/><line class="now" y1="${TOP}" y2="${HEIGHT + TOP}"/>
+      <text x="${LEFT}" y="${HEIGHT + BOTTOM + 6}">t = 0</text>
+      <text x="${LEFT + WIDTH}" y="${HEIGHT + BOTTOM + 6}" text-anchor="end">1000 (noise)</text>
+      <text x="2" y="16">all</text><text x="2" y="${HEIGHT + TOP}">none</text>
+      <circle r="8" class="mid" tabindex="0" role="slider" aria-label="shape of the slope" aria-valuemin="0" aria-valuemax="1"/>
+      <circle r="8" class="corner" tabindex="0" role="slider" aria-label="corner of the curve" aria-valuemin="0" aria-valuemax="1"/>
+    </svg>`;
+  const find = (css) => el.querySelector(css);
+  const get = (name) => model.get(name);
+  const svg = find('svg');
+  const curve = (t) => get('cutoff') * Math.pow(Math.min(1, t / get('t_cutoff')), get('power'));
+
+  function handle(circle, t, c, text) {
+    circle.setAttribute('cx', X(t));
+    circle.setAttribute('cy', Y(c));
+    circle.setAttribute('aria-valuenow', c.toFixed(2));
+    circle.setAttribute('aria-valuetext', text);
+  }
+  function draw() {
+    let path = '';
+    for (let t = 0; t <= 1000; t += 10) path += `${t ? 'L' : 'M'}${X(t)},${Y(curve(t))}`;
+    find('.line').setAttribute('d', path);
+    find('.area').setAttribute('d', path + `L${X(1000)},${Y(0)}L${X(0)},${Y(0)}Z`);
+    const share = Math.round(100 * get('cutoff'));
+    handle(find('.corner'), get('t_cutoff'), get('cutoff'), `from t = ${get('t_cutoff')} on, ${share} percent of the spectrum is held`);
+    handle(find('.mid'), get('t_cutoff') / 2, curve(get('t_cutoff') / 2), `power ${get('power').toFixed(2)}`);
+    find('.now').style.display = get('now') < 0 ? 'none' : '';
+    for (const end of ['x1', 'x2']) find('.now').setAttribute(end, X(get('now')));
+  }
+  function save(values) {
+    for (const key in values) model.set(key, values[key]);
+    model.save_changes();
+    draw();
+  }
+  const corner = (t, c) => save({ t_cutoff: Math.round(clip(t, 1, 999)), cutoff: +clip(c, 0, 1).toFixed(3) });
+  function mid(c) {
+    if (get('cutoff') <= 0) return;
+    const height = clip(c / get('cutoff'), .004, .933);
+    save({ power: +clip(Math.log(height) / Math.log(.5), .1, 8).toFixed(2) });
+  }
+  function drag(circle, move) {
+    circle.addEventListener('pointerdown', (e) => {
+      e.preventDefault();
+      circle.focus();
+      circle.setPointerCapture(e.pointerId);
+      const go = (e) => {
+        const p = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse());
+        move(1000 * (p.x - LEFT) / WIDTH, 1 - (p.y - TOP) / HEIGHT);
+      };
+      circle.addEventListener('pointermove', go);
+      circle.addEventListener('pointerup', () => circle.removeEventListener('pointermove', go), { once: true });
+    });
+  }
+  function keys(circle, move) {
+    const arrows = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, .02], ArrowDown: [0, -.02] };
+    circle.addEventListener('keydown', (e) => {
+      if (!arrows[e.key]) return;
+      e.preventDefault();
+      e.stopPropagation();
+      move(...arrows[e.key]);
+    });
+  }
+  drag(find('.corner'), corner);
+  drag(find('.mid'), (t, c) => mid(c));
+  keys(find('.corner'), (dt, dc) => corner(get('t_cutoff') + dt, get('cutoff') + dc));
+  keys(find('.mid'), (dt, dc) => mid(curve(get('t_cutoff') / 2) + dc + dt / 1000));
+  for (const name of ['t_cutoff', 'cutoff', 'power', 'now']) model.on(`change:${name}`, draw);
+  draw();
+}
+export default { render };

@@ -1,0 +1,78 @@
+// The heart-beat of a panel, both ways. The page tells Python that somebody has it open and whether its view was taken
+// away; Python answers, and a kernel that no longer answers is shown as gone. It is also where the panel's own box gets
+// what ipywidgets cannot give it: notebook shortcuts are kept out, and dark themes are known.
+const AWAKE = 5 * 60e3;            // without a run, for so long after somebody touched the panel; then kernels may be culled
+const SILENCE = 10;                // seconds without an answer
+
+function dark(node) {
+  for (; node; node = node.parentElement) {
+    const [r, g, b, a = 1] = (getComputedStyle(node).backgroundColor.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number);
+    if (a > .5) return .3 * r + .59 * g + .11 * b < 110;
+  }
+  return false;
+}
+
+function render({ model, el }) {
+  el.classList.add('sk-pulse');
+  el.dataset.skPulse = model.get('key');
+  const banner = document.createElement('div');
+  banner.className = 'sk-gone';
+  banner.setAttribute('role', 'alert');
+  el.append(banner);
+  let panel = null, home = null, touched = Date.now(), misses = 0;
+
+  const listening = () => model.get('always') || model.get('going') || Date.now() - touched < AWAKE;
+  function look() {
+    const gone = misses * model.get('period') / 1000 >= SILENCE;
+    if (panel) panel.classList.toggle('sk-dead', gone);
+    const text = !gone ? '' : model.get('going')
+      ? 'The kernel is gone, and the run with it. What you see is old: run the cell again, or load the page again.'
+      : 'No answer from the kernel: it is gone, or busy with another cell. If this stays, run the cell again, or load the page again.';
+    if (banner.textContent !== text) banner.textContent = text;
+  }
+  function attach() {                                            // once the box is in the page
+    panel = el.closest('.sk-panel');
+    if (!panel) return;
+    home = el.closest('.jp-Notebook');
+    const quiet = (node) => node.setAttribute('data-lm-suppress-shortcuts', 'true');
+    quiet(panel);                                                // and whatever has the focus: selectors may match it itself
+    panel.addEventListener('focusin', (e) => quiet(e.target), true);
+    for (const name of ['pointerdown', 'keydown']) panel.addEventListener(name, () => { touched = Date.now(); }, true);
+    model.send({ kind: 'came' });
+  }
+  function theme() {
+    if (!panel || model.get('dark') === dark(panel)) return;
+    model.set('dark', dark(panel));
+    model.save_changes();
+  }
+  function beat() {
+    if (!panel) attach();
+    theme();
+    if (!listening()) { misses = 0; return; }
+    misses += 1;
+    look();
+    model.set('beat', model.get('beat') + 1);
+    model.save_changes();
+  }
+  function answered() {
+    misses = 0;
+    look();
+  }
+  model.on('change:answer', answered);
+  model.on('change:going', answered);
+  const timer = setInterval(beat, model.get('period'));
+  let over = false;
+  function soon() {                                              // before a key can be pressed
+    if (!panel) attach();
+    if (panel) theme();
+    else if (!over) requestAnimationFrame(soon);
+  }
+  soon();
+  return () => {
+    over = true;
+    clearInterval(timer);
+    const kept = document.querySelector(`[data-sk-pulse="${model.get('key')}"]`);
+    if (home && home.isConnected && (!kept || kept === el)) model.send({ kind: 'left' });   // the cell was cleared or deleted
+  };
+}
+export default { render };
