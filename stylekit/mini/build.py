@@ -163,8 +163,10 @@ def build_base(data:Path, # packages and the rendered corpus
         refine_vae(vae, corpus, work, vae_steps, device=device, report=say('vae')).cpu().save_pretrained(work/'vae')
     vae = AutoencoderTiny.from_pretrained(work/'vae').eval()
     tok, clip = ready_towers(corpus, work, clip_steps, say('clip'))
-    latents, unet = cache_latents(vae, corpus, work, views), UNet2DConditionModel.from_pretrained(start/'unet', torch_dtype=torch.float32)
-    unet = train_base(latents, clip, tok, work, unet_steps, cooldown=cooldown, unet=unet, minutes=minutes, device=device, report=say('unet')).cpu()
+    latents = cache_latents(vae, corpus, work, views)
+    unet = UNet2DConditionModel.from_pretrained(start/'unet', torch_dtype=torch.float32)
+    how = dict(cooldown=cooldown, minutes=minutes, device=device, report=say('unet'))
+    unet = train_base(latents, clip, tok, work, unet_steps, unet=unet, **how).cpu()
     return pack(work/'model', vae, clip, tok, unet, latents['scale'])
 
 # %% ../../nbs/mini/04_build.ipynb #39a0c756
@@ -174,23 +176,27 @@ def corpus_examples(corpus:Corpus, look:str, split:str='train')->list: # of Exam
     "Pictures of the corpus to learn a style from, captioned by the thing"
     pictures = corpus.pictures(split, (look,))
     images = on_white(corpus.images(pictures))
-    return [Example(Path(f'{p.name}-{p.row}.png'), Image.fromarray(a), p.text, digest(a.tobytes())) for p,a in zip(pictures, images)]
+    def example(p, a): return Example(Path(f'{p.name}-{p.row}.png'), Image.fromarray(a), p.text, digest(a.tobytes()))
+    return [example(p, a) for p, a in zip(pictures, images)]
 
 def style_rights(look:str # of the catalogue
                 )->dict: # for `rights_text`
     "Who made the pictures a style was learnt from, and what may be done with it"
     s = SOURCES[look]
-    if not s.ships: raise StylekitError(f'{look} is for study only ({s.licence}): no weights that ship may learn from it')
+    if not s.ships: raise StylekitError(f'{look} is for study only ({s.licence}): nothing that ships learns from it')
     credit = f'{s.holder}, {s.licence}' + ('; redrawn by a rule' if s.reader == 'made' else '')
     return dict(holder=s.holder, source=s.origin, licence=s.licence, allowed=USES, attribution=credit, sha256=[])
 
 # %% ../../nbs/mini/04_build.ipynb #b7f7ad95
 def build_corpus_styles(backbone, corpus:Corpus, dest:Path, # folder for styles
-                        looks=STYLES_BUILT, steps:int=1200, batch:int=16, rank:int=16, lr:float=2e-3, report=None)->list: # Styles
+                        looks=STYLES_BUILT, steps:int=1200, batch:int=16, rank:int=16, lr:float=2e-3,
+                        report=None)->list: # Styles
     "Train, save and describe style LoRAs from all train names"
     for look in looks:
-        rights, shape = style_rights(look), dict(rank=rank, steps=steps, batch=batch, lr=lr, views=2, zoom=1., hold_out=0.)
+        rights, examples = style_rights(look), corpus_examples(corpus, look)
         about = {'stylekit.data': rights['source'], 'license': rights['licence']}
         say = report and (lambda r: 'loss' in r and report(r['step'], r['loss'], r['seconds']))
-        train_lora(corpus_examples(corpus, look), look, look_words(look), backbone=backbone, out=dest, metadata=about, rights=rights, report=say, **shape)
+        how = dict(rank=rank, steps=steps, batch=batch, lr=lr, views=2, zoom=1., hold_out=0.)
+        train_lora(examples, look, look_words(look), backbone=backbone, out=dest, metadata=about, rights=rights,
+                   report=say, **how)
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
