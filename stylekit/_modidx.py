@@ -687,6 +687,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'stylekit.mini.build.build_styles': ('mini/build.html#build_styles', 'stylekit/mini/build.py'),
                                      'stylekit.mini.build.corpus_examples': ('mini/build.html#corpus_examples', 'stylekit/mini/build.py'),
                                      'stylekit.mini.build.denoised_looks': ('mini/build.html#denoised_looks', 'stylekit/mini/build.py'),
+                                     'stylekit.mini.build.model_errors': ('mini/build.html#model_errors', 'stylekit/mini/build.py'),
                                      'stylekit.mini.build.pack': ('mini/build.html#pack', 'stylekit/mini/build.py'),
                                      'stylekit.mini.build.ready_corpus': ('mini/build.html#ready_corpus', 'stylekit/mini/build.py'),
                                      'stylekit.mini.build.ready_towers': ('mini/build.html#ready_towers', 'stylekit/mini/build.py'),

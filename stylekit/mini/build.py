@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOLDER', 'USES', 'SAMPLES', 'STYLES_BUILT', 'text_encoder_of', 'pack', 'set_examples', 'build_styles',
            'denoised_looks', 'build', 'ready_corpus', 'ready_towers', 'build_base', 'corpus_examples', 'style_rights',
-           'build_corpus_styles']
+           'build_corpus_styles', 'model_errors']
 
 # %% ../../nbs/mini/04_build.ipynb #b8a5c9b9
 import json, shutil, time
@@ -21,7 +21,7 @@ from ..lora import LORA_FILE, add_style, load_style
 from .clip import all_captions, corpus_captions, train_clip, train_tokenizer, train_towers, train_vision
 from .data import BASE_LOOKS, SETS, StyleSets, fetch_sets, look_words, render_sets, thing
 from .data import SOURCES, Corpus, fetch_sources, on_white, write_corpus
-from .unet import SCHEDULE, cache_latents, encode_looks, train_base, train_unet
+from .unet import SCHEDULE, cache_latents, encode_looks, fixed_errors, train_base, train_unet
 from .vae import CODEC_LOOKS, refine_vae, train_vae, tune_decoder
 
 # %% ../../nbs/mini/04_build.ipynb #0e92738d
@@ -200,3 +200,15 @@ def build_corpus_styles(backbone, corpus:Corpus, dest:Path, # folder for styles
         train_lora(examples, look, look_words(look), backbone=backbone, out=dest, metadata=about, rights=rights,
                    report=say, **how)
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
+
+# %% ../../nbs/mini/04_build.ipynb #fec62a17
+def model_errors(folder:Path, # a model folder of `pack`
+                 sets:StyleSets, split:str='test', every:int=1 # of so many names one
+                )->dict: # t -> (mean squared ε-error, its standard error)
+    "How well a model denoises pictures of a split, each with its own fixed noise"
+    folder = Path(folder)
+    def part(cls, name): return cls.from_pretrained(folder/name, torch_dtype=torch.float32).eval()
+    vae, unet, clip = part(AutoencoderTiny, 'vae'), part(UNet2DConditionModel, 'unet'), part(CLIPModel, 'clip')
+    latents = encode_looks(vae, sets, BASE_LOOKS, split, copies=1)
+    latents |= dict(z=latents['z'][:, ::every], names=latents['names'][::every], scale=vae.config.scaling_factor)
+    return fixed_errors(unet, latents, clip, CLIPTokenizer.from_pretrained(folder/'tokenizer'))
