@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HOLDER', 'USES', 'SAMPLES', 'STYLES_BUILT', 'text_encoder_of', 'pack', 'set_examples', 'build_styles',
            'denoised_looks', 'build', 'ready_corpus', 'ready_towers', 'build_base', 'corpus_examples', 'style_rights',
-           'build_corpus_styles']
+           'build_corpus_styles', 'model_errors']
 
 # %% ../../nbs/mini/04_build.ipynb #b8a5c9b9
 import json, shutil, time
@@ -21,7 +21,7 @@ from ..lora import LORA_FILE, add_style, load_style
 from .clip import all_captions, corpus_captions, train_clip, train_tokenizer, train_towers, train_vision
 from .data import BASE_LOOKS, SETS, StyleSets, fetch_sets, look_words, render_sets, thing
 from .data import SOURCES, Corpus, fetch_sources, on_white, write_corpus
-from .unet import SCHEDULE, cache_latents, encode_looks, train_base, train_unet
+from .unet import SCHEDULE, cache_latents, encode_looks, fixed_errors, train_base, train_unet
 from .vae import CODEC_LOOKS, refine_vae, train_vae, tune_decoder
 
 # %% ../../nbs/mini/04_build.ipynb #0e92738d
@@ -163,8 +163,10 @@ def build_base(data:Path, # packages and the rendered corpus
         refine_vae(vae, corpus, work, vae_steps, device=device, report=say('vae')).cpu().save_pretrained(work/'vae')
     vae = AutoencoderTiny.from_pretrained(work/'vae').eval()
     tok, clip = ready_towers(corpus, work, clip_steps, say('clip'))
-    latents, unet = cache_latents(vae, corpus, work, views), UNet2DConditionModel.from_pretrained(start/'unet', torch_dtype=torch.float32)
-    unet = train_base(latents, clip, tok, work, unet_steps, cooldown=cooldown, unet=unet, minutes=minutes, device=device, report=say('unet')).cpu()
+    latents = cache_latents(vae, corpus, work, views)
+    unet = UNet2DConditionModel.from_pretrained(start/'unet', torch_dtype=torch.float32)
+    how = dict(cooldown=cooldown, minutes=minutes, device=device, report=say('unet'))
+    unet = train_base(latents, clip, tok, work, unet_steps, unet=unet, **how).cpu()
     return pack(work/'model', vae, clip, tok, unet, latents['scale'])
 
 # %% ../../nbs/mini/04_build.ipynb #39a0c756
@@ -174,23 +176,39 @@ def corpus_examples(corpus:Corpus, look:str, split:str='train')->list: # of Exam
     "Pictures of the corpus to learn a style from, captioned by the thing"
     pictures = corpus.pictures(split, (look,))
     images = on_white(corpus.images(pictures))
-    return [Example(Path(f'{p.name}-{p.row}.png'), Image.fromarray(a), p.text, digest(a.tobytes())) for p,a in zip(pictures, images)]
+    def example(p, a): return Example(Path(f'{p.name}-{p.row}.png'), Image.fromarray(a), p.text, digest(a.tobytes()))
+    return [example(p, a) for p, a in zip(pictures, images)]
 
 def style_rights(look:str # of the catalogue
                 )->dict: # for `rights_text`
     "Who made the pictures a style was learnt from, and what may be done with it"
     s = SOURCES[look]
-    if not s.ships: raise StylekitError(f'{look} is for study only ({s.licence}): no weights that ship may learn from it')
+    if not s.ships: raise StylekitError(f'{look} is for study only ({s.licence}): nothing that ships learns from it')
     credit = f'{s.holder}, {s.licence}' + ('; redrawn by a rule' if s.reader == 'made' else '')
     return dict(holder=s.holder, source=s.origin, licence=s.licence, allowed=USES, attribution=credit, sha256=[])
 
 # %% ../../nbs/mini/04_build.ipynb #b7f7ad95
 def build_corpus_styles(backbone, corpus:Corpus, dest:Path, # folder for styles
-                        looks=STYLES_BUILT, steps:int=1200, batch:int=16, rank:int=16, lr:float=2e-3, report=None)->list: # Styles
+                        looks=STYLES_BUILT, steps:int=1200, batch:int=16, rank:int=16, lr:float=2e-3,
+                        report=None)->list: # Styles
     "Train, save and describe style LoRAs from all train names"
     for look in looks:
-        rights, shape = style_rights(look), dict(rank=rank, steps=steps, batch=batch, lr=lr, views=2, zoom=1., hold_out=0.)
+        rights, examples = style_rights(look), corpus_examples(corpus, look)
         about = {'stylekit.data': rights['source'], 'license': rights['licence']}
         say = report and (lambda r: 'loss' in r and report(r['step'], r['loss'], r['seconds']))
-        train_lora(corpus_examples(corpus, look), look, look_words(look), backbone=backbone, out=dest, metadata=about, rights=rights, report=say, **shape)
+        how = dict(rank=rank, steps=steps, batch=batch, lr=lr, views=2, zoom=1., hold_out=0.)
+        train_lora(examples, look, look_words(look), backbone=backbone, out=dest, metadata=about, rights=rights,
+                   report=say, **how)
     return [load_style(str(Path(dest)/l/LORA_FILE)) for l in looks]
+
+# %% ../../nbs/mini/04_build.ipynb #fec62a17
+def model_errors(folder:Path, # a model folder of `pack`
+                 sets:StyleSets, split:str='test', every:int=1 # of so many names one
+                )->dict: # t -> (mean squared ε-error, its standard error)
+    "How well a model denoises pictures of a split, each with its own fixed noise"
+    folder = Path(folder)
+    def part(cls, name): return cls.from_pretrained(folder/name, torch_dtype=torch.float32).eval()
+    vae, unet, clip = part(AutoencoderTiny, 'vae'), part(UNet2DConditionModel, 'unet'), part(CLIPModel, 'clip')
+    latents = encode_looks(vae, sets, BASE_LOOKS, split, copies=1)
+    latents |= dict(z=latents['z'][:, ::every], names=latents['names'][::every], scale=vae.config.scaling_factor)
+    return fixed_errors(unet, latents, clip, CLIPTokenizer.from_pretrained(folder/'tokenizer'))

@@ -140,7 +140,8 @@ def corpus_captions(corpus:Corpus)->list:
     "Every text a tokenizer must know: things, other words for them, looks, grounds, words of prompts"
     things = [' , '.join((p.text, *p.tags)) for p in corpus.all]
     looks = [s.words for s in SOURCES.values()] + ['pixel art', 'watercolour painting', *GROUNDS[1:]]
-    prompts = ['turn it into', 'turn into', 'a drawing of', 'a photo of', 'a picture of', 'in the style of', 'pencil sketch']
+    prompts = ['turn it into', 'turn into', 'a drawing of', 'a photo of', 'a picture of', 'in the style of']
+    prompts.append('pencil sketch')
     return things + looks*40 + prompts*10
 
 # %% ../../nbs/mini/02_clip.ipynb #f2373fd7
@@ -156,6 +157,7 @@ def over(planes:torch.Tensor, # (N, 4, H, W), as `to_planes` gives them
     "Pictures laid over plain grounds"
     return (planes[:, :3] + ground[:, :, None, None]*(1-planes[:, 3:]))*2 - 1
 
+# %% ../../nbs/mini/02_clip.ipynb #f8979377
 def placed(planes:torch.Tensor, # (N, 4, H, W)
            g:torch.Generator, scale:tuple=(.55, 1.05) # of the thing
           )->torch.Tensor: # (N, 4, H, W)
@@ -189,6 +191,7 @@ def contrast(logits:torch.Tensor, # (B, B), images × texts
     share = same.float()/same.sum(1, keepdim=True)
     return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share))/2
 
+# %% ../../nbs/mini/02_clip.ipynb #664b3be2
 def train_towers(corpus:Corpus, tok:CLIPTokenizer, out:Path, # checkpoint folder
                  steps:int=1200, things:int=40, lr:float=1e-3, # of two pictures each in a batch
                  width:int=192, every:int=100, report=print)->CLIPModel:
@@ -201,7 +204,9 @@ def train_towers(corpus:Corpus, tok:CLIPTokenizer, out:Path, # checkpoint folder
         rows = [r[j] for r in pick for j in torch.randperm(len(r), generator=g)[:2].tolist()]
         texts = [caption_of(pictures[i], g, p_look=.4, p_ground=0.) for i in rows]
         x = over(placed(to_planes(images[rows]), g), grounds(len(rows), 0, g))
-        with torch.autocast('cpu', torch.bfloat16): logits = clip(input_ids=tokenize(tok, texts), pixel_values=x).logits_per_image
+        with torch.autocast('cpu', torch.bfloat16):
+            logits = clip(input_ids=tokenize(tok, texts), pixel_values=x).logits_per_image
         return contrast(logits.float(), torch.tensor([[a == b for b in texts] for a in texts]))
-    fit(clip, loss, steps, lr, Path(out)/'towers.pt', ema=.99, weight_decay=.1, every=every, report=report).copy_to(clip)
+    avg = fit(clip, loss, steps, lr, Path(out)/'towers.pt', ema=.99, weight_decay=.1, every=every, report=report)
+    avg.copy_to(clip)
     return clip.eval()

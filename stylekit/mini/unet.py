@@ -98,11 +98,14 @@ def eval_loss(unet, latents:dict, clip, tok, ts=(50, 150, 300, 500, 800), n:int=
     return out
 
 # %% ../../nbs/mini/03_unet.ipynb #6c16c3dc
+# the ground is one of GROUNDS
 VIEWS = (dict(ground=0), dict(ground=0, moved=True), dict(ground=3, moved=True), dict(ground=1, moved=True),
-         dict(ground=2, moved=True), dict(ground=0, moved=True), dict(ground=0, mirrored=True))   # grounds are those of GROUNDS
+         dict(ground=2, moved=True), dict(ground=0, moved=True), dict(ground=0, mirrored=True))
 
 def view_of(images:np.ndarray, # (N, H, W, 4) uint8
-            g:torch.Generator, ground:int, moved:bool=False, mirrored:bool=False)->torch.Tensor: # (N, 3, H, W) in [-1, 1]
+            g:torch.Generator, ground:int, # of GROUNDS
+            moved:bool=False, mirrored:bool=False
+           )->torch.Tensor: # (N, 3, H, W) in [-1, 1]
     "Pictures as they are, mirrored, or moved, on plain grounds of one kind"
     planes = to_planes(images)
     if moved: planes = placed(planes, g)
@@ -125,20 +128,26 @@ def cache_view(vae, corpus:Corpus, pictures:list, view:int, # Pictures; of VIEWS
         with open(tmp, 'wb') as f: np.save(f, np.concatenate(out))
     return np.load(path, mmap_mode='r')
 
+# %% ../../nbs/mini/03_unet.ipynb #7c37d6c4
 def cache_latents(vae, corpus:Corpus, dest:Path, # folder for the latents
-                  views:int=len(VIEWS), looks=BASE_SOURCES, split:str='train')->dict: # z (views, N, C, h, w) half, read from disk as needed; pictures, scale
+                  views:int=len(VIEWS), looks=BASE_SOURCES, split:str='train'
+                 )->dict: # z: (N, C, h, w) half a view, read from disk as needed; pictures; scale
     "The first views of a split, encoded where they are not yet"
     pictures = corpus.pictures(split, looks)
     rows, path = [[p.look, p.row] for p in pictures], Path(dest)/'latents.json'
     if not path.exists(): path.write_text(json.dumps(rows))
-    if json.loads(path.read_text()) != rows: raise StylekitError(f'the latents in {dest} are of another corpus: delete latents.json and latents-*.npy there')
+    if json.loads(path.read_text()) != rows:
+        raise StylekitError(f'the latents in {dest} are of another corpus: delete latents.json and latents-*.npy')
     z = [cache_view(vae, corpus, pictures, v, dest) for v in range(views)]
     return dict(z=z, pictures=pictures, scale=1/np.asarray(z[0], np.float32).std().item())
 
 # %% ../../nbs/mini/03_unet.ipynb #30ec9aae
-def base_loss(unet, latents:dict, clip, tok, g:torch.Generator, batch:int, p_empty:float, alpha_bar)->torch.Tensor: # scalar
+def base_loss(unet, latents:dict, # as `cache_latents` returns
+              clip, tok, g:torch.Generator, batch:int, p_empty:float, # share of empty captions
+              alpha_bar)->torch.Tensor: # scalar
     "The min-SNR weighted ε-loss of a random batch of views, in single precision"
-    views, rows = [torch.randint(m, (batch,), generator=g).tolist() for m in (len(latents['z']), len(latents['pictures']))]
+    counts = len(latents['z']), len(latents['pictures'])
+    views, rows = [torch.randint(m, (batch,), generator=g).tolist() for m in counts]
     z0 = torch.from_numpy(np.stack([latents['z'][v][i] for v,i in zip(views, rows)])).float()*latents['scale']
     texts = [caption_of(latents['pictures'][i], g, VIEWS[v]['ground']) for v,i in zip(views, rows)]
     empty = torch.rand(batch, generator=g) < p_empty
@@ -149,6 +158,7 @@ def base_loss(unet, latents:dict, clip, tok, g:torch.Generator, batch:int, p_emp
     pred = unet(a.sqrt()*z0 + (1-a).sqrt()*noise, t, context).sample
     return ((pred-noise).pow(2).mean((1, 2, 3))*min_snr(a.flatten())).mean()
 
+# %% ../../nbs/mini/03_unet.ipynb #511fe47d
 def train_base(latents:dict, # as `cache_latents` returns
                clip, tok, out:Path, # checkpoint folder
                steps:int=60000, batch:int=32, lr:float=1e-3, p_empty:float=.1, cooldown:float=.25,
@@ -159,23 +169,27 @@ def train_base(latents:dict, # as `cache_latents` returns
     unet = (unet or new_unet()).to(device).train()
     alpha_bar = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     def loss(g): return base_loss(unet, latents, clip, tok, g, batch, p_empty, alpha_bar)
-    avg = fit(unet, loss, steps, lr, Path(out)/'base.pt', ema=.9995, cooldown=cooldown, optimizer=Muon, minutes=minutes, every=every, report=report)
+    how = dict(ema=.9995, cooldown=cooldown, optimizer=Muon, minutes=minutes, every=every)
+    avg = fit(unet, loss, steps, lr, Path(out)/'base.pt', report=report, **how)
     avg.copy_to(unet)
     return unet.eval()
 
 # %% ../../nbs/mini/03_unet.ipynb #197d7bd6
 def fixed_errors(unet, latents:dict, # as `encode_looks` returns
-                 clip, tok, ts=(50, 150, 300, 500, 800), seed:int=0, batch:int=64)->dict: # t -> (mean squared ε-error, its standard error)
+                 clip, tok, ts=(50, 150, 300, 500, 800), seed:int=0, batch:int=64
+                )->dict: # t -> (mean squared ε-error, its standard error)
     "The ε-error over every picture of a split as it is, each with its own fixed noise, captioned by the thing"
     looks, names = latents['z'].shape[:2]
     z0 = latents['z'][:, :, 0].flatten(0, 1).float()*latents['scale']
     texts = [thing(n) for n in latents['names']]*looks
     alpha_bar, out = DDPMScheduler(**SCHEDULE).alphas_cumprod, {}
     for t in ts:
-        noise, a, errors = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed+t)), alpha_bar[t], []
+        noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed+t))
+        a, errors = alpha_bar[t], []
         for i in range(0, len(z0), batch):
             part = slice(i, i+batch)
-            with torch.no_grad(): pred = unet(a.sqrt()*z0[part] + (1-a).sqrt()*noise[part], t, text_table(clip, tok, texts[part])).sample
+            z_t = a.sqrt()*z0[part] + (1-a).sqrt()*noise[part]
+            with torch.no_grad(): pred = unet(z_t, t, text_table(clip, tok, texts[part])).sample
             errors.append((pred-noise[part]).pow(2).mean((1, 2, 3)))
         e = torch.cat(errors)
         out[t] = e.mean().item(), (e.std()/len(e)**.5).item()

@@ -152,7 +152,8 @@ def codec_loss(vae, x:torch.Tensor, # (B, 3, H, W) in [-1, 1]
     z = z + .04*torch.randn(z.shape, generator=g).to(x.device)
     if u < .05: z, x = z.flip(-1), x.flip(-1)
     elif u < .15: z, x = [F.interpolate(a, scale_factor=.5, mode='bilinear', antialias=True) for a in (z, x)]
-    with torch.autocast(kind, torch.bfloat16): y = vae.decode(z.contiguous(memory_format=torch.channels_last)).sample.float()
+    z = z.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(kind, torch.bfloat16): y = vae.decode(z).sample.float()
     return vae_loss(x, y) + rest
 
 def refine_vae(vae:AutoencoderTiny, corpus:Corpus, out:Path, # to go on from; checkpoint folder
@@ -160,7 +161,10 @@ def refine_vae(vae:AutoencoderTiny, corpus:Corpus, out:Path, # to go on from; ch
     "Train an autoencoder on, on the train pictures of all that ships; resumes from `out/refined.pt`"
     vae = vae.to(device, memory_format=torch.channels_last).train()
     images = corpus.images(corpus.pictures('train', CODEC_SOURCES))
-    def loss(g): return codec_loss(vae, ground_crops(images, batch, size, g).to(device, memory_format=torch.channels_last), g)
-    avg = fit(vae, loss, steps, lr, Path(out)/'refined.pt', ema=.998, warmup=100, cooldown=.7, optimizer=Muon, every=250, report=report)
+    def loss(g):
+        x = ground_crops(images, batch, size, g).to(device, memory_format=torch.channels_last)
+        return codec_loss(vae, x, g)
+    how = dict(ema=.998, warmup=100, cooldown=.7, optimizer=Muon, every=250)
+    avg = fit(vae, loss, steps, lr, Path(out)/'refined.pt', report=report, **how)
     avg.copy_to(vae)
     return vae.to(memory_format=torch.contiguous_format).eval()
