@@ -530,17 +530,22 @@ def let_go(self:LiveRun):
 class Worker:
     "Drives a run in a thread of its own"
     def __init__(self, run:LiveRun):
-        self.run, self._go, self.thread = run, threading.Event(), None
+        self.run, self._go, self.thread, self._turn = run, threading.Event(), None, threading.Lock()
         self._go.set()
     def start(self):
         self._go.set()
-        if not self.alive:
+        with self._turn:
+            if self.alive: return          # it sees that there is more to do
             self.thread = threading.Thread(target=self._work, daemon=True, name='stylekit run')
             self.thread.start()
     def _work(self):
         while True:
             if not self._go.is_set(): self._stand()
-            if not self.run.advance(): return
+            if self.run.advance(): continue
+            with self._turn:               # a rewind may have come while the last picture was shown
+                if not self.run.ended: continue
+                self.thread = None
+                return
     def _stand(self):
         self.run.tell('paused')            # said here, not by `pause`: the step in progress must end first
         while not self._go.wait(.5): getattr(self.run, 'idle', lambda: None)()
@@ -566,10 +571,10 @@ def stop(self:Worker):
 def wait(self:Worker, timeout:float=None)->bool: # has it ended?
     "Until the run ends; Ctrl-C stops the run, not just the waiting"
     try:
-        if self.thread: self.thread.join(timeout)
+        if thread := self.thread: thread.join(timeout)
     except KeyboardInterrupt:
         self.stop()
-        self.thread.join()
+        thread.join()
     return not self.alive
 
 # %% ../nbs/15_live.ipynb #db3a2915

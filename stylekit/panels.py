@@ -414,11 +414,11 @@ def _stop(self:StylizePanel): self.engine.stop()
 
 @patch
 def _rewind(self:StylizePanel):
+    was_over = self.run.ended
     self.run.rewind(self.to.value)
     self._want()
-    if self.engine.alive and self.run.state != 'paused': return
-    if self.engine.alive: self.engine.resume()
-    else: self._begin()
+    if was_over: self._begin()
+    elif self.run.state == 'paused': self.engine.resume()
 
 # %% ../nbs/15b_panels.ipynb #699acb79
 @patch

@@ -163,7 +163,7 @@ def test_page_for_people_who_do_not_code(chrome, tmp_path):
         p = Page(chrome, url, 800)
         p.pg.wait_for_selector('.sk-panel img.sk-preview')
         assert kernels() >= 1
-        with p.pg.expect_file_chooser() as chosen: p.pg.click('.sk-upload')
+        with p.pg.expect_file_chooser() as chosen: p.pg.click('.sk-upload button')
         chosen.value.set_files(str(tmp_path/'taxi.png'))
         p.says('128 × 128 pixels')
         p.pg.fill('.sk-caption input', 'a taxi'); p.pg.keyboard.press('Tab')
@@ -201,7 +201,7 @@ def shot(p, name):
     if folder := os.environ.get('STYLEKIT_SHOTS'): p.pg.screenshot(path=f'{folder}/{name}.png')
 
 def choose(p, path):
-    with p.pg.expect_file_chooser() as chosen: p.pg.click('.sk-upload')
+    with p.pg.expect_file_chooser() as chosen: p.pg.click('.sk-upload button')
     chosen.value.set_files(str(path))
 
 def noise(path, side, mode='RGB'):
