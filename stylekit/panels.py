@@ -780,7 +780,6 @@ def _watch(self:LoraPanel, trainer, step)->bool: # enough?
     side = b.native_size
     z = b.encode(image_to_tensor(self.watched.resize((side, side))).to(b.unet.device))
     z = img2img(b, z, b.text([f'{words}, {self.words}']), b.text(''), self.strength, generators([0], 1))
-    self.watched_steps.append(step)
     self.frames.append(tensor_to_image(b.decode(z)[0].cpu()))
     self.show(lambda: self.view.show(self.frames[-1]))
     self.show(lambda: self._add_frame(step))

@@ -128,7 +128,7 @@ def test_command(models, folder, tmp_path, capsys):
     assert main(argv) == 0
     out = capsys.readouterr()
     assert out.out == f'{tmp_path/"s"/"pictures"/"pytorch_lora_weights.safetensors"}\n' and 'loss' in out.err and 'rights.toml' in out.err
-    for bad, why in ((['--rank', '0'], 'rank'), (['--names', 'x'], 'choose'), (['--template', 'x'], 'template'), (['--name', '../x'], 'name')):
+    for bad, why in ((['--rank', '0'], 'rank'), (['--names', 'x'], 'is not one of diffusers, kohya'), (['--template', 'x'], 'template'), (['--name', '../x'], 'name')):
         assert main([*argv, *bad]) == 2
         err = capsys.readouterr().err
         assert why in err and err.count('\n') == 1

@@ -276,7 +276,7 @@ def painting_jobs(pipe, viewer:Viewer, clip:Clip, sets:StyleSets, out, work, kee
             return lambda look: own.heard(pipe.text_encoder)
         if how == 'LoRA':
             for l, w in words.items():
-                if not (home/l/LORA_FILE).exists(): train_lora(set_examples(sets, l, [s.name for s in grid if s.style == w]), l, w, out=home, backbone=load_backbone(), steps=learn//2, views=1, zoom=1., hold_out=0.)
+                if not (home/l/LORA_FILE).exists(): train_lora(set_examples(sets, l, [s.name for s in grid if s.style == w]), l, w, out=home, backbone=load_backbone(), steps=learn//2, views=1, zoom=1., hold_out=0., overwrite=True)
             return lambda look: with_lora(pipe, home/look/LORA_FILE)
         home = work/f'control-{digest(clip.sha256, repr(sorted((settings | how).items())), len(grid), repr(words))[:12]}'
         control = load_control_clip(home, clip) if (home/CONTROL_FILE).exists() else train_control_clip(grid, clip, templates=('{s}, {c}',), keep_prompts=keep_prompts, out=home, **settings | how)

@@ -78,7 +78,9 @@ def search_space(method:str)->tuple: # arguments of `stylize` to start from; set
     if method=='img2img': return dict(method=method), dict(finish=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
     guided = dict(guidance_scale=(1., 2., 4., 7.5)) if method in ('sds', 'dds', 'vsd', 'pds', 'cds', 'nfsd') else {}
     away = dict(guide=('empty', 'base')) if guided and method!='nfsd' else {}
-    return dict(method=method) | START | (dict(fake_lr=1e-3) if method=='vsd' else {}), guided | away | AXES
+    start = dict(method=method) | START | (dict(fake_lr=1e-3) if method=='vsd' else {})
+    if not guided: del start['guidance_scale']   # these do not read it
+    return start, guided | away | AXES
 
 def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting -> values to try
            dataset, styles, metrics:dict, report=print, **kw # to `evaluate`
