@@ -261,15 +261,8 @@ def _check_options(o, is_folder:bool):
 def parse_style(text:str # name, path or hub id; or several with their strengths
                ): # as `load_style` takes it
     "A style as it is written on the command line"
-    try: from stylekit.lora import parse_style as shared
-    except ImportError: shared = None
-    if shared: return shared(text)
-    def one(part):
-        name, _, scale = part.rpartition(':')
-        try: return (name, float(scale)) if name else part
-        except ValueError: return part   # a path like C:\ink.safetensors
-    if os.path.exists(text): return text
-    return [one(p) for p in text.split('+')] if '+' in text or one(text)!=text else text
+    from stylekit.lora import parse_style as shared   # one language for both; heavy, so not at the top
+    return shared(text)
 
 # %% ../nbs/16_cli.ipynb #c68d7cb2
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'

@@ -166,7 +166,9 @@ def payload_hash(data # what JSON can hold
 
 def seal(record:Record)->dict:
     "The record as an object with its kind and its hash"
-    data = dict(kind=record.kind) | record.to_json()
+    data = record.to_json()
+    if taken := {'kind', 'sha256'} & set(data): raise TypeError(f'a record cannot have the field {taken.pop()}: the file has one of its own')
+    data = dict(kind=record.kind) | data
     return data | dict(sha256=payload_hash(data))
 
 def unseal(cls, # a `Record`
