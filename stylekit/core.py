@@ -12,6 +12,7 @@ __all__ = ['one_line', 'StylekitError', 'explain_errors', 'check_range', 'check_
 import errno, gc, hashlib, io, os, platform, re, secrets, sys, threading, time, traceback, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 
 # %% ../nbs/00_core.ipynb #567442cf
@@ -90,7 +91,10 @@ def changed(settings, # a frozen dataclass
     "Settings with other values; unknown fields are refused"
     known = [f.name for f in fields(settings)]
     unknown = set(changes) - set(known)
-    if unknown: raise StylekitError(f'unknown settings {sorted(unknown)}; there are {known}')
+    if unknown:
+        near = [n for u in sorted(unknown) for n in get_close_matches(str(u), known, 1)]
+        hint = f'did you mean {near[0]!r}?' if near else f'there are {known}'
+        raise StylekitError(f'unknown settings {sorted(unknown)}: {hint}')
     return replace(settings, **{k: plain_number(v) for k,v in changes.items() if v is not None})
 
 # %% ../nbs/00_core.ipynb #4b536811

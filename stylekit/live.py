@@ -236,7 +236,7 @@ class LiveRun:
         from stylekit.sms import settings
         self.opened = open_image(image)   # with its transparency, which the result gets back
         self.image = self.opened.rgb
-        if not isinstance(caption, str) or not caption.strip(): raise StylekitError('the caption is empty: say in a few words what the image shows, as in "a cat face"')
+        if not isinstance(caption, str) or not caption.strip(): raise StylekitError('the caption is empty or no text: say in a few words what the image shows, as in "a cat face"')
         self.mix = [[s, 1.] if not isinstance(s, (list, tuple)) else [s[0], float(s[1])] for s in (style if isinstance(style, list) else [style])]
         self.caption, self.source, self.device, self.conditioning = caption, backbone, device, conditioning
         self.cfg, self.seed, self.keep = settings(preset, **changes), caller_seeds(seed, 1)[0], keep

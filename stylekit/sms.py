@@ -116,8 +116,9 @@ def _check_settings(c):
     if c.resolution is not None: check_range('resolution', check_whole('resolution', c.resolution), 16, 8192)
     if c.t_min >= c.t_max: raise StylekitError(f't_min={c.t_min} must be below t_max={c.t_max}')
     for name, allowed in CHOICES.items():
-        if getattr(c, name) not in allowed:
-            raise StylekitError(f'{name}={one_line(repr(getattr(c, name)), 60)}: choose one of {", ".join(allowed)}')
+        value = getattr(c, name)
+        if not isinstance(value, str) or value not in allowed:     # an array would be compared element by element
+            raise StylekitError(f'{name}={one_line(repr(value), 60)}: choose one of {", ".join(allowed)}')
     if not isinstance(c.terms, dict):
         raise StylekitError(f'terms must be a dict of coefficients, got {one_line(repr(c.terms), 60)}')
     if not isinstance(c.negative_prompt, str):
@@ -210,9 +211,11 @@ def settings(preset='fast', # name of a preset, or Settings
              **changes # fields to change, of those the method reads; None leaves the preset's value
             )->Settings:
     "A preset with changes; a setting that the method does not read is refused"
-    if method not in (None, 'sms') and preset=='fast': preset = method
+    if method is not None and not isinstance(method, str):
+        raise StylekitError(f'method is a name, not {one_line(repr(method), 60)}: choose one of {", ".join(METHODS)}')
+    if method not in (None, 'sms') and isinstance(preset, str) and preset == 'fast': preset = method
     if not isinstance(preset, Settings):
-        if preset not in tuple(PRESETS):
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise StylekitError(f'no preset named {one_line(repr(preset), 60)}: choose one of {", ".join(PRESETS)}')
         preset = PRESETS[preset]
     if method not in (None, preset.method): raise StylekitError(f'preset {preset.preset!r} is one of {preset.method}, not of {method}')

@@ -486,7 +486,7 @@ def _pairs(images, caption)->tuple: # OpenedImages, a caption each
     captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
     if len(captions) != len(images): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
     if any(not isinstance(c, str) or not c.strip() for c in captions):
-        raise StylekitError('the caption is empty: say in a few words what the image shows, as in caption="a cat face"')
+        raise StylekitError('the caption is empty or no text: say in a few words what the image shows, as in caption="a cat face"')
     warn_weights(captions)
     return images, captions
 

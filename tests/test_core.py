@@ -132,7 +132,10 @@ def test_second_ctrl_c_acts_at_once():
     import pytest
     from stylekit.core import deferred_interrupt
     heard = []
-    with deferred_interrupt(lambda: heard.append(1)):
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # ignored in a background process
+    try:
+        with deferred_interrupt(lambda: heard.append(1)):
+            signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    finally: signal.signal(signal.SIGINT, before)
     assert heard == [1]

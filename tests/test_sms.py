@@ -308,6 +308,8 @@ BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
            prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
 
+for name in CHOICES: BAD[name] += [np.ones((2, 2)), np.array([]), torch.ones(2), {}, b'none']
+
 @pytest.mark.parametrize('name,value', [(k, v) for k, vs in BAD.items() for v in vs], ids=lambda v: repr(v))
 def test_bad_settings_name_the_argument(name, value):
     for make in (lambda: settings('fast', **{name: value}), lambda: Settings(**{name: value})):
@@ -317,9 +319,12 @@ def test_bad_settings_name_the_argument(name, value):
 def test_settings_take_changes():
     assert settings('paper', steps=7, lam=None).steps == 7 and settings('paper', lam=None).lam == PRESETS['paper'].lam
     assert settings(settings('fast', lam=0.)).lam == 0
-    for bad in ('quick', None, 3, ['fast']):
+    for bad in ('quick', None, 3, ['fast'], np.ones(2)):
         with pytest.raises(StylekitError, match='preset'): settings(bad)
+    for bad in (3, ['sms'], np.ones(2)):
+        with pytest.raises(StylekitError, match='method'): settings(method=bad)
     with pytest.raises(StylekitError, match='lambda_'): settings('fast', lambda_=3)
+    with pytest.raises(StylekitError, match="mean 'steps'"): settings('fast', stepz=3)
     with pytest.raises(Exception): PRESETS['fast'].steps = 3    # frozen
 
 
