@@ -9,9 +9,10 @@ __all__ = ['SPLITS', 'NOTICES', 'split_by_name', 'Shot', 'Grid', 'few', 'crossed
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 import torch
-from .core import StylekitError, check_whole, digest
+from .core import StylekitError, check_whole, digest, file_sha256
 from .images import image_to_tensor, load_image
 from .pictures import PICTURES, list_pictures
 
@@ -37,6 +38,12 @@ class Shot:
         if not self.split: object.__setattr__(self, 'split', split_by_name(self.name))
     @property
     def image(self): return load_image(self.source() if callable(self.source) else self.source)
+    @cached_property
+    def sha256(self)->str:
+        "Of its file, or of its pixels where it has none"
+        if isinstance(self.source, (str, Path)): return file_sha256(self.source)
+        im = self.image
+        return digest(im.size, im.tobytes())
 
 # %% ../nbs/07b_grids.ipynb #8e17e694
 class Grid:

@@ -173,14 +173,15 @@ def seal(record:Record)->dict:
 
 def unseal(cls, # a `Record`
            data, # as `seal` gave it
-           what:str # for the message
+           what:str, # for the message
+           do:str='delete it, and it is made anew' # ends the message about what was changed
           ):
     "The record, if kind, hash and types are right"
     if not isinstance(data, dict): _wrong(what, 'an object', data)
     data = dict(data)
     seal, kind = data.pop('sha256', None), data.get('kind')
     if kind != cls.kind: raise StylekitError(f'{what} is no {cls.kind} of stylekit' + (f' but a {one_line(kind, 40)}' if isinstance(kind, str) else ''))
-    if seal != payload_hash(data): raise StylekitError(f'{what} was changed after stylekit wrote it: delete it, and it is made anew')
+    if seal != payload_hash(data): raise StylekitError(f'{what} was changed after stylekit wrote it: {do}')
     del data['kind']
     return cls.from_json(data, what)
 
