@@ -946,6 +946,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'stylekit.lora._inject': ('lora.html#_inject', 'stylekit/lora.py'),
                                'stylekit.lora._is_one': ('lora.html#_is_one', 'stylekit/lora.py'),
                                'stylekit.lora._is_pair': ('lora.html#_is_pair', 'stylekit/lora.py'),
+                               'stylekit.lora._is_sealed': ('lora.html#_is_sealed', 'stylekit/lora.py'),
                                'stylekit.lora._kohya_state': ('lora.html#_kohya_state', 'stylekit/lora.py'),
                                'stylekit.lora._listed': ('lora.html#_listed', 'stylekit/lora.py'),
                                'stylekit.lora._mix': ('lora.html#_mix', 'stylekit/lora.py'),

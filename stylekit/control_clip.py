@@ -23,7 +23,7 @@ from .clip import Clip, load_clip, token_ids, weights_sha256
 from .core import (StylekitError, atomic_path, changed, check_range, check_whole, digest, explain_errors,
                            explain_memory, folder_lock, one_line, plain_number, sweep_crumbs)
 from .grids import Grid, few, read_grid
-from .lora import read_safetensors
+from .lora import SEAL, read_safetensors
 from .records import UNSEALED, Record, parse_json, seal, seal_file, unseal, write_json
 from .training import Best, TrainingReport, check_minutes, drop_state, fit, state_run
 
@@ -424,7 +424,7 @@ def save(self:ControlClip, folder)->Path:
     state = {n: p.detach().cpu().contiguous() for r in ROLES for n, p in self.part(r).items()}
     state['base_reads'] = self.base_reads()
     with atomic_path(folder/CONTROL_FILE) as tmp:
-        save_file(state, tmp, {_CONFIG_NOTE: seal(config)['sha256'], 'stylekit.seal': UNSEALED})
+        save_file(state, tmp, {_CONFIG_NOTE: seal(config)['sha256'], SEAL: UNSEALED})
         seal_file(tmp)
         write_json(folder/CONFIG_FILE, config)   # before the weights take their place: a folder with weights has both
     return folder
