@@ -24,7 +24,7 @@ from .core import (StylekitError, atomic_path, changed, check_range, check_whole
                            explain_memory, folder_lock, one_line, plain_number, sweep_crumbs)
 from .grids import Grid, few, read_grid
 from .lora import SEAL, read_safetensors
-from .records import UNSEALED, Record, parse_json, seal, seal_file, unseal, write_json
+from .records import UNSEALED, Record, parse_json, seal, seal_file, unseal, unseal_if_sealed, write_json
 from .training import Best, TrainingReport, check_minutes, drop_state, fit, state_run
 
 # %% ../nbs/07c_control_clip.ipynb #686d0b8d
@@ -442,8 +442,7 @@ def read_control_clip(folder # as `ControlClip.save` and `train_control_clip` wr
     what = f'{CONFIG_FILE} of {name}'
     with explain_errors(f'{what} cannot be read', _AGAIN): raw = (folder/CONFIG_FILE).read_bytes()
     data = parse_json(raw, what)
-    is_old = isinstance(data, dict) and not {'kind', 'sha256'} & set(data)
-    config = ControlConfig.from_json(data, what) if is_old else unseal(ControlConfig, data, what, _AGAIN)
+    config = unseal_if_sealed(ControlConfig, data, what, _AGAIN)
     state, header = read_safetensors(folder/CONTROL_FILE)
     if header.get(_CONFIG_NOTE) != data.get('sha256'):
         raise StylekitError(f'{CONFIG_FILE} and {CONTROL_FILE} of {name} do not belong together: {_AGAIN}')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'payload_hash', 'seal', 'unseal',
-           'write_json', 'read_json', 'json_line', 'parse_line', 'read_lines', 'save_state', 'load_state', 'check_run',
-           'seal_file', 'check_sealed']
+           'unseal_if_sealed', 'write_json', 'read_json', 'json_line', 'parse_line', 'read_lines', 'save_state',
+           'load_state', 'check_run', 'seal_file', 'check_sealed']
 
 # %% ../nbs/00a_records.ipynb #091362ea
 import hashlib, io, json, math, re, types
@@ -184,6 +184,12 @@ def unseal(cls, # a `Record`
     if seal != payload_hash(data): raise StylekitError(f'{what} was changed after stylekit wrote it: {do}')
     del data['kind']
     return cls.from_json(data, what)
+
+def unseal_if_sealed(cls, data, what:str, do:str="copy it again, or take 'sha256' out of it if you changed it yourself" # as for `unseal`
+                    ):
+    "As `unseal`; what has no hash, as an earlier version or a person leaves it, is read by its types alone"
+    if not isinstance(data, dict) or 'sha256' in data or data.get('kind', cls.kind) != cls.kind: return unseal(cls, data, what, do)
+    return cls.from_json({k: v for k, v in data.items() if k != 'kind'}, what)
 
 # %% ../nbs/00a_records.ipynb #cca37dc9
 def write_json(path, record:Record)->Path:
