@@ -409,7 +409,7 @@ def save(self:Table, path, key:str='' # says what the table was made from
 # %% ../nbs/13_evaluate.ipynb #e7ab1e02
 def _value(v:TableValue, t:TableFile)->Measured:
     names = () if v.ids is None else t.ids[v.ids]
-    if names and len(names) != len(v.each): raise ValueError(f'{len(v.each)} values for {len(names)} pictures')
+    if v.ids is not None and len(names) != len(v.each): raise ValueError(f'{len(v.each)} values for {len(names)} pictures')
     return Measured(**vars(v) | dict(ids=names))
 
 def read_table(path, key:str=None # what it must have been made from

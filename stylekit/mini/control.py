@@ -95,21 +95,31 @@ class Kept(Record):
     made_from: str   # hash of all that it depends on
     got: Any
 
+def _each(f, value):
+    "Lists and objects with `f` of all that is in them"
+    if isinstance(value, dict): return {k: _each(f, v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_each(f, v) for v in value]
+    return f(value)
+
+def _null_for_nan(v): return None if v != v else v    # JSON has no NaN
+def _nan_for_null(v): return float('nan') if v is None else v
+
 def kept(folder, name:str, job, *key): # what `job()` gives; `key`: all that it depends on
     "A result from its file, or made and put there"
     file, made_from = Path(folder)/f'{name}.json', digest(*map(repr, key))[:16]
     if not file.exists() or _read_kept(file).made_from != made_from:
-        line = json_line(Kept(made_from, job()))
+        line = json_line(Kept(made_from, _each(_null_for_nan, job())))
         with atomic_path(file) as tmp: tmp.write_text(line, encoding='utf-8')
     return read_kept(folder, name)[name]
 
 def read_kept(folder, name:str='*')->dict: # name -> result
     "What lies in a folder, without asking what it was made from"
-    return {f.stem: _read_kept(f).got for f in sorted(Path(folder).glob(f'{name}.json'))}
+    return {f.stem: _each(_nan_for_null, _read_kept(f).got) for f in sorted(Path(folder).glob(f'{name}.json'))}
 
 def _read_kept(file)->Kept:
     with explain_errors(f'cannot read {file.name}'): return parse_line(file.read_bytes(), file.name, Kept)
 
+# %% ../../nbs/mini/08_control.ipynb #c08e0002
 def few_shot_jobs(clip:Clip, grid:Grid, out, keep_prompts, shots=(1, 2, 4, 8, 16), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL, name:str='few-shot', report=None, **settings): # folder; of ControlSettings
     "All jobs of a table"
     for n in shots:
