@@ -309,14 +309,15 @@ def _triplets(self:ControlTrainer, v, t, own, g):
 @patch
 @torch.no_grad()
 def held_out(self:ControlTrainer, role:str)->float:
-    "How surely validation pictures are known by their own attribute, and unknown by the other: the 'uniform' loss, on the whole grid"
+    "How surely validation pictures are known by their own attribute, and not by the other: 'uniform' on the whole grid"
     v, y = self.seen
     l = self.control.logits(v, role)
     return labelled_loss(l, y, role, 'uniform', self.cfg.weight, self.possible(role, y)).item()
 
+# %% ../nbs/07c_control_clip.ipynb #c0117e14
 @patch
 def _adversary(self:ControlTrainer, role:str)->torch.nn.Linear: # None: the loss has none
-    "A layer that learns to read the other attribute; its first weights hang on the seed alone, so that a run can be made again"
+    "A layer that learns to read the other attribute; its first weights hang on the seed alone"
     if self.cfg.loss != 'grl': return None
     answers = self.has.shape[role == 'category']
     with torch.random.fork_rng(devices=[]):
@@ -341,6 +342,7 @@ def _say(self:ControlTrainer, best:Best, role:str, step:int, **known):
     self.history.append(TrainingReport(step, self.cfg.steps, part=role, **known))
     if self.report: self.report(self.history[-1])
 
+# %% ../nbs/07c_control_clip.ipynb #c0117e15
 @patch
 def run_role(self:ControlTrainer, role:str, minutes:float=None)->TrainingReport: # the last: how it ended
     "Train one encoder; it then holds its best weights"
@@ -351,9 +353,10 @@ def run_role(self:ControlTrainer, role:str, minutes:float=None)->TrainingReport:
     path = lambda kind: self.work and self.work/f'{role}-{kind}.pt'
     best = Best(module, partial(self.held_out, role), path('best'), self.run_id) if self.seen else None
     say = partial(self._say, best, role)
-    avg = fit(module, partial(self.loss, role, head), cfg.steps, cfg.lr, path('training'), ema=.9, warmup=max(1, cfg.steps//20),
-              weight_decay=cfg.weight_decay, every=cfg.check, seed=cfg.seed, minutes=minutes, run_id=self.run_id, stop=best,
-              optimizer=self._optimizer(slow), report=lambda step, loss, seconds: say(step, loss=loss, seconds=seconds))
+    how = dict(ema=.9, warmup=max(1, cfg.steps//20), weight_decay=cfg.weight_decay, every=cfg.check, seed=cfg.seed)
+    how |= dict(run_id=self.run_id, minutes=minutes, optimizer=self._optimizer(slow), stop=best)
+    avg = fit(module, partial(self.loss, role, head), cfg.steps, cfg.lr, path('training'), **how,
+              report=lambda step, loss, seconds: say(step, loss=loss, seconds=seconds))
     best.restore(avg) if best else avg.copy_to(module)
     for p in own.values(): p.requires_grad_(False)
     say(avg.step, ended=avg.ended)
@@ -383,8 +386,7 @@ def logits(self:ControlClip, v:torch.Tensor, role:str=None)->torch.Tensor: # (N,
     return grid_logits(v, self.grid_features(role), self.temperature)
 
 # %% ../nbs/07c_control_clip.ipynb #cdae851b
-CONTROL_FILE, CONFIG_FILE, _SENTENCE = 'control_clip.safetensors', 'config.json', 'a photo of a red bicycle in front of a house'
-_CONFIG_NOTE = 'stylekit.config'   # in the header of the weights: the hash of the config they belong to
+CONTROL_FILE, CONFIG_FILE = 'control_clip.safetensors', 'config.json'
 
 @dataclass(frozen=True)
 class ControlConfig(Record):
@@ -404,6 +406,9 @@ class ControlConfig(Record):
     steps: dict[str, int] = field(default_factory=dict)   # role -> steps done
     ended: Literal['', 'finished', 'cut short'] = ''
 
+# %% ../nbs/07c_control_clip.ipynb #c0117e11
+_SENTENCE = 'a photo of a red bicycle in front of a house'
+
 @patch
 @torch.no_grad()
 def base_reads(self:ControlClip)->torch.Tensor: # (T, width)
@@ -413,9 +418,12 @@ def base_reads(self:ControlClip)->torch.Tensor: # (T, width)
 @patch
 def config(self:ControlClip)->ControlConfig:
     "What goes into its `config.json`"
-    return ControlConfig(self.mode, self.rank, self.rho, float(self.temperature), self.base_sha256, self.words, **self.about)
+    form = dict(mode=self.mode, rank=self.rank, rho=self.rho, temperature=float(self.temperature))
+    return ControlConfig(**form, base_sha256=self.base_sha256, words=self.words, **self.about)
 
 # %% ../nbs/07c_control_clip.ipynb #c0117e03
+_CONFIG_NOTE = 'stylekit.config'   # in the header of the weights: the hash of the config they belong to
+
 @patch
 def save(self:ControlClip, folder)->Path:
     "Write what was learnt, without the tower: both files or, where one cannot be written, neither"
@@ -438,7 +446,8 @@ def read_control_clip(folder # as `ControlClip.save` and `train_control_clip` wr
     with explain_errors(f'no Control-CLIP {one_line(folder, 60)!r}'):
         folder = Path(folder)
         is_there, name = (folder/CONTROL_FILE).exists(), folder.absolute().name
-    if not is_there: raise StylekitError(f'no {CONTROL_FILE} in {str(folder)!r}: `train_control_clip` writes such folders')
+    if not is_there:
+        raise StylekitError(f'no {CONTROL_FILE} in {str(folder)!r}: `train_control_clip` writes such folders')
     what = f'{CONFIG_FILE} of {name}'
     with explain_errors(f'{what} cannot be read', _AGAIN): raw = (folder/CONFIG_FILE).read_bytes()
     data = parse_json(raw, what)
@@ -451,30 +460,18 @@ def read_control_clip(folder # as `ControlClip.save` and `train_control_clip` wr
 # %% ../nbs/07c_control_clip.ipynb #b7c6a728
 def _text_side(base)->tuple: # tower, tokenizer, projection, name
     "Of a Clip, a Backbone, a diffusers pipeline, or what `load_clip` finds"
-    if hasattr(base, 'text_encoder_2') or getattr(base, 'is_xl', False): raise StylekitError('SDXL reads with two text towers, and Control-CLIP has learnt one: use an SD 1.x model')
+    if hasattr(base, 'text_encoder_2') or getattr(base, 'is_xl', False):
+        raise StylekitError('SDXL reads with two text towers, and Control-CLIP has learnt one: use an SD 1.x model')
     if isinstance(base, Backbone): return base.text_encoders[0], base.tokenizers[0], None, base.name
     if hasattr(base, 'text_encoder'): return base.text_encoder, base.tokenizer, None, type(base).__name__
     c = load_clip(base)
     return c.model.text_model, c.tokenizer, c.model.text_projection, c.name
 
-# %% ../nbs/07c_control_clip.ipynb #866dc072
-def load_control_clip(folder, base=None, # a Clip, CLIP folder or hub id, Backbone, or diffusers pipeline; None: the embedded CLIP
-                     )->ControlClip:
-    "The two encoders on the tower of `base`, which must be the one they were trained on"
-    if isinstance(folder, ControlClip): return folder
-    (c, state), name = read_control_clip(folder), Path(folder).absolute().name
-    tower, tok, projection, base_name = _text_side(base)
-    control = ControlClip(tower, tok, projection, c.mode, c.rank, c.rho, c.words, c.temperature)
-    form = {f.name for f in fields(c)} - {'mode', 'rank', 'rho', 'temperature', 'base_sha256', 'words'}
-    control.about = {k: getattr(c, k) for k in form}
-    reads = state.pop('base_reads', torch.zeros(0))
-    if control.base_sha256 != c.base_sha256 and not _alike(control.base_reads(), reads):
-        raise StylekitError(f'{name} was trained on another text encoder than that of {base_name}: load the model it belongs to')
-    _put_weights(control, state, name)
-    return control.eval()
-
+# %% ../nbs/07c_control_clip.ipynb #c0117e12
 def _alike(a, b)->bool:
-    return a.shape == b.shape and b.is_floating_point() and F.cosine_similarity(a, b, dim=-1).min().item() > .999
+    "Do two towers read the sentence the same way?"
+    if a.shape != b.shape or not b.is_floating_point(): return False
+    return F.cosine_similarity(a, b, dim=-1).min().item() > .999
 
 @torch.no_grad()
 def _put_weights(control, state, name):
@@ -485,8 +482,27 @@ def _put_weights(control, state, name):
         raise StylekitError(f'{name} is incomplete: {odd[0]} is {"missing" if odd[0] in own else "unknown"}; {_AGAIN}')
     for n, p in own.items():
         if state[n].shape != p.shape or not state[n].is_floating_point():
-            raise StylekitError(f'{n} of {name} is {state[n].dtype} {tuple(state[n].shape)}, not {tuple(p.shape)}: {_AGAIN}')
+            found = f'{state[n].dtype} {tuple(state[n].shape)}'
+            raise StylekitError(f'{n} of {name} is {found}, not {tuple(p.shape)}: {_AGAIN}')
         p.copy_(state[n])
+
+# %% ../nbs/07c_control_clip.ipynb #866dc072
+def load_control_clip(folder, # as `train_control_clip` writes it, or a ControlClip
+                      base=None # a Clip, CLIP folder or hub id, Backbone, or diffusers pipeline; None: the embedded CLIP
+                     )->ControlClip:
+    "The two encoders on the tower of `base`, which must be the one they were trained on"
+    if isinstance(folder, ControlClip): return folder
+    (c, state), name = read_control_clip(folder), Path(folder).absolute().name
+    tower, tok, projection, base_name = _text_side(base)
+    control = ControlClip(tower, tok, projection, c.mode, c.rank, c.rho, c.words, c.temperature)
+    form = {f.name for f in fields(c)} - {'mode', 'rank', 'rho', 'temperature', 'base_sha256', 'words'}
+    control.about = {k: getattr(c, k) for k in form}
+    reads = state.pop('base_reads', torch.zeros(0))
+    if control.base_sha256 != c.base_sha256 and not _alike(control.base_reads(), reads):
+        raise StylekitError(f'{name} was trained on another text encoder than that of {base_name}: '
+                            'load the model it belongs to')
+    _put_weights(control, state, name)
+    return control.eval()
 
 # %% ../nbs/07c_control_clip.ipynb #2ca0ee8c
 @torch.no_grad()
@@ -500,21 +516,23 @@ def check_base(control:ControlClip, model # Clip, Backbone or pipeline
         reads = tower(ids.to(next(tower.parameters()).device)).last_hidden_state[0].float().cpu()
         is_it = _alike(reads, control.base_reads())
     if not is_it:
-        raise StylekitError(f'these encoders were trained on another text encoder than that of {name}: load the model they belong to')
+        raise StylekitError(f'these encoders were trained on another text encoder than that of {name}: '
+                            'load the model they belong to')
     return control
 
 # %% ../nbs/07c_control_clip.ipynb #c0117e07
 _STATES = {f'{role}-{kind}.pt': kind for role in ROLES for kind in ('training', 'best')}
-_OURS = {CONTROL_FILE, CONFIG_FILE, '.stylekit.lock', '.DS_Store', 'Thumbs.db', 'desktop.ini'}   # the last three: of file managers
+_OURS = {CONTROL_FILE, CONFIG_FILE, '.stylekit.lock', '.DS_Store', 'Thumbs.db', 'desktop.ini'}   # three of file managers
 
 def foreign_files(out:Path # folder of a training
                  )->list: # names, sorted
     "What lies there and was not put there by a training of Control-CLIP"
-    work = out/'work'
+    work, config = out/'work', out/CONFIG_FILE
     files = [p for p in out.glob('*') if p.name not in _OURS and p != work]
     if work.is_dir(): files += [p for p in work.glob('*') if p.name not in {*_STATES, *_OURS}]
     elif work.exists(): files.append(work)
-    if (out/CONFIG_FILE).exists() and not (out/CONTROL_FILE).exists() and not _is_config(out/CONFIG_FILE): files.append(out/CONFIG_FILE)
+    is_alone = config.exists() and not (out/CONTROL_FILE).exists()
+    if is_alone and not _is_config(config): files.append(config)
     return sorted(p.relative_to(out).as_posix() for p in files if not p.match('.*.stylekit-*'))
 
 def _is_config(path)->bool:
@@ -522,12 +540,14 @@ def _is_config(path)->bool:
     try: return bool(unseal(ControlConfig, parse_json(path.read_bytes()), path.name))
     except (StylekitError, OSError): return False
 
+# %% ../nbs/07c_control_clip.ipynb #c0117e13
 @contextmanager
 def own_folder(out:Path # made if it is not there
               ):
-    "A folder for one training alone: another's is refused, and a new one is gone again if nothing came of it"
+    "A folder for one training alone: any other is refused, and a new one is gone again if nothing came of it"
     if strangers := foreign_files(out):
-        raise StylekitError(f'{str(out)!r} holds other files ({", ".join(strangers[:3])}): give out a folder of its own')
+        raise StylekitError(f'{str(out)!r} holds other files ({", ".join(strangers[:3])}): '
+                            'give out a folder of its own')
     is_new = not out.exists()
     try:
         with folder_lock(out):
@@ -557,7 +577,8 @@ def check_result(out:Path, run_id:str, # of the training that wants to write the
     except StylekitError: before = None   # damaged; or this training was killed between its two files
     if before and before.run_id == run_id: return before.ended
     if not overwrite and not (goes_on and before is None):
-        raise StylekitError(f'{str(out)!r} holds the encoders of another training: choose another folder, or insist with overwrite')
+        raise StylekitError(f'{str(out)!r} holds the encoders of another training: '
+                            'choose another folder, or insist with overwrite')
     return ''
 
 # %% ../nbs/07c_control_clip.ipynb #19990d4c
@@ -578,13 +599,14 @@ def _train(trainer:ControlTrainer, minutes, held_out)->ControlClip:
     cut = [r for r in ends if r.ended == 'cut short']
     if cut and not trainer.report: warnings.warn(str(cut[0]))
     val = trainer.seen[0] if trainer.seen else ()
-    trainer.control.about = dict(settings=trainer.cfg, pictures=len(trainer.train[0]), validation=len(val), held_out=held_out, run_id=trainer.run_id,
-                                 steps={r.part: r.step for r in ends}, ended='cut short' if cut else 'finished')
+    about = dict(settings=trainer.cfg, pictures=len(trainer.train[0]), validation=len(val), held_out=held_out)
+    about |= dict(run_id=trainer.run_id, steps={r.part: r.step for r in ends})
+    trainer.control.about = about | dict(ended='cut short' if cut else 'finished')
     return trainer.control.eval()
 
 # %% ../nbs/07c_control_clip.ipynb #c0117e10
 def train_control_clip(grid, # a Grid, or a folder as `read_grid` takes it
-                       base=None, # CLIP whose text tower the diffusion model uses: folder, hub id, Clip; None: the embedded one
+                       base=None, # CLIP whose text tower the diffusion model uses: folder, hub id, Clip; None: embedded
                        *, shots:int=None, # pictures of each cell; default all
                        hold_out=(), # cells (category, style) to leave out
                        templates=TEMPLATES, keep_prompts=GENERIC, # of prompts, with {c} and {s}; from outside the grid
