@@ -263,7 +263,8 @@ class ControlSettings:
         for f in fields(self): object.__setattr__(self, f.name, plain_number(getattr(self, f.name)))
         _check_control_settings(self)
 
-CONTROL_RANGES = dict(weight=(0, 100), margin=(0, 2), keep=(0, 1000), lr=(0, 1), lora_lr=(0, 1), weight_decay=(0, 1))
+CONTROL_RANGES = dict(weight=(0, 100), margin=(0, 2), keep=(0, 1000), rank=(1, 4096), lr=(0, 1), lora_lr=(0, 1),
+                      weight_decay=(0, 1))
 _LEAST = dict(rank=1, steps=1, batch=1, check=1, prompts=4)   # whole numbers
 
 def _check_control_settings(c):

@@ -68,7 +68,7 @@ def test_gradients_reach_the_role_alone(clip, mode, role):
 def test_a_role_must_exist(clip):
     with pytest.raises(StylekitError, match='category or style'): new(clip).features(TEXTS, 'colour')
     with pytest.raises(StylekitError, match='choose embedding'): new(clip, 'prefix')
-    for bad in (dict(loss='ce'), dict(prompts=3), dict(steps=0), dict(weight=-1), dict(rank=1.5)):
+    for bad in (dict(loss='ce'), dict(prompts=3), dict(steps=0), dict(weight=-1), dict(rank=1.5), dict(rank=5000)):
         with pytest.raises(StylekitError, match=next(iter(bad))): ControlSettings(**bad)
 
 
