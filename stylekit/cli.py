@@ -607,9 +607,13 @@ def _json_info(path)->dict:
     if not isinstance(data, dict): raise StylekitError(f'{path.name} holds no object')
     return dict(kind=data.get('kind', 'JSON'), about=data)
 
+def _control_info(path)->dict:
+    from stylekit.control_clip import read_control_clip
+    return dict(kind='Control-CLIP', about=read_control_clip(path)[0].to_json())
+
 def _folder_info(path)->dict:
     "Of a folder that holds one thing: a style, a network, a Control-CLIP"
-    if (path/'control_clip.safetensors').exists(): return _json_info(path/'config.json') | dict(kind='Control-CLIP')
+    if (path/'control_clip.safetensors').exists(): return _control_info(path)
     found = sorted(path.glob('*.safetensors'))
     if len(found) != 1:
         raise StylekitError(f'{str(path)!r} holds {len(found)} .safetensors files: name the one you mean')
@@ -753,8 +757,8 @@ CONTROL_MODE = choice('embedding', 'adapter', 'lora', 'lora+adapter', 'full')
 CONTROL_LOSS = choice('uniform', 'subtract', 'clamp', 'grl', 'both', 'T1', 'T2', 'T1+T2')
 
 def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
-                       out:FOLDER='control', # folder for the two encoders
-                       overwrite:bool=False, # replace the encoders that are there
+                       out:FOLDER='control', # folder of their own for the two encoders
+                       overwrite:bool=False, # replace the encoders that another training left there
                        shots:whole(1)=None, # pictures of each style and category; default all
                        clip:MODEL=None, # the CLIP whose text tower the diffusion model uses; default the embedded one
                        mode:CONTROL_MODE=None, # what learns; default embedding
@@ -764,7 +768,7 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
                        batch:whole(1, 4096)=None, # pictures a step; default 32
                        seed:SEED=None, # of the order; default 0
                        template:PAIR=None, # of prompts, as 'a {c} in {s} style'
-                       minutes:MINUTES=None, # stop each encoder after so long; the same command goes on later
+                       minutes:MINUTES=None, # stop after so long; the same command goes on later
                        device:DEVICE=None # cpu, cuda, cuda:1, mps; default the best there is
                       )->int: # exit status
     "Learn a category encoder and a style encoder from few pictures"

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['USUAL', 'METRICS', 'Item', 'read_dataset', 'Job', 'plan', 'run_job', 'JobWorker', 'run_jobs', 'Shown', 'Metric',
-           'over_seeds', 'Measurement', 'score', 'Row', 'Table', 'read_table', 'sheet', 'scatter', 'evaluate']
+           'over_seeds', 'Measurement', 'score', 'Row', 'Table', 'TableValue', 'TableRow', 'TableFile', 'read_table',
+           'sheet', 'scatter', 'evaluate']
 
 # %% ../nbs/13_evaluate.ipynb #c22fe568
 import io, json, math, os, re, warnings
@@ -22,7 +23,7 @@ from .pictures import list_pictures, name_twins, picture_folder
 from .lora import load_style
 from .metrics import Measured, art_fd, cfsd, edge_f1, fd, identified, judge_features, kid, load_features, mean_interval, mmd, pd, similarity, ssim, structure
 from .folders import LOST, without_folders, worker_pool
-from .records import Record, parse_json, read_json, write_json
+from .records import Record, parse_json, read_json, seal, unseal_if_sealed, write_json
 from .sms import settings
 from .stylizer import StylizeResult, stylize
 
@@ -245,8 +246,6 @@ def _measured_once(file:Path, m:Metric, shown:Shown, net)->Measured:
     write_json(file, Measurement(network_sha256=values.pop('sha256'), **values))
     return found
 
-def _measured(d:dict)->Measured: return Measured(**{k: tuple(v) if isinstance(v, list) else v for k,v in d.items()})
-
 def score(job:Job, items:list, references:list, metrics, # names, or name -> Metric; None: all that can be had
           net)->dict: # name -> Measured
     "Measure the pictures of a job; what has been measured is read from its folder"
@@ -349,27 +348,82 @@ def _no_formula(v):
 def _repr_markdown_(self:Table): return self.markdown()
 
 # %% ../nbs/13_evaluate.ipynb #e1be4345
+@dataclass(frozen=True)
+class TableValue:
+    "A `Measured` in the file of a table"
+    value: float
+    name: str
+    backbone: str
+    sha256: str
+    resolution: str
+    resize: str
+    norm: str
+    estimator: str
+    n: int
+    n_ref: int | None
+    interval: tuple[float, float] | None
+    standard: bool
+    note: str
+    each: tuple[float, ...]
+    ids: int | None = field(metadata=dict(lo=0))   # place of its names in the file's list
+
+@dataclass(frozen=True)
+class TableRow:
+    "A `Row` in the file of a table"
+    style: str
+    method: str
+    seeds: int
+    values: dict[str, TableValue]
+
+@dataclass(frozen=True)
+class TableFile(Record):
+    "A `Table` in a file; what several values are means over is named once"
+    kind = 'table'
+    key: str                  # what it was made from
+    high: dict[str, bool]
+    failed: tuple[tuple[str, str, int, str, str], ...]   # method, style, seed, picture, what went wrong
+    ids: tuple[tuple[str, ...], ...]
+    rows: tuple[TableRow, ...]
+
+# %% ../nbs/13_evaluate.ipynb #e7ab1e01
+@patch
+def to_file(self:Table, key:str='' # says what the table was made from
+           )->TableFile:
+    "All of it, the value of every picture to five figures"
+    ids = list(dict.fromkeys(m.ids for r in self.rows for m in r.values.values() if m.ids))
+    def value(m):
+        each = tuple(float(f'{v:.5g}') for v in m.each)
+        return TableValue(**asdict(m) | dict(each=each, ids=ids.index(m.ids) if m.ids else None))
+    rows = tuple(TableRow(r.style, r.method, r.seeds, {k: value(m) for k, m in r.values.items()}) for r in self.rows)
+    return TableFile(key, self.high, tuple((*k, v) for k, v in self.failed.items()), tuple(ids), rows)
+
 @patch
 def save(self:Table, path, key:str='' # says what the table was made from
-        ):
-    "The whole table, with the value of every picture, as JSON: `read_table` compares it with others later"
-    ids = list(dict.fromkeys(m.ids for r in self.rows for m in r.values.values() if m.ids))
-    def plain(m): return {k: v for k,v in asdict(m).items() if k!='ids'} | dict(each=[float(f'{v:.5g}') for v in m.each], ids=ids.index(m.ids) if m.ids else None)
-    rows = [dict(style=r.style, method=r.method, seeds=r.seeds, values={k: plain(m) for k,m in r.values.items()}) for r in self.rows]
-    text = json.dumps(dict(key=key, high=self.high, failed=[[*k, v] for k,v in self.failed.items()], ids=ids, rows=rows), separators=(',', ':'))
-    with atomic_path(path) as tmp: Path(tmp).write_text(text.replace('{"style"', '\n{"style"')+'\n', encoding='utf-8')
+        )->Path:
+    "The whole table as JSON, with a hash: `read_table` compares it with others later"
+    with explain_errors('this table cannot be saved'):
+        text = json.dumps(seal(self.to_file(key)), separators=(',', ':'), allow_nan=False)
+    with atomic_path(path) as tmp: tmp.write_text(text.replace('{"style"', '\n{"style"')+'\n', encoding='utf-8')   # a row, a line
+    return Path(path)
+
+# %% ../nbs/13_evaluate.ipynb #e7ab1e02
+def _value(v:TableValue, t:TableFile)->Measured:
+    names = () if v.ids is None else t.ids[v.ids]
+    if v.ids is not None and len(names) != len(v.each): raise ValueError(f'{len(v.each)} values for {len(names)} pictures')
+    return Measured(**vars(v) | dict(ids=names))
 
 def read_table(path, key:str=None # what it must have been made from
               )->Table: # None if it was made from something else
     "A table that `Table.save` wrote"
     name = Path(path).name
     with explain_errors(f'cannot read {name}'): raw = Path(path).read_bytes()
-    d = parse_json(raw, name)
+    t = unseal_if_sealed(TableFile, parse_json(raw, name), name)
+    if key not in (None, t.key): return None
     with explain_errors(f'{name} is no table of stylekit'):
-        if key not in (None, d['key']): return
-        value = lambda v: _measured(v | dict(ids=tuple(d['ids'][v['ids']]) if v['ids'] is not None else ()))
-        rows = [Row(r['style'], r['method'], r['seeds'], {k: value(v) for k,v in r['values'].items()}) for r in d['rows']]
-        return Table(rows, d['high'], {tuple(k): v for *k, v in d['failed']})
+        rows = [Row(r.style, r.method, r.seeds, {k: _value(v, t) for k, v in r.values.items()}) for r in t.rows]
+        table = Table(rows, t.high, {tuple(k): v for *k, v in t.failed})
+        if lost := [m for m in table.metrics if m not in t.high]: raise ValueError(f'it does not say whether more of {lost[0]} is better')
+    return table
 
 # %% ../nbs/13_evaluate.ipynb #c02f7047
 def sheet(jobs:list, items:list, style:str, # its name

@@ -41,13 +41,15 @@ def task_of(clip:Clip, grid:Grid, role:str, template:str, val:Grid=(), seed:int=
     "The question of one role about a grid"
     i = ROLES.index(role)
     answers = (grid.categories, grid.styles)[i]
-    none = torch.zeros(0, dtype=torch.long)
-    return Task(clip, answers, template, list(grid), grid.labels()[i], list(val), val.labels()[i] if len(val) else none, seed)
+    y_val = val.labels()[i] if len(val) else torch.zeros(0, dtype=torch.long)
+    return Task(clip, answers, template, list(grid), grid.labels()[i], list(val), y_val, seed)
 
 # %% ../nbs/13a_fewshot.ipynb #03dccc61
 def zero_shot(task): return lambda v: task.clip.temperature*v@task.w.T
 
-def linear_probe(task): return task.best([linear(logistic(task.v, task.y, len(task.answers), l2)) for l2 in (1e-3, 1e-4, 1e-2, 1e-5)])
+def linear_probe(task):
+    probes = [logistic(task.v, task.y, len(task.answers), l2) for l2 in (1e-3, 1e-4, 1e-2, 1e-5)]
+    return task.best([linear(w) for w in probes])
 
 # %% ../nbs/13a_fewshot.ipynb #e5232098
 def _learn(params, loss, steps, lr, seed):
@@ -57,16 +59,20 @@ def _learn(params, loss, steps, lr, seed):
 def clip_adapter(task, mix:float=.2, steps:int=200):
     torch.manual_seed(task.seed)
     D = task.v.shape[1]
-    net = torch.nn.Sequential(torch.nn.Linear(D, D//4, bias=False), torch.nn.ReLU(), torch.nn.Linear(D//4, D, bias=False), torch.nn.ReLU())
+    down, up = torch.nn.Linear(D, D//4, bias=False), torch.nn.Linear(D//4, D, bias=False)
+    net = torch.nn.Sequential(down, torch.nn.ReLU(), up, torch.nn.ReLU())
     logits = lambda v: task.clip.temperature*F.normalize(mix*net(v) + (1-mix)*v, dim=-1)@task.w.T
     _learn(net.parameters(), lambda: F.cross_entropy(logits(task.v), task.y), steps, 1e-3, task.seed)
     return torch.no_grad()(logits)
 
 def tip_adapter(task, train:bool=False, steps:int=200):
     keys, votes = torch.nn.Parameter(task.v.clone()), F.one_hot(task.y, len(task.answers)).float()
-    def logits(v, alpha, beta): return task.clip.temperature*v@task.w.T + alpha*(-beta*(1-v@F.normalize(keys, dim=-1).T)).exp()@votes
+    def logits(v, alpha, beta):
+        alike = (-beta*(1-v@F.normalize(keys, dim=-1).T)).exp()
+        return task.clip.temperature*v@task.w.T + alpha*alike@votes
     if train: _learn([keys], lambda: F.cross_entropy(logits(task.v, 1., 5.5), task.y), steps, 1e-3, task.seed)
-    return task.best([torch.no_grad()(lambda v, a=a, b=b: logits(v, a, b)) for a in (1., .3, 3., 10.) for b in (5.5, 1., 20.)])
+    pairs = [(a, b) for a in (1., .3, 3., 10.) for b in (5.5, 1., 20.)]
+    return task.best([torch.no_grad()(lambda v, a=a, b=b: logits(v, a, b)) for a, b in pairs])
 
 def tip_adapter_f(task): return tip_adapter(task, True)
 
@@ -90,7 +96,8 @@ def clip_lora(task, rank:int=2, steps:int=200, batch:int=32, lr:float=2e-4):
     c = Clip(task.clip.name, copy.deepcopy(task.clip.model), task.clip.tokenizer, task.clip.mean, task.clip.std)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore'); torch.manual_seed(task.seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=['q_proj', 'k_proj', 'v_proj']), c.model)
+        cfg = LoraConfig(r=rank, lora_alpha=rank, target_modules=['q_proj', 'k_proj', 'v_proj'])
+        inject_adapter_in_model(cfg, c.model)
     pixels = torch.cat([c._pixels(im) for im in task.x]).to(c.device)
     ids = c.ids([task.template.format(a) for a in task.answers])
     see = lambda x: F.normalize(c.model.visual_projection(c.model.vision_model(pixel_values=x).pooler_output), dim=-1)
@@ -108,7 +115,8 @@ class Tuned:
     def __call__(self, v): raise StylekitError('this classifier has its own image tower: give it pictures, by `answer`')
     def of(self, images): return self.clip.temperature*self.clip.see(images)@self.w.T
 
-WAYS = {'zero-shot': zero_shot, 'linear probe': linear_probe, 'CLIP-Adapter': clip_adapter, 'Tip-Adapter': tip_adapter, 'Tip-Adapter-F': tip_adapter_f, 'CoOp': coop, 'CLIP-LoRA': clip_lora}
+WAYS = {'zero-shot': zero_shot, 'linear probe': linear_probe, 'CLIP-Adapter': clip_adapter, 'Tip-Adapter': tip_adapter,
+        'Tip-Adapter-F': tip_adapter_f, 'CoOp': coop, 'CLIP-LoRA': clip_lora}
 
 def answer(classifier, v:torch.Tensor, images)->torch.Tensor: # (N,) long
     "What a way says to pictures, or to their features where these will do"
@@ -119,30 +127,47 @@ def eta2(t:torch.Tensor # prompts (K, S, D)
         )->dict: # role -> share of the variance, in [0, 1]
     "How much of the prompts' variance goes with the category, and with the style"
     all_ = (t-t.mean((0, 1))).pow(2).sum()
-    return dict(category=((t.mean(1)-t.mean((0, 1))).pow(2).sum()*t.shape[1]/all_).item(), style=((t.mean(0)-t.mean((0, 1))).pow(2).sum()*t.shape[0]/all_).item())
+    category = (t.mean(1)-t.mean((0, 1))).pow(2).sum()*t.shape[1]
+    style = (t.mean(0)-t.mean((0, 1))).pow(2).sum()*t.shape[0]
+    return dict(category=(category/all_).item(), style=(style/all_).item())
 
 def balanced_accuracy(said:torch.Tensor, y:torch.Tensor)->float: # (N,) each; in [0, 1]
     "How often each answer is found where it is right, the mean over answers"
     return torch.stack([(said[y == k] == k).float().mean() for k in y.unique()]).mean().item()
 
-def probe_accuracy(l:torch.Tensor, y:torch.Tensor, l_test:torch.Tensor, y_test:torch.Tensor, n:int, l2:float=1e-3)->float:
-    "How well a logistic probe finds an attribute in logits (N, K, S), on other pictures than it learnt from; balanced"
+def probe_accuracy(l:torch.Tensor, y:torch.Tensor, # logits (N, K, S) and answers (N,) to learn from
+                   l_test:torch.Tensor, y_test:torch.Tensor, # to be asked about
+                   n:int, l2:float=1e-3 # answers there are
+                  )->float:
+    "How well a logistic probe finds an attribute in logits, on other pictures than it learnt from; balanced"
     x, xt = l.flatten(1), l_test.flatten(1)
     size = x.std()   # one size for all of it, so that what is small stays small
     return balanced_accuracy(linear(logistic(x/size, y, n, l2, torch.full((n,), 1/n)))(xt/size).argmax(1), y_test)
 
-def leakage(control, role:str, v:torch.Tensor, labels:dict, v_test:torch.Tensor, labels_test:dict, # pictures the probe learns from, and pictures it is asked about; role -> (N,)
-            seed:int=0)->dict: # 'own', 'cross', 'probe', ... balanced accuracies; 'cross_left', 'probe_left': normalised
+# %% ../nbs/13a_fewshot.ipynb #13a00001
+def leakage(control, role:str,
+            v:torch.Tensor, labels:dict, # pictures the probe learns from; role -> (N,)
+            v_test:torch.Tensor, labels_test:dict, # pictures it is asked about
+            seed:int=0
+           )->dict: # 'own', 'cross', 'probe', ... balanced accuracies; 'cross_left', 'probe_left': normalised
     "What the encoder of a role knows of its own attribute, and what of the wrong one"
     g = torch.Generator().manual_seed(seed)
-    other, chance = ROLES[role == 'category'], 1/len(control.words.styles if role == 'category' else control.words.categories)
+    other = ROLES[role == 'category']
+    chance = 1/len(control.words.styles if role == 'category' else control.words.categories)
     t, t0 = control.grid_features(role), control.grid_features()
     blind = t.mean(ROLES.index(other), keepdim=True).expand_as(t)
     of = lambda t, v: grid_logits(v, t, control.temperature)
     right = lambda t, r: balanced_accuracy(role_logits(of(t, v_test), r).argmax(1), labels_test[r])
     probe = lambda t, y=labels[other]: probe_accuracy(of(t, v), y, of(t, v_test), labels_test[other], round(1/chance))
-    out = dict(own=right(t, role), own_frozen=right(t0, role), cross=right(t, other), cross_frozen=right(t0, other), probe=probe(t), probe_frozen=probe(t0), probe_blind=probe(blind),
-               probe_shuffled=sum(probe(t, labels[other][torch.randperm(len(v), generator=g)]) for _ in range(3))/3, chance=chance,
-               far_from_uniform=far_from_uniform(role_logits(of(t, v_test), other)).item())
-    left = lambda a, none, all_: (a-none)/(all_-none) if all_ > none else float('nan')   # CLIP itself does not know: nothing to compare with
-    return out | dict(cross_left=left(out['cross'], chance, out['cross_frozen']), probe_left=left(out['probe'], out['probe_blind'], out['probe_frozen'])) | {f'eta2_{k}': x for k, x in eta2(t).items()}
+    out = dict(own=right(t, role), own_frozen=right(t0, role), cross=right(t, other), cross_frozen=right(t0, other))
+    out |= dict(probe=probe(t), probe_frozen=probe(t0), probe_blind=probe(blind))
+    shuffled = [probe(t, labels[other][torch.randperm(len(v), generator=g)]) for _ in range(3)]
+    uniform = far_from_uniform(role_logits(of(t, v_test), other)).item()
+    out |= dict(probe_shuffled=sum(shuffled)/3, chance=chance, far_from_uniform=uniform)
+    out |= dict(cross_left=_left(out['cross'], chance, out['cross_frozen']))
+    out |= dict(probe_left=_left(out['probe'], out['probe_blind'], out['probe_frozen']))
+    return out | {f'eta2_{k}': x for k, x in eta2(t).items()}
+
+def _left(a, none, all_):
+    "Where `a` lies between nothing and all; NaN where CLIP itself does not know, and there is nothing to compare with"
+    return (a-none)/(all_-none) if all_ > none else float('nan')

@@ -9,9 +9,10 @@ __all__ = ['SPLITS', 'NOTICES', 'split_by_name', 'Shot', 'Grid', 'few', 'crossed
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 import torch
-from .core import StylekitError, check_whole, digest
+from .core import StylekitError, check_whole, digest, file_sha256
 from .images import image_to_tensor, load_image
 from .pictures import PICTURES, list_pictures
 
@@ -37,6 +38,12 @@ class Shot:
         if not self.split: object.__setattr__(self, 'split', split_by_name(self.name))
     @property
     def image(self): return load_image(self.source() if callable(self.source) else self.source)
+    @cached_property
+    def sha256(self)->str:
+        "Of its file, or of its pixels where it has none"
+        if isinstance(self.source, (str, Path)): return file_sha256(self.source)
+        im = self.image
+        return digest(im.size, im.tobytes())
 
 # %% ../nbs/07b_grids.ipynb #8e17e694
 class Grid:
@@ -50,7 +57,8 @@ class Grid:
             raise StylekitError(f'{", ".join(sorted(lost))}: neither a category nor a style of this grid')
     def __len__(self): return len(self.shots)
     def __iter__(self): return iter(self.shots)
-    def __repr__(self): return f'Grid({len(self)} pictures, {len(self.categories)} categories × {len(self.styles)} styles)'
+    def __repr__(self):
+        return f'Grid({len(self)} pictures, {len(self.categories)} categories × {len(self.styles)} styles)'
     def where(self, f)->'Grid': # f(Shot) -> bool
         "The part for which `f` holds"
         return Grid(filter(f, self.shots), self.categories, self.styles)
@@ -76,7 +84,10 @@ def few(grid:Grid, n:int, # pictures of each cell
         here = sorted((s for s in grid if (s.category, s.style) == cell), key=lot)
         if len(here) < n: short[cell] = len(here)
         drawn += here[:n]
-    if short: raise StylekitError(f'{len(short)} cells have fewer than {n} pictures, {" in ".join(min(short, key=short.get))} has {min(short.values())}: take fewer shots, or leave the cell out')
+    if short:
+        cell = min(short, key=short.get)
+        raise StylekitError(f'{len(short)} cells have fewer than {n} pictures, {" in ".join(cell)} has {short[cell]}: '
+                            'take fewer shots, or leave the cell out')
     return Grid(drawn, grid.categories, grid.styles)
 
 # %% ../nbs/07b_grids.ipynb #8b9e794f
@@ -88,8 +99,10 @@ def crossed(grid:Grid, share:float=.25, # of the cells that are held out
     if K < 2 or S < 2: raise StylekitError('pairs can be held out of a grid of at least two categories and two styles')
     row, col = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist() for n in (K, S))
     wide = min(max(1, round(share*S)), S-1)     # cells held out of each category, side by side, one further in the next
-    if not 0 <= check_whole('fold', fold) < S//wide: raise StylekitError(f'fold={fold}: with {wide} of {S} styles held out of each category there are {S//wide} folds')
-    held = {(grid.categories[row[k]], grid.styles[col[(k*max(1, S//K)+fold*wide+j)%S]]) for k in range(K) for j in range(wide)}
+    if not 0 <= check_whole('fold', fold) < S//wide:
+        raise StylekitError(f'fold={fold}: with {wide} of {S} styles held out of each category there are {S//wide} folds')
+    def style(k, j): return grid.styles[col[(k*max(1, S//K)+fold*wide+j)%S]]
+    held = {(grid.categories[row[k]], style(k, j)) for k in range(K) for j in range(wide)}
     for s in grid.styles:                       # a style keeps one category at least
         if all((k, s) in held for k in grid.categories): held.discard((grid.categories[row[0]], s))
     return held
@@ -102,23 +115,28 @@ def duplicates(grid:Grid, tol:float=.02, # root mean square difference of the sm
     side, found = small.shape[1]**.5, []
     for i in range(0, len(small), batch):
         d = torch.cdist(small[i:i+batch], small)/side
-        found += [(grid.shots[i+a], grid.shots[b]) for a, b in (d < tol).nonzero().tolist() if i+a < b and grid.shots[i+a].name != grid.shots[b].name]
+        near = [(grid.shots[i+a], grid.shots[b]) for a, b in (d < tol).nonzero().tolist() if i+a < b]
+        found += [(one, other) for one, other in near if one.name != other.name]
     return found
 
 # %% ../nbs/07b_grids.ipynb #3adaeaef
 NOTICES = {
     'DomainNet': (('clipart', 'infograph', 'painting', 'quickdraw', 'real', 'sketch'),
-                  'DomainNet (Peng et al., ICCV 2019): pictures of many holders, gathered under a fair-use notice for research; their terms are at its home page. Not for products.'),
+                  'DomainNet (Peng et al., ICCV 2019): pictures of many holders, gathered under a fair-use notice for research; '
+                  'their terms are at its home page. Not for products.'),
     'PACS': (('art_painting', 'cartoon', 'photo', 'sketch'),
-             'PACS (Li et al., ICCV 2017): the authors state no licence for the pictures. For research only, unless you have cleared them.'),
+             'PACS (Li et al., ICCV 2017): the authors state no licence for the pictures. '
+             'For research only, unless you have cleared them.'),
     'Office-Home': (('Art', 'Clipart', 'Product', 'Real World'),
-                    'Office-Home (Venkateswara et al., CVPR 2017): pictures from the web under a fair-use notice, for non-commercial research. Not for products.')}
+                    'Office-Home (Venkateswara et al., CVPR 2017): pictures from the web under a fair-use notice, '
+                    'for non-commercial research. Not for products.')}
 
 def _folders(path): return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith('.'))
 
 def _official(root, style)->dict: # 'style/category/file' -> split, as DomainNet's lists say
     lists = {s: root/f'{style}_{s}.txt' for s in ('train', 'test')}
-    return {line.split()[0]: s for s, f in lists.items() if f.exists() for line in f.read_text().splitlines() if line.strip()}
+    named = {s: f.read_text().splitlines() for s, f in lists.items() if f.exists()}
+    return {line.split()[0]: s for s, lines in named.items() for line in lines if line.strip()}
 
 def read_grid(root, # folder with style/category/picture
               report=print # report(text): what is known of a collection's terms
@@ -134,12 +152,16 @@ def read_grid(root, # folder with style/category/picture
             for p in (f.path for f in list_pictures(category, below=False, shapes=False, may_be_empty=True)):
                 name = f'{words(category)}/{p.stem}'
                 said = told.get(p.relative_to(root).as_posix(), '')
-                shots.append(Shot(words(category), words(style), name, p, said if said != 'train' else 'val' if split_by_name(name, test=0) == 'val' else 'train'))
-    if not shots: raise StylekitError(f'{str(root)!r} holds no pictures as style/category/picture ({", ".join(PICTURES)})')
+                if said == 'train' and split_by_name(name, test=0) == 'val': said = 'val'   # their lists know no third part
+                shots.append(Shot(words(category), words(style), name, p, said))
+    if not shots:
+        raise StylekitError(f'{str(root)!r} holds no pictures as style/category/picture ({", ".join(PICTURES)})')
     learnt = {s.category for s in shots if s.split == 'train'}
-    if not lists: shots = [s if s.category in learnt else replace(s, split='train') for s in shots]   # few pictures, and the lot of the names took all of a category
+    if not lists: # few pictures, and the lot of the names took all of a category
+        shots = [s if s.category in learnt else replace(s, split='train') for s in shots]
     grid = Grid(shots)
-    if len(grid.styles) < 2 or len(grid.categories) < 2: raise StylekitError(f'{grid!r}: at least two of each are needed; folders are style/category/picture')
+    if len(grid.styles) < 2 or len(grid.categories) < 2:
+        raise StylekitError(f'{grid!r}: at least two of each are needed; folders are style/category/picture')
     for styles, notice in NOTICES.values():
         if report and {s.name for s in _folders(root)} == {*styles}: report(notice)
     return grid

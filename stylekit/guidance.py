@@ -14,7 +14,7 @@ from .control_clip import ROLES, ControlClip, check_base, load_control_clip
 from .core import StylekitError, check_range
 
 # %% ../nbs/07d_guidance.ipynb #85ebb7ad
-COMBINE = dict(lerp='cs', delta='0cs', concat='cs', kv_swap='cs', add='cs', embed='')   # the texts that stand side by side: 0, c, s
+COMBINE = dict(lerp='cs', delta='0cs', concat='cs', kv_swap='cs', add='cs', embed='')   # texts side by side: 0, c, s
 
 def _heads(x, n): return x.unflatten(-1, (n, -1)).transpose(1, 2)
 
@@ -35,7 +35,8 @@ def join_attention(q:torch.Tensor, # (B, heads, N, d)
     return torch.lerp(o[0], o[1], a[1]) if combine == 'lerp' else o[0] + a[1]*o[1]
 
 # %% ../nbs/07d_guidance.ipynb #2de1c2b8
-BLOCKS = dict(all={}, style_up={'': 0., 'up_blocks.1': 1.}, style_not_layout={'down_blocks.2': 0., 'mid_block': 0.})   # factors of α, by the start of a layer's name
+BLOCKS = dict(all={}, style_up={'': 0., 'up_blocks.1': 1.},
+              style_not_layout={'down_blocks.2': 0., 'mid_block': 0.})   # factors of α, by the start of a layer's name
 
 def _at(table, layer:str)->float:
     "The value of the longest name that `layer` starts with"
@@ -48,29 +49,38 @@ class _Joined:
     def __init__(self, steer, layer, plain): self.steer, self.layer, self.plain = steer, layer, plain
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, *args, **kw):
         texts = self.steer.split(encoder_hidden_states)
-        if texts is None: return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kw)   # one text, as ever
+        if texts is None: # one text, as ever
+            return self.plain(attn, hidden_states, encoder_hidden_states, attention_mask, temb, *args, **kw)
         n = attn.heads
-        q, ks, vs = _heads(attn.to_q(hidden_states), n), [_heads(attn.to_k(e), n) for e in texts], [_heads(attn.to_v(e), n) for e in texts]
-        o = join_attention(q, ks, vs, self.steer.combine, self.steer.alpha_at(self.layer)).transpose(1, 2).flatten(2).to(q.dtype)
+        q = _heads(attn.to_q(hidden_states), n)
+        ks = [_heads(attn.to_k(e), n) for e in texts]
+        vs = [_heads(attn.to_v(e), n) for e in texts]
+        o = join_attention(q, ks, vs, self.steer.combine, self.steer.alpha_at(self.layer))
+        o = o.transpose(1, 2).flatten(2).to(q.dtype)
         return attn.to_out[1](attn.to_out[0](o))/attn.rescale_output_factor
 
 # %% ../nbs/07d_guidance.ipynb #d34552b3
 class Steer:
     "A model that hears two encoders; its settings may change between steps"
-    def __init__(self, control:ControlClip, alpha=.5, # of the style, in [0, 2]; or (category, style) for 'delta'; or {start of a layer's name: α}
+    def __init__(self, control:ControlClip,
+                 alpha=.5, # of the style, in [0, 2]; or (category, style) for 'delta'; or {start of a layer's name: α}
                  combine:str='lerp', blocks='all', # of COMBINE; of BLOCKS, or {start of a layer's name: factor}
                  dual=None): # (w_c, w_s): ε_∅ + w_c(ε_c − ε_∅) + w_s(ε_cs − ε_c) in place of the pipeline's guidance
         if combine not in COMBINE: raise StylekitError(f'combine={combine!r}: choose {", ".join(COMBINE)}')
-        if isinstance(blocks, str) and blocks not in BLOCKS: raise StylekitError(f'blocks={blocks!r}: choose {", ".join(BLOCKS)}, or give {{block: factor}}')
-        self.control, self.combine, self.blocks, self.dual = control, combine, BLOCKS[blocks] if isinstance(blocks, str) else blocks, dual
+        if isinstance(blocks, str) and blocks not in BLOCKS:
+            raise StylekitError(f'blocks={blocks!r}: choose {", ".join(BLOCKS)}, or give {{block: factor}}')
+        self.control, self.combine, self.dual = control, combine, dual
+        self.blocks = BLOCKS[blocks] if isinstance(blocks, str) else blocks
         self.alpha = alpha
     @property
     def alpha(self): return self._alpha
     @alpha.setter
     def alpha(self, alpha):
-        pairs = alpha.values() if isinstance(alpha, dict) else [alpha]
-        for a in (x for p in pairs for x in (p if isinstance(p, (tuple, list)) else [p])): check_range('alpha', a, 0, 2)
-        if self.combine == 'concat' and any(a > 1 for p in pairs for a in (p if isinstance(p, (tuple, list)) else [p])): raise StylekitError("alpha is a share in 'concat': at most 1")
+        given = alpha.values() if isinstance(alpha, dict) else [alpha]
+        shares = [a for p in given for a in (p if isinstance(p, (tuple, list)) else [p])]
+        for a in shares: check_range('alpha', a, 0, 2)
+        if self.combine == 'concat' and max(shares, default=0) > 1:
+            raise StylekitError("alpha is a share in 'concat': at most 1")
         self._alpha = alpha
     def alpha_at(self, layer:str)->tuple: # category, style
         a, k = _at(self.alpha, layer), _at(self.blocks, layer)
@@ -95,7 +105,8 @@ class Steer:
         c = self.control
         ids = _ids(c.tokenizer, prompts).to(next(c.parameters()).device)   # it says what it cuts off
         said = {'0': c.tokens(ids)} | ({} if negative else {r[0]: c.tokens(ids, r) for r in ROLES})
-        if self.combine == 'embed': return said['0'] if negative else said['c'] + self.alpha_at('')[1]*(said['s']-said['0'])
+        if self.combine == 'embed':
+            return said['0'] if negative else said['c'] + self.alpha_at('')[1]*(said['s']-said['0'])
         return torch.cat([said['0' if negative else x] for x in COMBINE[self.combine]], 1)
 
     def only_category(self, e):
@@ -105,13 +116,17 @@ class Steer:
 
 # %% ../nbs/07d_guidance.ipynb #4061cec7
 def _encode_prompt(steer, plain):
-    def encode_prompt(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt=None, prompt_embeds=None, negative_prompt_embeds=None, clip_skip=None, **kw):
-        if prompt_embeds is not None or negative_prompt_embeds is not None: raise StylekitError('Control-CLIP must read the prompt itself: give words, not embeddings')
+    def encode_prompt(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt=None,
+                      prompt_embeds=None, negative_prompt_embeds=None, clip_skip=None, **kw):
+        if prompt_embeds is not None or negative_prompt_embeds is not None:
+            raise StylekitError('Control-CLIP must read the prompt itself: give words, not embeddings')
         if clip_skip: raise StylekitError('Control-CLIP reads the last layer: leave clip_skip out')
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        unwanted = [negative_prompt or '']*len(prompts) if isinstance(negative_prompt, (str, type(None))) else list(negative_prompt)
+        is_one = isinstance(negative_prompt, (str, type(None)))
+        unwanted = [negative_prompt or '']*len(prompts) if is_one else list(negative_prompt)
         e, n = steer.embeds(prompts), steer.embeds(unwanted, True) if do_classifier_free_guidance else None
-        return plain(None, device, num_images_per_prompt, do_classifier_free_guidance, prompt_embeds=e, negative_prompt_embeds=n, **kw)
+        return plain(None, device, num_images_per_prompt, do_classifier_free_guidance,
+                     prompt_embeds=e, negative_prompt_embeds=n, **kw)
     return encode_prompt
 
 def _dual_forward(steer, pipe, plain):
@@ -119,7 +134,8 @@ def _dual_forward(steer, pipe, plain):
         if not pipe.do_classifier_free_guidance: raise StylekitError('dual guidance needs a guidance_scale above 1')
         (nothing, both), (x0, x1), (w_c, w_s) = encoder_hidden_states.chunk(2), sample.chunk(2), steer.dual
         t = torch.cat([timestep, timestep.chunk(2)[1]]) if torch.is_tensor(timestep) and timestep.ndim else timestep
-        e0, ec, ecs = plain(torch.cat([x0, x1, x1]), t, torch.cat([nothing, steer.only_category(both), both]), *args, return_dict=False, **kw)[0].chunk(3)
+        texts = torch.cat([nothing, steer.only_category(both), both])
+        e0, ec, ecs = plain(torch.cat([x0, x1, x1]), t, texts, *args, return_dict=False, **kw)[0].chunk(3)
         out = torch.cat([e0, e0 + (w_c*(ec-e0) + w_s*(ecs-ec))/pipe.guidance_scale])
         if not return_dict: return (out,)
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -127,17 +143,29 @@ def _dual_forward(steer, pipe, plain):
     return forward
 
 # %% ../nbs/07d_guidance.ipynb #beab6aec
+_GUESTS = dict(IPA='is loaded: unload_ip_adapter() first',
+               Fus='is at work there: unfuse_qkv_projections() first')   # by how their names begin
+
+def _check_processor(kind:str):
+    "Refuse attention that somebody else has changed"
+    if kind in ('AttnProcessor', 'AttnProcessor2_0'): return
+    if kind == '_Joined': raise StylekitError('Control-CLIP is attached already: detach it first')
+    raise StylekitError(f'{kind} {_GUESTS.get(kind[:3], "is at work there: remove it first")}')
+
 def _plain_model(model):
     "The UNet, if nobody else sits in its attention"
     for part in ('controlnet', 'adapter', 'transformer'):
-        if getattr(model, part, None) is not None: raise StylekitError(f'{type(model).__name__} has a {part}, which reads the same tokens in its own way: use a plain pipeline')
-    if hasattr(model, 'text_encoder_2') or getattr(model, 'is_xl', False): raise StylekitError('SDXL reads with two text towers, and Control-CLIP has learnt one: use an SD 1.x model')
+        if getattr(model, part, None) is not None:
+            raise StylekitError(f'{type(model).__name__} has a {part}, which reads the same tokens in its own way: '
+                                'use a plain pipeline')
+    if hasattr(model, 'text_encoder_2') or getattr(model, 'is_xl', False):
+        raise StylekitError('SDXL reads with two text towers, and Control-CLIP has learnt one: use an SD 1.x model')
     unet = getattr(model, 'unet', None)
-    if unet is None: raise StylekitError(f'{type(model).__name__} has no UNet to steer: give a diffusers pipeline of SD 1.x shape, or a Backbone')
+    if unet is None:
+        raise StylekitError(f'{type(model).__name__} has no UNet to steer: '
+                            'give a diffusers pipeline of SD 1.x shape, or a Backbone')
     for name, m in unet.named_modules():
-        if name.endswith('attn2') and (kind := type(m.processor).__name__) not in ('AttnProcessor', 'AttnProcessor2_0'):
-            why = {'_Joined': 'is attached already: detach it first', 'IPA': 'is loaded: unload_ip_adapter() first', 'Fus': 'is at work there: unfuse_qkv_projections() first'}.get(kind if kind == '_Joined' else kind[:3], 'is at work there: remove it first')
-            raise StylekitError(f'{kind if kind != "_Joined" else "Control-CLIP"} {why}')
+        if name.endswith('attn2'): _check_processor(type(m.processor).__name__)
     return unet
 
 _NONE = object()
@@ -160,9 +188,11 @@ def attach(model, # diffusers pipeline of SD 1.x shape (text to image, image to 
     unet, pipe = _plain_model(model), not isinstance(model, Backbone)
     steer = control if isinstance(control, Steer) else Steer(load_control_clip(control, model), *args, **kw)
     check_base(steer.control, model)
-    if steer.dual and not pipe: raise StylekitError('dual guidance steers a diffusers pipeline; with a Backbone, join the scores yourself')
+    if steer.dual and not pipe:
+        raise StylekitError('dual guidance steers a diffusers pipeline; with a Backbone, join the scores yourself')
     steer.processors = dict(unet.attn_processors)
-    unet.set_attn_processor({n: _Joined(steer, n, p) if n.endswith('attn2.processor') else p for n, p in steer.processors.items()})
+    joined = {n: _Joined(steer, n, p) for n, p in steer.processors.items() if n.endswith('attn2.processor')}
+    unet.set_attn_processor(steer.processors | joined)
     steer.undo = [_put(model, _steer=steer)]
     if pipe: steer.undo.append(_put(model, encode_prompt=_encode_prompt(steer, model.encode_prompt)))
     if steer.dual: steer.undo.append(_put(unet, forward=_dual_forward(steer, model, unet.forward)))

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from . import __version__
 from .core import StylekitError, atomic_path, caller_seeds, explain_errors
 from .images import open_image, to_rgb
-from .records import Record, parse_json
+from .records import Record, parse_json, seal, unseal_if_sealed
 from .rights import read_output
 
 # %% ../nbs/15_live.ipynb #f22f1b30
@@ -56,8 +56,8 @@ def pixels_sha256(image # PIL
 
 @patch
 def text(self:Recipe)->str:
-    "As JSON"
-    return json.dumps(self.to_json(), indent=1)
+    "As JSON, with a hash"
+    return json.dumps(seal(self), indent=1)
 
 @patch
 def save(self:Recipe, path # .json
@@ -67,16 +67,21 @@ def save(self:Recipe, path # .json
     return Path(path)
 
 # %% ../nbs/15_live.ipynb #da6e34f9
-def load_recipe(recipe # path of a JSON file, its text, a dict, or a Recipe
-               )->Recipe:
-    "Read a recipe; one that people may have edited, so it carries no hash, but every field is checked"
-    if isinstance(recipe, Recipe): return recipe
-    if isinstance(recipe, dict): return Recipe.from_json(recipe)
-    if isinstance(recipe, str) and recipe.lstrip().startswith('{'): return Recipe.from_json(parse_json(recipe, 'the recipe'))
+def _recipe_data(recipe)->tuple: # what it says as JSON, its name for messages
+    "Of a path, a text or a dict"
+    if isinstance(recipe, dict): return recipe, 'the recipe'
+    if isinstance(recipe, str) and recipe.lstrip().startswith('{'): return parse_json(recipe, 'the recipe'), 'the recipe'
     if not isinstance(recipe, (str, Path)): raise StylekitError(f'a recipe is a path, its text or a dict, not {type(recipe).__name__}')
     name = Path(recipe).name
     with explain_errors(f'cannot read {name}'): raw = Path(recipe).read_bytes()
-    return Recipe.from_json(parse_json(raw, name), name)
+    return parse_json(raw, name), name
+
+def load_recipe(recipe # path of a JSON file, its text, a dict, or a Recipe
+               )->Recipe:
+    "Read a recipe, every field checked; whoever edits one takes its 'sha256' out"
+    if isinstance(recipe, Recipe): return recipe
+    data, name = _recipe_data(recipe)
+    with explain_errors(f'{name} is no recipe'): return unseal_if_sealed(Recipe, data, name)
 
 # %% ../nbs/15_live.ipynb #7fca0122
 @patch

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'payload_hash', 'seal', 'unseal',
-           'write_json', 'read_json', 'json_line', 'parse_line', 'read_lines', 'save_state', 'load_state', 'check_run',
-           'seal_file', 'check_sealed']
+           'unseal_if_sealed', 'write_json', 'read_json', 'json_line', 'parse_line', 'read_lines', 'save_state',
+           'load_state', 'check_run', 'seal_file', 'check_sealed']
 
 # %% ../nbs/00a_records.ipynb #091362ea
 import hashlib, io, json, math, re, types
@@ -173,16 +173,23 @@ def seal(record:Record)->dict:
 
 def unseal(cls, # a `Record`
            data, # as `seal` gave it
-           what:str # for the message
+           what:str, # for the message
+           do:str='delete it, and it is made anew' # ends the message about what was changed
           ):
     "The record, if kind, hash and types are right"
     if not isinstance(data, dict): _wrong(what, 'an object', data)
     data = dict(data)
     seal, kind = data.pop('sha256', None), data.get('kind')
     if kind != cls.kind: raise StylekitError(f'{what} is no {cls.kind} of stylekit' + (f' but a {one_line(kind, 40)}' if isinstance(kind, str) else ''))
-    if seal != payload_hash(data): raise StylekitError(f'{what} was changed after stylekit wrote it: delete it, and it is made anew')
+    if seal != payload_hash(data): raise StylekitError(f'{what} was changed after stylekit wrote it: {do}')
     del data['kind']
     return cls.from_json(data, what)
+
+def unseal_if_sealed(cls, data, what:str, do:str="copy it again, or take 'sha256' out of it if you changed it yourself" # as for `unseal`
+                    ):
+    "As `unseal`; what has no hash, as an earlier version or a person leaves it, is read by its types alone"
+    if not isinstance(data, dict) or 'sha256' in data or data.get('kind', cls.kind) != cls.kind: return unseal(cls, data, what, do)
+    return cls.from_json({k: v for k, v in data.items() if k != 'kind'}, what)
 
 # %% ../nbs/00a_records.ipynb #cca37dc9
 def write_json(path, record:Record)->Path:

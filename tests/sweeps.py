@@ -4,9 +4,10 @@
     sweep_file(path, read)                       # cut, appended, bits flipped
     sweep_file(path, read, json_mutants)         # a JSON file: its keys as well
 """
-import copy, json, math, random
+import copy, errno, json, math, os, random
+from contextlib import contextmanager
 from pathlib import Path
-import torch
+import safetensors.torch, torch
 from stylekit import StylekitError
 from stylekit.records import payload_hash
 
@@ -119,3 +120,38 @@ def sweep_file(path, read, # of the path
         if mutants: n += sweep(of_json, mutants(json.loads(raw)), same, may_differ)
     finally: path.write_bytes(raw)
     return n
+
+@contextmanager
+def full_disk(monkeypatch, path # of the file that no longer fits
+             ):
+    "The disk is full as soon as the bytes of this file are to be kept; of safetensors, half of them have been written"
+    path, real, real_save = Path(path), os.fsync, safetensors.torch.save_file
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def is_it(tmp): return Path(tmp).parent == path.parent and Path(tmp).name.startswith(f'.{path.stem[:60]}.stylekit-')
+    def fsync(f):
+        here = os.fstat(f if isinstance(f, int) else f.fileno())
+        if any(os.path.samestat(here, p.stat()) for p in path.parent.glob('.*.stylekit-*') if is_it(p)): raise full
+        return real(f)
+    def save_file(state, tmp, *args, **kw):
+        real_save(state, tmp, *args, **kw)
+        if not is_it(tmp): return
+        os.truncate(tmp, os.path.getsize(tmp)//2)
+        raise safetensors.SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)')
+    with monkeypatch.context() as m:
+        m.setattr(os, 'fsync', fsync)
+        m.setattr(safetensors.torch, 'save_file', save_file)
+        yield
+
+def check_full_disk(monkeypatch, path, save # save() writes `path`, where a good one may lie already
+                   ):
+    "One `StylekitError` that names the file, whatever was there stays as it was, and no crumb"
+    path = Path(path)
+    def there(): return {p.name: p.read_bytes() for p in path.parent.iterdir() if p.is_file()} if path.parent.exists() else {}
+    before = there()
+    with full_disk(monkeypatch, path):
+        try: save()
+        except StylekitError as e: assert path.name in str(e) and 'the disk is full' in str(e) and '\n' not in str(e), e
+        else: raise AssertionError('it was saved')
+    assert there() == before
+    save()
+    assert path.exists() and not [*path.parent.glob('.*.stylekit-*')]

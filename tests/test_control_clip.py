@@ -1,13 +1,19 @@
 "Control-CLIP: two readings of a frozen tower, their losses written out, training, files, and the cross-attention of a frozen pipeline"
-import copy, json, math
+import copy, json, math, shutil, warnings
+from dataclasses import replace
+from functools import partial
 import pytest, torch, torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from stylekit.cli import main
 from stylekit.clip import Clip, load_clip
-from stylekit.control_clip import (LABELLED, MODES, ROLES, UNLABELLED, ControlClip, ControlSettings, ControlTrainer, Words, check_base, far_from_uniform, grid_logits, labelled_loss,
-                                   load_control_clip, role_logits, t1, t2, train_control_clip)
+from stylekit.control_clip import (CONFIG_FILE, CONTROL_FILE, LABELLED, MODES, ROLES, UNLABELLED, ControlClip, ControlSettings, ControlTrainer, Words, check_base, far_from_uniform, grid_logits, labelled_loss,
+                                   load_control_clip, read_control_clip, role_logits, t1, t2, train_control_clip)
 from stylekit.core import StylekitError
 from stylekit.images import sample, samples
 from stylekit.grids import Grid, Shot
+from stylekit.training import TrainingReport
 from stylekit.guidance import COMBINE, Steer, attach, control_clip, detach, join_attention
+from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 
 TEXTS = ['an owl', 'black ink drawing, a red taxi', '']
 TINY = dict(steps=4, batch=6, prompts=6, check=2)
@@ -62,7 +68,7 @@ def test_gradients_reach_the_role_alone(clip, mode, role):
 def test_a_role_must_exist(clip):
     with pytest.raises(StylekitError, match='category or style'): new(clip).features(TEXTS, 'colour')
     with pytest.raises(StylekitError, match='choose embedding'): new(clip, 'prefix')
-    for bad in (dict(loss='ce'), dict(prompts=3), dict(steps=0), dict(weight=-1), dict(rank=1.5)):
+    for bad in (dict(loss='ce'), dict(prompts=3), dict(steps=0), dict(weight=-1), dict(rank=1.5), dict(rank=5000)):
         with pytest.raises(StylekitError, match=next(iter(bad))): ControlSettings(**bad)
 
 
@@ -155,15 +161,88 @@ def test_the_best_weights_are_kept(clip, grid, monkeypatch):
     monkeypatch.setattr(ControlTrainer, 'held_out', lambda self, role: next(errors))
     trainer = ControlTrainer(clip, grid.split('train'), grid.split('val'), ControlSettings(**TINY | dict(steps=6)), Words(grid.categories, grid.styles))
     at = {}
-    trainer.report = lambda r: at.update({r['step']: {n: p.clone() for n, p in trainer.control.part('style').items()}}) if 'held_out' in r else None
-    history = trainer.run_role('style')
-    assert [r['held_out'] for r in history if 'held_out' in r] == [.5, .2, .9]
+    trainer.report = lambda r: at.update({r.step: {n: p.clone() for n, p in trainer.control.part('style').items()}}) if r.held_out is not None else None
+    end = trainer.run_role('style')
+    assert [r.held_out for r in trainer.history if r.held_out is not None] == [.5, .2, .9]
+    assert (end.best_step, end.best_error, end.ended, end.part) == (4, .2, 'finished', 'style')
     now = trainer.control.part('style')
     assert not all(torch.equal(p, at[6][n]) for n, p in now.items())
 
 def test_another_training_is_refused(clip, grid, tmp_path):
-    train_control_clip(grid, clip, out=tmp_path, minutes=1e-9, **TINY)
-    with pytest.raises(StylekitError, match='other settings'): train_control_clip(grid, clip, out=tmp_path, **TINY, seed=1)
+    begun = partial(train_control_clip, grid, clip, out=tmp_path/'c', report=lambda r: None, **TINY)
+    begun(minutes=1e-9)
+    with pytest.raises(StylekitError, match='another training'): begun(seed=1)
+    (tmp_path/'c'/CONTROL_FILE).unlink()                                        # no result yet, only checkpoints
+    with pytest.raises(StylekitError, match='other settings'): begun(seed=1)
+    assert begun(seed=1, overwrite=True).about['settings'].seed == 1
+    done = {p.name: p.read_bytes() for p in (tmp_path/'c').iterdir()}
+    assert {*done} == {CONFIG_FILE, CONTROL_FILE}
+    for other in (dict(seed=2), dict(steps=5), dict(keep_prompts=['a house']), dict(templates=('{s}, a {c}',)), dict(hold_out=[('animal', 'ink')]), dict(shots=1)):
+        with pytest.raises(StylekitError, match='another training'): begun(**dict(seed=1) | other)
+    shown = Grid([*grid.shots[1:], replace(grid.shots[0], source=sample('owl', 'ink').transpose(0))], grid.categories, grid.styles)   # the same name, another picture
+    with pytest.raises(StylekitError, match='another training'): train_control_clip(shown, clip, out=tmp_path/'c', seed=1, **TINY)
+    assert {p.name: p.read_bytes() for p in (tmp_path/'c').iterdir()} == done
+
+@pytest.mark.parametrize('name', ['mine.txt', 'style-training.pt', 'ink/owl.png', '.git/HEAD', 'work/mine.pt', 'config.json', 'model.safetensors'])
+def test_a_folder_of_others_is_left_alone(clip, grid, tmp_path, monkeypatch, name):
+    "Neither mixed into nor swept, whatever is insisted on; by its path and as ."
+    (tmp_path/name).parent.mkdir(exist_ok=True)
+    (tmp_path/name).write_text('{"mine": 1}')
+    monkeypatch.chdir(tmp_path)
+    for out in (tmp_path, '.'):
+        for insist in (False, True):
+            with pytest.raises(StylekitError, match='holds other files') as e: train_control_clip(grid, clip, out=out, overwrite=insist, **TINY)
+            assert name.split('/')[0] in str(e.value) and '\n' not in str(e.value)
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob('*') if p.is_file()] == [name] and (tmp_path/name).read_text() == '{"mine": 1}'
+    assert main(['train-control-clip', str(tmp_path), '--out', '.']) == 2 and (tmp_path/name).exists()
+
+def test_what_a_killed_save_leaves_is_mended(clip, grid, tmp_path, monkeypatch):
+    "Killed between its two files, over the encoders of an earlier training"
+    out, kw = tmp_path/'c', dict(report=lambda r: None, **TINY)
+    train_control_clip(grid, clip, out=out, seed=1, **kw)
+    old = (out/CONTROL_FILE).read_bytes()
+    whole = train_control_clip(grid, clip, out=tmp_path/'whole', **kw)
+    monkeypatch.setattr('stylekit.control_clip.drop_states', lambda *a: None)   # as if killed before
+    train_control_clip(grid, clip, out=out, overwrite=True, **kw)
+    monkeypatch.undo()
+    (out/CONTROL_FILE).write_bytes(old)
+    with pytest.raises(StylekitError, match='do not belong together'): load_control_clip(out, clip)
+    with pytest.raises(StylekitError, match='another training'): train_control_clip(grid, clip, out=out, seed=1, **kw)   # not theirs to mend
+    train_control_clip(grid, clip, out=out, **kw)
+    assert load_control_clip(out, clip).config() == whole.config() and {p.name for p in out.iterdir()} == {CONFIG_FILE, CONTROL_FILE}
+
+@pytest.mark.parametrize('loss', ['uniform', 'grl', 'T1+T2'])
+def test_parts_are_the_whole(clip, grid, tmp_path, loss):
+    "Stopped after each step, with nothing else the same: bit for bit what one call makes"
+    kw = dict(loss=loss, **TINY)
+    whole = train_control_clip(grid, clip, out=tmp_path/'whole', **kw)
+    for i in range(5):
+        torch.manual_seed(i)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            part = train_control_clip(grid, clip, out=tmp_path/'parts', minutes=0, **kw)
+        assert part.about['ended'] == ('finished' if i > 2 else 'cut short')
+    assert part.config() == whole.config()
+    for (n, p), q in zip(whole.named_parameters(), part.parameters()): assert torch.equal(p, q), n
+
+def test_the_time_is_for_both(clip, grid):
+    "The first encoder takes half of it at most, and the second what is left"
+    trainer = ControlTrainer(clip, grid.split('train'), grid.split('val'), ControlSettings(**TINY), Words(grid.categories, grid.styles))
+    given = {}
+    trainer.run_role = lambda role, minutes: given.update({role: minutes})
+    trainer.run(10)
+    assert given['category'] == 5 and 9.9 < given['style'] <= 10
+    trainer.run()
+    assert given == dict(category=None, style=None)
+    for bad in (-1, math.nan, 'x'):
+        with pytest.raises(StylekitError, match='minutes'): train_control_clip(grid, clip, minutes=bad)
+
+def test_a_report_says_what_a_training_does(clip, grid):
+    seen = []
+    c = train_control_clip(grid, clip, report=seen.append, **TINY)
+    assert [(r.part, r.step, r.ended) for r in seen] == [(role, *end) for role in ROLES for end in ((2, ''), (4, ''), (4, 'finished'))]
+    assert all(isinstance(r, TrainingReport) and r.loss > 0 and r.held_out > 0 and r.seconds > 0 for r in seen if not r.ended)
+    assert c.about['steps'] == dict(category=4, style=4) and c.about['ended'] == 'finished'
 
 
 # files
@@ -176,9 +255,66 @@ def test_files_that_are_not_whole(clip, tmp_path):
     with pytest.raises(StylekitError, match='no control_clip'): load_control_clip(tmp_path)
     how = json.loads((tmp_path/'c'/'config.json').read_text())
     (tmp_path/'c'/'config.json').write_text(json.dumps(how | dict(mode='lora')))
-    with pytest.raises(StylekitError, match='incomplete'): load_control_clip(tmp_path/'c', clip)
+    with pytest.raises(StylekitError, match='config.json of c was changed'): load_control_clip(tmp_path/'c', clip)
+    (tmp_path/'c'/'config.json').write_text(json.dumps(resealed(how | dict(rho=.1))))
+    with pytest.raises(StylekitError, match='do not belong together'): load_control_clip(tmp_path/'c', clip)
     (tmp_path/'c'/'config.json').write_text('{')
     with pytest.raises(StylekitError, match='config.json'): load_control_clip(tmp_path/'c', clip)
+
+def as_before(folder):
+    "The files as they were before they had hashes"
+    state = load_file(folder/CONTROL_FILE)
+    save_file(state, folder/CONTROL_FILE)
+    how = json.loads((folder/CONFIG_FILE).read_text())
+    (folder/CONFIG_FILE).write_text(json.dumps({k: v for k, v in how.items() if k not in ('kind', 'sha256', 'ended')}))
+    return state
+
+def test_files_without_hashes_are_read_with_care(clip, tmp_path):
+    "Those of an earlier version: types and shapes must be right, and half of a pair is no pair"
+    c = disturbed(new(clip, words=Words(('cat', 'dog'), ('ink', 'flat'))))
+    folder = c.save(tmp_path/'c')
+    state = as_before(folder)
+    back = load_control_clip(folder, clip)
+    for role in ROLES: assert torch.equal(back.features(TEXTS, role), c.features(TEXTS, role))
+    name = next(n for n, t in state.items() if t.ndim == 2 and len(t) > 1 and n != 'base_reads')
+    for wrong in (dict(state, more=torch.zeros(1)), {k: v for k, v in state.items() if k != name}, state | {name: state[name][:1]}, state | {name: state[name].flatten()},
+                  state | {name: state[name].long()}, state | {name: state[name]*torch.nan}):
+        save_file(wrong, folder/CONTROL_FILE)
+        with pytest.raises(StylekitError): load_control_clip(folder, clip)
+    save_file(state, folder/CONTROL_FILE)
+    text = (folder/CONFIG_FILE).read_text()
+    for key, wrong in dict(mode='prefix', rank='4', rho=-1, temperature=None, base_sha256=3, words=[], settings=3, held_out=[['a']], steps={'style': 'x'}, more=1).items():
+        (folder/CONFIG_FILE).write_text(json.dumps(json.loads(text) | {key: wrong}))
+        with pytest.raises(StylekitError, match=f'config.json of c.*{key}'): load_control_clip(folder, clip)
+    (folder/CONFIG_FILE).write_text(text)
+    whole = c.save(tmp_path/'whole')
+    for name in CONFIG_FILE, CONTROL_FILE:
+        mixed = tmp_path/f'mixed-{name}'
+        shutil.copytree(whole, mixed)
+        shutil.copy(folder/name, mixed)
+        with pytest.raises(StylekitError, match='do not belong together'): load_control_clip(mixed, clip)
+    assert load_control_clip(load_control_clip(folder, clip).save(folder), clip).config() == c.config()   # sealed, and still the same
+
+def test_every_change_of_a_file_is_refused(clip, tmp_path):
+    "Config: keys with a hash that fits, and bytes; weights: bytes"
+    c = disturbed(new(clip, 'embedding', words=Words(('cat', 'dog'), ('ink', 'flat'))))
+    c.about = dict(settings=ControlSettings(**TINY), pictures=2, held_out=(('cat', 'ink'),), run_id='a', steps=dict(style=4), ended='finished')
+    folder = c.save(tmp_path/'c')
+    read = lambda _: read_control_clip(folder)[0]
+    assert sweep_file(folder/CONFIG_FILE, read, json_mutants, read(0)) > 300
+    assert sweep_file(folder/CONTROL_FILE, read, same=read(0)) > 30
+    raw = (folder/CONTROL_FILE).read_bytes()
+    header = 8 + int.from_bytes(raw[:8], 'little')   # names, shapes and the seal itself
+    flips = [(f'byte {i}', raw[:i] + bytes([raw[i]^1]) + raw[i+1:]) for i in range(0, header, 5)]
+    def of(b):
+        (folder/CONTROL_FILE).write_bytes(b)
+        return read(0)
+    assert sweep(of, flips, read(0)) == len(flips)
+
+@pytest.mark.parametrize('name', [CONFIG_FILE, CONTROL_FILE])
+def test_a_full_disk_keeps_the_old_encoders(clip, tmp_path, monkeypatch, name):
+    c = new(clip, 'embedding')
+    for _ in range(2): check_full_disk(monkeypatch, tmp_path/'c'/name, lambda: disturbed(c).save(tmp_path/'c'))   # a new folder, and one with older encoders
 
 def test_the_base_is_checked_by_how_it_reads(clip, tmp_path):
     "Half precision is the same reader; other weights are not, nor is another tokenizer"

@@ -83,6 +83,36 @@ def test_train_lora(models, pictures, tmp_path):
     def command(out): return ['train-lora', str(pictures), '--name', 'mine', '--out', str(out), '--backbone', str(models('sd15')), '--steps', '120', '--rank', '2', '--batch', '2']
     assert check_kills(tmp_path, command) > 0
 
+@pytest.fixture
+def grid(tmp_path):
+    for n, kind in dict(owl='animal', penguin='animal', taxi='vehicle', airplane='vehicle').items():
+        for look in ('flat', 'ink'):
+            folder = tmp_path/'grid'/look/kind
+            folder.mkdir(parents=True, exist_ok=True)
+            sample(n, look).resize((64, 64)).save(folder/f'{n}.png')
+    return tmp_path/'grid'
+
+def train_control(grid, out, *more)->list: return ['train-control-clip', str(grid), '--out', str(out), '--steps', '150', '--batch', '4', *more]
+
+def test_train_control_clip(grid, tmp_path):
+    assert check_kills(tmp_path, lambda out: train_control(grid, out)) > 0
+
+def test_two_trainings_in_one_folder(grid, tmp_path):
+    "The second is refused in one line, and the first ends as if it had been alone"
+    to_the_end(train_control(grid, tmp_path/'alone'), tmp_path)
+    first = start(train_control(grid, tmp_path/'c'), tmp_path)
+    while not (tmp_path/'c'/'work').exists() and first.poll() is None: time.sleep(.05)
+    assert first.poll() is None, 'it ended before the second began: give it more steps'
+    for more in (), ('--seed', '1', '--overwrite'):
+        second = start(train_control(grid, tmp_path/'c', *more), tmp_path)
+        said, _ = second.communicate(timeout=300)
+        last = said.splitlines()[-1]
+        assert second.returncode == 2 and "another run is writing into 'c'" in last and 'Traceback' not in said, said
+        if first.poll() is not None: break
+    said, _ = first.communicate(timeout=600)
+    assert first.returncode == 0, said
+    assert folder_contents(tmp_path/'c') == folder_contents(tmp_path/'alone') and not crumbs(tmp_path/'c')
+
 def test_the_helper_sees_crumbs_and_differences(tmp_path):
     for name in ('a.png', '.stylekit.lock', '.a.stylekit-abcd-12-00000000.png', '.a.training.stylekit-abcd-12-00000000.pt'): (tmp_path/name).write_bytes(b'x')
     (tmp_path/'work').mkdir()

@@ -2,9 +2,11 @@
 import copy, json, re, time, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
+from sweeps import byte_mutants, check_full_disk, json_mutants, sweep
 from stylekit import StylekitError, load_backbone, load_style, sample, stylize
+from stylekit.cli import main
 from stylekit.formats import find_layer, kohya_name, layer_index, layer_shapes, parameter_shapes, sgm_names
-from stylekit.lora import add_style, built_in_styles, find_styles, parse_style, read_styles, save_lora, styles, trigger_words
+from stylekit.lora import LORA_FILE, SEAL, add_style, built_in_styles, find_styles, parse_style, read_safetensors, read_styles, save_lora, styles, trigger_words
 
 ATTN, FF, CONV = ['to_q', 'to_k', 'to_v', 'to_out.0'], ['ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out'], ['conv1', 'conv2', 'conv_shortcut', 'time_emb_proj', 'conv']
 TEXT = ['q_proj', 'k_proj', 'v_proj', 'out_proj', 'fc1', 'fc2']
@@ -664,3 +666,77 @@ def test_names_of_files_without_a_name(pair, tmp_path, monkeypatch):
     write(tmp_path/'sumi'/'pytorch_lora_weights.safetensors', kohya_file(pair))
     monkeypatch.chdir(tmp_path/'sumi')
     assert load_style('pytorch_lora_weights.safetensors').name == 'sumi' and load_style('./pytorch_lora_weights.safetensors').words == 'sumi'
+
+
+# what is written here carries a hash
+
+def with_header(raw:bytes, head)->bytes: # a safetensors file with another header
+    text = json.dumps(head).encode()
+    text += b' '*(-len(text)%8)
+    return len(text).to_bytes(8, 'little') + text + raw[8+int.from_bytes(raw[:8], 'little'):]
+
+def header_of(raw:bytes)->dict: return json.loads(raw[8:8+int.from_bytes(raw[:8], 'little')])
+
+def header_mutants(raw:bytes, tensors:int=2):
+    "As `json_mutants`, of the metadata and of a few tensors' entries"
+    head = header_of(raw)
+    part = {k: head[k] for k in ['__metadata__', *[k for k in head if k != '__metadata__'][:tensors]]}
+    for what, mutant in json_mutants(part):
+        if isinstance(mutant, dict): mutant = {k: v for k, v in head.items() if k not in part} | mutant
+        try: yield what, with_header(raw, mutant)
+        except (TypeError, ValueError): pass   # no JSON
+
+def read_style(path): return {k: v.clone() for k, v in read_safetensors(path)[0].items()}, load_style(path).words   # not what the file is mapped to
+
+def test_every_change_of_a_saved_style_is_refused(sd15, random_style):
+    "Bytes of header and weights; keys of the header. A file that has lost the note is one of an earlier version: what else it holds must be the same"
+    path = random_style(load_backbone(sd15), 'mine')
+    raw, good = path.read_bytes(), read_style(path)
+    def read(b):
+        path.write_bytes(b)
+        return read_style(path)
+    header = 8 + int.from_bytes(raw[:8], 'little')
+    flips = [(f'byte {i}', raw[:i] + bytes([raw[i]^1]) + raw[i+1:]) for i in range(0, header, max(1, header//300))]
+    assert sweep(read, flips, good) >= 300
+    assert sweep(read, byte_mutants(raw), good) > 30
+    no_metadata = ('__metadata__: missing', '__metadata__: NoneType None', '__metadata__: dict {}', "__metadata__: dict {'x': 1}")
+    assert sweep(read, header_mutants(raw), good, no_metadata) > 100
+    seal = raw.index(SEAL.encode()), raw.index(b'stylekit-sha256:')   # the note itself: no bit of it may be the one that hides it
+    notes = [(f'byte {i} of the note', raw[:i] + bytes([raw[i]^bit]) + raw[i+1:]) for at in seal for i in range(at, at+13) for bit in (1, 4, 32)]
+    assert sweep(read, notes) == len(notes)
+
+@pytest.mark.parametrize('change', [lambda raw: raw[:-2]+b'\0\0', lambda raw: raw.replace(b'black ink', b'white ink'), lambda raw: raw.replace(SEAL.encode(), b'stylekit.zeal')])
+def test_a_changed_style_says_what_to_do(sd15, random_style, change):
+    b = load_backbone(sd15)
+    path = random_style(b, 'mine')
+    style, good = load_style(path), path.read_bytes()
+    path.write_bytes(change(good))
+    assert path.read_bytes() != good
+    for f in (lambda: load_style(path), lambda: add_style(b, style)):
+        with pytest.raises(StylekitError, match='mine.safetensors was changed.*copy it again.*stylekit.seal') as e: f()
+        assert len(str(e.value)) < 300
+    assert main(['styles', str(path)]) == 2
+
+def test_files_without_the_note_are_read_as_ever(sd15, random_style, tmp_path):
+    "Of an earlier version, of other programs, and ours with the note taken out on purpose"
+    path = random_style(load_backbone(sd15), 'mine')
+    state, meta = read_safetensors(path)
+    assert meta.pop(SEAL) != '0'*64
+    for name, header in dict(old=meta, other={'format': 'pt'}, bare=None).items():
+        save_file({k: 2*v for k, v in state.items()}, tmp_path/f'{name}.safetensors', header)
+        b = load_backbone(sd15)
+        report = add_style(b, load_style(tmp_path/f'{name}.safetensors'))
+        assert report.matched == report.total > 0
+    again = load_backbone(sd15)
+    add_style(again, load_style(path))
+    saved = save_lora(again, 'style', tmp_path/'again.safetensors', 'ink', load_style(path).metadata)   # an old note does not come along
+    assert read_safetensors(saved)[1][SEAL] != load_style(path).metadata[SEAL]
+
+def test_shipped_styles_are_sealed():
+    for name in built_in_styles(): assert SEAL in read_safetensors(find_styles()[name])[1]
+
+@pytest.mark.parametrize('names', ['diffusers', 'kohya'])
+def test_a_full_disk_keeps_the_old_style(sd15, random_style, tmp_path, monkeypatch, names):
+    b = load_backbone(sd15)
+    add_style(b, load_style(random_style(b)))
+    for words in ('ink', 'flat'): check_full_disk(monkeypatch, tmp_path/'s'/LORA_FILE, lambda: save_lora(b, 'style', tmp_path/'s'/LORA_FILE, words, names=names))

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'LOOKS', 'CAPTION', 'CONTROL', 'FIT', 'FOUND', 'WORDS', 'PAINTED', 'emoji_grid', 'Seen', 'few_shot_job',
-           'kept', 'read_kept', 'few_shot_jobs', 'few_shot_table', 'crossed_job', 'Viewer', 'paint', 'wanted',
+           'Kept', 'kept', 'read_kept', 'few_shot_jobs', 'few_shot_table', 'crossed_job', 'Viewer', 'paint', 'wanted',
            'thing_grid', 'look_at', 'painted', 'Inverted', 'invert', 'with_lora', 'painting_jobs', 'painting_table',
            'make_control']
 
 # %% ../../nbs/mini/08_control.ipynb #1514c4d1
-import json
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 import numpy as np, torch
 from ..clip import Clip, load_clip
 from ..control_clip import CONTROL_FILE, ROLES, load_control_clip, role_logits, train_control_clip
-from ..core import StylekitError, asset, atomic_path, digest
+from ..core import StylekitError, asset, atomic_path, digest, explain_errors
 from ..images import image_to_tensor
 from ..backbone import Cond, load_backbone
 from ..fewshot import WAYS, answer, clip_lora, leakage, task_of
@@ -25,6 +26,7 @@ from ..finetune import train_lora
 from ..guidance import control_clip
 from ..lora import LORA_FILE
 from ..metrics import mean_interval
+from ..records import Record, json_line, parse_line
 from .build import set_examples
 from .data import BASE_LOOKS, StyleSets, look_words, thing
 from .judge import Judge, _statistics, fit_probe, look_images, through_codec
@@ -86,18 +88,38 @@ def few_shot_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, ways=F
     return out
 
 # %% ../../nbs/mini/08_control.ipynb #cbac2550
+@dataclass(frozen=True)
+class Kept(Record):
+    "A result in its file"
+    kind = 'kept result'
+    made_from: str   # hash of all that it depends on
+    got: Any
+
+def _each(f, value):
+    "Lists and objects with `f` of all that is in them"
+    if isinstance(value, dict): return {k: _each(f, v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_each(f, v) for v in value]
+    return f(value)
+
+def _null_for_nan(v): return None if v != v else v    # JSON has no NaN
+def _nan_for_null(v): return float('nan') if v is None else v
+
 def kept(folder, name:str, job, *key): # what `job()` gives; `key`: all that it depends on
     "A result from its file, or made and put there"
     file, made_from = Path(folder)/f'{name}.json', digest(*map(repr, key))[:16]
-    if not file.exists() or json.loads(file.read_text())['made_from'] != made_from:
-        got = job()
-        with atomic_path(file) as tmp: Path(tmp).write_text(json.dumps(dict(made_from=made_from, got=got)))
+    if not file.exists() or _read_kept(file).made_from != made_from:
+        line = json_line(Kept(made_from, _each(_null_for_nan, job())))
+        with atomic_path(file) as tmp: tmp.write_text(line, encoding='utf-8')
     return read_kept(folder, name)[name]
 
 def read_kept(folder, name:str='*')->dict: # name -> result
     "What lies in a folder, without asking what it was made from"
-    return {f.stem: json.loads(f.read_text())['got'] for f in sorted(Path(folder).glob(f'{name}.json'))}
+    return {f.stem: _each(_nan_for_null, _read_kept(f).got) for f in sorted(Path(folder).glob(f'{name}.json'))}
 
+def _read_kept(file)->Kept:
+    with explain_errors(f'cannot read {file.name}'): return parse_line(file.read_bytes(), file.name, Kept)
+
+# %% ../../nbs/mini/08_control.ipynb #c08e0002
 def few_shot_jobs(clip:Clip, grid:Grid, out, keep_prompts, shots=(1, 2, 4, 8, 16), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL, name:str='few-shot', report=None, **settings): # folder; of ControlSettings
     "All jobs of a table"
     for n in shots:

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PROBE_LOOKS', 'LAST', 'START', 'AXES', 'look_of', 'picture_set', 'style_metric', 'balance',
-           'search_space', 'search', 'few_shot_styles', 'ablation', 'orders', 'added', 'searched', 'curves',
+           'search_space', 'search', 'few_shot_styles', 'ablation', 'orders', 'added', 'Search', 'searched', 'curves',
            'kept_probe', 'table_metrics', 'kept_table', 'make_tables', 'measured', 'balances']
 
 # %% ../../nbs/mini/07_tables.ipynb #fc994887
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import numpy as np
 from ..core import StylekitError, atomic_path, digest, file_sha256
 from ..backbone import load_backbone
@@ -19,6 +21,7 @@ from ..feedforward import generator_file
 from ..metrics import Measured, as_tensors, mean_interval
 from ..finetune import train_lora
 from ..lora import LORA_FILE
+from ..records import Record, read_json, write_json
 from .build import set_examples
 from .data import StyleSets, look_words, thing
 from .benchmark import pick
@@ -140,6 +143,13 @@ def added(dds:dict # DDS's best setting
     return dict(DDS=bare) | {k: bare | v for k, v in rows.items()}
 
 # %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
+@dataclass(frozen=True)
+class Search(Record):
+    "What `search` gives, in a file"
+    kind = 'search'
+    best: dict[str, Any]     # arguments of `stylize`
+    points: tuple[tuple[str, dict[str, Any], dict[str, float]], ...]   # style, arguments, metric -> value
+
 def searched(kept, work, sets:StyleSets, names:list, methods, styles, metrics, **kw # folders for what is found and what is drawn; validation names; to `evaluate`
             )->dict: # method -> what `search` gives
     "The search of each method on validation names, kept in search-<method>.json"
@@ -147,8 +157,8 @@ def searched(kept, work, sets:StyleSets, names:list, methods, styles, metrics, *
     for m, file in files.items():
         if file.exists(): continue
         found = search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search', **kw)
-        with atomic_path(file) as tmp: Path(tmp).write_text(json.dumps(found, indent=1))
-    return {m: json.loads(file.read_text()) for m, file in files.items()}
+        write_json(file, Search(**found))
+    return {m: read_json(file, Search).to_json() for m, file in files.items()}
 
 def curves(found:dict, # of `searched`
            content:str='edge_f1_src' # metric
