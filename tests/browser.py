@@ -188,6 +188,7 @@ class Page:
     def enabled(self, *names):
         for name in names: self.until(f"document.querySelector('button.sk-{name}')?.disabled === false")
     def status(self): return self.tab.inner_text('.sk-status')
+    def error(self): return self.tab.inner_text('.sk-error span')
     def says(self, text): self.until(f"document.querySelector('.sk-status')?.innerText.includes({text!r})")
     def counted(self):
         "Steps done, by the status"
@@ -225,5 +226,8 @@ class Page:
         with self.tab.expect_download() as d: self.tab.click(f'.sk-{name} button')
         return Path(d.value.path()).read_bytes()
     def recipe(self): return json.loads(self.download('recipe'))
+    def resize(self, width):
+        self.tab.set_viewport_size(dict(width=width, height=1400))
+        self.tab.wait_for_timeout(400)
     def shot(self, name):
-        if SHOTS: self.tab.screenshot(path=f'{SHOTS}/{name}.png')
+        if SHOTS: self.tab.screenshot(path=f'{SHOTS}/{name}.png', full_page=True)
