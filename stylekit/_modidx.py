@@ -831,6 +831,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'stylekit.live.LiveRun._mine': ('live.html#liverun._mine', 'stylekit/live.py'),
                                'stylekit.live.LiveRun._rewind': ('live.html#liverun._rewind', 'stylekit/live.py'),
                                'stylekit.live.LiveRun._start': ('live.html#liverun._start', 'stylekit/live.py'),
+                               'stylekit.live.LiveRun._take_each': ('live.html#liverun._take_each', 'stylekit/live.py'),
                                'stylekit.live.LiveRun._take_orders': ('live.html#liverun._take_orders', 'stylekit/live.py'),
                                'stylekit.live.LiveRun.advance': ('live.html#liverun.advance', 'stylekit/live.py'),
                                'stylekit.live.LiveRun.ended': ('live.html#liverun.ended', 'stylekit/live.py'),

@@ -712,8 +712,8 @@ def adopt(self:ComparePanel, cell:tuple): # (λ, guidance)
 # %% ../nbs/15b_panels.ipynb #2e342e1c
 @patch
 def _start(self:ComparePanel):
-    self.todo, self.now, self.state = [c for c in self.cells if c not in self.results], None, 'running'
     for how in self.cells.values(): LiveRun(self.opened, self.style, self.caption, **how)   # what is wrong is said before any work
+    self.todo, self.now, self.state = [c for c in self.cells if c not in self.results], None, 'running'
     self.start.disabled, self.stop_.disabled = True, False
     self.engine = engine_for(self)
     self.engine.start()

@@ -131,7 +131,7 @@ class Server:
         with open(self.log, 'w') as log:
             self.process = subprocess.Popen([sys.executable, *command], cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                                             env=os.environ | {k: str(v) for k, v in own.items()}, start_new_session=True)
-        self._numbers, self.kernel = itertools.count(), None
+        self._numbers, self.kernel, self.visitor = itertools.count(), None, None
         _wait_for(self.process, port, self.log)
     def __enter__(self): return self
     def __exit__(self, *_): _end(self.process)
@@ -152,10 +152,11 @@ class Server:
     @contextlib.contextmanager
     def notebook(self, browser, *cells, width=1300, own_kernel=False):
         "A notebook of these cells, open and run; its panels end with it"
+        self.visitor = self.visitor or browser.new_context()   # one for all: JupyterLab is loaded from its cache
         name = f'n{next(self._numbers)}'
         write_notebook(self.home/f'{name}.ipynb', cells)
         self.session(f'{name}.ipynb', own_kernel)
-        page = Page(browser, f'{self.url}lab/workspaces/{name}/tree/{name}.ipynb?reset', width)
+        page = Page(self.visitor, f'{self.url}lab/workspaces/{name}/tree/{name}.ipynb?reset', width)
         try:
             page.run_all()
             page.see('.sk-panel')
@@ -165,10 +166,11 @@ class Server:
 
 class Page:
     "What a person does at a panel"
-    def __init__(self, browser, url, width=1300):
-        self.tab = browser.new_page(viewport=dict(width=width, height=1400), accept_downloads=True)
+    def __init__(self, visitor, url, width=1300, wait='load'):
+        self.tab = visitor.new_page()
+        self.tab.set_viewport_size(dict(width=width, height=1400))
         self.tab.set_default_timeout(60_000)
-        self.tab.goto(url)
+        self.tab.goto(url, wait_until=wait)
     def close(self): self.tab.close()
     def see(self, css): self.tab.wait_for_selector(css)
     def run_all(self):
@@ -182,7 +184,7 @@ class Page:
         return self.tab.evaluate(EXECUTE, code)
     def end_panels(self):
         self.execute('import gc; from stylekit.panels import Panel\n'
-                     'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]: p.shut() if hasattr(p, "shut") else None')
+                     'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]: p.shut()')
     def click(self, name): self.tab.click(f'button.sk-{name}')
     def until(self, js): self.tab.wait_for_function(f'() => {js}')
     def enabled(self, *names):
