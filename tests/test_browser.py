@@ -52,13 +52,13 @@ ANNOUNCED = '''() => {
 
 def test_a_run_is_steered(chrome, lab):
     "λ, curve, mask, pause, rewind, stop; the recipe gives the same picture; 12: a count is no announcement"
-    with lab.notebook(chrome, panel('steps=400', 'lr=.02')) as p:
+    with lab.notebook(chrome, panel('steps=400', 'lr=.04')) as p:
         first = p.preview()
         p.tab.evaluate(ANNOUNCED)
         p.click('start')
-        p.past(40)
+        p.past(20)
         assert p.preview() != first                            # the preview follows
-        assert p.tab.evaluate('window.announced') < 12         # of 40 steps
+        assert p.tab.evaluate('window.announced') < 12         # of 20 steps
         free = p.tab.evaluate(DISTANCE)
         p.shot('lab-run')
         p.slide('lam', .99)
@@ -83,12 +83,12 @@ def test_a_run_is_steered(chrome, lab):
         assert (p.preview(), p.status()) == still              # nothing moves
         p.click('pause')
         p.past(at+3)
-        p.number('to', 17)
+        p.number('to', 10)
         p.click('pause')
         p.says('Paused')
         p.click('rewind')
         p.before(at)
-        p.past(20)
+        p.past(12)
         p.click('stop')
         p.says('Stopped after step')
         at = p.counted()
@@ -294,7 +294,7 @@ def test_a_training_stops(chrome, lab):
         kept = 'from stylekit.training import load_state; print(load_state("styles/stops/training.pt", "training")["step"])'
         assert p.execute(kept) == str(said) and said >= 10
         p.click('start')
-        p.past(said)
+        p.past(said+10)
         assert p.execute('print(panel.checks[0].step)') == str(said+10)
         p.click('stop')
         p.says('Stopped')
