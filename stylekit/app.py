@@ -6,7 +6,7 @@
 __all__ = ['LOOPBACK', 'HOLD', 'write_page', 'known_hosts', 'is_known', 'Gate', 'serve', 'app_command', 'app']
 
 # %% ../nbs/15c_app.ipynb #2ecf67ec
-import asyncio, contextlib, hmac, html, ipaddress, json, os, secrets, socket, subprocess, sys, tempfile, time
+import asyncio, contextlib, hmac, html, ipaddress, json, os, re, secrets, socket, subprocess, sys, tempfile, time
 from importlib.util import find_spec
 from pathlib import Path
 from fastcore.basics import patch
@@ -203,6 +203,10 @@ def app(port:int=8866, host:str='127.0.0.1', browser:bool=True, # '0.0.0.0' open
     "Serve the page until Ctrl-C"
     check_range('patience', patience, 1, 86400)
     check_range('max_kernels', check_whole('max_kernels', max_kernels), 1, 1000)
+    if not re.fullmatch(r'[A-Za-z0-9._~-]*', token or ''):
+        raise StylekitError('token must be of letters, digits and . _ ~ - only: it stands in a link')
+    if wrong := [h for h in hosts if not re.fullmatch(r'[A-Za-z0-9.-]+', h)]:
+        raise StylekitError(f'hosts: {wrong[0]!r} is no name of a machine, as studio.example')
     open_ = host not in LOOPBACK
     token = token if token is not None else secrets.token_urlsafe(24) if open_ else ''
     gate = dict(host=host, port=port, token=token, hosts=list(hosts), max_kernels=max_kernels)

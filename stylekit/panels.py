@@ -252,8 +252,9 @@ class StylizePanel(Panel):
         self.references = [load_image(r) for r in references]
         self.opened = open_image(image if image is not None else sample('owl'))
         self.picture = self.opened.rgb
-        self._make(cfg, [[s, 1.] if not isinstance(s, (tuple, list)) else list(s) for s in (style if isinstance(style, list) else [style])],
-                   caption or ('an owl' if image is None else ''), caller_seeds(seed)[0])
+        styles = style if isinstance(style, list) else [style]
+        mix = [list(s) if isinstance(s, (tuple, list)) else [s, 1.] for s in styles]
+        self._make(cfg, mix, caption or ('an owl' if image is None else ''), caller_seeds(seed)[0])
         self._arrange()
         self.say('Ready. Say what the picture shows, and press Start.')
     @property
@@ -307,8 +308,10 @@ def _make_what(self:StylizePanel, cfg, mix, caption, seed):
     self.styles = {n: slide(n, f'style-{Path(n).stem}', said.get(n, 0.), 0, 1.5, .05, f'How much of the style {n}; 0: not at all', lowest=0., highest=2.)
                    for n in dict.fromkeys([*said, *styles()])}
     known = {'fast': 'fast', 'paper': 'paper'}
-    if self.preset not in known.values(): known = {self.preset if isinstance(self.preset, str) else 'as given': self.preset} | known
-    self.presets = named(W.Dropdown(options=[*known.items()], value=self.preset, description='Preset', tooltip='Settings to start from', **WIDE), 'preset')
+    own = self.preset if isinstance(self.preset, str) else 'as given'
+    if self.preset not in known.values(): known = {own: self.preset} | known
+    self.presets = named(W.Dropdown(options=[*known.items()], value=self.preset, description='Preset',
+                                    tooltip='Settings to start from', **WIDE), 'preset')
     self.seed = named(W.IntText(seed, description='Seed', tooltip='The same seed and recipe give the same picture', style=dict(description_width='50px'), layout=dict(width='180px')), 'seed')
 
 # %% ../nbs/15b_panels.ipynb #3ee98dd1
@@ -752,8 +755,9 @@ class LoraPanel(Panel):
                  backbone=None, device:str=None, out='styles', **changes): # to `train_lora`
         super().__init__()
         self.watched, self.words, self.strength = load_image(watch) if watch is not None else sample('owl'), caption, strength
-        self.backbone, self.how, self.style, self.frames, self.checks, self.thread = backbone, dict(device=device, out=out) | changes, None, [], [], None
-        self._enough, self._stopping, self.trained = False, False, ('', '')
+        self.backbone, self.how = backbone, dict(device=device, out=out) | changes
+        self.style, self.frames, self.checks, self.thread = None, [], [], None
+        self._enough, self._stopping, self.trained = False, False, ('', '')    # folder and name of the training
         self.folder = named(W.Text(str(folder), description='Folder', placeholder='pictures/', tooltip='Where the pictures of the style are; captions in .txt files of the same name', **WIDE), 'folder')
         self.name = named(W.Text(name, description='Name', placeholder='the folder\'s', tooltip='The style is found by this name later', **WIDE), 'name')
         self.start = self.button('Train', self._start, 'Begin, or go on where it was', 'start')

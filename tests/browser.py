@@ -19,7 +19,8 @@ CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), None)
 FLAGS = ('--no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run '
          '--disable-background-networking --disable-component-update --disable-sync').split()
 SHOTS = os.environ.get('STYLEKIT_SHOTS')                       # a folder for screenshots
-UNDER_TEST = os.environ.get('STYLEKIT_UNDER_TEST', str(ROOT))  # the package that the servers load: this one, or an older
+# The package that the servers load: this one, or an older
+UNDER_TEST = os.environ.get('STYLEKIT_UNDER_TEST', str(ROOT))
 
 # A notebook whose kernel is connected and idle, and whose cells are there: earlier, a dialog would open
 READY = '''() => {
@@ -72,7 +73,8 @@ def write_notebook(path, cells):
     def cell(n, code):
         return dict(cell_type='code', id=f'{path.stem}-{n}', metadata={}, source=code, outputs=[], execution_count=None)
     kernel = dict(name='python3', display_name='Python 3', language='python')
-    book = dict(cells=[cell(*c) for c in enumerate(cells)], metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
+    made = [cell(n, code) for n, code in enumerate(cells)]
+    book = dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
     path.write_text(json.dumps(book))
 
 def count_kernels(server):
@@ -128,9 +130,10 @@ class Server:
         own = dict(PYTHONPATH=UNDER_TEST, JUPYTER_CONFIG_DIR=home/'cfg', JUPYTER_DATA_DIR=home/'d', TMPDIR=home,
                    JUPYTER_RUNTIME_DIR=home/'r', IPYTHONDIR=home/'i')
         self.home, self.log, self.url = home, home/'log', f'http://127.0.0.1:{port}/'
+        env = os.environ | {k: str(v) for k, v in own.items()}
         with open(self.log, 'w') as log:
-            self.process = subprocess.Popen([sys.executable, *command], cwd=home, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            env=os.environ | {k: str(v) for k, v in own.items()}, start_new_session=True)
+            self.process = subprocess.Popen([sys.executable, *command], cwd=home, env=env, stdin=subprocess.DEVNULL,
+                                            stdout=log, stderr=log, start_new_session=True)
         self._numbers, self.kernel, self.visitor = itertools.count(), None, None
         _wait_for(self.process, port, self.log)
     def __enter__(self): return self
@@ -191,7 +194,9 @@ class Page:
         for name in names: self.until(f"document.querySelector('button.sk-{name}')?.disabled === false")
     def status(self): return self.tab.inner_text('.sk-status')
     def error(self): return self.tab.inner_text('.sk-error span')
-    def says(self, text): self.until(f"document.querySelector('.sk-status')?.innerText.includes({text!r})")
+    def says(self, text, seconds=60):
+        js = f"() => document.querySelector('.sk-status')?.innerText.includes({text!r})"
+        self.tab.wait_for_function(js, timeout=1000*seconds)
     def counted(self):
         "Steps done, by the status"
         said = [word.strip('.:') for word in self.status().split()]
