@@ -885,11 +885,11 @@ def app(port:whole(1, 65535)=8866, # where the page is served
         patience:number(1, 86400)=60., # seconds; nobody has the device longer while others wait
         max_kernels:whole(1, 1000)=4, # people at a time; each takes 250 to 600 MB, and more on a GPU
         token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
-        hosts:several(TEXT)=() # more names by which the page may be asked for, behind a proxy
+        hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app import app as run
-    run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token, hosts)
+    run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token, hosts or ())
 
 # %% ../nbs/16_cli.ipynb #3ee5bf55
 def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside ours
