@@ -56,6 +56,15 @@ BEYOND = '''() => {
   return [...document.querySelectorAll('.sk-panel')].flatMap((panel) => [...panel.querySelectorAll('*')]
     .filter((e) => seen(e) && right(e) > right(panel) + 1).map((e) => `${e.tagName} ${e.className}`));
 }'''
+OPEN = '''async (path) => {
+  await window.jupyterapp.restored;
+  await window.jupyterapp.commands.execute('docmanager:open', { path });
+}'''
+CLOSE = '''() => {
+  const notebook = window.jupyterapp.shell.currentWidget;
+  notebook.context.model.dirty = false;                        // so that nobody is asked
+  notebook.dispose();
+}'''
 EXECUTE = '''async (code) => {
   const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
   const future = kernel.requestExecute({ code, store_history: false });
@@ -134,7 +143,7 @@ class Server:
         with open(self.log, 'w') as log:
             self.process = subprocess.Popen([sys.executable, *command], cwd=home, env=env, stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log, start_new_session=True)
-        self._numbers, self.kernel, self.visitor = itertools.count(), None, None
+        self._numbers, self.kernel, self.page = itertools.count(), None, None
         _wait_for(self.process, port, self.log)
     def __enter__(self): return self
     def __exit__(self, *_): _end(self.process)
@@ -145,37 +154,45 @@ class Server:
         while self.kernels() > most:
             assert time.monotonic() < deadline, f'{self.kernels()} kernels after {seconds} s'
             time.sleep(.2)
-    def session(self, name, own_kernel):
-        "Connect a notebook with the kernel that all share, or with a fresh one"
-        body = dict(name=name, path=name, type='notebook', kernel=dict(name='python3'))
-        if self.kernel and not own_kernel: body['kernel'] = dict(id=self.kernel)
-        status, text = ask(f'{self.url}api/sessions', 'POST', body)
+    def session(self, name):
+        "Connect a notebook with the kernel that all share"
+        kernel = dict(id=self.kernel) if self.kernel else dict(name='python3')
+        status, text = ask(f'{self.url}api/sessions', 'POST', dict(name=name, path=name, type='notebook', kernel=kernel))
         assert status == 201, text
-        if not own_kernel: self.kernel = json.loads(text)['kernel']['id']
+        self.kernel = json.loads(text)['kernel']['id']
     @contextlib.contextmanager
-    def notebook(self, browser, *cells, width=1300, own_kernel=False):
-        "A notebook of these cells, open and run; its panels end with it"
-        self.visitor = self.visitor or browser.new_context()   # one for all: JupyterLab is loaded from its cache
-        name = f'n{next(self._numbers)}'
-        write_notebook(self.home/f'{name}.ipynb', cells)
-        self.session(f'{name}.ipynb', own_kernel)
-        page = Page(self.visitor, f'{self.url}lab/workspaces/{name}/tree/{name}.ipynb?reset', width)
+    def notebook(self, browser, *cells, width=1300):
+        "A notebook of these cells, open and run in the one JupyterLab; its panels end with it"
+        name = f'n{next(self._numbers)}.ipynb'
+        write_notebook(self.home/name, cells)
+        self.session(name)
+        self.page = page = self.page or Page(browser, f'{self.url}lab?reset', width)
         try:
+            page.resize(width, 0)
+            page.open_notebook(name)
             page.run_all()
             page.see('.sk-panel')
             yield page
-            if not own_kernel: page.end_panels()
-        finally: page.close()
+            page.end_panels()
+            page.tab.evaluate(CLOSE)
+        except BaseException:
+            page.close()
+            self.page = None                                   # nobody knows what state it is in
+            raise
 
 class Page:
     "What a person does at a panel"
-    def __init__(self, visitor, url, width=1300, wait='load'):
-        self.tab = visitor.new_page()
+    def __init__(self, browser, url, width=1300, wait='load'):
+        self.tab = browser.new_page()                          # with cookies of its own
         self.tab.set_viewport_size(dict(width=width, height=1400))
         self.tab.set_default_timeout(60_000)
         self.tab.goto(url, wait_until=wait)
     def close(self): self.tab.close()
     def see(self, css): self.tab.wait_for_selector(css)
+    def open_notebook(self, name):
+        self.until('window.jupyterapp')
+        self.tab.evaluate(OPEN, name)
+        self.until(f"window.jupyterapp.shell.currentWidget?.context?.path === '{name}'")
     def run_all(self):
         self.tab.wait_for_function(READY)
         self.command('notebook:run-all-cells')
@@ -233,8 +250,8 @@ class Page:
         with self.tab.expect_download() as d: self.tab.click(f'.sk-{name} button')
         return Path(d.value.path()).read_bytes()
     def recipe(self): return json.loads(self.download('recipe'))
-    def resize(self, width):
+    def resize(self, width, wait=400):
         self.tab.set_viewport_size(dict(width=width, height=1400))
-        self.tab.wait_for_timeout(400)
+        self.tab.wait_for_timeout(wait)
     def shot(self, name):
         if SHOTS: self.tab.screenshot(path=f'{SHOTS}/{name}.png', full_page=True)

@@ -502,10 +502,10 @@ def test_who_may_use_the_page(chrome, tmp_path):
         assert ask(link, Sec_Fetch_Site='cross-site', Sec_Fetch_Dest='image')[0] == 403
         assert ask(link, Sec_Fetch_Site='cross-site', Sec_Fetch_Dest='iframe', Sec_Fetch_User='?1')[0] == 403
         assert app.kernels() == 0                              # not one was begun for any of them
-        one, two = (Page(chrome.new_context(), link, 800, 'commit') for _ in range(2))
+        one, two = (Page(chrome, link, 800, 'commit') for _ in range(2))
         for p in (one, two): p.see('.sk-panel img.sk-preview')
         assert 'token' not in one.tab.url
-        three = Page(chrome.new_context(), link, 800)          # one too many
+        three = Page(chrome, link, 800)          # one too many
         assert 'All 2 places are taken' in three.tab.inner_text('main') and app.kernels() == 2
         one.click('start')
         one.enabled('pause')
