@@ -157,7 +157,8 @@ class Server:
     def session(self, name):
         "Connect a notebook with the kernel that all share"
         kernel = dict(id=self.kernel) if self.kernel else dict(name='python3')
-        status, text = ask(f'{self.url}api/sessions', 'POST', dict(name=name, path=name, type='notebook', kernel=kernel))
+        body = dict(name=name, path=name, type='notebook', kernel=kernel)
+        status, text = ask(f'{self.url}api/sessions', 'POST', body)
         assert status == 201, text
         self.kernel = json.loads(text)['kernel']['id']
     @contextlib.contextmanager
