@@ -879,17 +879,21 @@ def _table_lines(table):
 
 # %% ../nbs/16_cli.ipynb #9dc45925
 def app(port:whole(1, 65535)=8866, # where the page is served
-        host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network
+        host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network, for those who have the link
         no_browser:bool=False, # do not open a browser
         style:STYLE='ink', # chosen when the page opens
         backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
         device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
-        max_upload:whole(1_000, 1_000_000_000)=20_000_000, # bytes of a picture
-        silence:number(1, 86400)=90. # seconds after which the run of a closed tab ends
+        max_upload:whole(1_000, 1_000_000_000)=20_000_000, # bytes of a picture; larger ones are scaled down
+        silence:number(1, 86400)=90., # seconds after which the run of a closed tab ends
+        patience:number(1, 86400)=60., # seconds; nobody has the device longer while others wait
+        max_kernels:whole(1, 1000)=4, # people at a time; each takes 250 to 600 MB, and more on a GPU
+        token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
+        hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app import app as run
-    run(port, host, not no_browser, style, backbone, device, max_upload, silence)
+    run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token, hosts or ())
 
 # %% ../nbs/16_cli.ipynb #3ee5bf55
 def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside ours

@@ -8,7 +8,7 @@ __all__ = ['MEMORY', 'Recipe', 'public_name', 'pixels_sha256', 'load_recipe', 'r
            'in_colab', 'engine_for', 'Budget', 'jpeg']
 
 # %% ../nbs/15_live.ipynb #4fa15f87
-import hashlib, io, json, os, re, sys, tempfile, threading, time, weakref
+import contextlib, hashlib, io, json, os, re, sys, tempfile, threading, time, weakref
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -406,7 +406,14 @@ def _take_orders(self:LiveRun):
     fresh = {f: v for f,v in wanted.items() if v != held.get(f)}
     if not fresh: return
     try: self.run.change(**fresh)
-    except StylekitError as e: self.trouble = str(e)   # the run goes on as it was
+    except StylekitError as e: self._take_each(fresh, e)
+
+@patch
+def _take_each(self:LiveRun, orders:dict, refused:StylekitError):
+    "What can be followed of some orders that could not be followed together"
+    self.trouble = str(refused)
+    for f, v in orders.items() if len(orders) > 1 else ():
+        with contextlib.suppress(StylekitError): self.run.change(**{f: v})
 
 @patch
 def _rewind(self:LiveRun, back:int)->dict: # what held before, and shall hold now

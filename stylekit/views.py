@@ -35,6 +35,7 @@ class Slider(anywidget.AnyWidget):
     whole = T.Bool(False).tag(sync=True)      # whole numbers only
     label = T.Unicode('').tag(sync=True)
     tip = T.Unicode('').tag(sync=True)
+    note = T.Unicode('').tag(sync=True)       # below it: why it is off
     disabled = T.Bool(False).tag(sync=True)
     _esm, _css = script('slider').values()
 
@@ -68,6 +69,7 @@ class CutoffEditor(anywidget.AnyWidget):
     t_cutoff = T.Int(500).tag(sync=True)      # 1 to 1000
     cutoff = T.Float(1.).tag(sync=True)       # in [0, 1]
     power = T.Float(1.).tag(sync=True)        # dragged: in [.1, 8]
+    disabled = T.Bool(False).tag(sync=True)
     now = T.Int(-1).tag(sync=True)            # timestep to mark; -1: none
     _esm, _css = script('curve').values()
 
@@ -176,8 +178,9 @@ class Status(anywidget.AnyWidget):
     def value(self)->str: return f'{self.text}\n{self.error}'.strip()   # all that is seen
     def tell(self, text:str, announce:bool=True):
         "Instead of what was there"
-        self.text = text
-        if announce: self.said = text
+        with self.hold_sync():                # in one message
+            self.text = text
+            if announce: self.said = text
 
 # %% ../nbs/15a_views.ipynb #84463455
 def darken(fig): # matplotlib Figure

@@ -37,6 +37,11 @@ function render({ model, el }) {
     handle(find('.corner'), get('t_cutoff'), get('cutoff'), `from t = ${get('t_cutoff')} on, ${share} percent of the spectrum is held`);
     handle(find('.mid'), get('t_cutoff') / 2, curve(get('t_cutoff') / 2), `power ${get('power').toFixed(2)}`);
     find('.now').style.display = get('now') < 0 ? 'none' : '';
+    el.classList.toggle('sk-off', get('disabled'));
+    for (const circle of el.querySelectorAll('circle')) {
+      circle.setAttribute('aria-disabled', get('disabled'));
+      circle.setAttribute('tabindex', get('disabled') ? -1 : 0);
+    }
     for (const end of ['x1', 'x2']) find('.now').setAttribute(end, X(get('now')));
   }
   function save(values) {
@@ -53,6 +58,7 @@ function render({ model, el }) {
   function drag(circle, move) {
     circle.addEventListener('pointerdown', (e) => {
       e.preventDefault();
+      if (get('disabled')) return;
       circle.focus();
       circle.setPointerCapture(e.pointerId);
       const go = (e) => {
@@ -66,7 +72,7 @@ function render({ model, el }) {
   function keys(circle, move) {
     const arrows = { ArrowLeft: [-10, 0], ArrowRight: [10, 0], ArrowUp: [0, .02], ArrowDown: [0, -.02] };
     circle.addEventListener('keydown', (e) => {
-      if (!arrows[e.key]) return;
+      if (!arrows[e.key] || get('disabled')) return;
       e.preventDefault();
       e.stopPropagation();
       move(...arrows[e.key]);
@@ -76,7 +82,7 @@ function render({ model, el }) {
   drag(find('.mid'), (t, c) => mid(c));
   keys(find('.corner'), (dt, dc) => corner(get('t_cutoff') + dt, get('cutoff') + dc));
   keys(find('.mid'), (dt, dc) => mid(curve(get('t_cutoff') / 2) + dc + dt / 1000));
-  for (const name of ['t_cutoff', 'cutoff', 'power', 'now']) model.on(`change:${name}`, draw);
+  for (const name of ['t_cutoff', 'cutoff', 'power', 'now', 'disabled']) model.on(`change:${name}`, draw);
   draw();
 }
 export default { render };

@@ -40,7 +40,7 @@ function render({ model, el }) {
     range.setAttribute('aria-valuetext', String(v));
     box.setAttribute('aria-label', `${get('label')}, exact number`);
     const beyond = v > get('max') || v < get('min') && !(first() && v === 0);
-    note.textContent = beyond ? 'beyond the end of the slider' : '';
+    note.textContent = get('note') || (beyond ? 'beyond the end of the slider' : '');
   }
   function put(v, sync = true) {
     model.set('value', setting(v));
@@ -55,7 +55,7 @@ function render({ model, el }) {
     look();
     note.textContent = `${typed || 'that'} is not taken: it must be a number from ${lo} to ${hi}`;
   });
-  for (const key of ['value', 'label', 'tip', 'min', 'max', 'step', 'log', 'zero', 'disabled']) model.on(`change:${key}`, look);
+  for (const key of ['value', 'label', 'tip', 'min', 'max', 'step', 'log', 'zero', 'note', 'disabled']) model.on(`change:${key}`, look);
   look();
 }
 export default { render };
