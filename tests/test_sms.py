@@ -2,11 +2,11 @@
 import copy, gc, math
 from contextlib import contextmanager
 from dataclasses import replace
-import pytest, torch, torch.nn.functional as F
+import numpy as np, pytest, torch, torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from stylekit import StylekitError, load_backbone, load_style, sample, settings
 from stylekit.scores import guided
-from stylekit.sms import SAMPLERS, PRESETS, SMS, Settings, edit_difference, sigma2
+from stylekit.sms import CHOICES, SAMPLERS, PRESETS, SMS, Settings, edit_difference, sigma2
 from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
@@ -308,7 +308,7 @@ BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
            prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
 
-for name in CHOICES: BAD[name] += [np.ones((2, 2)), np.array([]), torch.ones(2), {}, b'none']
+for name in CHOICES: BAD[name] = [*BAD[name], np.ones((2, 2)), np.array([]), torch.ones(2), {}, b'none']
 
 @pytest.mark.parametrize('name,value', [(k, v) for k, vs in BAD.items() for v in vs], ids=lambda v: repr(v))
 def test_bad_settings_name_the_argument(name, value):
