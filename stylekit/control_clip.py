@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from .backbone import Backbone, _switch
 from .clip import Clip, load_clip, token_ids, weights_sha256
 from .core import (StylekitError, atomic_path, changed, check_range, check_whole, digest, explain_errors,
-                           explain_memory, folder_lock, one_line, plain_number, sweep_crumbs)
+                           explain_memory, folder_lock, one_line, plain_number)
 from .grids import Grid, few, read_grid
 from .lora import SEAL, read_safetensors
 from .records import UNSEALED, Record, parse_json, seal, seal_file, unseal, unseal_if_sealed, write_json
@@ -594,13 +594,7 @@ def own_folder(out:Path # made if it is not there
     if strangers := foreign_files(out):
         raise StylekitError(f'{str(out)!r} holds other files ({", ".join(strangers[:3])}): '
                             'give out a folder of its own')
-    is_new = not out.exists()
-    try:
-        with folder_lock(out):
-            sweep_crumbs(out)
-            yield
-    finally:
-        if is_new and out.is_dir() and not any(out.iterdir()): out.rmdir()
+    with folder_lock(out): yield
 
 # %% ../nbs/07c_control_clip.ipynb #c0117e09
 def drop_states(out:Path, # folder of a training

@@ -220,19 +220,26 @@ def _open_lock(path:Path): # the open file; None if another process holds it
         f.close()
 
 @contextmanager
-def folder_lock(folder # made if it is not there
+def folder_lock(folder, # made if it is not there, and gone again if nothing came of it
+                held:bool=True # False: one of several processes that work together, and not the first
                ):
-    "While the block runs, no other run of stylekit may write into `folder`: a second one is refused"
-    path = Path(folder)/'.stylekit.lock'
+    "While the block runs, no other run of stylekit may write into `folder`; what killed runs left there is swept away"
+    if not held:
+        yield
+        return
+    path, fresh = Path(folder)/'.stylekit.lock', not Path(folder).exists()
     with _explain_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         f = _open_lock(path)
     if f is None:
         raise StylekitError(f'another run is writing into {Path(folder).name!r}: wait until it has ended, or give another folder')
-    try: yield
+    try:
+        sweep_crumbs(folder)
+        yield
     finally:
         if os.name != 'nt': path.unlink(missing_ok=True)   # Windows removes no file that is open
         f.close()
+        if fresh and path.parent.is_dir() and not any(path.parent.iterdir()): path.parent.rmdir()
 
 # %% ../nbs/00_core.ipynb #120f34c0
 @contextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .backbone import Backbone, load_backbone
-from .core import StylekitError, atomic_path, check_range, check_whole, digest, explain_errors, file_sha256, folder_lock, safe_name, sweep_crumbs
+from .core import StylekitError, atomic_path, check_range, check_whole, digest, explain_errors, file_sha256, folder_lock, safe_name
 from .images import load_image
 from .feedforward import FeedForward, generator_file
 from .pictures import list_pictures, name_twins, picture_folder
@@ -497,7 +497,6 @@ def evaluate(dataset, # folder, see `read_dataset`
     net = net or _network(device)
     for s in map(load_style, styles): _metrics(metrics, Shown({}, {}, _truths(items, s.name), references.get(s.name, [])))   # known before any work
     with folder_lock(out):
-        sweep_crumbs(out)
         failed = run_jobs(jobs, items, b if workers==1 else backbone, device, dtype, workers, batch, report)
         dead = {(j.label, j.style, j.seed) for j in jobs if all((j.label, j.style, j.seed, i.id) in failed for i in items)}   # a method that gives nothing has no row, and takes none from the others
         jobs = [j for j in jobs if (j.label, j.style, j.seed) not in dead]

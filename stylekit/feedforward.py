@@ -9,7 +9,6 @@ __all__ = ['SHAPES', 'COLOURS', 'GENERATOR_FILE', 'HEADER', 'SEAL', 'FEEDFORWARD
 
 # %% ../nbs/09_feedforward.ipynb #1c43c754
 import copy, json, math, time, warnings
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import save_file
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .baselines import METHODS
-from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, explain_errors, explain_memory, file_sha256, folder_lock, generators, pick_device, safe_name, sweep_crumbs, _explain
+from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, explain_errors, explain_memory, file_sha256, folder_lock, generators, pick_device, safe_name, _explain
 from .images import load_image, open_image
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
@@ -526,7 +525,7 @@ def train_feedforward(style, # name, path, hub id or Style
     check_minutes(minutes)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     b = load_backbone(backbone, device, dtype)
-    with _generator_folder(dest):
+    with folder_lock(dest, held=place()[0] == 0):
         ff, done = _both(style, examples, name, b, dest, cfg, teacher, minutes, report, overwrite)
         if not done and not report: warnings.warn(f'the training of {name!r} was cut short: run it again to go on')
         if done and place()[0] == 0:   # not before: a teacher that is ready is not trained again
@@ -542,17 +541,6 @@ def _both(style, examples, name, b, dest, cfg, teacher, minutes, report, overwri
         if not done: return teacher, False
     elif teacher and not isinstance(teacher, FeedForward): teacher = FeedForward.load(teacher, b)
     return _train(style, examples, name, b, dest, cfg, teacher, minutes, report, overwrite)
-
-@contextmanager
-def _generator_folder(dest:Path):
-    "A generator's folder for this run alone, held by the first of several processes; gone again if nothing came of it"
-    first, fresh = place()[0] == 0, not dest.exists()
-    try:
-        with folder_lock(dest) if first else nullcontext():
-            if first: sweep_crumbs(dest)
-            yield
-    finally:
-        if first and fresh and dest.is_dir() and not any(dest.iterdir()): dest.rmdir()
 
 def _drop_work(dest:Path):
     "Remove a training's checkpoint and lessons; files that are not ours stay"

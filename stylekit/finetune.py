@@ -9,14 +9,13 @@ __all__ = ['LORA_WHOLE', 'LORA_RANGES', 'RIGHTS', 'FEW', 'LORA_LEVER', 'Example'
 
 # %% ../nbs/08a_finetune.ipynb #9c96b0e0
 import json, re, warnings
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, Cond, load_backbone
-from .core import StylekitError, atomic_path, asset, changed, check_number, check_range, check_whole, digest, explain_memory, file_sha256, folder_lock, one_line, plain_number, safe_name, sweep_crumbs, _explain
+from .core import StylekitError, atomic_path, asset, changed, check_number, check_range, check_whole, digest, explain_memory, file_sha256, folder_lock, one_line, plain_number, safe_name, _explain
 from .images import image_to_tensor, load_image
 from .pictures import PictureFile, list_pictures, name_words
 from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, load_style, new_adapter, read_safetensors, save_lora
@@ -285,17 +284,6 @@ def drop_states(dest:Path, but:str=''): # a run whose states stay
         if not but or state_run(dest/f'{kind}.pt', kind) != but: drop_state(dest/f'{kind}.pt', kind)
 
 # %% ../nbs/08a_finetune.ipynb #53e1d885
-@contextmanager
-def _style_folder(dest:Path):
-    "A style's folder for this run alone; gone again if nothing came of it"
-    fresh = not dest.exists()
-    try:
-        with folder_lock(dest):
-            sweep_crumbs(dest)
-            yield
-    finally:
-        if fresh and dest.is_dir() and not any(dest.iterdir()): dest.rmdir()
-
 LORA_LEVER = 'lower `batch` or `resolution`, or load the model with low_memory=True'
 
 def _train(b, examples, words, cfg, dest, names, minutes, metadata, report, watch)->LoraTrainer:
@@ -339,7 +327,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
         warnings.warn(f'{len(examples)} pictures: '
                       f'of fewer than about {FEW}, a style also learns what they show; more and different ones help')
     b = load_backbone(backbone, device, dtype)
-    with _style_folder(dest):
+    with folder_lock(dest):
         about = check_taken(dest, names, lora_run_id(b, examples, words, cfg), overwrite)
         if about.get('stylekit.ended', 'cut short') == 'cut short':
             trainer = _train(b, examples, words, cfg, dest, names, minutes, metadata or {}, report, watch)

@@ -10,7 +10,6 @@ __all__ = ['MANIFEST', 'WORKER', 'LOST', 'read_pictures', 'result_path', 'chunks
 # %% ../nbs/09a_folders.ipynb #69676997
 import errno, json, os, re, time
 from collections import deque
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from . import __version__
 from .backbone import load_backbone
-from .core import StylekitError, atomic_path, caller_seeds, check_range, check_whole, digest, explain_errors, file_sha256, folder_lock, sweep_crumbs
+from .core import StylekitError, atomic_path, caller_seeds, check_range, check_whole, digest, explain_errors, file_sha256, folder_lock
 from .images import open_image
 from .pictures import PictureFile, list_pictures, name_twins, picture_folder
 from .feedforward import FeedForward
@@ -443,13 +442,6 @@ def _in_the_way(pictures:list, out, manifest:Manifest)->dict: # name of a pictur
         found[p.name] = f'{path.name} is there already and not of this run: move it, give another folder for the results, or overwrite=True'
     return found
 
-@contextmanager
-def _alone_in(out, rank:int):
-    "The lock and the sweeping, by the first of several processes that work together"
-    with folder_lock(out) if rank == 0 else nullcontext():
-        if rank == 0: sweep_crumbs(out)
-        yield
-
 # %% ../nbs/09a_folders.ipynb #8ab5d6be
 def stylize_folder(folder, out, # of pictures, and of the folders in it; for the results, at the same places
                    style='ink', *, generator=None, # name or file of a feed-forward generator: one pass instead of an optimisation
@@ -467,7 +459,7 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
     folder, out, (rank, world) = Path(folder).expanduser(), Path(out).expanduser(), place()
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
     order = Order(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution, backbone, device, dtype, Path(folder).resolve().name, source_id(folder, out))
-    with _alone_in(out, rank), worker_pool(Maker, order, workers, cluster) as pool:
+    with folder_lock(out, held=rank == 0), worker_pool(Maker, order, workers, cluster) as pool:
         (_, run), = pool([None])
         manifest = Manifest(out, run, overwrite) if rank == 0 else None
         if world > 1: torch.distributed.barrier()   # nobody writes before the first has looked
