@@ -148,12 +148,14 @@ def _apart(a:torch.Tensor, b:torch.Tensor, edges:float)->torch.Tensor: # (B, C, 
     d = a-b
     return d.abs().mean() + edges*(d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean())
 
-def _made_from(backbone, style, examples:list, teacher)->str:
+def _made_from(backbone, style, examples:list, teacher:str)->str:
     "All but the settings that decides what is learnt"
     pictures = [(e.sha256, e.caption) for e in examples]
-    return digest(style.words, style.sha256, style.scale, backbone.sha256, teacher and teacher.sha256, pictures)
+    return digest(style.words, style.sha256, style.scale, backbone.sha256, teacher, pictures)
 
-def feedforward_run_id(backbone:Backbone, style:Style, examples:list, cfg:FeedForwardSettings, teacher=None)->str:
+def feedforward_run_id(backbone:Backbone, style:Style, examples:list, cfg:FeedForwardSettings,
+                       teacher:str=None # hash of the teacher's file, or the id of its training
+                      )->str: # 16 hex digits
     "What a training is known by: settings, style, model, teacher, pictures and captions"
     return digest(json.dumps(asdict(cfg), sort_keys=True), _made_from(backbone, style, examples, teacher))[:16]
 
@@ -163,7 +165,8 @@ class FeedForwardTrainer:
                  work:Path=None, # folder for checkpoints; resumed from when they are there
                  teacher:'FeedForward'=None, # in latent space: learn what it does, finished
                  report=None, # report(TrainingReport) at each check, and once more when it ends
-                 part:str=''): # of a training in several parts, as 'teacher'
+                 part:str='', # of a training in several parts, as 'teacher'
+                 run_id:str=''): # default by all that goes in
         self.backbone, self.style, self.cfg, self.work, self.report, self.teacher = backbone, style, cfg, work and Path(work), report, teacher
         self.part, self.history, self.end = part, [], None
         if silent := [e.path.name for e in examples if not e.caption]: raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: write it into a .txt of the same name, or into the file name')
@@ -172,8 +175,9 @@ class FeedForwardTrainer:
             torch.manual_seed(cfg.seed)
             self.net = Generator(3 if cfg.space == 'pixel' else backbone.latent_channels, **cfg.shape).to(backbone.device)
         if teacher and teacher.net.shape == self.net.shape: self.net.load_state_dict(teacher.net.state_dict())   # the pupil knows already what its teacher knows
-        self.made_from = _made_from(backbone, style, examples, teacher)
-        self.run_id = feedforward_run_id(backbone, style, examples, cfg, teacher)
+        taught_by = teacher.sha256 if teacher else None
+        self.made_from = _made_from(backbone, style, examples, taught_by)
+        self.run_id = run_id or feedforward_run_id(backbone, style, examples, cfg, taught_by)
         views = LoraSettings(views=cfg.views, flip=cfg.flip, zoom=cfg.zoom, resolution=cfg.resolution, seed=cfg.seed)
         self.data = encode_views(backbone, examples, style.words, views, cfg.space == 'pixel', varied if cfg.vary else view)
         self.z, self.x, self.y = self.data.z.flatten(0, 1), cfg.space == 'pixel' and self.data.x.flatten(0, 1), None
@@ -397,6 +401,14 @@ def generator_header(text, # JSON of the header; None: there is none
     return about
 
 # %% ../nbs/09_feedforward.ipynb #687fa3ea
+def _sort_header(path):
+    "The notes of a safetensors file by name, so that what is equal has the same bytes"
+    raw = Path(path).read_bytes()
+    end = 8+int.from_bytes(raw[:8], 'little')
+    text = json.dumps(json.loads(raw[8:end]), sort_keys=True).encode()
+    text += b' '*(-len(text)%8)
+    Path(path).write_bytes(len(text).to_bytes(8, 'little')+text+raw[end:])
+
 @patch
 def save(self:FeedForward, path)->Path: # .safetensors
     "Write weights and what they were made from"
@@ -404,9 +416,18 @@ def save(self:FeedForward, path)->Path: # .safetensors
     weights = {k: v.half().contiguous().cpu() for k, v in self.net.state_dict().items()}
     with explain_errors(f'cannot write {path}', 'free some space, or choose another folder'), atomic_path(path) as tmp:
         save_file(weights, tmp, {HEADER: json.dumps(self.about), SEAL: UNSEALED})
+        _sort_header(tmp)
         seal_file(tmp)
     self.sha256 = file_sha256(path)
     return Path(path)
+
+
+# %% ../nbs/09_feedforward.ipynb #4f0bffce
+def _check_fit(net:Generator, about:dict, channels:int, # of what it works on
+               name:str): # of the file
+    "Refuse a header whose parts contradict each other"
+    fits = net.multiple == about['multiple'] and net.shape['channels'] == channels
+    if not fits: raise StylekitError(f'the header of {name} does not fit its network: copy it again')
 
 def _open_generator(cls, name, backbone, device):
     path = generator_file(name)
@@ -414,12 +435,16 @@ def _open_generator(cls, name, backbone, device):
     state, meta = read_safetensors(path)
     about = generator_header(meta.get(HEADER), path.name)
     check_sealed(path)
-    net = _empty_generator(about['shape'])
-    with explain_errors(f'{path.name} is incomplete', 'copy it again'): net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    b = load_backbone(backbone, device) if about['space'] == 'latent' else None
-    if b and b.sha256 != about['backbone_sha256']: raise StylekitError(f'{path.name} was trained with {about["backbone"]}, and this is {b.name}: load that model')
+    net, b = _empty_generator(about['shape']), None
+    with explain_errors(f'{path.name} is incomplete', 'copy it again'):
+        net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
+    if about['space'] == 'latent':
+        b = load_backbone(backbone, device)
+        if b.sha256 != about['backbone_sha256']: raise StylekitError(f'{path.name} was trained with {about["backbone"]}, and this is {b.name}: load that model')
+    _check_fit(net, about, b.latent_channels if b else 3, path.name)
     return cls(net.eval().to(b.device if b else pick_device(device)), about, b, file_sha256(path))
 
+# %% ../nbs/09_feedforward.ipynb #e8368cd5
 def _empty_generator(shape:dict)->Generator:
     "A network that has no memory yet"
     with torch.device('meta'): return Generator(**shape)
@@ -500,12 +525,109 @@ def _stamp(path):
     seal_file(path)
 
 def _open_onnx(path)->tuple: # network, what it was made from
+    with explain_errors(f'cannot read {path.name}'): is_ours = HEADER.encode() in path.read_bytes()
+    if is_ours: check_sealed(path)   # before the runtime gets to see it
     session = _session(path)
     about = generator_header(session.get_modelmeta().custom_metadata_map.get(HEADER), path.name)
     check_sealed(path)
-    return (lambda x: torch.from_numpy(session.run(None, dict(image=x.float().cpu().numpy()))[0])), about
+    def net(x):
+        with explain_errors(f'{path.name} cannot be run'):
+            return torch.from_numpy(session.run(None, dict(image=x.float().cpu().numpy()))[0])
+    return net, about
 
 # %% ../nbs/09_feedforward.ipynb #8538ed88
+@dataclass(frozen=True)
+class _Part:
+    "What is trained in one go: a generator, or the teacher before it"
+    name: str
+    dest: Path   # its folder
+    cfg: FeedForwardSettings
+    run_id: str  # by all that goes in: it is known before any work
+
+def _parts(name:str, dest:Path, cfg, teacher, # a FeedForward; True: one is trained first
+           run_id # run_id(cfg, what the teacher is known by) -> str
+          )->list: # of _Parts
+    "In the order in which they are trained"
+    if teacher is not True: return [_Part(name, dest, cfg, run_id(cfg, teacher.sha256 if teacher else None))]
+    own = {} if cfg.space == 'latent' else dict(widths=None, blocks=None)
+    first = replace(cfg, space='latent', areas=0, **own)
+    first = _Part('teacher', dest/'teacher', first, run_id(first, None))
+    return [first, _Part(name, dest, cfg, run_id(cfg, first.run_id))]
+
+
+# %% ../nbs/09_feedforward.ipynb #458c6fd0
+def _header_of(path)->dict: # {} if it is no generator of ours
+    try: return generator_header(read_safetensors(path)[1].get(HEADER), path.name)
+    except StylekitError: return {}
+
+def _check_folder(part:_Part, overwrite:bool):
+    "Refuse a folder of another training; to insist drops its checkpoint"
+    path, state = part.dest/GENERATOR_FILE, part.dest/'work'/'training.pt'
+    where = '/'.join(part.dest.parts[-2:]) if part.name == 'teacher' else part.dest.name
+    for p in (path, state):
+        if p.is_dir(): raise StylekitError(f'{where} holds a folder {p.name}: choose another name')
+    if part.dest.is_file(): raise StylekitError(f'{where} is a file: choose another name')
+    is_other = path.exists() and _header_of(path).get('run_id') != part.run_id
+    is_others_state = state.exists() and state_run(state, 'training') != part.run_id
+    if (is_other or is_others_state) and not overwrite:
+        raise StylekitError(f'{where!r} holds a generator of another training: choose another name, or insist with overwrite=True')
+    if is_others_state: drop_state(state, 'training')
+
+def _is_whole(part:_Part)->bool:
+    "Is the generator there, trained to its end?"
+    about = _header_of(part.dest/GENERATOR_FILE)
+    return about.get('run_id') == part.run_id and about.get('steps_done') == part.cfg.steps
+
+# %% ../nbs/09_feedforward.ipynb #c9569e45
+def _drop_work(dest:Path):
+    "Remove a training's checkpoint and lessons; files that are not ours stay"
+    work = dest/'work'
+    drop_state(work/'training.pt', 'training')
+    folders = sorted(work.glob('lessons-*'))
+    for f in (f for folder in folders for f in folder.glob('*.pt')): drop_state(f, 'lesson')
+    for folder in (*folders, work):
+        if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
+
+# %% ../nbs/09_feedforward.ipynb #183d47a8
+FEEDFORWARD_LEVER = 'lower `batch` or `resolution`'
+
+def _train(part:_Part, style, examples, b, teacher, minutes, report)->tuple: # generator, is it whole?
+    "Train and save; the model is then as it was"
+    with b.lease(str(part.dest)), explain_memory(FEEDFORWARD_LEVER):
+        said = 'teacher' if part.name == 'teacher' else ''
+        trainer = FeedForwardTrainer(b, style, examples, part.cfg, part.dest/'work', teacher, report, said, part.run_id)
+        try: history = trainer.run(minutes)
+        finally: trainer.close()
+    if history is None: return teacher, False
+    ff = FeedForward(trainer.net.eval(), _about(trainer, part.name, examples), b if part.cfg.space == 'latent' else None)
+    rank, world = place()
+    if rank == 0: ff.save(part.dest/GENERATOR_FILE)
+    if world > 1: torch.distributed.barrier()   # all name it by the same hash
+    ff.sha256 = file_sha256(part.dest/GENERATOR_FILE)
+    return ff, trainer.end.ended == 'finished'
+
+def _train_parts(parts:list, style, examples, b, teacher, minutes, report)->tuple: # generator, is it whole?
+    ff = None if teacher is True else teacher
+    for part in parts:
+        ff, done = _train(part, style, examples, b, ff, minutes, report)
+        if not done: return ff, False
+    return ff, True
+
+# %% ../nbs/09_feedforward.ipynb #f07b7698
+def _about(trainer, name:str, examples:list)->dict: # of `GeneratorHeader`
+    "What the file says of its training"
+    b, style, teacher, cfg = trainer.backbone, trainer.style, trainer.teacher, trainer.cfg
+    made = dict(name=name, space=cfg.space, shape=trainer.net.shape, multiple=trainer.net.multiple, settings=asdict(cfg))
+    made |= dict(style=style.name, style_sha256=style.sha256, words=style.words, backbone=b.name, backbone_sha256=b.sha256)
+    made |= dict(pictures=len(examples), sha256=[e.sha256 for e in examples], teacher=teacher.sha256 if teacher else '')
+    return made | dict(run_id=trainer.run_id, steps_done=trainer.end.step)
+
+def _merged(cfg, changes): # fields of both: one's own first
+    own = {k: v for k, v in changes.items() if k in FeedForwardSettings.__dataclass_fields__}
+    cfg = changed(cfg, own)
+    return replace(cfg, sms=changed(cfg.sms, {k: v for k, v in changes.items() if k not in own}))
+
+# %% ../nbs/09_feedforward.ipynb #26a7514f
 def train_feedforward(style, # name, path, hub id or Style
                       images, # folder of pictures (see `read_folder`), or a list of Examples: what is to be stylised later looks like these
                       name:str=None, # of the generator; default the style's
@@ -521,75 +643,23 @@ def train_feedforward(style, # name, path, hub id or Style
     "Train a generator that stylises in one pass (SMS, arXiv 2503.07601)"
     cfg, style = _merged(settings or FeedForwardSettings(), changes), load_style(style)
     name = safe_name(name or style.name, 'generator')
-    examples, dest = images if isinstance(images, list) else read_folder(images, template), Path(out).expanduser()/name
+    examples = images if isinstance(images, list) else read_folder(images, template)
     check_minutes(minutes)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
-    b = load_backbone(backbone, device, dtype)
-    with folder_lock(dest, held=place()[0] == 0):
-        ff, done = _both(style, examples, name, b, dest, cfg, teacher, minutes, report, overwrite)
+    b, dest, is_first = load_backbone(backbone, device, dtype), Path(out).expanduser()/name, place()[0] == 0
+    if teacher and teacher is not True and not isinstance(teacher, FeedForward): teacher = FeedForward.load(teacher, b)
+    parts = _parts(name, dest, cfg, teacher, partial(feedforward_run_id, b, style, examples))
+    with folder_lock(dest, held=is_first):
+        for p in parts if is_first else (): _check_folder(p, overwrite)
+        if not overwrite and _is_whole(parts[-1]): ff, done = _ready(parts[-1], b, report), True
+        else: ff, done = _train_parts(parts, style, examples, b, teacher, minutes, report)
         if not done and not report: warnings.warn(f'the training of {name!r} was cut short: run it again to go on')
-        if done and place()[0] == 0:   # not before: a teacher that is ready is not trained again
-            for d in (dest, dest/'teacher'): _drop_work(d)
+        for p in parts if is_first and done else (): _drop_work(p.dest)   # not before: a teacher that is ready is not trained again
     return ff
 
-def _both(style, examples, name, b, dest, cfg, teacher, minutes, report, overwrite)->tuple: # generator, is it whole?
-    "The teacher, if one is to be trained first, and the generator"
-    if teacher is True:
-        own = {} if cfg.space == 'latent' else dict(widths=None, blocks=None)
-        first = replace(cfg, space='latent', areas=0, **own)
-        teacher, done = _train(style, examples, 'teacher', b, dest/'teacher', first, None, minutes, report, overwrite)
-        if not done: return teacher, False
-    elif teacher and not isinstance(teacher, FeedForward): teacher = FeedForward.load(teacher, b)
-    return _train(style, examples, name, b, dest, cfg, teacher, minutes, report, overwrite)
-
-def _drop_work(dest:Path):
-    "Remove a training's checkpoint and lessons; files that are not ours stay"
-    work = dest/'work'
-    drop_state(work/'training.pt', 'training')
-    folders = sorted(work.glob('lessons-*'))
-    for f in (f for folder in folders for f in folder.glob('*.pt')): drop_state(f, 'lesson')
-    for folder in (*folders, work):
-        if folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
-
-def _check_name(dest:Path, run_id:str, overwrite:bool):
-    "Refuse a folder of another training; to insist drops its checkpoints"
-    path, state, taken = dest/GENERATOR_FILE, dest/'work'/'training.pt', []
-    if path.exists():
-        try: taken.append(generator_header(read_safetensors(path)[1].get(HEADER), path.name).get('run_id'))
-        except StylekitError: taken.append('')
-    if state.exists(): taken.append(state_run(state, 'training'))
-    if all(t == run_id for t in taken): return
-    if not overwrite:
-        raise StylekitError(f'{dest.name!r} holds a generator of another training: choose another name, or insist with overwrite=True')
-    _drop_work(dest)
-
-FEEDFORWARD_LEVER = 'lower `batch` or `resolution`'
-
-def _train(style, examples, name, b, dest, cfg, teacher, minutes, report, overwrite)->tuple: # generator, is it whole?
-    "Train and save; the model is then as it was"
-    run_id = feedforward_run_id(b, style, examples, cfg, teacher)
-    if place()[0] == 0: _check_name(dest, run_id, overwrite)
-    with b.lease(str(dest)), explain_memory(FEEDFORWARD_LEVER):
-        trainer = FeedForwardTrainer(b, style, examples, cfg, dest/'work', teacher, report, 'teacher' if name == 'teacher' else '')
-        try: history = trainer.run(minutes)
-        finally: trainer.close()
-    if history is None: return teacher, False
-    ff = FeedForward(trainer.net.eval(), _about(trainer, name, examples), b if cfg.space == 'latent' else None)
-    rank, world = place()
-    if rank == 0: ff.save(dest/GENERATOR_FILE)
-    if world > 1: torch.distributed.barrier()   # all name it by the same hash
-    ff.sha256 = file_sha256(dest/GENERATOR_FILE)
-    return ff, trainer.end.ended == 'finished'
-
-def _about(trainer, name:str, examples:list)->dict: # of `GeneratorHeader`
-    "What the file says of its training"
-    b, style, teacher, cfg = trainer.backbone, trainer.style, trainer.teacher, trainer.cfg
-    made = dict(name=name, space=cfg.space, shape=trainer.net.shape, multiple=trainer.net.multiple, settings=asdict(cfg))
-    made |= dict(style=style.name, style_sha256=style.sha256, words=style.words, backbone=b.name, backbone_sha256=b.sha256)
-    made |= dict(pictures=len(examples), sha256=[e.sha256 for e in examples], teacher=teacher.sha256 if teacher else '')
-    return made | dict(run_id=trainer.run_id, steps_done=trainer.end.step)
-
-def _merged(cfg, changes): # fields of both: one's own first
-    own = {k: v for k, v in changes.items() if k in FeedForwardSettings.__dataclass_fields__}
-    cfg = changed(cfg, own)
-    return replace(cfg, sms=changed(cfg.sms, {k: v for k, v in changes.items() if k not in own}))
+def _ready(part:_Part, b, report)->FeedForward:
+    "A generator whose training has ended before"
+    if report: report(TrainingReport(part.cfg.steps, part.cfg.steps, ended='finished'))
+    ff = FeedForward.load(part.dest, b)
+    ff.net.to(b.device)
+    return ff

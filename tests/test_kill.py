@@ -2,7 +2,7 @@
 
 For another command: `check_kills(tmp_path, lambda out: ['evaluate', ..., '--out', str(out)])`, and `contents=` where files say when they were made.
 Two moments each, for a suite that people run; `STYLEKIT_KILLS=20` for the full count."""
-import hashlib, os, random, re, signal, subprocess, sys, time
+import hashlib, json, os, random, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from safetensors import safe_open
@@ -69,6 +69,7 @@ def check_kills(tmp_path:Path,
         to_the_end(command(out), cwd)
         assert folder_contents(out, contents) == whole, f'killed after {moment:.2f} of {seconds:.2f} s'
         assert not crumbs(out), f'killed after {moment:.2f} of {seconds:.2f} s'
+    print(f'hit {hits} of {i+1} times, in runs of {seconds:.1f} s that leave {len(whole)} files')
     return hits
 
 
@@ -82,6 +83,25 @@ def pictures(tmp_path):
 def test_train_lora(models, pictures, tmp_path):
     def command(out): return ['train-lora', str(pictures), '--name', 'mine', '--out', str(out), '--backbone', str(models('sd15')), '--steps', '120', '--rank', '2', '--batch', '2']
     assert check_kills(tmp_path, command) > 0
+
+def manifest_contents(path:Path):
+    "As `file_contents`; of a manifest's lines all but what the clock and the number of calls decide, and the hash over it"
+    if path.name != 'manifest.jsonl': return file_contents(path)
+    lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+    return [{k: v for k, v in line.items() if k not in ('seconds', 'made', 'sha256')} for line in lines]
+
+def stylize_pictures(pictures, out, *more)->list:
+    return ['stylize', str(pictures), '--out', str(out), '--steps', '6', '--batch', '2', *more]
+
+def test_stylize_folder(pictures, tmp_path):
+    assert check_kills(tmp_path, lambda out: stylize_pictures(pictures, out), manifest_contents) > 0
+
+def train_generator(pictures, out, *more)->list:
+    return ['train-feedforward', str(pictures), '--name', 'g', '--out', str(out), '--steps', '8', '--batch', '4', *more]
+
+def test_train_feedforward(pictures, tmp_path):
+    "A teacher, its lessons, and the pupil"
+    assert check_kills(tmp_path, lambda out: train_generator(pictures, out)) > 0
 
 @pytest.fixture
 def grid(tmp_path):
