@@ -396,7 +396,7 @@ def generator_header(text, # JSON of the header; None: there is none
     if text is None: raise StylekitError(f'{name} is no generator of stylekit')
     about = parse_json(text, f'the header of {name}')
     h = GeneratorHeader.from_json(about, f'the header of {name}')
-    if len(h.shape.widths) != len(h.shape.blocks): raise StylekitError(f'the header of {name} has {len(h.shape.widths)} widths and {len(h.shape.blocks)} blocks')
+    if not h.shape.widths or len(h.shape.widths) != len(h.shape.blocks): raise StylekitError(f'the header of {name} has {len(h.shape.widths)} widths and {len(h.shape.blocks)} blocks')
     with explain_errors(f'the header of {name} has settings that do not hold'): Settings(**h.settings['sms'])
     return about
 
