@@ -429,18 +429,25 @@ class _FolderLoop:
         self.report(FolderProgress(n, self.of, new, sum(bool(r.error) for r in busy), left))
 
 # %% ../nbs/09a_folders.ipynb #568d7fbf
+def _run_in(path:Path)->str: # `id` of a FolderRun; '' if none
+    "Which run made this result"
+    try: return (read_output(path)['run'] or {}).get('folder_run', '')
+    except StylekitError: return ''
+
 def _in_the_way(pictures:list, out, manifest:Manifest)->dict: # name of a picture -> what is wrong
     "Pictures whose result would overwrite what is not known to be one"
     found = {}
     for p in pictures:
         path = result_path(out, p)
-        if manifest.made(result_path('', p).as_posix()) or not path.exists(): continue
-        try: run = read_output(path)['run'] or {}
-        except StylekitError: run = {}
-        theirs = run.get('folder_run')
+        if path.is_dir(): found[p.name] = f'{path.name} is a folder there: move it, or give another folder for the results'
+        if path.is_dir() or not path.exists() or manifest.made(result_path('', p).as_posix()): continue
+        theirs = _run_in(path)
         if theirs == manifest.run.id: continue
-        if theirs: raise StylekitError(f'{Path(out).name!r} holds results of another run, as {path.name}: give another folder for the results, or overwrite=True')
-        found[p.name] = f'{path.name} is there already and not of this run: move it, give another folder for the results, or overwrite=True'
+        if theirs:
+            where = f'{Path(out).name!r} holds results of another run, as {path.name}'
+            raise StylekitError(f'{where}: give another folder for the results, or overwrite=True')
+        remedy = 'move it, give another folder for the results, or overwrite=True'
+        found[p.name] = f'{path.name} is there already and not of this run: {remedy}'
     return found
 
 # %% ../nbs/09a_folders.ipynb #8ab5d6be
