@@ -68,14 +68,14 @@ def killed_at(n, home, generator, out, **how):
     p.send_signal(signal.SIGKILL)
     p.wait()
 
-@pytest.mark.parametrize('workers', [1, 2])
-def test_killed_twice_it_ends_complete(home, generator, alone, workers):
+@pytest.mark.parametrize('workers, kills', [(1, 2), (2, 1)])
+def test_killed_it_ends_complete(home, generator, alone, workers, kills):
     "Every result, a line for each picture, the broken ones named; nothing made twice, nothing half, the bytes of one process that nobody disturbed"
     out = home/f'out{workers}'
     killed_at(15, home, generator, out, workers=workers)
     early = {p: p.stat().st_mtime_ns for p in results(out)}
-    killed_at(len(early)+15, home, generator, out, workers=workers)
-    assert N-BROKEN > len(results(out)) > len(early)
+    if kills == 2: killed_at(len(early)+15, home, generator, out, workers=workers)
+    assert N-BROKEN > len(results(out)) >= len(early)+15*(kills-1)
     assert run(home, generator, out, workers=workers).wait() == 0
     assert early == {p: p.stat().st_mtime_ns for p in early}
     assert all(Image.open(p).load() for p in results(out)) and len(results(out)) == N-BROKEN
@@ -101,9 +101,9 @@ from stylekit.finetune import Example
 from stylekit.images import sample, samples
 def train(out, style, model):
     examples = [Example(Path(f'{n}.png'), sample(n).resize((64, 64)), f'a {n}', n) for n in samples()[:4]]
-    how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1), steps=5, batch=4, check=2, lr=1e-2)
+    how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1), steps=5, batch=2, check=2, lr=1e-2)
     train_feedforward(style, examples, 'g', **how)
-    train_feedforward(style, examples, 'pupil', teacher=Path(out)/'g', space='pixel', areas=4, views=8, vary=True, refine=1, **how)
+    train_feedforward(style, examples, 'pupil', teacher=Path(out)/'g', space='pixel', areas=4, views=4, vary=True, refine=1, **how)   # two parts of lessons
 if __name__ == '__main__': train(*sys.argv[1:])
 """
 
