@@ -359,8 +359,9 @@ class FeedForward:
     def tensor(self, x:torch.Tensor # (B, 3, H, W) in [0, 1], sides multiples of `multiple`
               )->torch.Tensor: # like x
         "Pictures as tensors"
-        if self.space == 'pixel': return self.net(x).clamp(0, 1)
-        return self.backbone.decode(self.net(self.backbone.encode(x)))
+        with explain_memory('lower `resolution`'):
+            if self.space == 'pixel': return self.net(x).clamp(0, 1)
+            return self.backbone.decode(self.net(self.backbone.encode(x)))
     @property
     def device(self)->torch.device: return next((p.device for p in getattr(self.net, 'parameters', tuple)()), torch.device('cpu'))
     @property
@@ -595,7 +596,7 @@ def _open_onnx(path)->tuple: # network, what it was made from
     about = generator_header(session.get_modelmeta().custom_metadata_map.get(HEADER), path.name)
     check_sealed(path)
     def net(x):
-        with explain_errors(f'{path.name} cannot be run'):
+        with explain_errors(f'{path.name} cannot be run'), explain_memory('lower `resolution`'):
             return torch.from_numpy(session.run(None, dict(image=x.float().cpu().numpy()))[0])
     return net, about
 

@@ -77,6 +77,12 @@ def test_memory_that_runs_out_is_named(train, b, tmp_path, monkeypatch):
     with pytest.raises(StylekitError, match='ran out of memory: lower `batch`'): train(tmp_path)
     assert not getattr(b.unet, 'peft_config', {})
 
+@pytest.mark.parametrize('e', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")])
+def test_memory_that_runs_out_in_one_pass(e, made, small):
+    def full(x): raise e
+    for ff in (FeedForward(full, small.about), FeedForward(full, made[0].about, made[0].backbone)):
+        with pytest.raises(StylekitError, match='ran out of memory: lower `resolution`'): ff(sample('owl'))
+
 def test_a_changed_file_is_refused(made, b, tmp_path):
     raw = made[1].read_bytes()
     for i in (len(raw)-3, len(raw)//2):

@@ -199,6 +199,20 @@ def test_pictures_that_were_taken_away(few, tmp_path):
     (tmp_path/'out'/'birds'/'owl.png').unlink()
     assert [line.get('picture') for line in few()[1]] == [None, 'taxi.png']
 
+def test_memory_for_one_picture_at_a_time(few, tmp_path, monkeypatch):
+    "Who does not fit together is made alone; who does not fit alone is named, and the others are made"
+    whole, real = few(), Generator.forward
+    def forward(self, x):
+        if len(x) > 1 or x.mean() < darkest: raise MemoryError
+        return real(self, x)
+    monkeypatch.setattr(Generator, 'forward', forward)
+    darkest = -1.
+    together, alone = pictures_in(whole[0]), pictures_in(few(tmp_path/'alone')[0])
+    assert all(np.abs(np.frombuffer(alone[n], np.uint8).astype(int)-np.frombuffer(raw, np.uint8)).max() <= 1 for n, raw in together.items())   # rounding may differ
+    darkest = 2.
+    lines = few(tmp_path/'none')[1][1:]
+    assert [re.search('HTML|ran out of memory: lower `resolution`', line['error'])[0] for line in lines] == ['ran out of memory: lower `resolution`', 'HTML', 'ran out of memory: lower `resolution`']
+
 
 # ---- a full disk
 
