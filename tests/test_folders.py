@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image, ImageCms, ImageDraw, PngImagePlugin, features
 from stylekit import StylekitError, load_backbone
+from stylekit.cli import main
 from stylekit.images import sample, samples
 from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator
 from stylekit.folders import MANIFEST, FolderRecord, FolderRun, Manifest, stylize_folder
@@ -61,36 +62,7 @@ def run(home, generator, out, **how):
     (out.parent/f'{out.name}.py').write_text(code)   # a file, as processes are spawned from it
     return subprocess.Popen([sys.executable, str(out.parent/f'{out.name}.py')], env=ENV)
 
-def killed_at(n, home, generator, out, **how):
-    p = run(home, generator, out, **how)
-    while len(results(out)) < n and p.poll() is None: time.sleep(.01)
-    assert p.poll() is None, 'it ended before it could be killed'
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-
-@pytest.mark.parametrize('workers, kills', [(1, 2), (2, 1)])
-def test_killed_it_ends_complete(home, generator, alone, workers, kills):
-    "Every result, a line for each picture, the broken ones named; nothing made twice, nothing half, the bytes of one process that nobody disturbed"
-    out = home/f'out{workers}'
-    killed_at(15, home, generator, out, workers=workers)
-    early = {p: p.stat().st_mtime_ns for p in results(out)}
-    if kills == 2: killed_at(len(early)+15, home, generator, out, workers=workers)
-    assert N-BROKEN > len(results(out)) >= len(early)+15*(kills-1)
-    assert run(home, generator, out, workers=workers).wait() == 0
-    assert early == {p: p.stat().st_mtime_ns for p in early}
-    assert all(Image.open(p).load() for p in results(out)) and len(results(out)) == N-BROKEN
-    assert contents(out) == alone   # no crumbs either
-    run_, *lines = read_lines(out/MANIFEST, FolderRun, FolderRecord)
-    assert len(lines) == N and len({r.picture for r in lines}) == N and {r.run for r in lines} == {run_.id}
-    errors = [r.error for r in lines if r.error]
-    assert len(errors) == BROKEN and all(re.search('empty|HTML|damaged|PDF|not an image', e) for e in errors), errors
-    assert {r.result for r in lines if not r.error} == {p.relative_to(out).as_posix() for p in results(out)}
-
-def test_a_cluster_gives_the_same_bytes(home, generator, alone):
-    pytest.importorskip('ray.data')
-    assert run(home, generator, home/'cluster', workers=2, cluster='ray').wait() == 0
-    assert contents(home/'cluster') == alone
-
+# ---- what takes long is started at the beginning, and looked at in the end
 
 TRAIN = """
 import sys
@@ -107,21 +79,46 @@ def train(out, style, model):
 if __name__ == '__main__': train(*sys.argv[1:])
 """
 
-def test_two_processes_train_what_one_does(models, random_style, tmp_path):
-    "Accelerate starts them; gradients are averaged and lessons shared, so the weights agree up to rounding"
-    model = models('sd15')
-    style = str(random_style(load_backbone(model)))
-    (tmp_path/'train.py').write_text(TRAIN)
-    accelerate = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
-    subprocess.run([*accelerate, str(tmp_path/'train.py'), str(tmp_path/'two'), style, str(model)], check=True, env=ENV, timeout=300)
-    here = {'__name__': 'train'}
-    exec(TRAIN, here)
-    here['train'](tmp_path/'one', style, str(model))
-    for what in ('pupil', 'g'):
-        one, two = (FeedForward.load(tmp_path/o/what, model) for o in ('one', 'two'))
-        for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), (what, n)
-    assert not torch.equal(one.net.head.weight, torch.zeros_like(one.net.head.weight))
+@pytest.fixture(scope='module')
+def model(models): return models('sd15')
 
+@pytest.fixture(scope='module')
+def style(model, random_style): return str(random_style(load_backbone(model)))
+
+@pytest.fixture(scope='module')
+def training(model, style, tmp_path_factory):
+    "A training that Accelerate has started in two processes, and its folder: it runs beside the other tests"
+    out = tmp_path_factory.mktemp('two')
+    (out/'train.py').write_text(TRAIN)
+    accelerate = '-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0'.split()
+    started = subprocess.Popen([sys.executable, *accelerate, str(out/'train.py'), str(out), style, str(model)], env=ENV)
+    yield started, out
+    if started.poll() is None: started.kill()
+
+def killed_at(n, home, generator, out, **how):
+    p = run(home, generator, out, **how)
+    while len(results(out)) < n and p.poll() is None: time.sleep(.01)
+    assert p.poll() is None, 'it ended before it could be killed'
+    p.send_signal(signal.SIGKILL)
+    p.wait()
+
+@pytest.mark.parametrize('workers, kills', [(1, 2), (2, 1)])
+def test_killed_it_ends_complete(home, generator, alone, training, workers, kills):
+    "Every result, a line for each picture, the broken ones named; nothing made twice, nothing half, the bytes of one process that nobody disturbed"
+    out = home/f'out{workers}'
+    killed_at(15, home, generator, out, workers=workers)
+    early = {p: p.stat().st_mtime_ns for p in results(out)}
+    if kills == 2: killed_at(len(early)+15, home, generator, out, workers=workers)
+    assert N-BROKEN > len(results(out)) >= len(early)+15*(kills-1)
+    assert run(home, generator, out, workers=workers).wait() == 0
+    assert early == {p: p.stat().st_mtime_ns for p in early}
+    assert all(Image.open(p).load() for p in results(out)) and len(results(out)) == N-BROKEN
+    assert contents(out) == alone   # no crumbs either
+    run_, *lines = read_lines(out/MANIFEST, FolderRun, FolderRecord)
+    assert len(lines) == N and len({r.picture for r in lines}) == N and {r.run for r in lines} == {run_.id}
+    errors = [r.error for r in lines if r.error]
+    assert len(errors) == BROKEN and all(re.search('empty|HTML|damaged|PDF|not an image', e) for e in errors), errors
+    assert {r.result for r in lines if not r.error} == {p.relative_to(out).as_posix() for p in results(out)}
 
 # ---- the list
 
@@ -331,18 +328,16 @@ def crowd(tmp_path_factory):
     return d, [*good, *BESIDE, 'red shoe.jpg'], {n: words for n, (_, words) in bad.items()} | {'red shoe.png': 'red shoe'}
 
 @pytest.mark.parametrize('way', ['optimised', 'in one pass'])
-def test_a_folder_of_all_kinds(crowd, generator, models, random_style, tmp_path, way):
-    "The command line, as a process: each gets a line, none stops the others, and the status says that some failed"
+def test_a_folder_of_all_kinds(crowd, generator, model, style, tmp_path, capfd, way):
+    "On the command line: each gets a line, none stops the others, and the status says that some failed"
     folder, good, bad = crowd
     bad = bad | {'facade.png': 'is a folder'}
     (tmp_path/'out'/'facade.png').mkdir(parents=True)   # where a result should go
-    how = ['--generator', str(generator)]
-    if way == 'optimised':
-        model = models('sd15')
-        how = ['--backbone', str(model), '--style', str(random_style(load_backbone(model))), '--steps', '1', '--resolution', '32']
-    args = [sys.executable, '-m', 'stylekit', 'stylize', str(folder), '--out', str(tmp_path/'out'), *how]
-    ran = subprocess.run(args, capture_output=True, text=True, env=ENV, timeout=300)
-    assert ran.returncode == 1 and 'Traceback' not in ran.stderr, ran.stderr[-2000:]
+    args = ['stylize', str(folder), '--out', str(tmp_path/'out')]
+    if way == 'in one pass': status = subprocess.run([sys.executable, '-m', 'stylekit', *args, '--generator', str(generator)], env=ENV, timeout=300).returncode
+    else: status = main([*args, '--backbone', str(model), '--style', style, '--steps', '1', '--resolution', '32'])
+    out, err = capfd.readouterr()
+    assert status == 1 and 'Traceback' not in err, err[-2000:]
     lines = {r.picture: r for r in read_lines(tmp_path/'out'/MANIFEST, FolderRun, FolderRecord)[1:]}
     assert {*lines} == {*good, *bad} and len(lines) >= 45
     for name, words in bad.items(): assert re.search(words, lines[name].error), lines[name]
@@ -351,6 +346,26 @@ def test_a_folder_of_all_kinds(crowd, generator, models, random_style, tmp_path,
     assert all(Image.open(tmp_path/'out'/r.result).load() for r in made.values())
     assert {p.relative_to(tmp_path/'out').as_posix() for p in results(tmp_path/'out') if p.is_file()} == {r.result for r in made.values()}
     for n in ('a cutout.png', 'a cutout in few colours.png', 'a clear ground.webp'): assert Image.open(tmp_path/'out'/lines[n].result).getchannel('A').getextrema() == (0, 255)
-    assert ran.stdout.startswith(f'{len(made)} pictures in') and f'{len(made)} of them made now; {len(bad)} failed' in ran.stdout
-    for n in bad: assert any(line.startswith(f'stylekit: {n}: ') for line in ran.stderr.splitlines()), n
-    assert all(line.startswith('stylekit: ') and len(line) < 500 for line in ran.stderr.splitlines()), ran.stderr
+    assert out.startswith(f'{len(made)} pictures in') and f'{len(made)} of them made now; {len(bad)} failed' in out
+    for n in bad: assert any(line.startswith(f'stylekit: {n}: ') for line in err.splitlines()), n
+    assert all(line.startswith('stylekit: ') and len(line) < 500 for line in err.splitlines()), err
+
+
+# ---- several processes, several machines
+
+def test_two_processes_train_what_one_does(model, style, training, tmp_path):
+    "Gradients are averaged and lessons shared, so the weights agree up to rounding"
+    (started, out), here = training, {'__name__': 'train'}
+    exec(TRAIN, here)
+    here['train'](tmp_path, style, str(model))
+    assert started.wait(300) == 0
+    for what in ('pupil', 'g'):
+        one, two = (FeedForward.load(o/what, model) for o in (tmp_path, out))
+        for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), (what, n)
+    assert not torch.equal(one.net.head.weight, torch.zeros_like(one.net.head.weight))
+
+def test_a_cluster_gives_the_same_bytes(home, generator, alone):
+    "Ray's own beginning takes most of the time, and fails on a machine that is busy: nothing runs beside it"
+    pytest.importorskip('ray.data')
+    assert run(home, generator, home/'cluster', workers=2, cluster='ray').wait() == 0
+    assert contents(home/'cluster') == alone
