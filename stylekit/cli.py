@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 from . import __version__
 from .core import StylekitError, asset, explain_errors, one_line
-from .records import Record, read_json, write_json
+from .records import Record, parse_json, read_json, write_json
 from .rights import check_output
 
 # %% ../nbs/16_cli.ipynb #ed43e40f
@@ -834,7 +834,8 @@ def _ask(question:Question, out:Path, overwrite:bool):
 # %% ../nbs/16_cli.ipynb #215fa221
 def _read_methods(text:str): # names, or what a JSON file says
     if not text.endswith('.json'): return several(TEXT)(text)
-    with explain_errors(f'cannot read {text}'): found = json.loads(Path(text).read_text(encoding='utf-8'))
+    with explain_errors(f'cannot read {text}'): raw = Path(text).read_bytes()
+    found = parse_json(raw, Path(text).name)
     ok = isinstance(found, dict) and found and all(v is None or isinstance(v, dict) for v in found.values())
     if not ok: raise ValueError(f'{text} must be an object: name -> settings, or null for the content as it is')
     return found
@@ -858,16 +859,16 @@ def evaluate(folder:FOLDER, # content pictures; beside them truth/STYLE/ and ref
              dtype:DTYPE=None # number type of the frozen weights
             )->int: # exit status
     "Compare methods on a folder of pictures"
-    from stylekit.evaluate import evaluate as run, read_dataset
+    from stylekit.evaluate import evaluate as run
     methods, styles, metrics, seeds = map(_as_list, (methods, styles, metrics, seeds))
-    read_dataset(folder, template)   # a bad one is named before anything is written
-    name = Path(folder).resolve().name
-    _ask(Question(name, methods, styles, metrics, seeds, template, backbone or ''), Path(out), overwrite)
-    how = dict(backbone=backbone, device=device, dtype=dtype, workers=workers, batch=batch, template=template)
+    question = Question(Path(folder).resolve().name, methods, styles, metrics, seeds, template, backbone or '')
+    begin = partial(_ask, question, Path(out), overwrite)   # once no other run can write there
+    how = dict(backbone=backbone, device=device, dtype=dtype, workers=workers, batch=batch, template=template, begin=begin)
     table = run(folder, methods, styles, metrics, seeds=seeds, out=out, report=SAY.note, **how)
     if SAY.json: _table_lines(table)
-    else: SAY.result(table.markdown())
-    for (label, style, seed, i), why in table.failed.items(): SAY.note(f'{i} is left out, {label} in {style}: {why}')
+    else: SAY.result(table.text())
+    for line in table.remarks: SAY.note(line)
+    SAY.note(f'{Path(out)/"table.html"} shows it with the pictures')
     return 1 if table.failed else 0
 
 def _table_lines(table):

@@ -42,7 +42,8 @@ def explain_errors(what:str, # begins the message
     try: yield
     except StylekitError: raise
     except Exception as e: # deliberately wide: decoders raise almost every type there is
-        raise StylekitError(f'{what}: {one_line(e, 150) or type(e).__name__}{"; " if do else ""}{do}') from e
+        said = one_line(e, 150).rstrip('. ') or type(e).__name__   # their full stop, our semicolon
+        raise StylekitError(f'{what}: {said}{"; " if do else ""}{do}') from e
 
 _explain = explain_errors
 

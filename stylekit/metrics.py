@@ -18,6 +18,7 @@ import torch, torch.nn.functional as F
 from .clip import image_norm, load_clip, weights_sha256
 from .core import StylekitError, check_finite, check_range, digest, pick_device, _explain
 from .images import image_to_tensor, load_image
+from .records import parse_json
 
 # %% ../nbs/12_metrics.ipynb #6cfe8aeb
 _KEY = ('name', 'backbone', 'sha256', 'resolution', 'resize', 'norm', 'estimator', 'n_ref')
@@ -251,10 +252,26 @@ def _clip(clip)->dict: # arguments of `Features`
                 words=lambda net, texts: clip.read(texts), keys=f'{layers[-1]}.self_attn.k_proj')
 
 # %% ../nbs/12_metrics.ipynb #b0b67ce6
+_ASK = 'give a folder with its config.json and safetensors'
+
+def _model_type(folder:Path)->str: # as 'clip' or 'vit'
+    "What kind of network a folder holds, by its own words; its name would be a guess"
+    what = f'no network to be had from {folder.name!r}'
+    if not (folder/'config.json').is_file(): raise StylekitError(f'{what}: it has no config.json; {_ASK}')
+    config = parse_json((folder/'config.json').read_bytes(), f'config.json of {folder.name}')
+    kind = config.get('model_type') if isinstance(config, dict) else None
+    if not isinstance(kind, str): raise StylekitError(f'{what}: its config.json names no model_type; {_ASK}')
+    if not any(folder.glob('*.safetensors')): raise StylekitError(f'{what}: it holds no safetensors; {_ASK}')
+    return kind
+
+def _hub_type(name:str)->str:
+    from transformers import AutoConfig
+    with _explain(f'no network to be had from {name!r}', _ASK): return AutoConfig.from_pretrained(name).model_type
+
 def _vit(name, path)->dict: # arguments of `Features`
     "DINO, DINOv2 and their like"
     from transformers import AutoModel
-    with _explain(f'no network to be had from {name!r}', 'give a folder with its config.json and safetensors'): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
+    with _explain(f'no network to be had from {name!r}', _ASK): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
     net.pooler = None   # DINO has none: transformers would make one up
     names, (mean, std) = [n for n, _ in net.named_modules()], image_norm(path, IMAGENET)
     return dict(name=name, module=net, size=net.config.image_size, layers=[n for n in names if re.fullmatch(r'(encoder\.)?layers?\.\d+', n)], mean=mean, std=std,
@@ -281,7 +298,7 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
                   size:int=None # of the pictures, pixels, for AlexNet and VGG (default 224); the others have their own
                  )->Features:
     "A published network as a ruler; CLIPs read words, too"
-    from transformers import AutoConfig, logging
+    from transformers import logging
     logging.disable_progress_bar() # stderr is for what went wrong
     p = Path(name)
     if name == 'mini': how = _clip(load_clip())
@@ -290,7 +307,7 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
         raise StylekitError(f"no features {str(name)!r}: there are 'mini', `judge_features()`, the folder or hub id of a CLIP or ViT, a file of AlexNet or VGG, "
                             'and `Features(...)` for a network of your own; published networks do not come with stylekit, and nothing takes their place')
     else:
-        with _explain(f'no network to be had from {p.name!r}', 'give a folder with its config.json and safetensors'): kind = AutoConfig.from_pretrained(name).model_type
+        kind = _model_type(p) if p.is_dir() else _hub_type(name)
         how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, name)
     if size not in (None, how['size']): raise StylekitError(f"{how['name']} reads {how['size']} pixels and no other size")
     return Features(**how, device=device)
