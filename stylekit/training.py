@@ -207,7 +207,7 @@ def _gradient_norm(params, loss, clip, scale)->torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(params, clip)
 
 def _step(opt, params, loss, lr, clip, scale)->tuple: # the loss, whether a step was taken
-    for group in opt.param_groups: group['lr'] = lr
+    for group in opt.param_groups: group['lr'] = lr*group.get('times', 1.)
     opt.zero_grad(set_to_none=True)
     finite = torch.isfinite(_gradient_norm(params, loss, clip, scale)) & torch.isfinite(loss.detach())
     if finite: opt.step()
@@ -256,7 +256,7 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         minutes:float=None, # stop early after so long, in [0, 1e6]; a checkpoint is kept
         every:int=500, # steps between checkpoints and reports
         seed:int=0,
-        optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=)
+        optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=); a group of its parameters that has `times` learns at so many times lr
         report=None, # report(step, mean loss or None, seconds per step), after `stop` has looked and the state is kept
         stop=None, # stop(step, average) -> True ends the training; asked every `every` steps, and again where a run goes on
         scale:float=1., # of the loss on its way through a half-precision network
