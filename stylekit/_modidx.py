@@ -840,6 +840,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'stylekit.images._turn': ('images.html#_turn', 'stylekit/images.py'),
                                  'stylekit.images._upright': ('images.html#_upright', 'stylekit/images.py'),
                                  'stylekit.images._what_is': ('images.html#_what_is', 'stylekit/images.py'),
+                                 'stylekit.images._why_not': ('images.html#_why_not', 'stylekit/images.py'),
                                  'stylekit.images.check_size': ('images.html#check_size', 'stylekit/images.py'),
                                  'stylekit.images.flatten': ('images.html#flatten', 'stylekit/images.py'),
                                  'stylekit.images.image_path': ('images.html#image_path', 'stylekit/images.py'),

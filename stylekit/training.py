@@ -181,7 +181,7 @@ def state_run(path, kind:str)->str: # '' if there is none
 
 def _save(path, module, opt, avg, step, run_id, beside):
     if not path or place()[0]: return
-    trained = {k: p.detach() for k,p in module.named_parameters() if p.requires_grad}
+    trained = {k: p.detach() for k,p in module.named_parameters() if k in avg.avg}   # a look may have switched gradients off
     save_or_warn(path, TrainingState(trained, opt.state_dict(), avg.avg, step, run_id, beside and beside.state_dict()), 'training')
 
 def _resume(path, module, opt, avg, run_id, beside)->int: # the step to go on from
@@ -190,6 +190,7 @@ def _resume(path, module, opt, avg, run_id, beside)->int: # the step to go on fr
     s = load_state(path, 'training', TrainingState)
     check_run(s.run_id, run_id, path.name)
     with explain_errors(f'{path.name} does not fit this training', 'delete it to start anew'):
+        if {*s.model} != {*avg.avg}: raise ValueError('it holds other weights')
         module.load_state_dict(s.model, strict=False)
         opt.load_state_dict(s.opt)
         if beside: beside.load_state_dict(s.beside)
