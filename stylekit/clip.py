@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 import torch, torch.nn.functional as F
-from .core import asset, pick_device, _explain
+from .core import asset, pick_device, explain_errors
 from .images import image_to_tensor, load_image
 
 # %% ../nbs/07a_clip.ipynb #5206b6d8
@@ -100,6 +100,6 @@ def load_clip(name=None, # folder or hub id of a CLIP that transformers reads; `
     logging.disable_progress_bar() # stderr is for what went wrong
     mini = name in (None, 'mini')
     path, tokens, norm = (asset('mini/clip'), asset('mini/tokenizer'), ((.5,)*3,)*2) if mini else (name, name, None)
-    with _explain(f'no CLIP to be had from {str(name)!r}', 'give a folder with its model and tokenizer'):
+    with explain_errors(f'no CLIP to be had from {str(name)!r}', 'give a folder with its model and tokenizer'):
         model, tok = CLIPModel.from_pretrained(path, use_safetensors=True).float(), CLIPTokenizer.from_pretrained(tokens)
     return Clip('mini' if mini else Path(name).name, model.to(pick_device(device)), tok, *(norm or image_norm(path)))

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .baselines import METHODS
-from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, explain_errors, explain_memory, file_sha256, folder_lock, generators, pick_device, safe_name, _explain
+from .core import StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, explain_errors, explain_memory, file_sha256, folder_lock, generators, pick_device, safe_name
 from .images import load_image, open_image
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
@@ -498,7 +498,7 @@ def _session(path):
     onnx, ort = _onnx()
     o = ort.SessionOptions()
     o.intra_op_num_threads = torch.get_num_threads()
-    with _explain(f'{Path(path).name} is no ONNX network'): return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
+    with explain_errors(f'{Path(path).name} is no ONNX network'): return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
 
 def _quantize(path, pictures, about):
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
 from .clip import image_norm, load_clip, weights_sha256
-from .core import StylekitError, check_finite, check_range, digest, pick_device, _explain
+from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors
 from .images import image_to_tensor, load_image
 from .records import parse_json
 
@@ -266,12 +266,12 @@ def _model_type(folder:Path)->str: # as 'clip' or 'vit'
 
 def _hub_type(name:str)->str:
     from transformers import AutoConfig
-    with _explain(f'no network to be had from {name!r}', _ASK): return AutoConfig.from_pretrained(name).model_type
+    with explain_errors(f'no network to be had from {name!r}', _ASK): return AutoConfig.from_pretrained(name).model_type
 
 def _vit(name, path)->dict: # arguments of `Features`
     "DINO, DINOv2 and their like"
     from transformers import AutoModel
-    with _explain(f'no network to be had from {name!r}', _ASK): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
+    with explain_errors(f'no network to be had from {name!r}', _ASK): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
     net.pooler = None   # DINO has none: transformers would make one up
     names, (mean, std) = [n for n, _ in net.named_modules()], image_norm(path, IMAGENET)
     return dict(name=name, module=net, size=net.config.image_size, layers=[n for n in names if re.fullmatch(r'(encoder\.)?layers?\.\d+', n)], mean=mean, std=std,
@@ -280,14 +280,14 @@ def _vit(name, path)->dict: # arguments of `Features`
 # %% ../nbs/12_metrics.ipynb #d25b8b69
 def _chain(path, size)->dict: # arguments of `Features`
     "AlexNet or VGG to the last ReLU, from a file of torchvision's names"
-    with _explain(f'cannot read {path.name}'): state = torch.load(path, weights_only=True, map_location='cpu')
+    with explain_errors(f'cannot read {path.name}'): state = torch.load(path, weights_only=True, map_location='cpu')
     weights = {int(k.split('.')[1]): v for k, v in state.items() if k.startswith('features.') and k.endswith('weight')}
     if not weights or any(w.ndim != 4 for w in weights.values()): raise StylekitError(f'{path.name} holds neither AlexNet nor VGG without batch norm: wrap other networks in `Features(...)`')
     alex, chain = weights[min(weights)].shape[-1] == 11, torch.nn.Sequential()
     for i, (out, inp, k, _) in sorted((i, w.shape) for i, w in weights.items()):
         if len(chain) < i: chain.append(torch.nn.MaxPool2d(3 if alex else 2, 2))
         chain.append(torch.nn.Conv2d(inp, out, k, stride=4 if k == 11 else 1, padding=2 if k == 11 else k//2)).append(torch.nn.ReLU())
-    with _explain(f'{path.name} is no AlexNet or VGG', 'wrap other networks in `Features(...)`'):
+    with explain_errors(f'{path.name} is no AlexNet or VGG', 'wrap other networks in `Features(...)`'):
         chain.load_state_dict({k.removeprefix('features.'): v.float() for k, v in state.items() if k.startswith('features.')})
     relus = [i for i, m in enumerate(chain) if isinstance(m, torch.nn.ReLU) and (alex or i+1 == len(chain) or isinstance(chain[i+1], torch.nn.MaxPool2d))]
     return dict(name=path.stem, module=chain, size=size or 224, layers=[str(i) for i in relus], mean=IMAGENET[0], std=IMAGENET[1])
@@ -462,7 +462,7 @@ def _perceptual(ma:list, mb:list, linear:list=None)->torch.Tensor: # (N,)
 def lpips_heads(path # file of LPIPS's linear layers, 'lin0.model.1.weight' ...
                )->list: # one (C,) float32 per layer
     "Channel weights as LPIPS stores them"
-    with _explain(f'cannot read {path}'): heads = torch.load(path, weights_only=True, map_location='cpu')
+    with explain_errors(f'cannot read {path}'): heads = torch.load(path, weights_only=True, map_location='cpu')
     names = [f'lin{i}.model.1.weight' for i in range(len(heads))]
     if set(names) != set(heads): raise StylekitError(f'{path} holds {sorted(heads)[:3]}, not the linear layers of LPIPS')
     return [heads[n].flatten().float() for n in names]
