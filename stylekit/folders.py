@@ -104,7 +104,7 @@ class Manifest:
     "What became of the pictures of a folder, written as it goes"
     def __init__(self, out, run:FolderRun, # folder for results; what is done now
                  overwrite:bool=False): # also where another run has left its results
-        self.path, self.run = Path(out)/MANIFEST, run
+        self.path, self.run, self.told = Path(out)/MANIFEST, run, set()
         lines = read_lines(self.path, FolderRun, FolderRecord) if self.path.exists() else []
         self.runs = {r.id: r for r in lines if isinstance(r, FolderRun)}
         self.records = {(r.run, r.picture): r for r in lines if isinstance(r, FolderRecord)}
@@ -136,6 +136,7 @@ def add(self:Manifest, record:FolderRecord)->FolderRecord: # as it was written d
     with explain_errors(f'cannot write {MANIFEST}', 'free some space and run it again'):
         with open(self.path, 'a', encoding='utf-8') as f: f.write(json_line(record))
     self.records[record.run, record.picture] = record
+    self.told.add((record.run, record.picture))
     return record
 
 @patch
@@ -146,12 +147,12 @@ def made(self:Manifest, result:str)->bool: # a place in the folder for results
 
 @patch
 def close(self:Manifest):
-    "Sorted, and only what is still true: other lines end where their picture is gone or has been overwritten"
-    mine = {r.result for (run, _), r in self.records.items() if run == self.run.id and not r.error}
-    def holds(r):
-        if r.run == self.run.id: return True
+    "Sorted, and only what is still true: lines of earlier calls end where their result is gone or has been overwritten"
+    mine = {self.records[k].result for k in self.told if not self.records[k].error}
+    def holds(key, r):
+        if key in self.told: return True
         return not r.error and r.result not in mine and (self.path.parent/r.result).exists()
-    self.records = {k: r for k, r in self.records.items() if holds(r)}
+    self.records = {k: r for k, r in self.records.items() if holds(k, r)}
     self._rewrite()
 
 # %% ../nbs/09a_folders.ipynb #e684e125

@@ -1,105 +1,248 @@
-"A folder of pictures, killed and gone on with, in one process, in several, on two Ray workers, and generators trained by two processes"
-import json, os, re, signal, subprocess, sys, time
-from dataclasses import replace
+"A folder of pictures, killed and gone on with, in one process, in several, on two Ray workers, and generators trained by two processes; what its list says, and what is refused"
+import errno, json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from PIL import Image
+from stylekit import StylekitError, load_backbone
 from stylekit.images import sample, samples
-from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator, train_feedforward
-from stylekit.finetune import Example
-from stylekit.folders import FolderRecord, FolderRun, stylize_folder
-from stylekit.records import read_lines
+from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator
+from stylekit.folders import MANIFEST, FolderRecord, FolderRun, Manifest, stylize_folder
+from stylekit.records import json_line, parse_line, payload_hash, read_lines
+from sweeps import check_full_disk, json_mutants, keys_only, resealed, sweep, sweep_file
 
 ENV = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 
 
+N, BROKEN = 100, 5   # pictures; of them damaged
+
 @pytest.fixture(scope='module')
-def home(tmp_path_factory):
-    "200 pictures in three shapes, five of them broken, and a generator that changes something"
-    d = tmp_path_factory.mktemp('folder')
+def generator(tmp_path_factory):
+    "A file of a network that changes something"
     torch.manual_seed(0)
     net = Generator(widths=(8, 16), blocks=(1, 1))
-    with torch.no_grad(): [p.add_(.03*torch.randn_like(p)) for p in net.parameters()]
-    FeedForward(net, dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='', settings=dict(sms={}))).save(d/'noise'/GENERATOR_FILE)
-    names = samples()
-    for i in range(200):
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(.03*torch.randn_like(p))
+    about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='', settings=dict(sms={}))
+    return FeedForward(net, about).save(tmp_path_factory.mktemp('noise')/GENERATOR_FILE)
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory, generator):
+    "Pictures in three shapes and three folders, some of them broken"
+    d = tmp_path_factory.mktemp('folder')
+    for i in range(N):
         p = d/'in'/f'{"abc"[i%3]}'/f'thing {i}.{"png" if i%2 else "jpg"}'
         p.parent.mkdir(parents=True, exist_ok=True)
-        sample(names[i%len(names)]).resize(((64, 64), (96, 64), (64, 80))[i%7%3]).save(p)
+        sample(samples()[i%8]).resize(((64, 64), (96, 64), (64, 80))[i%7%3]).save(p)
     pictures = sorted((d/'in').rglob('thing*'))
-    for p, bad in zip(pictures[::37], (b'', b'<html>gone</html>', pictures[1].read_bytes()[:300], b'%PDF-1.7 offer', pictures[2].read_bytes()[:40])): p.write_bytes(bad)
+    bad = (b'', b'<html>gone</html>', pictures[1].read_bytes()[:300], b'%PDF-1.7 offer', pictures[2].read_bytes()[:40])
+    for p, raw in zip(pictures[::19], bad): p.write_bytes(raw)
     return d
 
-def run(home, out, **how):
-    args = ', '.join(f'{k}={v!r}' for k, v in how.items())
-    code = f"from stylekit.folders import stylize_folder\nif __name__ == '__main__': stylize_folder({str(home/'in')!r}, {str(out)!r}, generator={str(home/'noise')!r}, batch=4, {args})"
-    (out.parent/f'{out.name}.py').write_text(code)   # a file, as processes are spawned from it
-    return subprocess.Popen([sys.executable, str(out.parent/f'{out.name}.py')], env=ENV)
+@pytest.fixture(scope='module')
+def alone(home, generator):
+    "What one process makes of it that nobody disturbs: results, lines of the list"
+    stylize_folder(home/'in', home/'alone', generator=generator, batch=4)
+    return contents(home/'alone')
 
 def results(out): return sorted(p for p in out.rglob('*.png') if not p.name.startswith('.'))
 
-def killed_at(home, out, n, **how):
-    p = run(home, out, **how)
+def contents(out)->tuple: # name -> bytes of all files but the list; its lines, without what the clock and the number of calls decide
+    files = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob('*') if p.is_file()}
+    lines = [json.loads(line) for line in files.pop(MANIFEST).splitlines()]
+    clock = ('seconds', 'made', 'sha256', 'source_id', 'run')   # and the place of the folder
+    return files, [{k: v for k, v in line.items() if k not in clock} for line in lines]
+
+def pictures_in(files:dict)->dict: # name -> pixels: the record in a file says which run it is of, and so where it lies
+    import io
+    return {n: Image.open(io.BytesIO(raw)).tobytes() for n, raw in files.items()}
+
+def run(home, generator, out, **how):
+    args = ', '.join(f'{k}={v!r}' for k, v in how.items())
+    code = f"from stylekit.folders import stylize_folder\nif __name__ == '__main__': stylize_folder({str(home/'in')!r}, {str(out)!r}, generator={str(generator)!r}, batch=4, {args})"
+    (out.parent/f'{out.name}.py').write_text(code)   # a file, as processes are spawned from it
+    return subprocess.Popen([sys.executable, str(out.parent/f'{out.name}.py')], env=ENV)
+
+def killed_at(n, home, generator, out, **how):
+    p = run(home, generator, out, **how)
     while len(results(out)) < n and p.poll() is None: time.sleep(.01)
     assert p.poll() is None, 'it ended before it could be killed'
     p.send_signal(signal.SIGKILL)
     p.wait()
 
 @pytest.mark.parametrize('workers', [1, 2])
-def test_killed_twice_it_ends_complete(home, tmp_path, workers):
-    "195 results, five named errors, nothing made twice, nothing half"
-    out = tmp_path/'out'
-    killed_at(home, out, 25, workers=workers)
+def test_killed_twice_it_ends_complete(home, generator, alone, workers):
+    "Every result, a line for each picture, the broken ones named; nothing made twice, nothing half, the bytes of one process that nobody disturbed"
+    out = home/f'out{workers}'
+    killed_at(15, home, generator, out, workers=workers)
     early = {p: p.stat().st_mtime_ns for p in results(out)}
-    killed_at(home, out, len(early)+30, workers=workers)
-    assert 195 > len(results(out)) > len(early)
-    assert run(home, out, workers=workers).wait() == 0
-    assert len(results(out)) == 195 and all(Image.open(p).load() for p in results(out))
+    killed_at(len(early)+15, home, generator, out, workers=workers)
+    assert N-BROKEN > len(results(out)) > len(early)
+    assert run(home, generator, out, workers=workers).wait() == 0
     assert early == {p: p.stat().st_mtime_ns for p in early}
-    run_, *lines = [json.loads(l) for l in (out/'manifest.jsonl').read_text().splitlines()]
-    assert run_['kind'] == 'folder run' and len(lines) == 200 and len({l['picture'] for l in lines}) == 200 and {l['run'] for l in lines} == {read_lines(out/'manifest.jsonl', FolderRun, FolderRecord)[0].id}
-    errors = [l['error'] for l in lines if l['error']]
-    assert len(errors) == 5 and all(re.search('empty|HTML|damaged|PDF|not an image', e) for e in errors), errors
-    assert {l['result'] for l in lines if not l['error']} == {p.relative_to(out).as_posix() for p in results(out)}
-    assert {p.name for p in out.rglob('*') if p.is_file()} == {p.name for p in results(out)} | {'manifest.jsonl'}   # no crumbs
+    assert all(Image.open(p).load() for p in results(out)) and len(results(out)) == N-BROKEN
+    assert contents(out) == alone   # no crumbs either
+    run_, *lines = read_lines(out/MANIFEST, FolderRun, FolderRecord)
+    assert len(lines) == N and len({r.picture for r in lines}) == N and {r.run for r in lines} == {run_.id}
+    errors = [r.error for r in lines if r.error]
+    assert len(errors) == BROKEN and all(re.search('empty|HTML|damaged|PDF|not an image', e) for e in errors), errors
+    assert {r.result for r in lines if not r.error} == {p.relative_to(out).as_posix() for p in results(out)}
 
-def test_any_workers_give_the_same_bytes(home, tmp_path):
+def test_a_cluster_gives_the_same_bytes(home, generator, alone):
     pytest.importorskip('ray.data')
-    outs = [tmp_path/n for n in ('one', 'two', 'cluster')]
-    for out, how in zip(outs, ({}, dict(workers=2), dict(workers=2, cluster='ray'))): assert run(home, out, **how).wait() == 0
-    one, *others = [{p.relative_to(o): p.read_bytes() for p in results(o)} for o in outs]
-    assert len(one) == 195 and all(o == one for o in others)
-    lists = [[replace(r, seconds=None) for r in read_lines(o/'manifest.jsonl', FolderRun, FolderRecord)[1:]] for o in outs]   # runs into three folders
-    assert all([(r.picture, r.result, r.error, r.made) for r in l] == [(r.picture, r.result, r.error, r.made) for r in lists[0]] for l in lists)
+    assert run(home, generator, home/'cluster', workers=2, cluster='ray').wait() == 0
+    assert contents(home/'cluster') == alone
 
 
 TRAIN = """
-from stylekit.images import sample, samples
+import sys
+from pathlib import Path
+from stylekit.backbone import load_backbone
 from stylekit.feedforward import train_feedforward
 from stylekit.finetune import Example
-from pathlib import Path
-import sys
-examples = [Example(Path(f'{n}.png'), sample(n), f'a {n}', n) for n in samples()[:4]]
-train_feedforward('ink', examples, 'g', out=Path(sys.argv[1]), widths=(8, 16), blocks=(1, 1), steps=5, batch=4, check=2, lr=1e-2)
-train_feedforward('ink', examples, 'pupil', out=Path(sys.argv[1]), teacher=Path(sys.argv[1])/'g', space='pixel', widths=(8, 16), blocks=(1, 1), areas=4, steps=5, batch=4, check=2, lr=1e-2, views=8, vary=True, refine=1)
+from stylekit.images import sample, samples
+def train(out, style, model):
+    examples = [Example(Path(f'{n}.png'), sample(n).resize((64, 64)), f'a {n}', n) for n in samples()[:4]]
+    how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1), steps=5, batch=4, check=2, lr=1e-2)
+    train_feedforward(style, examples, 'g', **how)
+    train_feedforward(style, examples, 'pupil', teacher=Path(out)/'g', space='pixel', areas=4, views=8, vary=True, refine=1, **how)
+if __name__ == '__main__': train(*sys.argv[1:])
 """
 
-def test_two_processes_train_what_one_does(tmp_path):
+def test_two_processes_train_what_one_does(models, random_style, tmp_path):
     "Accelerate starts them; gradients are averaged and lessons shared, so the weights agree up to rounding"
+    model = models('sd15')
+    style = str(random_style(load_backbone(model)))
     (tmp_path/'train.py').write_text(TRAIN)
     accelerate = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0']
-    for launch, out in (([sys.executable], 'one'), (accelerate, 'two')):
-        subprocess.run([*launch, str(tmp_path/'train.py'), str(tmp_path/out)], check=True, env=ENV, timeout=300)
+    subprocess.run([*accelerate, str(tmp_path/'train.py'), str(tmp_path/'two'), style, str(model)], check=True, env=ENV, timeout=300)
+    here = {'__name__': 'train'}
+    exec(TRAIN, here)
+    here['train'](tmp_path/'one', style, str(model))
     for what in ('pupil', 'g'):
-        one, two = (FeedForward.load(tmp_path/o/what) for o in ('one', 'two'))
+        one, two = (FeedForward.load(tmp_path/o/what, model) for o in ('one', 'two'))
         for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), (what, n)
     assert not torch.equal(one.net.head.weight, torch.zeros_like(one.net.head.weight))
 
-def test_a_stopped_training_goes_on_bit_for_bit(tmp_path):
-    examples = [Example(Path(f'{n}.png'), sample(n), f'a {n}', n) for n in samples()[:4]]
-    how = dict(widths=(8, 16), blocks=(1, 1), steps=6, batch=2, check=2, lr=1e-2, fake='shared')
-    whole = train_feedforward('ink', examples, 'whole', out=tmp_path, **how)
-    train_feedforward('ink', examples, 'parts', out=tmp_path, minutes=1e-9, **how)
-    assert (tmp_path/'parts'/'work'/'training.pt').exists()
-    parts = train_feedforward('ink', examples, 'parts', out=tmp_path, **how)
-    assert all(torch.equal(a, b) for a, b in zip(whole.net.state_dict().values(), parts.net.state_dict().values()))
+
+# ---- the list
+
+@pytest.fixture
+def few(tmp_path, generator):
+    "run(out) stylises three pictures, one of them broken"
+    (tmp_path/'in'/'birds').mkdir(parents=True)
+    sample('owl').resize((32, 32)).save(tmp_path/'in'/'birds'/'owl.png')
+    sample('taxi').resize((32, 32)).save(tmp_path/'in'/'taxi.png')
+    (tmp_path/'in'/'page.png').write_text('<html>')
+    def go(out=tmp_path/'out', **how):
+        stylize_folder(tmp_path/'in', out, **dict(generator=generator) | how)
+        return contents(out)
+    return go
+
+def test_bytes_of_the_list(few, tmp_path):
+    "Whatever happens to the list: it is refused, or the same call ends as it did"
+    same = few()
+    before = {p: p.stat().st_mtime_ns for p in results(tmp_path/'out')}
+    assert sweep_file(tmp_path/'out'/MANIFEST, lambda path: few(), same=same, flips=100) > 80
+    assert before == {p: p.stat().st_mtime_ns for p in results(tmp_path/'out')}   # nothing was made again
+
+def line_mutants(path, mutants): # yields (what was done, text of the list)
+    lines = path.read_text(encoding='utf-8').splitlines()
+    for i, line in enumerate(lines):
+        for what, data in mutants(json.loads(line)): yield f'line {i+1}, {what}', '\n'.join([*lines[:i], json.dumps(data), *lines[i+1:], ''])
+
+def test_keys_of_the_list(few, tmp_path):
+    "With the hash as it was"
+    few(), (path := tmp_path/'out'/MANIFEST)
+    good = read_lines(path, FolderRun, FolderRecord)
+    def of(text):
+        path.write_text(text, encoding='utf-8')
+        return read_lines(path, FolderRun, FolderRecord)
+    assert sweep(of, [*line_mutants(path, json_mutants)], good) > 300
+
+def test_types_of_the_list(few, tmp_path):
+    "With a hash that fits: refused by type, or just what the line says"
+    few(), (path := tmp_path/'out'/MANIFEST)
+    def of(mutant):
+        got = parse_line(json.dumps(resealed(mutant) if isinstance(mutant, dict) else mutant), MANIFEST, FolderRun, FolderRecord)
+        wrong = [k for k, v in mutant.items() if k not in ('kind', 'sha256') and got.to_json()[k] != v]
+        assert not wrong, wrong
+    for line in path.read_text(encoding='utf-8').splitlines(): assert sweep(of, json_mutants(json.loads(line))) > 100
+
+def test_a_list_that_somebody_sealed_anew(few, tmp_path):
+    "Lines that are true to their hash and to nothing else do not change what the call ends with"
+    same, path = few(), tmp_path/'out'/MANIFEST
+    def of(text):
+        path.write_text(text, encoding='utf-8')
+        return few()
+    def mutants(data):
+        for what, mutant in keys_only(data):
+            if isinstance(mutant, dict): yield what, resealed(mutant)
+    assert sweep(of, [*line_mutants(path, mutants)], same) > 50
+
+def test_lines_in_another_order_or_lost(few, tmp_path):
+    same, path = few(), tmp_path/'out'/MANIFEST
+    head, *lines = path.read_text(encoding='utf-8').splitlines(True)
+    def of(text):
+        path.write_text(text, encoding='utf-8')
+        return few()
+    lists = dict(empty='', head=head, reversed=''.join(reversed([head, *lines])), twice=''.join([head, *lines]*2), blank='\n\n'.join([head, *lines]), lost=''.join([head, *lines[1:]]), torn=head+lines[0]+lines[1][:50], headless=''.join(lines))
+    assert sweep(of, lists.items(), same) == 8
+    path.write_text(''.join(lines))
+    with pytest.raises(StylekitError, match='lacks the line of the run'): few()
+    path.unlink()
+    assert few() == same
+
+def test_pictures_that_were_taken_away(few, tmp_path):
+    "The list ends with what is there"
+    few()
+    for name in ('birds/owl.png', 'page.png'): (tmp_path/'in'/name).unlink()
+    assert [line.get('picture') for line in few()[1]] == [None, 'birds/owl.png', 'taxi.png']   # its result still is
+    (tmp_path/'out'/'birds'/'owl.png').unlink()
+    assert [line.get('picture') for line in few()[1]] == [None, 'taxi.png']
+
+
+# ---- a full disk
+
+@pytest.mark.parametrize('name', [MANIFEST, 'birds/owl.png', 'taxi.png'])
+def test_a_full_disk_ends_the_run(few, tmp_path, monkeypatch, name):
+    "Named in one line; the list and the pictures that were there stay, and the next call goes on"
+    out, whole = tmp_path/'out', few(tmp_path/'whole')
+    if name == 'taxi.png':   # the list and a picture before it are there by then
+        few(out)
+        (out/name).unlink()
+    check_full_disk(monkeypatch, out/name, few)
+    assert contents(out)[1] == whole[1] and pictures_in(contents(out)[0]) == pictures_in(whole[0])
+
+def test_a_full_disk_for_the_list_itself(few, tmp_path, monkeypatch):
+    "The second line is cut in its middle"
+    out, whole, written = tmp_path/'out', few(tmp_path/'whole'), []
+    class Full:
+        def __init__(self, f): self.f = f
+        def __enter__(self): return self
+        def __exit__(self, *_): self.f.close()
+        def write(self, text):
+            written.append(text)
+            self.f.write(text if len(written) != 2 else text[:50])
+            if len(written) == 2: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as m:
+        m.setattr('stylekit.folders.open', lambda *a, **kw: Full(open(*a, **kw)), raising=False)
+        with pytest.raises(StylekitError, match='cannot write manifest.jsonl.*No space.*free some space'): few()
+    assert len(written) == 2 and not [*out.rglob('.*')]
+    got = few()
+    assert got[1] == whole[1] and pictures_in(got[0]) == pictures_in(whole[0])
+
+def test_a_full_disk_when_the_list_is_closed(few, tmp_path, monkeypatch):
+    "All is made by then, and nothing is lost"
+    out, real, calls = tmp_path/'out', Manifest._rewrite, []
+    def rewrite(self):
+        calls.append(1)
+        if len(calls) == 2: raise StylekitError('the disk is full')
+        real(self)
+    with monkeypatch.context() as m:
+        m.setattr(Manifest, '_rewrite', rewrite)
+        with pytest.raises(StylekitError): few()
+    before = {p: p.stat().st_mtime_ns for p in results(out)}
+    few()
+    assert before == {p: p.stat().st_mtime_ns for p in results(out)} and len(before) == 2
+    lines = read_lines(out/MANIFEST, FolderRun, FolderRecord)[1:]
+    assert [r.seconds is not None for r in lines] == [not r.error for r in lines]   # the time that it took was not forgotten

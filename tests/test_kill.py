@@ -117,21 +117,36 @@ def train_control(grid, out, *more)->list: return ['train-control-clip', str(gri
 def test_train_control_clip(grid, tmp_path):
     assert check_kills(tmp_path, lambda out: train_control(grid, out)) > 0
 
-def test_two_trainings_in_one_folder(grid, tmp_path):
+def check_two_at_once(tmp_path:Path,
+                      command, # command(out, *more) -> arguments of `stylekit`
+                      sign:str, # what lies in `out` as soon as the first has begun
+                      name:str, # of the folder that the second is refused in
+                      others=((), ('--seed', '1', '--overwrite')), # what else the second asks for, one after the other
+                      contents=file_contents):
     "The second is refused in one line, and the first ends as if it had been alone"
-    to_the_end(train_control(grid, tmp_path/'alone'), tmp_path)
-    first = start(train_control(grid, tmp_path/'c'), tmp_path)
-    while not (tmp_path/'c'/'work').exists() and first.poll() is None: time.sleep(.05)
-    assert first.poll() is None, 'it ended before the second began: give it more steps'
-    for more in (), ('--seed', '1', '--overwrite'):
-        second = start(train_control(grid, tmp_path/'c', *more), tmp_path)
+    to_the_end(command(tmp_path/'alone'), tmp_path)
+    first = start(command(tmp_path/'c'), tmp_path)
+    while not (tmp_path/'c'/sign).exists() and first.poll() is None: time.sleep(.05)
+    assert first.poll() is None, 'it ended before the second began'
+    os.killpg(first.pid, signal.SIGSTOP)   # it holds the folder as long as the others need to come
+    for more in others:
+        second = start(command(tmp_path/'c', *more), tmp_path)
         said, _ = second.communicate(timeout=300)
         last = said.splitlines()[-1]
-        assert second.returncode == 2 and "another run is writing into 'c'" in last and 'Traceback' not in said, said
-        if first.poll() is not None: break
+        assert second.returncode == 2 and f'another run is writing into {name!r}' in last and 'Traceback' not in said, said
+    os.killpg(first.pid, signal.SIGCONT)
     said, _ = first.communicate(timeout=600)
     assert first.returncode == 0, said
-    assert folder_contents(tmp_path/'c') == folder_contents(tmp_path/'alone') and not crumbs(tmp_path/'c')
+    assert folder_contents(tmp_path/'c', contents) == folder_contents(tmp_path/'alone', contents) and not crumbs(tmp_path/'c')
+
+def test_two_trainings_in_one_folder(grid, tmp_path):
+    check_two_at_once(tmp_path, lambda out, *more: train_control(grid, out, *more), 'work', 'c')
+
+def test_two_folder_runs_into_one(pictures, tmp_path):
+    check_two_at_once(tmp_path, lambda out, *more: stylize_pictures(pictures, out, *more), '.stylekit.lock', 'c', [('--style', 'flat', '--overwrite')], manifest_contents)
+
+def test_two_trainings_of_one_generator(pictures, tmp_path):
+    check_two_at_once(tmp_path, lambda out, *more: train_generator(pictures, out, *more), 'g/.stylekit.lock', 'g', [('--seed', '1', '--overwrite')])
 
 def test_the_helper_sees_crumbs_and_differences(tmp_path):
     for name in ('a.png', '.stylekit.lock', '.a.stylekit-abcd-12-00000000.png', '.a.training.stylekit-abcd-12-00000000.pt'): (tmp_path/name).write_bytes(b'x')
