@@ -673,7 +673,6 @@ class TableRow:
     method: str
     seeds: int
     values: dict[str, TableValue]
-    unchanged: bool = False
 
 @dataclass(frozen=True)
 class TableFile(Record):
@@ -684,6 +683,7 @@ class TableFile(Record):
     failed: tuple[tuple[str, str, int, str, str], ...]   # method, style, seed, picture, what went wrong
     ids: tuple[tuple[str, ...], ...]
     rows: tuple[TableRow, ...]
+    unchanged: tuple[str, ...] = ()   # methods that leave the content as it is
     labels: dict[str, tuple[str, str]] = field(default_factory=dict)
     lacks: dict[str, str] = field(default_factory=dict)
 
@@ -696,9 +696,10 @@ def to_file(self:Table, key:str='' # says what the table was made from
     def value(m):
         each = tuple(float(f'{v:.5g}') for v in m.each)
         return TableValue(**asdict(m) | dict(each=each, ids=ids.index(m.ids) if m.ids else None))
-    def row(r): return TableRow(r.style, r.method, r.seeds, {k: value(m) for k, m in r.values.items()}, r.unchanged)
+    def row(r): return TableRow(r.style, r.method, r.seeds, {k: value(m) for k, m in r.values.items()})
     failed = tuple((*k, v) for k, v in self.failed.items())
-    return TableFile(key, self.high, failed, tuple(ids), tuple(map(row, self.rows)), self.labels, self.lacks)
+    unchanged = tuple(dict.fromkeys(r.method for r in self.rows if r.unchanged))
+    return TableFile(key, self.high, failed, tuple(ids), tuple(map(row, self.rows)), unchanged, self.labels, self.lacks)
 
 @patch
 def save(self:Table, path, key:str='' # says what the table was made from
@@ -724,7 +725,7 @@ def read_table(path, key:str=None # what it must have been made from
     if key not in (None, t.key): return None
     with explain_errors(f'{name} is no table of stylekit'):
         values = [{k: _value(v, t) for k, v in r.values.items()} for r in t.rows]
-        rows = [Row(r.style, r.method, r.seeds, v, r.unchanged) for r, v in zip(t.rows, values)]
+        rows = [Row(r.style, r.method, r.seeds, v, r.method in t.unchanged) for r, v in zip(t.rows, values)]
         table = Table(rows, t.high, {tuple(k): v for *k, v in t.failed}, t.labels, t.lacks)
         if lost := [m for m in table.metrics if m not in t.high]: raise ValueError(f'it does not say whether more of {lost[0]} is better')
     return table
