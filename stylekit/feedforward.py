@@ -144,10 +144,11 @@ def _part(g:torch.Generator, share:float, multiple:int, flip:bool, *xs:torch.Ten
 
 # %% ../nbs/09_feedforward.ipynb #d8bf27cb
 def _apart(a:torch.Tensor, b:torch.Tensor, edges:float)->torch.Tensor: # (B, C, H, W) each; ()
-    "Mean |difference| of places, plus that of the steps between neighbours: a line that is off by its width is wrong twice"
+    "Mean |difference| of places and of the steps between neighbours: a line off by its width is wrong twice"
     d = a-b
     return d.abs().mean() + edges*(d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean())
 
+# %% ../nbs/09_feedforward.ipynb #d9e2057b
 def _made_from(backbone, style, examples:list, teacher:str)->str:
     "All but the settings that decides what is learnt"
     pictures = [(e.sha256, e.caption) for e in examples]
@@ -159,6 +160,7 @@ def feedforward_run_id(backbone:Backbone, style:Style, examples:list, cfg:FeedFo
     "What a training is known by: settings, style, model, teacher, pictures and captions"
     return digest(json.dumps(asdict(cfg), sort_keys=True), _made_from(backbone, style, examples, teacher))[:16]
 
+# %% ../nbs/09_feedforward.ipynb #e698b1ce
 class FeedForwardTrainer:
     "Trains one generator; `run` returns the history"
     def __init__(self, backbone:Backbone, style:Style, examples:list, cfg:FeedForwardSettings, # see `finetune.Example`
@@ -167,33 +169,65 @@ class FeedForwardTrainer:
                  report=None, # report(TrainingReport) at each check, and once more when it ends
                  part:str='', # of a training in several parts, as 'teacher'
                  run_id:str=''): # default by all that goes in
-        self.backbone, self.style, self.cfg, self.work, self.report, self.teacher = backbone, style, cfg, work and Path(work), report, teacher
+        self.backbone, self.style = backbone, style
+        self.cfg, self.teacher = cfg, teacher
+        self.work, self.report = work and Path(work), report
         self.part, self.history, self.end = part, [], None
-        if silent := [e.path.name for e in examples if not e.caption]: raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: write it into a .txt of the same name, or into the file name')
-        if teacher and teacher.space != 'latent': raise StylekitError('a teacher works in latent space')
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
-            self.net = Generator(3 if cfg.space == 'pixel' else backbone.latent_channels, **cfg.shape).to(backbone.device)
-        if teacher and teacher.net.shape == self.net.shape: self.net.load_state_dict(teacher.net.state_dict())   # the pupil knows already what its teacher knows
         taught_by = teacher.sha256 if teacher else None
         self.made_from = _made_from(backbone, style, examples, taught_by)
         self.run_id = run_id or feedforward_run_id(backbone, style, examples, cfg, taught_by)
-        views = LoraSettings(views=cfg.views, flip=cfg.flip, zoom=cfg.zoom, resolution=cfg.resolution, seed=cfg.seed)
-        self.data = encode_views(backbone, examples, style.words, views, cfg.space == 'pixel', varied if cfg.vary else view)
-        self.z, self.x, self.y = self.data.z.flatten(0, 1), cfg.space == 'pixel' and self.data.x.flatten(0, 1), None
-        self.fixed = [backbone.text(p) for p in (cfg.sms.edit_prompt.format(style=style.words), '', cfg.sms.negative_prompt)]
-        self.words = backbone.tokens_of(style.words, [cfg.sms.prompt.format(style=style.words, caption=e.caption) for e in examples])
-        add_style(backbone, style.scaled(cfg.sms.style_scale))
-        try: self.method, self.grid = (None, None) if teacher else self._method()
-        except BaseException: self.close(); raise
-
+        self._begin(examples)
     def close(self):
         for a in ('fake', 'style'): self.backbone.remove(a)
-    def conds(self, rows:torch.Tensor)->Conds: # (B,) rows of z
-        "What the diffusion model is told about these pictures"
-        which = rows//self.cfg.views
-        pick = lambda c: c.map(lambda a: a[which.to(a.device)])
-        return Conds(pick(self.data.styled), pick(self.data.plain), *self.fixed, words=self.words[which.to(self.words.device)])
+
+# %% ../nbs/09_feedforward.ipynb #30dbd0ed
+@patch
+def _begin(self:FeedForwardTrainer, examples:list):
+    "Look at what is given, lay out the network, encode the pictures, and take the style"
+    if silent := [e.path.name for e in examples if not e.caption]:
+        raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: '
+                            'write it into a .txt of the same name, or into the file name')
+    if self.teacher and self.teacher.space != 'latent': raise StylekitError('a teacher works in latent space')
+    self.net = self._network()
+    self._encode(examples)
+    add_style(self.backbone, self.style.scaled(self.cfg.sms.style_scale))
+    try: self.method, self.grid = (None, None) if self.teacher else self._method()
+    except BaseException:
+        self.close()
+        raise
+
+# %% ../nbs/09_feedforward.ipynb #3e336230
+@patch
+def _network(self:FeedForwardTrainer)->Generator:
+    "As it is before the first step; a pupil of its teacher's shape knows already what its teacher knows"
+    channels = 3 if self.cfg.space == 'pixel' else self.backbone.latent_channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(self.cfg.seed)
+        net = Generator(channels, **self.cfg.shape).to(self.backbone.device)
+    if self.teacher and self.teacher.net.shape == net.shape: net.load_state_dict(self.teacher.net.state_dict())
+    return net
+
+# %% ../nbs/09_feedforward.ipynb #2cd0dd21
+@patch
+def _encode(self:FeedForwardTrainer, examples:list):
+    "Views of the pictures, and what the diffusion model is told about them"
+    cfg, b, words = self.cfg, self.backbone, self.style.words
+    views = LoraSettings(views=cfg.views, flip=cfg.flip, zoom=cfg.zoom, resolution=cfg.resolution, seed=cfg.seed)
+    is_pixel = cfg.space == 'pixel'
+    self.data = encode_views(b, examples, words, views, is_pixel, varied if cfg.vary else view)
+    self.z, self.x = self.data.z.flatten(0, 1), is_pixel and self.data.x.flatten(0, 1)
+    self.y = None
+    prompts = (cfg.sms.edit_prompt.format(style=words), '', cfg.sms.negative_prompt)
+    self.fixed = [b.text(p) for p in prompts]
+    self.words = b.tokens_of(words, [cfg.sms.prompt.format(style=words, caption=e.caption) for e in examples])
+
+@patch
+def conds(self:FeedForwardTrainer, rows:torch.Tensor)->Conds: # (B,) rows of z
+    "What the diffusion model is told about these pictures"
+    which = rows//self.cfg.views
+    def pick(c): return c.map(lambda a: a[which.to(a.device)])
+    words = self.words[which.to(self.words.device)]
+    return Conds(pick(self.data.styled), pick(self.data.plain), *self.fixed, words=words)
 
 # %% ../nbs/09_feedforward.ipynb #e1452282
 @dataclass
@@ -396,7 +430,9 @@ def generator_header(text, # JSON of the header; None: there is none
     if text is None: raise StylekitError(f'{name} is no generator of stylekit')
     about = parse_json(text, f'the header of {name}')
     h = GeneratorHeader.from_json(about, f'the header of {name}')
-    if not h.shape.widths or len(h.shape.widths) != len(h.shape.blocks): raise StylekitError(f'the header of {name} has {len(h.shape.widths)} widths and {len(h.shape.blocks)} blocks')
+    widths, blocks = len(h.shape.widths), len(h.shape.blocks)
+    if not widths or widths != blocks:
+        raise StylekitError(f'the header of {name} has {widths} widths and {blocks} blocks')
     with explain_errors(f'the header of {name} has settings that do not hold'): Settings(**h.settings['sms'])
     return about
 
@@ -412,9 +448,11 @@ def _sort_header(path):
 @patch
 def save(self:FeedForward, path)->Path: # .safetensors
     "Write weights and what they were made from"
-    if not isinstance(self.net, Generator): raise StylekitError('only a generator of torch can be saved so; copy the file of the other form')
+    if not isinstance(self.net, Generator):
+        raise StylekitError('only a generator of torch can be saved so; copy the file of the other form')
     weights = {k: v.half().contiguous().cpu() for k, v in self.net.state_dict().items()}
-    with explain_errors(f'cannot write {path}', 'free some space, or choose another folder'), atomic_path(path) as tmp:
+    explained = explain_errors(f'cannot write {path}', 'free some space, or choose another folder')
+    with explained, atomic_path(path) as tmp:
         save_file(weights, tmp, {HEADER: json.dumps(self.about), SEAL: UNSEALED})
         _sort_header(tmp)
         seal_file(tmp)
@@ -440,7 +478,9 @@ def _open_generator(cls, name, backbone, device):
         net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
     if about['space'] == 'latent':
         b = load_backbone(backbone, device)
-        if b.sha256 != about['backbone_sha256']: raise StylekitError(f'{path.name} was trained with {about["backbone"]}, and this is {b.name}: load that model')
+        if b.sha256 != about['backbone_sha256']:
+            theirs = about['backbone']
+            raise StylekitError(f'{path.name} was trained with {theirs}, and this is {b.name}: load that model')
     _check_fit(net, about, b.latent_channels if b else 3, path.name)
     return cls(net.eval().to(b.device if b else pick_device(device)), about, b, file_sha256(path))
 
@@ -451,7 +491,8 @@ def _empty_generator(shape:dict)->Generator:
 
 def generator_file(name)->Path: # as in `load`
     "The file of a generator"
-    shipped = {f.stem: f for f in asset('samples').parent.glob('generators/*') if f.suffix in ('.safetensors', '.onnx')}
+    files = asset('samples').parent.glob('generators/*')
+    shipped = {f.stem: f for f in files if f.suffix in ('.safetensors', '.onnx')}
     with explain_errors(f'no generator {str(name)[:60]!r}'):
         p = Path(name)
         if p.is_dir() and (p/GENERATOR_FILE).is_file(): return p/GENERATOR_FILE
@@ -471,51 +512,74 @@ def _onnx():
     except ImportError as e: raise StylekitError(f'{e.name} is not installed: pip install "stylekit[onnx]"') from e
     return onnx, onnxruntime
 
+# %% ../nbs/09_feedforward.ipynb #507bd62f
 @patch
 def export(self:FeedForward, path, # .onnx
            int8:bool=False, calibrate=(), # pictures like those to come
            tol:float=1e-3)->Path: # of a pixel in [0, 1], how far the file may be from torch
     "Write the generator as ONNX, for any runtime"
     if not isinstance(self.net, Generator): raise StylekitError('this generator is ONNX already: copy its file')
-    onnx, ort = _onnx()
+    _onnx()
     if Path(path).suffix != '.onnx': raise StylekitError(f'{path}: the name must end in .onnx')
     if int8 and not len(calibrate): raise StylekitError('int8 needs pictures to find its ranges by: calibrate=[...]')
-    side = 4*self.multiple
-    x, about = torch.rand(1, 3, side, side+self.multiple, generator=torch.Generator().manual_seed(0)), self.about | dict(space='pixel', multiple=self.multiple, form='int8' if int8 else 'onnx')
+    about = self.about | dict(space='pixel', multiple=self.multiple, form='int8' if int8 else 'onnx')
     with atomic_path(path) as tmp, warnings.catch_warnings():
         warnings.simplefilter('ignore')   # the tracer tells of shapes that it takes for constants; they are
-        torch.onnx.export(_Whole(self).cpu().eval(), (x,), str(tmp), input_names=['image'], output_names=['styled'], dynamic_axes={k: {0: 'n', 2: 'h', 3: 'w'} for k in ('image', 'styled')}, opset_version=17, dynamo=False)
-        model = onnx.load(tmp)
-        onnx.helper.set_model_props(model, dict(stylekit_generator=json.dumps(about)))
-        onnx.save(model, tmp)
-        off = (torch.from_numpy(_session(tmp).run(None, dict(image=x.numpy()))[0])-self.tensor(x)).abs().max().item()
-        if off > tol: raise StylekitError(f'the exported network is off by {off:.2g}: report this')
-        if not int8: _stamp(tmp)
-        else: _quantize(tmp, [fit_image(im, im.size, tuple(-(-v//self.multiple)*self.multiple for v in im.size)).numpy() for im in map(load_image, calibrate)], json.dumps(about))
+        self._write_onnx(tmp, about, tol)
+        if int8: _quantize(tmp, [_fitted(load_image(im), self.multiple) for im in calibrate], json.dumps(about))
+        _stamp(tmp)
     return Path(path)
 
+# %% ../nbs/09_feedforward.ipynb #32f466e6
+@patch
+def _write_onnx(self:FeedForward, path, about:dict, tol:float):
+    "The file, if it says what torch says"
+    import onnx
+    side = 4*self.multiple
+    x = torch.rand(1, 3, side, side+self.multiple, generator=torch.Generator().manual_seed(0))
+    axes = {k: {0: 'n', 2: 'h', 3: 'w'} for k in ('image', 'styled')}
+    torch.onnx.export(_Whole(self).cpu().eval(), (x,), str(path), input_names=['image'], output_names=['styled'],
+                      dynamic_axes=axes, opset_version=17, dynamo=False)
+    _set_header(path, json.dumps(about))
+    off = (torch.from_numpy(_session(path).run(None, dict(image=x.numpy()))[0])-self.tensor(x)).abs().max().item()
+    if off > tol: raise StylekitError(f'the exported network is off by {off:.2g}: report this')
+
+# %% ../nbs/09_feedforward.ipynb #da4d0515
+def _set_header(path, text:str):
+    import onnx
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {HEADER: text})
+    onnx.save(model, path)
+
+def _fitted(image, multiple:int): # PIL; array (1, 3, H, W)
+    "A picture of the size that the network takes"
+    return fit_image(image, image.size, tuple(-(-v//multiple)*multiple for v in image.size)).numpy()
+
 def _session(path):
-    onnx, ort = _onnx()
+    _, ort = _onnx()
     o = ort.SessionOptions()
     o.intra_op_num_threads = torch.get_num_threads()
-    with explain_errors(f'{Path(path).name} is no ONNX network'): return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
+    with explain_errors(f'{Path(path).name} is no ONNX network'):
+        return ort.InferenceSession(str(path), o, providers=['CPUExecutionProvider'])
 
-def _quantize(path, pictures, about):
+# %% ../nbs/09_feedforward.ipynb #409efa2e
+def _quantize(path, pictures:list, header:str):
+    "Put a file in whole numbers of eight bits in its place"
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
-    import logging, onnx
+    import onnx
     class Reader(CalibrationDataReader):
         def __init__(self): self.it = iter(pictures)
         def get_next(self): return next(({'image': p} for p in self.it), None)
     quant_pre_process(str(path), str(path), skip_symbolic_shape=True)
     convs = [n.name for n in onnx.load(path).graph.node if n.op_type == 'Conv']
-    quantize_static(str(path), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
-                    op_types_to_quantize=['Conv'], nodes_to_exclude=[convs[0], convs[-1], *(c for c in convs if '/areas/' in c)])
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, dict(stylekit_generator=about))
-    onnx.save(model, path)
-    _stamp(path)
+    kept = [convs[0], convs[-1], *(c for c in convs if '/areas/' in c)]
+    types = dict(activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, op_types_to_quantize=['Conv'])
+    quantize_static(str(path), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+                    nodes_to_exclude=kept, **types)
+    _set_header(path, header)
 
+# %% ../nbs/09_feedforward.ipynb #fec8461a
 def _stamp(path):
     "A note with the hash of the file, behind all that is there: messages of protobuf may be strung together"
     import onnx
@@ -570,13 +634,9 @@ def _check_folder(part:_Part, overwrite:bool):
     is_other = path.exists() and _header_of(path).get('run_id') != part.run_id
     is_others_state = state.exists() and state_run(state, 'training') != part.run_id
     if (is_other or is_others_state) and not overwrite:
-        raise StylekitError(f'{where!r} holds a generator of another training: choose another name, or insist with overwrite=True')
+        remedy = 'choose another name, or insist with overwrite=True'
+        raise StylekitError(f'{where!r} holds a generator of another training: {remedy}')
     if is_others_state: drop_state(state, 'training')
-
-def _is_whole(part:_Part)->bool:
-    "Is the generator there, trained to its end?"
-    about = _header_of(part.dest/GENERATOR_FILE)
-    return about.get('run_id') == part.run_id and about.get('steps_done') == part.cfg.steps
 
 # %% ../nbs/09_feedforward.ipynb #c9569e45
 def _drop_work(dest:Path):
@@ -599,13 +659,15 @@ def _train(part:_Part, style, examples, b, teacher, minutes, report)->tuple: # g
         try: history = trainer.run(minutes)
         finally: trainer.close()
     if history is None: return teacher, False
-    ff = FeedForward(trainer.net.eval(), _about(trainer, part.name, examples), b if part.cfg.space == 'latent' else None)
+    autoencoder = b if part.cfg.space == 'latent' else None
+    ff = FeedForward(trainer.net.eval(), _about(trainer, part.name, examples), autoencoder)
     rank, world = place()
     if rank == 0: ff.save(part.dest/GENERATOR_FILE)
     if world > 1: torch.distributed.barrier()   # all name it by the same hash
     ff.sha256 = file_sha256(part.dest/GENERATOR_FILE)
     return ff, trainer.end.ended == 'finished'
 
+# %% ../nbs/09_feedforward.ipynb #0c60635d
 def _train_parts(parts:list, style, examples, b, teacher, minutes, report)->tuple: # generator, is it whole?
     ff = None if teacher is True else teacher
     for part in parts:
@@ -613,13 +675,26 @@ def _train_parts(parts:list, style, examples, b, teacher, minutes, report)->tupl
         if not done: return ff, False
     return ff, True
 
+def _is_whole(part:_Part)->bool:
+    "Is the generator there, trained to its end?"
+    about = _header_of(part.dest/GENERATOR_FILE)
+    return about.get('run_id') == part.run_id and about.get('steps_done') == part.cfg.steps
+
+def _ready(part:_Part, b, report)->FeedForward:
+    "A generator whose training has ended before"
+    if report: report(TrainingReport(part.cfg.steps, part.cfg.steps, ended='finished'))
+    ff = FeedForward.load(part.dest, b)
+    ff.net.to(b.device)
+    return ff
+
 # %% ../nbs/09_feedforward.ipynb #f07b7698
 def _about(trainer, name:str, examples:list)->dict: # of `GeneratorHeader`
     "What the file says of its training"
     b, style, teacher, cfg = trainer.backbone, trainer.style, trainer.teacher, trainer.cfg
-    made = dict(name=name, space=cfg.space, shape=trainer.net.shape, multiple=trainer.net.multiple, settings=asdict(cfg))
-    made |= dict(style=style.name, style_sha256=style.sha256, words=style.words, backbone=b.name, backbone_sha256=b.sha256)
-    made |= dict(pictures=len(examples), sha256=[e.sha256 for e in examples], teacher=teacher.sha256 if teacher else '')
+    made = dict(name=name, space=cfg.space, shape=trainer.net.shape, multiple=trainer.net.multiple)
+    made |= dict(settings=asdict(cfg), style=style.name, style_sha256=style.sha256, words=style.words)
+    made |= dict(backbone=b.name, backbone_sha256=b.sha256, pictures=len(examples))
+    made |= dict(sha256=[e.sha256 for e in examples], teacher=teacher.sha256 if teacher else '')
     return made | dict(run_id=trainer.run_id, steps_done=trainer.end.step)
 
 def _merged(cfg, changes): # fields of both: one's own first
@@ -629,7 +704,7 @@ def _merged(cfg, changes): # fields of both: one's own first
 
 # %% ../nbs/09_feedforward.ipynb #26a7514f
 def train_feedforward(style, # name, path, hub id or Style
-                      images, # folder of pictures (see `read_folder`), or a list of Examples: what is to be stylised later looks like these
+                      images, # folder of pictures like those to be stylised later (see `read_folder`), or Examples
                       name:str=None, # of the generator; default the style's
                       *, backbone=None, out:Path=Path('generators'), # folder for generators
                       template:str='{}', # around captions from file names
@@ -646,20 +721,17 @@ def train_feedforward(style, # name, path, hub id or Style
     examples = images if isinstance(images, list) else read_folder(images, template)
     check_minutes(minutes)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
-    b, dest, is_first = load_backbone(backbone, device, dtype), Path(out).expanduser()/name, place()[0] == 0
-    if teacher and teacher is not True and not isinstance(teacher, FeedForward): teacher = FeedForward.load(teacher, b)
+    b, dest = load_backbone(backbone, device, dtype), Path(out).expanduser()/name
+    is_file = teacher and teacher is not True and not isinstance(teacher, FeedForward)
+    if is_file: teacher = FeedForward.load(teacher, b)
     parts = _parts(name, dest, cfg, teacher, partial(feedforward_run_id, b, style, examples))
+    is_first = place()[0] == 0
     with folder_lock(dest, held=is_first):
-        for p in parts if is_first else (): _check_folder(p, overwrite)
+        if is_first:
+            for p in parts: _check_folder(p, overwrite)
         if not overwrite and _is_whole(parts[-1]): ff, done = _ready(parts[-1], b, report), True
         else: ff, done = _train_parts(parts, style, examples, b, teacher, minutes, report)
         if not done and not report: warnings.warn(f'the training of {name!r} was cut short: run it again to go on')
-        for p in parts if is_first and done else (): _drop_work(p.dest)   # not before: a teacher that is ready is not trained again
-    return ff
-
-def _ready(part:_Part, b, report)->FeedForward:
-    "A generator whose training has ended before"
-    if report: report(TrainingReport(part.cfg.steps, part.cfg.steps, ended='finished'))
-    ff = FeedForward.load(part.dest, b)
-    ff.net.to(b.device)
+        if done and is_first:   # the teacher's not before: it would be trained again
+            for p in parts: _drop_work(p.dest)
     return ff

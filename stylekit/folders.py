@@ -109,14 +109,17 @@ class Manifest:
         self.runs = {r.id: r for r in lines if isinstance(r, FolderRun)}
         self.records = {(r.run, r.picture): r for r in lines if isinstance(r, FolderRecord)}
         lost = [r.picture for r in self.records.values() if r.run not in self.runs]
-        if lost: raise StylekitError(f'{MANIFEST} lacks the line of the run that made {lost[0]}: delete it, and it is made anew')
+        if lost:
+            raise StylekitError(f'{MANIFEST} lacks the line of the run that made {lost[0]}: '
+                                'delete it, and it is made anew')
         if not overwrite: self._refuse_others()
         self.runs[run.id] = run
         self._rewrite()
     def _refuse_others(self):
         made = {r.run for r in self.records.values() if not r.error}
         for other in [self.runs[i] for i in made if i != self.run.id]:
-            raise StylekitError(f'{self.path.parent.name!r} holds the results of another run ({run_difference(self.run, other)}): '
+            difference = run_difference(self.run, other)
+            raise StylekitError(f'{self.path.parent.name!r} holds the results of another run ({difference}): '
                                 'give another folder for the results, or overwrite=True')
 
 # %% ../nbs/09a_folders.ipynb #566d25d1
@@ -145,6 +148,7 @@ def made(self:Manifest, result:str)->bool: # a place in the folder for results
     if not hasattr(self, '_known'): self._known = {r.result for r in self.records.values() if not r.error}
     return result in self._known
 
+# %% ../nbs/09a_folders.ipynb #7999f214
 @patch
 def close(self:Manifest):
     "Sorted, and only what is still true: lines of earlier calls end where their result is gone or has been overwritten"
@@ -429,18 +433,27 @@ class _FolderLoop:
         self.report(FolderProgress(n, self.of, new, sum(bool(r.error) for r in busy), left))
 
 # %% ../nbs/09a_folders.ipynb #568d7fbf
+def _run_in(path:Path)->str: # `id` of a FolderRun; '' if none
+    "Which run made this result"
+    try: return (read_output(path)['run'] or {}).get('folder_run', '')
+    except StylekitError: return ''
+
 def _in_the_way(pictures:list, out, manifest:Manifest)->dict: # name of a picture -> what is wrong
     "Pictures whose result would overwrite what is not known to be one"
     found = {}
     for p in pictures:
         path = result_path(out, p)
-        if manifest.made(result_path('', p).as_posix()) or not path.exists(): continue
-        try: run = read_output(path)['run'] or {}
-        except StylekitError: run = {}
-        theirs = run.get('folder_run')
+        if path.is_dir():
+            found[p.name] = f'{path.name} is a folder there: move it, or give another folder for the results'
+            continue
+        if not path.exists() or manifest.made(result_path('', p).as_posix()): continue
+        theirs = _run_in(path)
         if theirs == manifest.run.id: continue
-        if theirs: raise StylekitError(f'{Path(out).name!r} holds results of another run, as {path.name}: give another folder for the results, or overwrite=True')
-        found[p.name] = f'{path.name} is there already and not of this run: move it, give another folder for the results, or overwrite=True'
+        if theirs:
+            where = f'{Path(out).name!r} holds results of another run, as {path.name}'
+            raise StylekitError(f'{where}: give another folder for the results, or overwrite=True')
+        remedy = 'move it, give another folder for the results, or overwrite=True'
+        found[p.name] = f'{path.name} is there already and not of this run: {remedy}'
     return found
 
 # %% ../nbs/09a_folders.ipynb #8ab5d6be

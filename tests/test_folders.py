@@ -1,8 +1,8 @@
 "A folder of pictures, killed and gone on with, in one process, in several, on two Ray workers, and generators trained by two processes; what its list says, and what is refused"
-import errno, json, os, re, signal, subprocess, sys, time
+import errno, io, json, os, re, signal, subprocess, sys, time, unicodedata
 from pathlib import Path
-import pytest, torch
-from PIL import Image
+import numpy as np, pytest, torch
+from PIL import Image, ImageCms, ImageDraw, PngImagePlugin, features
 from stylekit import StylekitError, load_backbone
 from stylekit.images import sample, samples
 from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator
@@ -53,7 +53,6 @@ def contents(out)->tuple: # name -> bytes of all files but the list; its lines, 
     return files, [{k: v for k, v in line.items() if k not in clock} for line in lines]
 
 def pictures_in(files:dict)->dict: # name -> pixels: the record in a file says which run it is of, and so where it lies
-    import io
     return {n: Image.open(io.BytesIO(raw)).tobytes() for n, raw in files.items()}
 
 def run(home, generator, out, **how):
@@ -69,14 +68,14 @@ def killed_at(n, home, generator, out, **how):
     p.send_signal(signal.SIGKILL)
     p.wait()
 
-@pytest.mark.parametrize('workers', [1, 2])
-def test_killed_twice_it_ends_complete(home, generator, alone, workers):
+@pytest.mark.parametrize('workers, kills', [(1, 2), (2, 1)])
+def test_killed_it_ends_complete(home, generator, alone, workers, kills):
     "Every result, a line for each picture, the broken ones named; nothing made twice, nothing half, the bytes of one process that nobody disturbed"
     out = home/f'out{workers}'
     killed_at(15, home, generator, out, workers=workers)
     early = {p: p.stat().st_mtime_ns for p in results(out)}
-    killed_at(len(early)+15, home, generator, out, workers=workers)
-    assert N-BROKEN > len(results(out)) > len(early)
+    if kills == 2: killed_at(len(early)+15, home, generator, out, workers=workers)
+    assert N-BROKEN > len(results(out)) >= len(early)+15*(kills-1)
     assert run(home, generator, out, workers=workers).wait() == 0
     assert early == {p: p.stat().st_mtime_ns for p in early}
     assert all(Image.open(p).load() for p in results(out)) and len(results(out)) == N-BROKEN
@@ -102,9 +101,9 @@ from stylekit.finetune import Example
 from stylekit.images import sample, samples
 def train(out, style, model):
     examples = [Example(Path(f'{n}.png'), sample(n).resize((64, 64)), f'a {n}', n) for n in samples()[:4]]
-    how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1), steps=5, batch=4, check=2, lr=1e-2)
+    how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1), steps=5, batch=2, check=2, lr=1e-2)
     train_feedforward(style, examples, 'g', **how)
-    train_feedforward(style, examples, 'pupil', teacher=Path(out)/'g', space='pixel', areas=4, views=8, vary=True, refine=1, **how)
+    train_feedforward(style, examples, 'pupil', teacher=Path(out)/'g', space='pixel', areas=4, views=4, vary=True, refine=1, **how)   # two parts of lessons
 if __name__ == '__main__': train(*sys.argv[1:])
 """
 
@@ -246,3 +245,98 @@ def test_a_full_disk_when_the_list_is_closed(few, tmp_path, monkeypatch):
     assert before == {p: p.stat().st_mtime_ns for p in results(out)} and len(before) == 2
     lines = read_lines(out/MANIFEST, FolderRun, FolderRecord)[1:]
     assert [r.seconds is not None for r in lines] == [not r.error for r in lines]   # the time that it took was not forgotten
+
+
+# ---- a folder as people have it
+
+def disc(mode='RGB', size=(64, 64), ground=(255, 255, 255), ink=(200, 60, 40)):
+    "A picture of one thing"
+    im = Image.new(mode, size, ground)
+    ImageDraw.Draw(im).ellipse([size[0]*.2, size[1]*.2, size[0]*.8, size[1]*.8], fill=ink)
+    return im
+
+def encoded(im, fmt, **how)->bytes:
+    im.save(f := io.BytesIO(), fmt, **how)
+    return f.getvalue()
+
+def noted(text, zip=False)->bytes:
+    "A PNG with a long note of another program"
+    info = PngImagePlugin.PngInfo()
+    info.add_text('workflow', text, zip=zip)
+    return encoded(disc(), 'PNG', pnginfo=info)
+
+def wrong_checksum()->bytes:
+    "A PNG whose note has a wrong checksum"
+    raw = bytearray(noted('a red ball, <lora:ink:0.8>'))
+    at = raw.index(b'tEXt')
+    raw[at+4+int.from_bytes(raw[at-4:at], 'big')] ^= 255
+    return bytes(raw)
+
+def usual_pictures()->dict: # name -> bytes
+    "What is no plain RGB and can be made"
+    cut = disc('RGBA', ground=(0, 0, 0, 0), ink=(200, 60, 40, 255))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    lab = ImageCms.profileToProfile(disc(), ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), outputMode='LAB')
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    grey = Image.fromarray(np.linspace(0, 65535, 64*64).reshape(64, 64).astype(np.uint16))
+    png = encoded(disc(), 'PNG')
+    made = {'a cutout.png': encoded(cut, 'PNG'), 'a cutout in few colours.png': encoded(cut.quantize(16), 'PNG'), 'a clear ground.webp': encoded(cut, 'WEBP'),
+            'a workflow.png': noted('abc '*400_000, zip=True), 'a long note.png': noted('x'*2_000_000), 'a wrong checksum.png': wrong_checksum(),
+            'four inks.jpg': encoded(disc().convert('CMYK'), 'JPEG'), 'two pictures.jpg': encoded(disc(), 'MPO', save_all=True, append_images=[disc(size=(32, 32))]),
+            'a panorama.jpg': encoded(disc(size=(240, 30)), 'JPEG'), 'a deep scan.png': encoded(grey, 'PNG'), 'a turned photo.jpg': encoded(disc(size=(80, 48)), 'JPEG', exif=turned),
+            'a moving thing.webp': encoded(disc(), 'WEBP', save_all=True, append_images=[disc(ink=(0, 0, 255))], duration=100), 'a measured colour.tif': encoded(lab, 'TIFF'),
+            'a profile.png': encoded(disc(), 'PNG', icc_profile=srgb), 'a tail.png': png+bytes(5000), 'an ending.jfif': encoded(disc(), 'JPEG'), 'a bitmap.bmp': encoded(disc(), 'BMP'),
+            'an old one.gif': encoded(disc(), 'GIF'), 'no ending': png, 'really a photo.png': encoded(disc(), 'JPEG'), 'Capital Letters.PNG': png, 'shoes/deep/a shoe.jpeg': encoded(disc(), 'JPEG'),
+            'facade.png': png, 'a # b & c.png': png, 'two  spaces .png': png, "it's quoted.png": png, 'grey.png': encoded(disc().convert('L'), 'PNG'), 'black and white.png': encoded(disc().convert('1'), 'PNG')}
+    made |= {unicodedata.normalize('NFD', n): png for n in ('café crème.png', 'がっこう.png', 'हिन्दी घर.png')}
+    if features.check('avif'): made['a flat field.avif'] = encoded(disc(), 'AVIF')
+    return made
+
+def useless_pictures()->dict: # name -> bytes, words of what is said
+    "What looks like a picture and can't be made"
+    png, jpg = encoded(sample('owl'), 'PNG'), encoded(disc(size=(256, 256)), 'JPEG', progressive=True, quality=95)
+    return {'a tall tree.heic': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic'+bytes(200), 'heic|HEIF|pillow'), 'half.png': (png[:len(png)//2], 'damaged'), 'the head.png': (png[:60], 'damaged'),
+            'cut.jpg': (jpg[:len(jpg)//2], 'damaged'), 'nothing.jpg': (b'', 'empty'), 'a page.png': (b'<!doctype html>', 'HTML'), 'a drawing.svg': (b'<svg/>', 'vector|SVG'), 'layers.psd': (b'8BPS'+bytes(99), 'psd|PSD|not an image'),
+            'a raw photo.NEF': (b'II*\0'+bytes(100), 'raw'), 'shoes/a pointer.jpg': (b'version https://git-lfs.github.com/spec/v1\n', 'LFS'), 'a torn scan.tif': (b'II*\0\x08\0\0\0'+b'\xff'*90, 'damaged|not an image')}
+
+NO_PICTURES = {'._facade.png': b'\0\5\x16\7\0\2\0\0Mac OS X        '+bytes(200), '.hidden.png': b'x', 'notes.txt': b'x', 'Thumbs.db': b'x', 'list.json': b'{}',
+               '.cache/x.png': b'x', '__MACOSX/x.png': b'x', 'folder.png/readme.md': b'x'}
+BESIDE = {'IMG_0001.png': ('IMG_0001.txt', 'an owl'.encode('utf-8-sig')), 'IMG_0002.png': ('IMG_0002.TXT', 'ein Käfer'.encode('utf-16')), 'IMG_0003.png': ('IMG_0003.caption', b'a (big:1.3) owl <lora:ink:1>'),
+          'IMG_0004.png': ('IMG_0004.png.txt', 'Größe'.encode('cp1252')), 'IMG_0005.png': ('metadata.jsonl', b'{"file_name": "IMG_0005.png", "text": "an owl"}\n')}
+
+@pytest.fixture(scope='module')
+def crowd(tmp_path_factory):
+    "The folder; names of what can be made; name -> words, of what can't"
+    d, good, bad = tmp_path_factory.mktemp('crowd'), usual_pictures(), useless_pictures()
+    files = good | {n: raw for n, (raw, _) in bad.items()} | NO_PICTURES | dict.fromkeys(BESIDE, good['facade.png']) | dict(BESIDE.values())
+    for name, raw in files.items():
+        (d/name).parent.mkdir(parents=True, exist_ok=True)
+        (d/name).write_bytes(raw)
+    for name in ('red shoe.png', 'red shoe.jpg'): disc().save(d/name)   # they would have one result
+    return d, [*good, *BESIDE, 'red shoe.jpg'], {n: words for n, (_, words) in bad.items()} | {'red shoe.png': 'red shoe'}
+
+@pytest.mark.parametrize('way', ['optimised', 'in one pass'])
+def test_a_folder_of_all_kinds(crowd, generator, models, random_style, tmp_path, way):
+    "The command line, as a process: each gets a line, none stops the others, and the status says that some failed"
+    folder, good, bad = crowd
+    bad = bad | {'facade.png': 'is a folder'}
+    (tmp_path/'out'/'facade.png').mkdir(parents=True)   # where a result should go
+    how = ['--generator', str(generator)]
+    if way == 'optimised':
+        model = models('sd15')
+        how = ['--backbone', str(model), '--style', str(random_style(load_backbone(model))), '--steps', '1', '--resolution', '32']
+    args = [sys.executable, '-m', 'stylekit', 'stylize', str(folder), '--out', str(tmp_path/'out'), *how]
+    ran = subprocess.run(args, capture_output=True, text=True, env=ENV, timeout=300)
+    assert ran.returncode == 1 and 'Traceback' not in ran.stderr, ran.stderr[-2000:]
+    lines = {r.picture: r for r in read_lines(tmp_path/'out'/MANIFEST, FolderRun, FolderRecord)[1:]}
+    assert {*lines} == {*good, *bad} and len(lines) >= 45
+    for name, words in bad.items(): assert re.search(words, lines[name].error), lines[name]
+    made = {n: r for n, r in lines.items() if n not in bad}
+    assert not any(r.error for r in made.values()), [r for r in made.values() if r.error]
+    assert all(Image.open(tmp_path/'out'/r.result).load() for r in made.values())
+    assert {p.relative_to(tmp_path/'out').as_posix() for p in results(tmp_path/'out') if p.is_file()} == {r.result for r in made.values()}
+    for n in ('a cutout.png', 'a cutout in few colours.png', 'a clear ground.webp'): assert Image.open(tmp_path/'out'/lines[n].result).getchannel('A').getextrema() == (0, 255)
+    assert ran.stdout.startswith(f'{len(made)} pictures in') and f'{len(made)} of them made now; {len(bad)} failed' in ran.stdout
+    for n in bad: assert any(line.startswith(f'stylekit: {n}: ') for line in ran.stderr.splitlines()), n
+    assert all(line.startswith('stylekit: ') and len(line) < 500 for line in ran.stderr.splitlines()), ran.stderr

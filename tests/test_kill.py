@@ -52,6 +52,19 @@ def moments(seconds:float, n:int, seed:int)->list:
     g = random.Random(seed)
     return [seconds*(i+g.random())/n for i in range(n)]
 
+WHOLE = {}   # a command without the paths of its test -> what a run leaves that nobody disturbed, and its seconds
+
+def undisturbed(tmp_path:Path, command, contents, cwd)->tuple: # as for `check_kills`; from `WHOLE`
+    "What the command leaves, asked for once in all tests"
+    key = tuple(a.replace(str(tmp_path), '') for a in command(tmp_path/'whole'))
+    if key in WHOLE: return WHOLE[key]
+    if not WHOLE: to_the_end(command(tmp_path/'warm'), cwd)     # the first run of all compiles and caches
+    seconds = to_the_end(command(tmp_path/'whole'), cwd)
+    assert not crumbs(tmp_path/'whole')
+    WHOLE[key] = folder_contents(tmp_path/'whole', contents), seconds
+    assert WHOLE[key][0]
+    return WHOLE[key]
+
 def check_kills(tmp_path:Path,
                 command, # command(out) -> arguments of `stylekit`
                 contents=file_contents, # contents(path) -> what must be the same in both runs
@@ -59,10 +72,8 @@ def check_kills(tmp_path:Path,
                )->int: # how often it was hit while it ran
     "Kill the command at random moments, each time in a fresh folder, call it again, and compare with a run left alone"
     cwd = cwd or tmp_path
-    to_the_end(command(tmp_path/'warm'), cwd)     # the first run compiles and caches
-    seconds = to_the_end(command(tmp_path/'whole'), cwd)
-    whole, hits = folder_contents(tmp_path/'whole', contents), 0
-    assert whole and not crumbs(tmp_path/'whole')
+    whole, seconds = undisturbed(tmp_path, command, contents, cwd)
+    hits = 0
     for i, moment in enumerate(moments(seconds, kills or KILLS, seed)):
         out = tmp_path/f'killed-{i}'
         hits += kill_after(command(out), cwd, moment)
@@ -124,7 +135,7 @@ def check_two_at_once(tmp_path:Path,
                       others=((), ('--seed', '1', '--overwrite')), # what else the second asks for, one after the other
                       contents=file_contents):
     "The second is refused in one line, and the first ends as if it had been alone"
-    to_the_end(command(tmp_path/'alone'), tmp_path)
+    whole, _ = undisturbed(tmp_path, command, contents, tmp_path)
     first = start(command(tmp_path/'c'), tmp_path)
     while not (tmp_path/'c'/sign).exists() and first.poll() is None: time.sleep(.05)
     assert first.poll() is None, 'it ended before the second began'
@@ -137,7 +148,7 @@ def check_two_at_once(tmp_path:Path,
     os.killpg(first.pid, signal.SIGCONT)
     said, _ = first.communicate(timeout=600)
     assert first.returncode == 0, said
-    assert folder_contents(tmp_path/'c', contents) == folder_contents(tmp_path/'alone', contents) and not crumbs(tmp_path/'c')
+    assert folder_contents(tmp_path/'c', contents) == whole and not crumbs(tmp_path/'c')
 
 def test_two_trainings_in_one_folder(grid, tmp_path):
     check_two_at_once(tmp_path, lambda out, *more: train_control(grid, out, *more), 'work', 'c')
