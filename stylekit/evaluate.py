@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from html import escape
 from pathlib import Path
+from textwrap import fill
 from urllib.parse import quote
 import numpy as np, torch
 from fastcore.basics import patch
@@ -477,7 +478,8 @@ def meaning(self:Table, metric:str)->str:
     text = own[1] if own else METRICS[metric].meaning if metric in METRICS else ''
     text = text.replace('{n_ref}', str(m.n_ref))
     better = 'Higher is better.' if self.high[metric] else 'Lower is better.'
-    return ' '.join(t for t in (text, better, _measured_with(m)) if t)
+    asked = '' if self.label(metric) == metric else f'Asked for as {metric}.'
+    return ' '.join(t for t in (text, better, _measured_with(m), asked) if t)
 
 def _measured_with(m:Measured)->str:
     if m.backbone == 'pixels': return 'Read from the pixels, by no network.'
@@ -550,7 +552,7 @@ def text(self:Table)->str:
         lines = [[style, *(r.method for r in rows)]]
         lines += [[self.heading(m), *values] for m, *values in zip(self.metrics, *columns) if any(values)]
         parts.append('\n'.join('  '.join(line).rstrip() for line in _lines_up(lines)))
-    legend = [f'{self.heading(m)}: {self.meaning(m)}' for m in self.metrics]
+    legend = [fill(f'{self.heading(m)}: {self.meaning(m)}', 100, subsequent_indent='    ') for m in self.metrics]
     return '\n\n'.join([*parts, self.caption('*', False), '\n'.join(legend)])
 
 # %% ../nbs/13_evaluate.ipynb #3713d467
@@ -627,7 +629,7 @@ _PAGE = '''<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Evaluation</title>
 <style>body {{font: 15px/1.5 system-ui, sans-serif; margin: 2em; max-width: 75em}} img {{max-width: 100%}}
 table {{border-collapse: collapse}} td, th {{padding: .3em .8em; text-align: left; border-bottom: 1px solid #ccc}}
-small {{color: #666}}</style>
+small {{color: #666; white-space: nowrap}}</style>
 {body}
 </html>'''
 
@@ -641,9 +643,10 @@ def html(self:Table, images:tuple=() # names of pictures beside it, to be shown
     lines = ['<tr>'+''.join(f'<th>{h}</th>' for h in head)+'</tr>']
     lines += ['<tr>'+''.join(f'<td>{c}</td>' for c in row)+'</tr>' for row in rows]
     legend = [f'<b>{escape(self.heading(m))}</b>: {escape(self.meaning(m))}' for m in self.metrics]
-    notes = ''.join(f'<li>{line}</li>' for line in (*map(escape, self.remarks), *legend))
+    def listed(lines): return '<ul>'+''.join(f'<li>{line}</li>' for line in lines)+'</ul>' if lines else ''
     shown = [f'<h2>{escape(i)}</h2>\n<img src="{escape(quote(i))}" alt="{escape(i)}">' for i in images]
-    body = ['<table>', *lines, '</table>', f'<p>{escape(self.caption())}</p>', f'<ul>{notes}</ul>', *shown]
+    body = ['<table>', *lines, '</table>', f'<p>{escape(self.caption())}</p>']
+    body += [listed([*map(escape, self.remarks)]), listed(legend), *shown]
     return _PAGE.format(body='\n'.join(body))
 
 # %% ../nbs/13_evaluate.ipynb #e1be4345
