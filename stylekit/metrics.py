@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
-from .clip import image_norm, load_clip, weights_sha256
+from .clip import image_norm, load_clip, model_folder, weights_sha256
 from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors
 from .images import image_to_tensor, load_image
 
@@ -290,8 +290,10 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
         raise StylekitError(f"no features {str(name)!r}: there are 'mini', `judge_features()`, the folder or hub id of a CLIP or ViT, a file of AlexNet or VGG, "
                             'and `Features(...)` for a network of your own; published networks do not come with stylekit, and nothing takes their place')
     else:
-        with explain_errors(f'no network to be had from {p.name!r}', 'give a folder with its config.json and safetensors'): kind = AutoConfig.from_pretrained(name).model_type
-        how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, name)
+        with explain_errors(f'no network to be had from {p.name!r}', 'give a folder with its config.json and safetensors'):
+            folder = model_folder(name)
+            kind = AutoConfig.from_pretrained(folder).model_type
+        how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, folder)
     if size not in (None, how['size']): raise StylekitError(f"{how['name']} reads {how['size']} pixels and no other size")
     return Features(**how, device=device)
 
