@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
-from .backbone import PICKLES, Backbone
+from .backbone import PICKLES, Backbone, hub_copy
 from .core import StylekitError, asset, atomic_path, check_range, digest, explain_errors, file_sha256, user_path
 from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family, parameter_shapes,
                               read_lora, sgm_names, what_it_is)
@@ -184,15 +184,15 @@ def _one(files, where):
 _CONFIGS = ('adapter_config.json', 'lora_config.json', 'config.json')
 
 def _download(style): # 'org/model', or 'org/model/file.safetensors'
-    from huggingface_hub import hf_hub_download, list_repo_files
     repo, name = '/'.join(style.split('/')[:2]), '/'.join(style.split('/')[2:])
-    try:
-        files = list_repo_files(repo)
-        name = name or _one([f for f in files if f.endswith('.safetensors')], f'{repo!r}')
-        for beside in {*_CONFIGS, f'{name.removesuffix(".safetensors")}.json'} & {*files}: hf_hub_download(repo, beside)
-        return Path(hf_hub_download(repo, name))
-    except StylekitError: raise
-    except Exception as e: raise StylekitError(f'no LoRA to be had from {style!r} ({type(e).__name__}): download it and give its path') from e
+    def weights(files): return name or _one([f for f in files if f.endswith('.safetensors')], f'{repo!r}')
+    def wanted(files):
+        file = weights(files)
+        return [file, *({*_CONFIGS, f'{file.removesuffix(".safetensors")}.json'} & {*files})]
+    folder, _ = hub_copy(repo, wanted)
+    path = folder/weights(sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.safetensors')))
+    if not path.is_file(): raise StylekitError(f'{repo!r} holds no {name!r}: name a file of it')
+    return path
 
 # %% ../nbs/04_lora.ipynb #d756271e
 LONGEST_WORDS = 200   # letters: a prompt has room for some 60 words, and most of them are the picture's

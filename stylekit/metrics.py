@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
-from .clip import image_norm, load_clip, weights_sha256
+from .clip import image_norm, load_clip, model_folder, weights_sha256
 from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors
 from .images import image_to_tensor, load_image
 from .records import parse_json
@@ -264,10 +264,6 @@ def _model_type(folder:Path)->str: # as 'clip' or 'vit'
     if not any(folder.glob('*.safetensors')): raise StylekitError(f'{what}: it holds no safetensors; {_ASK}')
     return kind
 
-def _hub_type(name:str)->str:
-    from transformers import AutoConfig
-    with explain_errors(f'no network to be had from {name!r}', _ASK): return AutoConfig.from_pretrained(name).model_type
-
 def _vit(name, path)->dict: # arguments of `Features`
     "DINO, DINOv2 and their like"
     from transformers import AutoModel
@@ -307,8 +303,9 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
         raise StylekitError(f"no features {str(name)!r}: there are 'mini', `judge_features()`, the folder or hub id of a CLIP or ViT, a file of AlexNet or VGG, "
                             'and `Features(...)` for a network of your own; published networks do not come with stylekit, and nothing takes their place')
     else:
-        kind = _model_type(p) if p.is_dir() else _hub_type(name)
-        how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, name)
+        with explain_errors(f'no network to be had from {p.name!r}', _ASK): folder = Path(model_folder(name))
+        kind = _model_type(folder)
+        how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, folder)
     if size not in (None, how['size']): raise StylekitError(f"{how['name']} reads {how['size']} pixels and no other size")
     return Features(**how, device=device)
 

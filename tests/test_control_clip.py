@@ -11,6 +11,7 @@ from stylekit.control_clip import (CONFIG_FILE, CONTROL_FILE, LABELLED, MODES, R
 from stylekit.core import StylekitError
 from stylekit.images import sample, samples
 from stylekit.grids import Grid, Shot
+from stylekit.records import load_state
 from stylekit.training import TrainingReport
 from stylekit.guidance import COMBINE, Steer, attach, control_clip, detach, join_attention
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
@@ -202,6 +203,32 @@ def test_a_home_folder_in_python(clip, grid, tmp_path, monkeypatch):
     again = load_control_clip('~/c', clip)
     again.save('~/d')
     assert {p.name for p in (tmp_path/'home'/'d').iterdir()} == {CONTROL_FILE, CONFIG_FILE}
+
+@pytest.mark.parametrize('at', [1, 3, 6, 'held out'])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_no_step_on_what_is_no_number(clip, grid, tmp_path, monkeypatch, at, bad):
+    "The training ends in one line; what was good is kept, and the same call goes on from there"
+    calls, loss = [], ControlTrainer.loss
+    def poisoned(self, *a):
+        calls.append(1)
+        return loss(self, *a)*(bad if len(calls) == at else 1)
+    monkeypatch.setattr(ControlTrainer, 'loss', poisoned)
+    if at == 'held out': monkeypatch.setattr(ControlTrainer, 'held_out', lambda self, role: bad)
+    with pytest.raises(StylekitError, match='NaN') as e: train_control_clip(grid, clip, out=tmp_path/'c', **TINY)
+    assert '\n' not in str(e.value) and not (tmp_path/'c'/CONTROL_FILE).exists()
+    for p in (tmp_path/'c').glob('work/*-training.pt'): assert all(torch.isfinite(v).all() for v in load_state(p, 'training')['model'].values())
+    monkeypatch.undo()
+    whole, again = train_control_clip(grid, clip, **TINY), train_control_clip(grid, clip, out=tmp_path/'c', **TINY)
+    for r in ROLES: assert all(torch.equal(p, again.part(r)[n]) for n, p in whole.part(r).items())
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError('CUDA out of memory')], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('where', ['loss', 'held_out'])
+def test_memory_that_runs_out_names_a_lever(clip, grid, tmp_path, monkeypatch, error, where):
+    def fail(*a): raise error
+    monkeypatch.setattr(ControlTrainer, where, fail)
+    with pytest.raises(StylekitError, match='ran out of memory: lower `prompts` or `batch`'): train_control_clip(grid, clip, out=tmp_path/'c', **TINY)
+    monkeypatch.undo()
+    assert train_control_clip(grid, clip, out=tmp_path/'c', **TINY).about['ended'] == 'finished'
 
 def test_another_training_is_refused(clip, grid, tmp_path):
     begun = partial(train_control_clip, grid, clip, out=tmp_path/'c', report=lambda r: None, **TINY)

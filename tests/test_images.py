@@ -44,7 +44,7 @@ FILES = {'png': encoded(noise(), 'PNG'), 'jpg': encoded(noise(), 'JPEG'), 'webp'
 @pytest.mark.parametrize('data, word', [
     (b'', 'empty'), (b'<!DOCTYPE html><html>', 'HTML'), (b'\xef\xbb\xbf\n <HTML lang=de>', 'HTML'), (b'<!-- hi --><html>', 'HTML'),
     (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'SVG'), (b'<?xml version="1.0"?>\n<!-- x -->\n<svg>', 'SVG'),
-    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n', 'git lfs pull'), (b'\0\0\0\x20ftypheic\0\0\0\0mif1', 'pillow-heif'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n', 'git lfs pull'),
     (b'\0\0\0\x20ftypavif', 'AVIF'), (encoded(noise(), 'EPS'), 'PostScript'),
     (encoded(noise(), 'PPM'), 'none of PNG'), (b'PK\x03\x04abc', 'zip'), (b'\x89PNG\r\n\x1a\n', 'damaged'), (b'\xff\xd8\xff', 'damaged'),
     (png(0, 0, rows=b''), 'zero width'), (png(16, 0, rows=b''), 'zero width'), (b'hello', 'none of PNG'), (bytes(100), 'none of PNG')])
@@ -195,6 +195,8 @@ def test_a_damaged_picture_is_not_taken_for_a_missing_decoder(tmp_path, heif, ki
 
 def test_heic_without_a_decoder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'pillow_heif', None)   # an ImportError, also where it is installed
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, 'HEIF', raising=False)
     for brand in (b'heic', b'heix', b'mif1'): refused(put(tmp_path, b'\0\0\0\x18ftyp'+brand+bytes(300), 'x.heic'), 'pip install pillow-heif')
 
 @pytest.mark.parametrize('size', [(64, 48), (97, 33)])
