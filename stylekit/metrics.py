@@ -254,11 +254,11 @@ def _clip(clip)->dict: # arguments of `Features`
 # %% ../nbs/12_metrics.ipynb #b0b67ce6
 _ASK = 'give a folder with its config.json and safetensors'
 
-def _model_type(folder:Path)->str: # as 'clip' or 'vit'
+def _model_type(folder:Path, name:str)->str: # as 'clip' or 'vit'
     "What kind of network a folder holds, by its own words; its name would be a guess"
-    what = f'no network to be had from {folder.name!r}'
+    what = f'no network to be had from {name!r}'
     if not (folder/'config.json').is_file(): raise StylekitError(f'{what}: it has no config.json; {_ASK}')
-    config = parse_json((folder/'config.json').read_bytes(), f'config.json of {folder.name}')
+    config = parse_json((folder/'config.json').read_bytes(), f'config.json of {name}')
     kind = config.get('model_type') if isinstance(config, dict) else None
     if not isinstance(kind, str): raise StylekitError(f'{what}: its config.json names no model_type; {_ASK}')
     if not any(folder.glob('*.safetensors')): raise StylekitError(f'{what}: it holds no safetensors; {_ASK}')
@@ -304,7 +304,7 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
                             'and `Features(...)` for a network of your own; published networks do not come with stylekit, and nothing takes their place')
     else:
         with explain_errors(f'no network to be had from {p.name!r}', _ASK): folder = Path(model_folder(name))
-        kind = _model_type(folder)
+        kind = _model_type(folder, p.name)
         how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, folder)
     if size not in (None, how['size']): raise StylekitError(f"{how['name']} reads {how['size']} pixels and no other size")
     return Features(**how, device=device)
