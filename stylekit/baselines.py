@@ -13,7 +13,7 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, check_range
-from .scores import Score, ddim, falling, scores
+from .scores import Score, ddim, falling, read_off, scores
 from .sms import METHODS, PRESETS, Method, Settings, randn_like
 
 # %% ../nbs/07_baselines.ipynb #0eaf830d
@@ -77,7 +77,7 @@ class PDS(DDS):
         b, before = self.backbone, (t-2).clamp(min=0)
         A, A_prev, beta = b.abar(t), b.abar(before), b.betas[t].view(-1,1,1,1)
         z_t = b.add_noise(z, noise, t)
-        z0 = (z_t-(1-A).sqrt()*eps)/A.sqrt()
+        z0 = read_off(z_t, eps, A)
         mean = A_prev.sqrt()*beta/(1-A)*z0 + (1-beta).sqrt()*(1-A_prev)/(1-A)*z_t
         return (b.add_noise(z, noise_prev, before)-mean)/((1-A_prev)/(1-A)*beta).sqrt()
     def direction(self, z, t, noise):

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from .backbone import Backbone, load_backbone
-from .core import StylekitError, atomic_path
+from .core import StylekitError, asset, atomic_path, folder_lock, user_path
 from .images import sample
 from .lora import load_style, new_adapter, save_lora
 from .sms import settings
@@ -27,13 +27,16 @@ SHAPES = dict(sd15=dict(channels=(320, 640, 1280, 1280), heads=8, text=(768, 307
 
 def random_model(folder, shape:str='sd15', seed:int=0)->Path: # of SHAPES
     "A diffusers folder in the shape of Stable Diffusion 1.5, with random weights"
+    if shape not in SHAPES: raise StylekitError(f'no shape {shape!r}: choose {", ".join(SHAPES)}')
+    folder = user_path(folder)
+    if (folder/'model_index.json').exists(): return folder
+    with folder_lock(folder): return _make_model(folder, shape, seed)
+
+def _make_model(folder:Path, shape:str, seed:int)->Path:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-    from stylekit.core import asset
-    if shape not in SHAPES: raise StylekitError(f'no shape {shape!r}: choose {", ".join(SHAPES)}')
-    s, folder = SHAPES[shape], Path(folder)
+    s = SHAPES[shape]
     width, inner, depth, heads = s['text']
-    if (folder/'model_index.json').exists(): return folder
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         norm = dict(norm_num_groups=min(32, s['channels'][0]//2))

@@ -6,13 +6,12 @@
 __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'TEMPLATE', 'PAIR', 'SEED', 'DTYPE', 'DEVICE', 'MINUTES', 'SHORT',
            'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'METHOD', 'PRESET', 'CONTROL_MODE', 'CONTROL_LOSS', 'QUESTION',
            'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind', 'whole', 'number', 'choice', 'several',
-           'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'parse_style', 'read_captions', 'check_mask',
-           'fills_frame', 'FolderLine', 'stylize', 'styles', 'file_info', 'info', 'TrainingLine', 'train_lora',
-           'train_feedforward', 'train_control_clip', 'export', 'Question', 'evaluate', 'app', 'bench', 'completion',
-           'plain_warnings', 'status_of', 'main']
+           'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'fills_frame', 'stylize', 'styles', 'file_info',
+           'info', 'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question',
+           'evaluate', 'app', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
-import argparse, contextlib, copy, csv, difflib, errno, inspect, io, json, math, os, re, sys, tempfile, time
+import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
 import traceback, warnings
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 from . import __version__
 from .core import StylekitError, asset, explain_errors, one_line
-from .records import Record, read_json, write_json
+from .records import Record, parse_json, read_json, write_json
 from .rights import check_output
 
 # %% ../nbs/16_cli.ipynb #ed43e40f
@@ -228,16 +227,9 @@ def out_paths(images:list, # paths
     return [_writable(p if overwrite else free_path(p, endings), images) for p in paths]
 
 # %% ../nbs/16_cli.ipynb #93c8f398
-def _guarded(f, result:Path, overwrite:bool)->dict: # arguments for `f`
-    "Refuse to replace a result, unless its training is to go on; a trainer that asks for itself is told"
-    if 'overwrite' in inspect.signature(f).parameters: return dict(overwrite=overwrite)
-    goes_on = any(result.parent.glob('**/*training.pt'))
-    if not goes_on: _refuse_existing(result, overwrite, 'give another --name or --out')
-    return {}
-
 def _new_style_name(name:str):
-    shipped = sorted(p.name for p in asset('styles').iterdir())
-    if name.lower() in shipped: raise StylekitError(f'{name!r} comes with stylekit and stays: give another --name')
+    from stylekit.lora import built_in_styles
+    if name.casefold() in built_in_styles(): raise StylekitError(f'{name!r} comes with stylekit and stays: give another --name')
 
 # %% ../nbs/16_cli.ipynb #14334c86
 def _refuse(options, # a namespace; None and False: not given
@@ -257,67 +249,30 @@ def _check_options(o, is_folder:bool):
     if not o.control: _refuse(o, 'alpha', 'without --control')
     if not is_folder and o.caption is not None: _refuse(o, 'captions template', 'with --caption')
 
-# %% ../nbs/16_cli.ipynb #5d2e6ae3
-def parse_style(text:str # name, path or hub id; or several with their strengths
-               ): # as `load_style` takes it
-    "A style as it is written on the command line"
-    from stylekit.lora import parse_style as shared   # one language for both; heavy, so not at the top
-    return shared(text)
-
 # %% ../nbs/16_cli.ipynb #c68d7cb2
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
 
-def _caption_of(path, template)->str:
+def _caption_of(path, template=None, captions=None)->str: # `captions`: name of a file -> caption
     from stylekit.pictures import image_caption
-    found = image_caption(path, template or '{}')
+    found = image_caption(path, template or '{}', captions)
     if found: return found
     raise StylekitError(f'nothing says what {Path(path).name} shows: use --caption, as in --caption "a cat face"')
-
-_TITLES = ('file', 'file_name', 'filename', 'image', 'picture', 'name')
-
-def read_captions(path # .csv: a file name and a caption in each line, perhaps below a line of titles
-                 )->dict: # name of a file -> caption
-    "A table of captions"
-    name = Path(path).name
-    with explain_errors(f'cannot read {name}'): text = Path(path).read_text(encoding='utf-8-sig')
-    between = re.search('[,;\t]|$', text)[0] or ','   # the first there is
-    with explain_errors(f'{name} is no table'):
-        rows = [r for r in csv.reader(io.StringIO(text), delimiter=between) if any(r)]
-    if rows and rows[0][0].strip().lower() in _TITLES: rows = rows[1:]
-    found = {}
-    for n, row in enumerate(rows, 1):
-        file, caption = (p.strip() for p in (*row, '', '')[:2])
-        whole = file and caption and not any(row[2:])
-        if not whole: raise StylekitError(f'{name}, row {n}: must hold a file name and a caption')
-        if file in found: raise StylekitError(f'{name}, row {n}: {file} has a caption already')
-        found[file] = caption
-    return found
 
 def _captions(o)->list: # one for each image
     "What each image shows"
     if o.caption is not None and not o.caption.strip():
         raise StylekitError('--caption is empty: say in a few words what the image shows')
     if o.caption: return [o.caption]*len(o.images)
+    from stylekit.pictures import read_captions
     listed = read_captions(o.captions) if o.captions else {}
-    return [listed.get(Path(im).name) or _caption_of(im, o.template) for im in o.images]
+    return [_caption_of(im, o.template, listed) for im in o.images]
 
 # %% ../nbs/16_cli.ipynb #1550d104
-def check_mask(mask:tuple, # (width, height)
-               picture:tuple, # (width, height)
-               name:str='the mask'):
-    "Refuse a mask of another shape; another size of the same shape is fine, to one pixel"
-    off = abs(mask[0]*picture[1] - mask[1]*picture[0])
-    if off > max(*mask, *picture):
-        sizes = f'{name} has {mask[0]}×{mask[1]} pixels and the picture {picture[0]}×{picture[1]}'
-        raise StylekitError(f'{sizes}: draw it on the picture, in its shape')
-
 def _protected(o, pictures):
     "The mask, once it fits every picture"
     if not o.protect: return
-    from stylekit import load_image
-    mask = load_image(o.protect)
-    for p in pictures: check_mask(mask.size, p.size, f'--protect {Path(o.protect).name}')
-    return mask
+    from stylekit.stylizer import fitting_mask
+    return fitting_mask(o.protect, [p.size for p in pictures], f'--protect {Path(o.protect).name}')
 
 # %% ../nbs/16_cli.ipynb #9c634840
 def fills_frame(image # PIL
@@ -410,7 +365,7 @@ def _stylize_images(o)->int: # exit status
     from stylekit.images import open_image
     from stylekit.stylizer import stylize as run
     if not o.images: o.images, o.caption = [str(asset('samples', f'{SAMPLE}.shaded.png'))], o.caption or SAMPLE_CAPTION
-    style, captions = load_style(parse_style(o.style or 'ink'), o.words), _captions(o)
+    style, captions = load_style(o.style or 'ink', o.words), _captions(o)
     paths = out_paths(o.images, style.name, o.out, o.overwrite, ('.gif',)*o.gif)
     pictures = [open_image(im) for im in o.images]   # a bad one is named before any work
     for path, picture in zip(paths, pictures): check_output(path, picture.size)
@@ -439,42 +394,23 @@ def _generate(o)->int: # exit status
     return 0
 
 # %% ../nbs/16_cli.ipynb #87102c0f
-def _plain(record)->dict: return record if isinstance(record, dict) else record.to_json()
-
-def _left(done:int, of:int, seconds:float)->str:
-    "How long it will take, as '12 min left'"
-    if not done or done >= of: return ''
-    s = seconds/done*(of-done)
-    return f', about {round(s)} s left' if s < 100 else f', about {round(s/60)} min left'
-
-class FolderLine:
+def _say_progress(p): # a FolderProgress
     "Says how far a folder is, and gives the results as they come"
-    def __init__(self): self.start = time.monotonic()
-    def __call__(self, *progress): # a FolderProgress; or pictures done, of how many, records
-        p = progress[0] if len(progress) == 1 else self._progress(*progress)
-        for r in map(_plain, p.records):
-            if r['error']: SAY.note(f'{r["picture"]}: {r["error"]}')
-            if SAY.json: SAY.result('', command='stylize', **r)
-        if SAY.bar: print(f'\r\x1b[K{p}', end='\n' if p.done == p.of else '', file=sys.stderr, flush=True)
-        else: SAY.note(p)
-    def _progress(self, done, of, records):
-        class Line(SimpleNamespace):
-            def __str__(p): return f'{done} of {of} pictures{_left(done, of, time.monotonic()-self.start)}'
-        return Line(done=done, of=of, records=records)
+    for r in p.records:
+        if r.error: SAY.note(f'{r.picture}: {r.error}')
+        if SAY.json: SAY.result('', command='stylize', **r.to_json())
+    if SAY.bar: print(f'\r\x1b[K{p}', end='\n' if p.done == p.of else '', file=sys.stderr, flush=True)
+    else: SAY.note(p)
 
 def _stylize_folder(o)->int: # exit status
     "Folder in, folder out"
     from stylekit import load_style
     from stylekit.folders import stylize_folder
     from stylekit.training import place
-    style = None if o.generator else load_style(parse_style(o.style or 'ink'), o.words)
-    offered = dict(overwrite=o.overwrite, captions=o.captions)
-    takes = inspect.signature(stylize_folder).parameters
-    if o.captions and 'captions' not in takes:
-        raise StylekitError('--captions does not apply to a folder: write them into .txt files beside the pictures')
+    style = None if o.generator else load_style(o.style or 'ink', o.words)
     how = dict(generator=o.generator, backbone=o.backbone, device=o.device, workers=o.workers or 1, batch=o.batch or 8)
-    how |= dict(template=o.template or '{}', seed=o.seed or 0) | {k: v for k, v in offered.items() if k in takes}
-    done = stylize_folder(o.images[0], o.out, style or 'ink', report=FolderLine(), **how, **_settings_of(o))
+    how |= dict(template=o.template or '{}', seed=o.seed or 0, overwrite=o.overwrite, captions=o.captions)
+    done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **how, **_settings_of(o))
     if place()[0]: return 0
     text = (f'{done.there} pictures in {o.out}, {done.made} of them made now; {len(done.failed)} failed: '
             f'see {Path(o.out)/"manifest.jsonl"}')
@@ -556,7 +492,7 @@ def styles(*files:STYLE, # LoRA files to look into; none: list the styles that a
         return _list_styles()
     from stylekit.backbone import load_backbone
     from stylekit.lora import add_style, load_style
-    found = [load_style(parse_style(f)) for f in files]
+    found = [load_style(f) for f in files]
     model = load_backbone(backbone)
     for s in found:
         report = add_style(model, s)
@@ -653,23 +589,14 @@ def info(*files:PATH # pictures, LoRAs, networks, recipes; or the folder of one
 # %% ../nbs/16_cli.ipynb #400ed688
 class TrainingLine:
     "Says how far a training is"
-    def __init__(self, steps:int=None, quantity:str=''): self.steps, self.began, self.last = steps, None, None
-    def __call__(self, r): # a record, or the report of a training
-        self.last = r
-        SAY.note(str(r) if not isinstance(r, dict) else self._line(r))
-    def _line(self, r)->str:
-        step, now = r['step'], time.monotonic()
-        if self.began is None or step <= self.began[0]: self.began = (step, now)
-        parts = [f'{k.replace("_", "-")} {r[k]:.4g}' for k in ('lessons', 'loss', 'held_out') if k in r]
-        of = f' of {self.steps}' if self.steps else ''
-        left = _left(step-self.began[0], self.steps-self.began[0], now-self.began[1]) if self.steps else ''
-        return f'{r["role"]+", " if "role" in r else ""}step {step}{of}: {", ".join(parts)}{left}'
-    @property
-    def is_cut(self)->bool: return getattr(self.last, 'ended', '') == 'cut short'
+    last = None   # TrainingReport
+    def __call__(self, report):
+        self.last = report
+        SAY.note(report)
 
-def _trained(line:TrainingLine, made:Path, work:Path, **data)->int: # exit status
+def _trained(line:TrainingLine, made:Path, **data)->int: # exit status
     "Say where the result is, if there is one, and whether it is whole"
-    cut = line.is_cut or any(work.glob('**/*training.pt'))
+    cut = line.last is not None and line.last.ended == 'cut short'
     if made.exists(): SAY.result(made, file=made, complete=not cut, **data)
     elif SAY.json: SAY.result('', file=None, complete=False, **data)
     if cut: SAY.note(f'cut short{"" if made.exists() else ", and there is no result yet"}: run again to go on')
@@ -703,17 +630,17 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
                dtype:DTYPE=None # number type of the frozen weights
               )->int: # exit status
     "Learn a style from a folder of pictures"
-    from stylekit.finetune import LORA_FILE, LoraSettings, train_lora as run
+    from stylekit.finetune import LORA_FILE, train_lora as run
     name = name or Path(folder).resolve().name
     _new_style_name(name)
     made = Path(out)/name/LORA_FILE
     how = dict(rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
-    how |= dict(backbone=backbone, device=device, dtype=dtype, minutes=minutes) | _guarded(run, made, overwrite)
-    line = TrainingLine(steps or LoraSettings.steps)
-    shown = [(preview, _caption_of(preview, None))] if preview else []
+    how |= dict(backbone=backbone, device=device, dtype=dtype, minutes=minutes, overwrite=overwrite)
+    line = TrainingLine()
+    shown = [(preview, _caption_of(preview))] if preview else []
     run(folder, name, words, out=out, template=template, previews=shown, names=names, report=line, **how)
     SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
-    return _trained(line, made, made.parent/'work', command='train-lora', name=name)
+    return _trained(line, made, command='train-lora', name=name)
 
 # %% ../nbs/16_cli.ipynb #6549b5e3
 def train_feedforward(folder:FOLDER, # pictures like those to be stylised later; captions in .txt files of the same name
@@ -739,18 +666,18 @@ def train_feedforward(folder:FOLDER, # pictures like those to be stylised later;
                      )->int: # exit status
     "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
     from stylekit import load_style
-    from stylekit.feedforward import GENERATOR_FILE, FeedForwardSettings, train_feedforward as run
+    from stylekit.feedforward import GENERATOR_FILE, train_feedforward as run
     from stylekit.training import place
     if direct: _refuse(SimpleNamespace(refine=refine), 'refine', 'with --direct: there is no pupil')
-    style = load_style(parse_style(style))
+    style = load_style(style)
     made = Path(out)/(name or style.name)/GENERATOR_FILE
     how = dict(space=space, areas=areas, refine=refine, steps=steps, batch=batch, lr=lr, lam=lam)
     how |= dict(guidance_scale=guidance_scale, seed=seed, minutes=minutes, teacher=None if direct else True)
-    how |= dict(backbone=backbone, device=device, dtype=dtype) | _guarded(run, made, overwrite)
-    line = TrainingLine(steps or FeedForwardSettings.steps)
+    how |= dict(backbone=backbone, device=device, dtype=dtype, overwrite=overwrite)
+    line = TrainingLine()
     run(style, folder, name, out=Path(out), template=template, report=line, **how)
     if place()[0]: return 0
-    return _trained(line, made, made.parent, command='train-feedforward', name=made.parent.name)
+    return _trained(line, made, command='train-feedforward', name=made.parent.name)
 
 # %% ../nbs/16_cli.ipynb #1e272603
 CONTROL_MODE = choice('embedding', 'adapter', 'lora', 'lora+adapter', 'full')
@@ -772,14 +699,14 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
                        device:DEVICE=None # cpu, cuda, cuda:1, mps; default the best there is
                       )->int: # exit status
     "Learn a category encoder and a style encoder from few pictures"
-    from stylekit.control_clip import CONTROL_FILE, TEMPLATES, ControlSettings, train_control_clip as run
+    from stylekit.control_clip import CONTROL_FILE, TEMPLATES, train_control_clip as run
     made = Path(out)/CONTROL_FILE
     how = dict(mode=mode, loss=loss, weight=weight, steps=steps, batch=batch, seed=seed, shots=shots)
-    how |= dict(templates=(template,) if template else TEMPLATES) | _guarded(run, made, overwrite)
+    how |= dict(templates=(template,) if template else TEMPLATES, overwrite=overwrite)
     _few_cells(Path(folder))
-    line = TrainingLine(steps or ControlSettings.steps)
+    line = TrainingLine()
     run(folder, clip, out=out, device=device, minutes=minutes, report=line, **how)
-    return _trained(line, made, Path(out)/'work', command='train-control-clip')
+    return _trained(line, made, command='train-control-clip')
 
 def _few_cells(folder:Path):
     "Warn where a look has too few pictures"
@@ -834,7 +761,8 @@ def _ask(question:Question, out:Path, overwrite:bool):
 # %% ../nbs/16_cli.ipynb #215fa221
 def _read_methods(text:str): # names, or what a JSON file says
     if not text.endswith('.json'): return several(TEXT)(text)
-    with explain_errors(f'cannot read {text}'): found = json.loads(Path(text).read_text(encoding='utf-8'))
+    with explain_errors(f'cannot read {text}'): raw = Path(text).read_bytes()
+    found = parse_json(raw, Path(text).name)
     ok = isinstance(found, dict) and found and all(v is None or isinstance(v, dict) for v in found.values())
     if not ok: raise ValueError(f'{text} must be an object: name -> settings, or null for the content as it is')
     return found
@@ -858,16 +786,16 @@ def evaluate(folder:FOLDER, # content pictures; beside them truth/STYLE/ and ref
              dtype:DTYPE=None # number type of the frozen weights
             )->int: # exit status
     "Compare methods on a folder of pictures"
-    from stylekit.evaluate import evaluate as run, read_dataset
+    from stylekit.evaluate import evaluate as run
     methods, styles, metrics, seeds = map(_as_list, (methods, styles, metrics, seeds))
-    read_dataset(folder, template)   # a bad one is named before anything is written
-    name = Path(folder).resolve().name
-    _ask(Question(name, methods, styles, metrics, seeds, template, backbone or ''), Path(out), overwrite)
-    how = dict(backbone=backbone, device=device, dtype=dtype, workers=workers, batch=batch, template=template)
+    question = Question(Path(folder).resolve().name, methods, styles, metrics, seeds, template, backbone or '')
+    begin = partial(_ask, question, Path(out), overwrite)   # once no other run can write there
+    how = dict(backbone=backbone, device=device, dtype=dtype, workers=workers, batch=batch, template=template, begin=begin)
     table = run(folder, methods, styles, metrics, seeds=seeds, out=out, report=SAY.note, **how)
     if SAY.json: _table_lines(table)
-    else: SAY.result(table.markdown())
-    for (label, style, seed, i), why in table.failed.items(): SAY.note(f'{i} is left out, {label} in {style}: {why}')
+    else: SAY.result(table.text())
+    for line in table.remarks: SAY.note(line)
+    SAY.note(f'{Path(out)/"table.html"} shows it with the pictures')
     return 1 if table.failed else 0
 
 def _table_lines(table):

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from .backbone import Backbone, _switch
 from .clip import Clip, load_clip, token_ids, weights_sha256
 from .core import (StylekitError, atomic_path, changed, check_range, check_whole, digest, explain_errors,
-                           explain_memory, folder_lock, one_line, plain_number)
+                           explain_memory, folder_lock, one_line, plain_number, user_path)
 from .grids import Grid, few, read_grid
 from .lora import SEAL, read_safetensors
 from .records import UNSEALED, Record, parse_json, seal, seal_file, unseal, unseal_if_sealed, write_json
@@ -474,7 +474,7 @@ _CONFIG_NOTE = 'stylekit.config'   # in the header of the weights: the hash of t
 def save(self:ControlClip, folder)->Path:
     "Write what was learnt, without the tower: both files or, where one cannot be written, neither"
     from safetensors.torch import save_file
-    folder, config = Path(folder), self.config()
+    folder, config = user_path(folder), self.config()
     state = {n: p.detach().cpu().contiguous() for r in ROLES for n, p in self.part(r).items()}
     state['base_reads'] = self.base_reads()
     with atomic_path(folder/CONTROL_FILE) as tmp:
@@ -490,7 +490,7 @@ def read_control_clip(folder # as `ControlClip.save` and `train_control_clip` wr
                      )->tuple: # ControlConfig; name -> tensor
     "Both files, refused where they were changed, cut short, or do not belong together"
     with explain_errors(f'no Control-CLIP {one_line(folder, 60)!r}'):
-        folder = Path(folder)
+        folder = user_path(folder)
         is_there, name = (folder/CONTROL_FILE).exists(), folder.absolute().name
     if not is_there:
         raise StylekitError(f'no {CONTROL_FILE} in {str(folder)!r}: `train_control_clip` writes such folders')
@@ -538,7 +538,7 @@ def load_control_clip(folder, # as `train_control_clip` writes it, or a ControlC
                      )->ControlClip:
     "The two encoders on the tower of `base`, which must be the one they were trained on"
     if isinstance(folder, ControlClip): return folder
-    (c, state), name = read_control_clip(folder), Path(folder).absolute().name
+    (c, state), name = read_control_clip(folder), user_path(folder).absolute().name
     tower, tok, projection, base_name = _text_side(base)
     control = ControlClip(tower, tok, projection, c.mode, c.rank, c.rho, c.words, c.temperature)
     form = {f.name for f in fields(c)} - {'mode', 'rank', 'rho', 'temperature', 'base_sha256', 'words'}
@@ -667,7 +667,7 @@ def train_control_clip(grid, # a Grid, or a folder as `read_grid` takes it
     train, val = _parts(grid, shots, held_out, cfg.seed)
     make = partial(ControlTrainer, train=train, val=val, cfg=cfg, words=words, keep_prompts=keep_prompts, report=report)
     if out is None: return _train(make(load_clip(base, device)), minutes, held_out)
-    with own_folder(out := Path(out)):
+    with own_folder(out := user_path(out)):
         clip = load_clip(base, device)
         run_id = control_run_id(clip, train, val, cfg, words, keep_prompts)
         if check_result(out, run_id, overwrite) == 'finished': control = load_control_clip(out, clip)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['one_line', 'StylekitError', 'explain_errors', 'check_range', 'check_whole', 'plain_number', 'check_number', 'changed',
-           'check_finite', 'safe_name', 'atomic_path', 'sweep_crumbs', 'folder_lock', 'deferred_interrupt',
+           'check_finite', 'safe_name', 'user_path', 'atomic_path', 'sweep_crumbs', 'folder_lock', 'deferred_interrupt',
            'is_out_of_memory', 'free_memory', 'explain_memory', 'file_sha256', 'digest', 'pick_device', 'pick_dtype',
            'caller_seeds', 'generators', 'asset']
 
 # %% ../nbs/00_core.ipynb #640f5e6b
-import errno, gc, hashlib, io, os, platform, re, secrets, sys, threading, time, traceback, warnings
+import errno, gc, hashlib, os, platform, re, secrets, sys, time, traceback, warnings
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -42,9 +42,8 @@ def explain_errors(what:str, # begins the message
     try: yield
     except StylekitError: raise
     except Exception as e: # deliberately wide: decoders raise almost every type there is
-        raise StylekitError(f'{what}: {one_line(e, 150) or type(e).__name__}{"; " if do else ""}{do}') from e
-
-_explain = explain_errors
+        said = one_line(e, 150).rstrip('. ') or type(e).__name__   # their full stop, our semicolon
+        raise StylekitError(f'{what}: {said}{"; " if do else ""}{do}') from e
 
 # %% ../nbs/00_core.ipynb #961c1eb1
 def check_range(name:str, # of the setting, for the message
@@ -53,7 +52,7 @@ def check_range(name:str, # of the setting, for the message
                 hi:float=None # largest allowed, `None`: open
                ):
     "`value` itself if all of it lies in [lo, hi]; NaN never does"
-    with _explain(f'{name} must be a number, got {value!r}'):
+    with explain_errors(f'{name} must be a number, got {value!r}'):
         if isinstance(value, str): raise TypeError('a text')
         ends = [float(value.min()), float(value.max())] if hasattr(value, 'min') else [float(value)]
     for v in ends:
@@ -121,6 +120,12 @@ def safe_name(name:str, # of a style, a run, a weight file
         raise StylekitError(f'{what} {name!r} is not a plain file name: use letters, digits, "-", "_" and single dots, no folders')
     return name
 
+# %% ../nbs/00_core.ipynb #d3eebfb5
+def user_path(path # text or path, as a user writes it
+             )->Path:
+    "A path with the home folder in the place of `~`"
+    with explain_errors(f'{one_line(repr(path), 60)} is no path'): return Path(path).expanduser()
+
 # %% ../nbs/00_core.ipynb #988f660c
 _mine = set()   # temporary files that this process is writing
 
@@ -133,7 +138,7 @@ def _temporary(path:Path)->Path:
 def atomic_path(path # where the file shall be; its folders are made
                ):
     "A temporary path in the same folder: it replaces `path` if the block succeeds and is removed if not"
-    path = Path(path)
+    path = user_path(path)
     tmp = _temporary(path)
     try:
         with _explain_write(path):
@@ -227,12 +232,13 @@ def folder_lock(folder, # made if it is not there, and gone again if nothing cam
     if not held:
         yield
         return
-    path, fresh = Path(folder)/'.stylekit.lock', not Path(folder).exists()
+    folder = user_path(folder)
+    path, fresh = folder/'.stylekit.lock', not folder.exists()
     with _explain_write(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         f = _open_lock(path)
     if f is None:
-        raise StylekitError(f'another run is writing into {Path(folder).name!r}: wait until it has ended, or give another folder')
+        raise StylekitError(f'another run is writing into {folder.name!r}: wait until it has ended, or give another folder')
     try:
         sweep_crumbs(folder)
         yield
@@ -292,7 +298,7 @@ def file_sha256(path # any file
                )->str: # 64 hex digits
     "SHA-256 of a file, read in pieces"
     h = hashlib.sha256()
-    with _explain(f'cannot read {path}'), open(path, 'rb') as f:
+    with explain_errors(f'cannot read {path}'), open(path, 'rb') as f:
         while block := f.read(1<<20): h.update(block)
     return h.hexdigest()
 
@@ -308,7 +314,7 @@ def pick_device(device=None # 'cuda', 'cuda:1', 'mps', 'cpu', or `None` for the 
     import torch
     gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
     if device is None: return 'cuda' if gpus else 'mps' if mps else 'cpu'
-    with _explain(f'unknown device {device!r}', 'use "cuda", "mps" or "cpu"'): d = torch.device(device)
+    with explain_errors(f'unknown device {device!r}', 'use "cuda", "mps" or "cpu"'): d = torch.device(device)
     there = {'cpu': True, 'mps': mps, 'cuda': (d.index or 0) < gpus}.get(d.type)
     if there is None: raise StylekitError(f'device {device!r} is not supported: use "cuda", "mps" or "cpu"')
     if not there: raise StylekitError(f'device {str(d)!r} is not available here: use {pick_device()!r}, or in Colab pick a GPU under Runtime')

@@ -8,17 +8,17 @@ __all__ = ['LORA_WHOLE', 'LORA_RANGES', 'RIGHTS', 'FEW', 'LORA_LEVER', 'Example'
            'check_taken', 'drop_states', 'train_lora']
 
 # %% ../nbs/08a_finetune.ipynb #9c96b0e0
-import json, re, warnings
+import json, warnings
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import date
 from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, Cond, load_backbone
-from .core import StylekitError, atomic_path, asset, changed, check_number, check_range, check_whole, digest, explain_memory, file_sha256, folder_lock, one_line, plain_number, safe_name, _explain
+from .core import StylekitError, atomic_path, changed, check_number, check_range, check_whole, digest, explain_errors, explain_memory, file_sha256, folder_lock, one_line, plain_number, safe_name, user_path
 from .images import image_to_tensor, load_image
 from .pictures import PictureFile, list_pictures, name_words
-from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, load_style, new_adapter, read_safetensors, save_lora
+from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, built_in_styles, load_style, new_adapter, read_safetensors, save_lora
 from .stylizer import stylize
 from .training import Best, TrainingReport, check_minutes, draw_t, drop_state, fit, min_snr, state_run
 
@@ -252,7 +252,7 @@ def write_rights(path:Path, **known): # keys of RIGHTS
     if not path.exists():
         with atomic_path(path) as tmp: Path(tmp).write_text(rights_text(**known), encoding='utf-8')
         return
-    with _explain(f'cannot read {path.name}'): text = path.read_text(encoding='utf-8')
+    with explain_errors(f'cannot read {path.name}'): text = path.read_text(encoding='utf-8')
     if any(sha not in text for sha in known['sha256']):
         warnings.warn(f'{path.name} stays as it is, and does not name all pictures that were learnt from: '
                       'see that it is right')
@@ -264,8 +264,7 @@ def check_taken(dest:Path, # folder of the style
                 names:str, # key names in its file
                 run_id:str, overwrite:bool)->dict: # metadata of the file that this very training made, or none
     "Refuse the name of a style that comes with stylekit, or that another training made"
-    shipped = {p.parent.name.casefold() for p in asset('styles').glob(f'*/{LORA_FILE}')}
-    if dest.name.casefold() in shipped and not overwrite:
+    if dest.name.casefold() in built_in_styles() and not overwrite:
         raise StylekitError(f'{dest.name!r} is a style that comes with stylekit: choose another name')
     about = {}
     if (dest/LORA_FILE).exists():
@@ -316,12 +315,12 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
     if not isinstance(settings or LoraSettings(), LoraSettings):
         raise StylekitError(f'settings must be LoraSettings, got {one_line(repr(settings), 60)}')
     name, cfg = safe_name(name), changed(settings or LoraSettings(), changes)
-    words, dest = (words or name_words(name) or name).strip(), Path(out)/name
+    words, dest = (words or name_words(name) or name).strip(), user_path(out)/name
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     check_minutes(minutes)
     examples = folder if isinstance(folder, list) else read_folder(folder, template)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
-    with _explain('previews must be pairs of a picture and its caption'):
+    with explain_errors('previews must be pairs of a picture and its caption'):
         pairs = [(load_image(im), str(caption)) for im, caption in previews]   # a bad one is named before any work
     if len(examples) < FEW:
         warnings.warn(f'{len(examples)} pictures: '

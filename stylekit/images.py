@@ -352,12 +352,19 @@ def _decoders()->list: # of FORMATS
     Image.init()
     return [f for f in FORMATS if f in Image.OPEN and (f != 'AVIF' or features.check('avif'))]
 
+_EXTRA = {'HEIF': rb'.{4}ftyp(hei|hev|mif1|msf1)', 'AVIF': rb'.{4}ftypavi[fs]'}   # first bytes of what needs a decoder
+
+def _why_not(head:bytes)->str:
+    "Why no decoder takes these bytes: one that is there has looked at its own kind"
+    broken = next((f for f, first in _EXTRA.items() if f in _decoders() and re.match(first, head, re.S)), None)
+    return f'is damaged or cut short ({broken}): copy or save it again' if broken else _what_is(head)
+
 def _pil_open(f, # binary file
               head:bytes, # its first bytes
               name:str):
     "PIL image, not decoded yet, of one of our formats"
     from PIL import Image, UnidentifiedImageError
-    if re.match(rb'.{4}ftyp(hei|hev|mif1|msf1)', head, re.S):
+    if re.match(_EXTRA['HEIF'], head, re.S):
         try:
             from pillow_heif import register_heif_opener
             register_heif_opener()
@@ -366,7 +373,7 @@ def _pil_open(f, # binary file
     try: return Image.open(f, formats=_decoders())
     except Image.DecompressionBombError as e:
         raise StylekitError(f'{name} is too large to be safe: {_short(str(e), 90)}; scale it down') from e
-    except UnidentifiedImageError as e: raise StylekitError(f'{name} {_what_is(head)}') from e
+    except UnidentifiedImageError as e: raise StylekitError(f'{name} {_why_not(head)}') from e
 
 # %% ../nbs/00b_images.ipynb #514ad3ef
 def _ignore(text:str): pass

@@ -8,13 +8,13 @@ __all__ = ['SCALES', 'STYLES', 'LORA_FILE', 'NAMELESS', 'SEAL', 'LONGEST_WORDS',
            'trigger_words', 'load_style', 'Report', 'add_style', 'new_adapter', 'adapter_parameters', 'save_lora']
 
 # %% ../nbs/04_lora.ipynb #aea5cde6
-import json, math, os, re, sys, warnings
+import os, re, sys, warnings
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
-from .backbone import PICKLES, Backbone
-from .core import StylekitError, asset, atomic_path, check_range, digest, explain_errors, file_sha256
+from .backbone import PICKLES, Backbone, hub_copy
+from .core import StylekitError, asset, atomic_path, check_range, digest, explain_errors, file_sha256, user_path
 from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family, parameter_shapes,
                               read_lora, sgm_names, what_it_is)
 from .records import UNSEALED, check_sealed, seal_file
@@ -112,7 +112,7 @@ def _is_sealed(meta)->bool: # a letter of key or note may be the one that change
 def read_safetensors(path:Path)->tuple: # (state dict, metadata)
     "Read a safetensors file, saying plainly what is wrong with a bad one, or that one of ours was changed; floats of eight bits come as float32"
     from safetensors import SafetensorError, safe_open
-    path = Path(path)
+    path = user_path(path)
     _head(path)
     try:
         with safe_open(str(path), 'pt') as f:
@@ -184,15 +184,15 @@ def _one(files, where):
 _CONFIGS = ('adapter_config.json', 'lora_config.json', 'config.json')
 
 def _download(style): # 'org/model', or 'org/model/file.safetensors'
-    from huggingface_hub import hf_hub_download, list_repo_files
     repo, name = '/'.join(style.split('/')[:2]), '/'.join(style.split('/')[2:])
-    try:
-        files = list_repo_files(repo)
-        name = name or _one([f for f in files if f.endswith('.safetensors')], f'{repo!r}')
-        for beside in {*_CONFIGS, f'{name.removesuffix(".safetensors")}.json'} & {*files}: hf_hub_download(repo, beside)
-        return Path(hf_hub_download(repo, name))
-    except StylekitError: raise
-    except Exception as e: raise StylekitError(f'no LoRA to be had from {style!r} ({type(e).__name__}): download it and give its path') from e
+    def weights(files): return name or _one([f for f in files if f.endswith('.safetensors')], f'{repo!r}')
+    def wanted(files):
+        file = weights(files)
+        return [file, *({*_CONFIGS, f'{file.removesuffix(".safetensors")}.json'} & {*files})]
+    folder, _ = hub_copy(repo, wanted)
+    path = folder/weights(sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.safetensors')))
+    if not path.is_file(): raise StylekitError(f'{repo!r} holds no {name!r}: name a file of it')
+    return path
 
 # %% ../nbs/04_lora.ipynb #d756271e
 LONGEST_WORDS = 200   # letters: a prompt has room for some 60 words, and most of them are the picture's
@@ -376,6 +376,10 @@ def _strength(scale, part, layer):
     place = layer if part=='unet' else part
     return scale[max((b for b in scale if place.startswith(b)), key=len)] if any(place.startswith(b) for b in scale) else 1.
 
+def _check_strength(style): # its own, times what a mix and the settings make of it
+    for v in style.scale.values() if isinstance(style.scale, dict) else [style.scale]:
+        check_range(f'the strength of {style.name}, in all,', v, *SCALES)
+
 def _check_blocks(style, file): # {block: strength} must name blocks that are there
     places = [l if p=='unet' else p for p,names in file.layers.items() for l in names]
     named = [b for b in style.scale if b] if isinstance(style.scale, dict) else []
@@ -386,6 +390,7 @@ def _check_blocks(style, file): # {block: strength} must name blocks that are th
 def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     "Load a style, or a mix, as an adapter of the UNet and the text encoders; say what found its place"
     parts = style.parts or (style,)
+    for s in parts: _check_strength(s)
     files = [_read(backbone, s) for s in parts]   # a bad one is named before anything changes
     for s, f in zip(parts, files): _check_blocks(s, f)
     pairs, offsets = _sums(parts, files)
@@ -483,7 +488,7 @@ def save_lora(backbone:Backbone, adapter:str, path:Path, # .safetensors
     with atomic_path(path) as tmp:
         save_file(state, str(tmp), metadata=meta)
         seal_file(tmp)
-    return Path(path)
+    return user_path(path)
 
 def _kohya_state(backbone, state):
     sgm = sgm_names(list(layer_shapes(backbone.unet))) if backbone.is_xl else {}

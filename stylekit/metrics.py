@@ -15,9 +15,10 @@ from itertools import islice
 from pathlib import Path
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
-from .clip import image_norm, load_clip, weights_sha256
-from .core import StylekitError, check_finite, check_range, digest, pick_device, _explain
+from .clip import image_norm, load_clip, model_folder, weights_sha256
+from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors
 from .images import image_to_tensor, load_image
+from .records import parse_json
 
 # %% ../nbs/12_metrics.ipynb #6cfe8aeb
 _KEY = ('name', 'backbone', 'sha256', 'resolution', 'resize', 'norm', 'estimator', 'n_ref')
@@ -251,10 +252,22 @@ def _clip(clip)->dict: # arguments of `Features`
                 words=lambda net, texts: clip.read(texts), keys=f'{layers[-1]}.self_attn.k_proj')
 
 # %% ../nbs/12_metrics.ipynb #b0b67ce6
+_ASK = 'give a folder with its config.json and safetensors'
+
+def _model_type(folder:Path, name:str)->str: # as 'clip' or 'vit'
+    "What kind of network a folder holds, by its own words; its name would be a guess"
+    what = f'no network to be had from {name!r}'
+    if not (folder/'config.json').is_file(): raise StylekitError(f'{what}: it has no config.json; {_ASK}')
+    config = parse_json((folder/'config.json').read_bytes(), f'config.json of {name}')
+    kind = config.get('model_type') if isinstance(config, dict) else None
+    if not isinstance(kind, str): raise StylekitError(f'{what}: its config.json names no model_type; {_ASK}')
+    if not any(folder.glob('*.safetensors')): raise StylekitError(f'{what}: it holds no safetensors; {_ASK}')
+    return kind
+
 def _vit(name, path)->dict: # arguments of `Features`
     "DINO, DINOv2 and their like"
     from transformers import AutoModel
-    with _explain(f'no network to be had from {name!r}', 'give a folder with its config.json and safetensors'): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
+    with explain_errors(f'no network to be had from {name!r}', _ASK): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
     net.pooler = None   # DINO has none: transformers would make one up
     names, (mean, std) = [n for n, _ in net.named_modules()], image_norm(path, IMAGENET)
     return dict(name=name, module=net, size=net.config.image_size, layers=[n for n in names if re.fullmatch(r'(encoder\.)?layers?\.\d+', n)], mean=mean, std=std,
@@ -263,14 +276,14 @@ def _vit(name, path)->dict: # arguments of `Features`
 # %% ../nbs/12_metrics.ipynb #d25b8b69
 def _chain(path, size)->dict: # arguments of `Features`
     "AlexNet or VGG to the last ReLU, from a file of torchvision's names"
-    with _explain(f'cannot read {path.name}'): state = torch.load(path, weights_only=True, map_location='cpu')
+    with explain_errors(f'cannot read {path.name}'): state = torch.load(path, weights_only=True, map_location='cpu')
     weights = {int(k.split('.')[1]): v for k, v in state.items() if k.startswith('features.') and k.endswith('weight')}
     if not weights or any(w.ndim != 4 for w in weights.values()): raise StylekitError(f'{path.name} holds neither AlexNet nor VGG without batch norm: wrap other networks in `Features(...)`')
     alex, chain = weights[min(weights)].shape[-1] == 11, torch.nn.Sequential()
     for i, (out, inp, k, _) in sorted((i, w.shape) for i, w in weights.items()):
         if len(chain) < i: chain.append(torch.nn.MaxPool2d(3 if alex else 2, 2))
         chain.append(torch.nn.Conv2d(inp, out, k, stride=4 if k == 11 else 1, padding=2 if k == 11 else k//2)).append(torch.nn.ReLU())
-    with _explain(f'{path.name} is no AlexNet or VGG', 'wrap other networks in `Features(...)`'):
+    with explain_errors(f'{path.name} is no AlexNet or VGG', 'wrap other networks in `Features(...)`'):
         chain.load_state_dict({k.removeprefix('features.'): v.float() for k, v in state.items() if k.startswith('features.')})
     relus = [i for i, m in enumerate(chain) if isinstance(m, torch.nn.ReLU) and (alex or i+1 == len(chain) or isinstance(chain[i+1], torch.nn.MaxPool2d))]
     return dict(name=path.stem, module=chain, size=size or 224, layers=[str(i) for i in relus], mean=IMAGENET[0], std=IMAGENET[1])
@@ -281,7 +294,7 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
                   size:int=None # of the pictures, pixels, for AlexNet and VGG (default 224); the others have their own
                  )->Features:
     "A published network as a ruler; CLIPs read words, too"
-    from transformers import AutoConfig, logging
+    from transformers import logging
     logging.disable_progress_bar() # stderr is for what went wrong
     p = Path(name)
     if name == 'mini': how = _clip(load_clip())
@@ -290,8 +303,9 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
         raise StylekitError(f"no features {str(name)!r}: there are 'mini', `judge_features()`, the folder or hub id of a CLIP or ViT, a file of AlexNet or VGG, "
                             'and `Features(...)` for a network of your own; published networks do not come with stylekit, and nothing takes their place')
     else:
-        with _explain(f'no network to be had from {p.name!r}', 'give a folder with its config.json and safetensors'): kind = AutoConfig.from_pretrained(name).model_type
-        how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, name)
+        with explain_errors(f'no network to be had from {p.name!r}', _ASK): folder = Path(model_folder(name))
+        kind = _model_type(folder, p.name)
+        how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, folder)
     if size not in (None, how['size']): raise StylekitError(f"{how['name']} reads {how['size']} pixels and no other size")
     return Features(**how, device=device)
 
@@ -445,7 +459,7 @@ def _perceptual(ma:list, mb:list, linear:list=None)->torch.Tensor: # (N,)
 def lpips_heads(path # file of LPIPS's linear layers, 'lin0.model.1.weight' ...
                )->list: # one (C,) float32 per layer
     "Channel weights as LPIPS stores them"
-    with _explain(f'cannot read {path}'): heads = torch.load(path, weights_only=True, map_location='cpu')
+    with explain_errors(f'cannot read {path}'): heads = torch.load(path, weights_only=True, map_location='cpu')
     names = [f'lin{i}.model.1.weight' for i in range(len(heads))]
     if set(names) != set(heads): raise StylekitError(f'{path} holds {sorted(heads)[:3]}, not the linear layers of LPIPS')
     return [heads[n].flatten().float() for n in names]

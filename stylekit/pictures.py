@@ -10,7 +10,7 @@ __all__ = ['MAX_CAPTION', 'CAPTIONS', 'TABLES', 'PICTURES', 'name_words', 'decod
 import csv, io, json, os, re, unicodedata, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from .core import StylekitError, explain_errors
+from .core import StylekitError, explain_errors, user_path
 from .images import RAW, image_size
 
 # %% ../nbs/00c_pictures.ipynb #ea551cc9
@@ -90,13 +90,19 @@ def _csv_rows(text:str): # yields records
     head = [c.strip().lower() for c in rows[0]] if rows else []
     named = any(c in _FILE_FIELDS for c in head) and any(c in _TEXT_FIELDS for c in head)
     fields = head if named else [_FILE_FIELDS[0], _TEXT_FIELDS[0]]
-    for r in rows[1:] if named else rows: yield dict(zip(fields, r))
+    for n, r in enumerate(rows[1:] if named else rows, 1): yield dict(zip(fields, _as_many(r, fields, mark, n)))
+
+def _as_many(row:list, fields:list, mark:str, n:int)->list: # as many as there are fields
+    "A caption with commas and without quotes is whole where it is the last of two fields"
+    if len(row) <= len(fields): return row
+    if len(fields) == 2 and fields[1] in _TEXT_FIELDS: return [row[0], mark.join(row[1:])]
+    raise ValueError(f'row {n} has more fields than there are titles: put quotes around captions with {mark!r}')
 
 # %% ../nbs/00c_pictures.ipynb #77dceb56
 def read_captions(path # .csv, .tsv, .jsonl or .json
                  )->dict: # file name as it stands there -> caption
     "A table of captions"
-    path, out = Path(path).expanduser(), {}
+    path, out = user_path(path), {}
     with explain_errors(f'cannot read {path.name}'):
         if path.stat().st_size > 1<<28: raise StylekitError(f'{path.name} holds more than 256 MB: that is no table of captions')
         text = decode_text(path.read_bytes())[0]
@@ -141,10 +147,13 @@ class _Beside:
 # %% ../nbs/00c_pictures.ipynb #43073bb1
 def image_caption(path, # of a picture
                   template:str='{}', # around the words of its name
-                  beside=None # captions of its folder, if they are read already
+                  captions:dict=None # file name -> caption, see `read_captions`: goes before what stands beside it
                  )->str: # '' if nothing is known
     "What a picture shows: the text beside it, or else the words of its name"
-    return _caption(Path(path), template, beside)[0]
+    path = user_path(path)
+    return _from_table(_keyed(captions or {}), path.name) or _caption(path, template)[0]
+
+def _keyed(table:dict)->dict: return {_key(name): caption for name, caption in table.items()}
 
 def _caption(path:Path, template:str, beside=None)->tuple: # caption, where it is from
     "As `image_caption`, with where it is from: a file's name, 'metadata', 'name' or ''"
@@ -237,8 +246,8 @@ def list_pictures(folder, # of pictures
     folder = picture_folder(folder)
     if template.count('{}') != 1: raise StylekitError(f'the template {template[:60]!r} must hold one {{}}, where the words of the file name go')
     table = captions if isinstance(captions, dict) else read_captions(captions) if captions else {}
-    table, out, beside = {_key(k): v for k, v in table.items()}, [], {}
-    shut = leave_out and Path(leave_out).expanduser().resolve()
+    table, out, beside = _keyed(table), [], {}
+    shut = leave_out and user_path(leave_out).resolve()
     for d, names, error in _walk(folder, below):
         if shut and (d.resolve() == shut or shut in d.resolve().parents): continue
         if error and d == folder: raise StylekitError(f'{str(folder)!r} {error}')
@@ -255,7 +264,7 @@ def picture_folder(folder)->Path: # that exists; `~` is the home folder
     "`folder` as a path that can be listed"
     if not isinstance(folder, (str, os.PathLike)) or not str(folder).strip(): raise StylekitError(f'{str(folder)[:60]!r} is no folder')
     with explain_errors(f'cannot read {str(folder)!r}'):
-        path = Path(folder).expanduser()
+        path = user_path(folder)
         if path.is_file(): raise StylekitError(f'{str(path)!r} is a file: give a folder of pictures')
         if not path.is_dir(): raise StylekitError(f'no folder {str(path)!r}')
     return path

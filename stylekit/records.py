@@ -12,7 +12,7 @@ import hashlib, io, json, math, re, types
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-from .core import StylekitError, atomic_path, explain_errors, one_line
+from .core import StylekitError, atomic_path, explain_errors, one_line, user_path
 
 # %% ../nbs/00a_records.ipynb #1f89bfde
 def _no_twins(pairs:list)->dict:
@@ -196,11 +196,11 @@ def write_json(path, record:Record)->Path:
     "Write a record with its hash, whole or not at all"
     text = json.dumps(seal(record), indent=1, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as tmp: tmp.write_text(text+'\n', encoding='utf-8')
-    return Path(path)
+    return user_path(path)
 
 def read_json(path, cls):
     "The record that `write_json` wrote"
-    path = Path(path)
+    path = user_path(path)
     with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
     return unseal(cls, parse_json(raw, path.name), path.name)
 
@@ -220,7 +220,7 @@ def parse_line(line, # str or bytes, as `json_line` gave it
 
 def read_lines(path, *kinds)->list: # as for `parse_line`; of records
     "The records of a `.jsonl`; a last line that was cut short is left out"
-    path = Path(path)
+    path = user_path(path)
     with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
     lines, whole = raw.split(b'\n'), raw.endswith(b'\n')
     if not whole: lines = lines[:-1]
@@ -240,7 +240,7 @@ def save_state(path, # its folders are made
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         f.write(head.encode())
         f.write(body.getbuffer())
-    return Path(path)
+    return user_path(path)
 
 # %% ../nbs/00a_records.ipynb #83f13d0e
 _HEAD = re.compile(rb'stylekit ([\w-]{1,40}) (\d{1,15}) ([0-9a-f]{64})\n')
@@ -251,7 +251,7 @@ def load_state(path, kind:str, # as for `save_state`
               ):
     "A state that `save_state` wrote"
     import torch
-    path = Path(path)
+    path = user_path(path)
     again = 'delete it to start anew'
     with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
     head, body = _HEAD.match(raw[:200]), memoryview(raw)
@@ -287,9 +287,9 @@ def _file_seal(raw:bytes)->tuple: # where the digits begin (-1: no note), digits
 def seal_file(path # a file with `UNSEALED` once in its header
              ):
     "Fill in the hash of a file that another library has just written"
-    raw = Path(path).read_bytes()
+    raw = user_path(path).read_bytes()
     at, digits, right = _file_seal(raw)
-    if at < 0 or digits.strip('0'): raise StylekitError(f'{Path(path).name} has no room for its hash')
+    if at < 0 or digits.strip('0'): raise StylekitError(f'{user_path(path).name} has no room for its hash')
     with open(path, 'r+b') as f:
         f.seek(at)
         f.write(right.encode())
@@ -298,6 +298,6 @@ def check_sealed(path, # a file that stylekit wrote
                  do:str='copy it again' # ends the message
                 ):
     "Refuse a file that is not as `seal_file` left it"
-    with explain_errors(f'cannot read {Path(path).name}'): raw = Path(path).read_bytes()
+    with explain_errors(f'cannot read {user_path(path).name}'): raw = user_path(path).read_bytes()
     at, digits, right = _file_seal(raw)
-    if at < 0 or digits != right: raise StylekitError(f'{Path(path).name} was changed or cut short after stylekit wrote it: {do}')
+    if at < 0 or digits != right: raise StylekitError(f'{user_path(path).name} was changed or cut short after stylekit wrote it: {do}')

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, changed, check_number, check_range, check_whole, one_line, plain_number
-from .lora import ATTENTION
+from .lora import ATTENTION, SCALES
 from .scores import FakeScore, Score, ddim, falling, scores
 from .spectrum import CutoffCurve, psr_grad, psr_l1
 
@@ -91,7 +91,7 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
 # %% ../nbs/06_sms.ipynb #b4b0d66e
 WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff', 'finish')
 RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100), t_min=(0, 998), t_max=(1, 999), lr=(0, 10),
-              relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=(0, 2), finish=(0, 998), finish_noise=(0, 1), finish_guidance=(0, 100))
+              relevance_floor=(0, 1), fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1), style_scale=SCALES, finish=(0, 998), finish_noise=(0, 1), finish_guidance=(0, 100))
 CHOICES = dict(sampler=tuple(SAMPLERS), optimizer=('rms', 'adam', 'adamw', 'sgd'), schedule=('cosine', 'constant', 'released'),
                weight=('one', 'sigma2', 'variance'), reduction=('sum', 'mean'), regulariser=('l2', 'l1'),
                relevance=('grid', 'released', 'none'), guide=('base', 'empty'), fake=('source', 'content', 'shared', 'own', 'frozen', 'noise'))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MEMORY_LEVER', 'LIVE', 'working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'Callback', 'Interrupted',
            'NaNGuard', 'Progress', 'Preview', 'Moments', 'RunState', 'check_state', 'Checkpoint', 'StylizeResult',
-           'Stylizer', 'Changes', 'stylize']
+           'Stylizer', 'fitting_mask', 'Changes', 'stylize']
 
 # %% ../nbs/08_stylizer.ipynb #fc52868b
 import base64, io, json, math, warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch, torch.nn.functional as F
@@ -18,7 +18,7 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .control_clip import load_control_clip
-from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, plain_number
+from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, plain_number, user_path
 from .images import image_to_tensor, load_image, open_image, tensor_to_image
 from .pictures import warn_weights
 from .guidance import Steer, attach, detach
@@ -130,7 +130,7 @@ class Preview(Callback):
         "Write image `i`'s frames as an animation that rests on the last"
         ims = [f[i] for f in self.frames]
         with atomic_path(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=[ms]*(len(ims)-1)+[1500], loop=0)
-        return Path(path)
+        return user_path(path)
 
 # %% ../nbs/08_stylizer.ipynb #a332ef9c
 @dataclass
@@ -185,7 +185,7 @@ def check_state(state:RunState, own:dict): # `state_dict` of the run that wants 
 class Checkpoint(Callback):
     "Save the whole state every `every` steps, resume from it when it is there and belongs to the same run"
     order = -20  # first: the others must see the resumed state
-    def __init__(self, path:Path, every:int=50): self.file, self.every = Path(path), every
+    def __init__(self, path:Path, every:int=50): self.file, self.every = user_path(path), every
     def before_run(self, run):
         self.path = self.file.with_stem(f'{self.file.stem}-{run.group}') if run.group else self.file  # a list in several batches: a file each
         if self.path.exists(): self.resume(run)
@@ -326,16 +326,28 @@ def step(self:Stylizer):
 def _move(self:Stylizer, z):
     self.z = z if self.may is None else torch.lerp(self.z, z, self.may)
 
+_URL = 'data:image/png;base64,'
+
 @patch
 def _free(self:Stylizer, keep:str)->torch.Tensor: # (1, 1, h, w) in [0, 1], 0: stays as it is; None: all may change
     if not keep: return
-    x = fit_image(load_image(base64.b64decode(keep.partition(',')[2])), self.inner[0], self.outer).mean(1, keepdim=True)
+    x = fit_image(fitting_mask(keep, self.sizes), self.inner[0], self.outer).mean(1, keepdim=True)
     return 1-F.adaptive_avg_pool2d(x, self.z_src.shape[-2:]).to(self.z_src)
 
+def fitting_mask(keep, # a picture, or one as `_picture_url` gives it
+                 sizes:list, # (width, height) of the images
+                 name:str='the mask')->Image.Image: # RGB
+    "The mask, if it has the shape of every image; another size of the same shape is fine, to one pixel"
+    mask = load_image(base64.b64decode(keep.partition(',')[2]) if isinstance(keep, str) and keep.startswith(_URL) else keep)
+    for w, h in sizes:
+        if abs(mask.width*h - mask.height*w) > max(*mask.size, w, h):
+            raise StylekitError(f'{name} has {mask.width}×{mask.height} pixels and the picture {w}×{h}: draw it on the picture, in its shape')
+    return mask
+
 def _picture_url(keep)->str: # a PNG as a data URL, so that JSON and a browser can have it; '' for none
-    if keep is None or keep is False or isinstance(keep, str) and (not keep or keep.startswith('data:image/png;base64,')): return keep or ''
+    if keep is None or keep is False or isinstance(keep, str) and (not keep or keep.startswith(_URL)): return keep or ''
     load_image(keep).convert('L').save(file := io.BytesIO(), 'PNG')
-    return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode()
+    return _URL + base64.b64encode(file.getvalue()).decode()
 
 # %% ../nbs/08_stylizer.ipynb #78ae2156
 @patch
@@ -405,17 +417,18 @@ LIVE = ('lam', 'cutoff', 't_cutoff', 'cutoff_power', 'guidance_scale', 'relevanc
 
 @patch
 def change(self:Stylizer, keep=None, # picture, white: this must not change any more; False: all may
-           mix=None, # a factor for each style of the mix, 0 to 100
+           mix=None, # a factor for each style of the mix, -100 to 100; their strengths stay in `SCALES`
            **fields # of Settings, among LIVE
           ):
     "Other settings from the next step on"
     if fixed := [f for f in fields if f not in LIVE]: raise StylekitError(f'{", ".join(fixed)} cannot change during a run: {", ".join(LIVE)}, mix and keep can')
     fields = {f: plain_number(v) for f,v in fields.items()}
-    cfg, factors = refuse_unread(changed(self.cfg, fields)), self.factors if mix is None else tuple(check_range('mix', check_number('mix', m), 0, 100) for m in mix)
+    cfg, factors = refuse_unread(changed(self.cfg, fields)), self.factors if mix is None else tuple(check_range('mix', check_number('mix', m), -100, 100) for m in mix)
     if len(factors) != len(self.factors): raise StylekitError(f'mix needs a factor for each of {self.style.name}, got {len(factors)}')
-    if keep is not None: self.may = self._free(fields.setdefault('keep', _picture_url(keep)))
+    may = self.may if keep is None else self._free(fields.setdefault('keep', _picture_url(keep)))
     if mix is not None: fields['mix'] = factors
     if (cfg.style_scale, factors) != (self.cfg.style_scale, self.factors): add_style(self.backbone, self._scaled(cfg, factors))
+    self.may = may   # nothing has changed where one of these was refused
     self.cfg, self.factors, self.opt.cfg = cfg, factors, cfg
     self.method.change(cfg)
     self.changes.append((self.k, fields))
@@ -469,6 +482,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
         raise StylekitError('callbacks must be a list of `Callback` objects')
     cfg = settings(preset, method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
     style, backbone, seeds = load_style(style), load_backbone(backbone, device), caller_seeds(seed, len(images))
+    if keep := _picture_url(keep): fitting_mask(keep, [im.size for im in images])   # before any work
     if conditioning is not None and not isinstance(conditioning, Steer): conditioning = Steer(load_control_clip(conditioning, backbone))
     out, stopped = [None]*len(images), False
     for n, group in enumerate(_groups(images, backbone, cfg, independent)):

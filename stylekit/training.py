@@ -181,7 +181,7 @@ def state_run(path, kind:str)->str: # '' if there is none
 
 def _save(path, module, opt, avg, step, run_id, beside):
     if not path or place()[0]: return
-    trained = {k: p.detach() for k,p in module.named_parameters() if p.requires_grad}
+    trained = {k: p.detach() for k,p in module.named_parameters() if k in avg.avg}   # a look may have switched gradients off
     save_or_warn(path, TrainingState(trained, opt.state_dict(), avg.avg, step, run_id, beside and beside.state_dict()), 'training')
 
 def _resume(path, module, opt, avg, run_id, beside)->int: # the step to go on from
@@ -190,6 +190,7 @@ def _resume(path, module, opt, avg, run_id, beside)->int: # the step to go on fr
     s = load_state(path, 'training', TrainingState)
     check_run(s.run_id, run_id, path.name)
     with explain_errors(f'{path.name} does not fit this training', 'delete it to start anew'):
+        if {*s.model} != {*avg.avg}: raise ValueError('it holds other weights')
         module.load_state_dict(s.model, strict=False)
         opt.load_state_dict(s.opt)
         if beside: beside.load_state_dict(s.beside)
@@ -207,7 +208,7 @@ def _gradient_norm(params, loss, clip, scale)->torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(params, clip)
 
 def _step(opt, params, loss, lr, clip, scale)->tuple: # the loss, whether a step was taken
-    for group in opt.param_groups: group['lr'] = lr
+    for group in opt.param_groups: group['lr'] = lr*group.get('times', 1.)
     opt.zero_grad(set_to_none=True)
     finite = torch.isfinite(_gradient_norm(params, loss, clip, scale)) & torch.isfinite(loss.detach())
     if finite: opt.step()
@@ -256,7 +257,7 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         minutes:float=None, # stop early after so long, in [0, 1e6]; a checkpoint is kept
         every:int=500, # steps between checkpoints and reports
         seed:int=0,
-        optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=)
+        optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=); a group of its parameters that has `times` learns at so many times lr
         report=None, # report(step, mean loss or None, seconds per step), after `stop` has looked and the state is kept
         stop=None, # stop(step, average) -> True ends the training; asked every `every` steps, and again where a run goes on
         scale:float=1., # of the loss on its way through a half-precision network

@@ -194,7 +194,7 @@ def test_schedulers_with_betas(copy, cls):
     torch.testing.assert_close(load_backbone(f).alphas_cumprod, getattr(diffusers, cls)().alphas_cumprod)
 
 
-@pytest.mark.parametrize('changes,words', [(dict(num_train_timesteps=0), '0'), (dict(num_train_timesteps=10**9), '1e+09'), (dict(num_train_timesteps=None), 'None'), (dict(num_train_timesteps=True), 'True'),
+@pytest.mark.parametrize('changes,words', [(dict(num_train_timesteps=0), '0'), (dict(num_train_timesteps=10**9), '1e+09'), (dict(num_train_timesteps=500), 'count to 1000'), (dict(num_train_timesteps=4000), 'count to 1000'), (dict(num_train_timesteps=999), '999'), (dict(num_train_timesteps=None), 'None'), (dict(num_train_timesteps=True), 'True'),
     (dict(beta_start=float('nan')), 'NaN'), (dict(beta_end=float('inf')), 'Infinity'), (dict(beta_end='0.012'), 'number'), (dict(beta_start=-1), '-1'), (dict(beta_end=2.), '2'), (dict(beta_schedule='none'), 'betas'),
     (dict(beta_schedule=3), 'str'), (dict(prediction_type='velocity'), 'velocity'), (dict(prediction_type=None), 'None'), (dict(trained_betas=[.1, .2]), '2 trained_betas'), (dict(rescale_betas_zero_snr='yes'), 'yes')])
 def test_schedules_that_cannot_be(copy, changes, words):
@@ -597,23 +597,47 @@ def test_small_files_that_ask_for_much(copy):
 
 HUB = '''
 import os, sys, time, socket, threading, warnings
+how, what, home = sys.argv[1:]
 server = socket.socket(); server.bind(('127.0.0.1', 0)); server.listen(50)
 held = []
-threading.Thread(target=lambda: [held.append(server.accept()) for _ in range(99)], daemon=True).start()   # takes calls, never answers
-os.environ.update(HF_ENDPOINT=f'http://127.0.0.1:{server.getsockname()[1]}', HF_HUB_OFFLINE='0', HF_HOME=sys.argv[1])
+def answer(c):
+    try:
+        if how == 'hangs up': c.close()
+        elif how != 'silent': c.recv(4000)
+        if how == 'breaks': c.sendall(b'HTTP/1.1 500 No\\r\\nContent-Length: 0\\r\\n\\r\\n')
+        if how == 'is no hub': c.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Type: text/html\\r\\nContent-Length: 6\\r\\n\\r\\n<html>')
+        while how == 'drips': c.sendall(b'H'); time.sleep(.2)
+    except OSError: pass
+def serve():
+    while True:
+        c, _ = server.accept()
+        held.append(c)
+        threading.Thread(target=answer, args=[c], daemon=True).start()
+threading.Thread(target=serve, daemon=True).start()
+os.environ.update(HF_ENDPOINT=f'http://127.0.0.1:{server.getsockname()[1]}', HF_HUB_OFFLINE='0', HF_HOME=home)
 import stylekit.backbone as B
+from stylekit.clip import load_clip
+from stylekit.lora import load_style
+from stylekit.metrics import load_features
 B.HUB_SECONDS = 2
+ask = dict(backbone=lambda: B.load_backbone('org/model'), revision=lambda: B.load_backbone('org/model', revision='v2'), style=lambda: load_style('org/model'),
+           mix=lambda: load_style('ink:0.5+org/model/a.safetensors:0.5'), clip=lambda: load_clip('org/model'), features=lambda: load_features('org/model'))
 start = time.monotonic()
-try: B.load_backbone('org/model', revision=sys.argv[2] if len(sys.argv) > 2 else None)
+try: ask[what]()
 except B.StylekitError as e: print(e)
 print(time.monotonic()-start < 10)
+sys.stdout.flush()
+os._exit(0)
 '''
 
 
-def test_a_hub_that_never_answers(tmp_path):
-    done = subprocess.run([sys.executable, '-c', HUB, tmp_path], capture_output=True, text=True, timeout=100)
+@pytest.mark.parametrize('how,what', [(h, 'backbone') for h in ('silent', 'hangs up', 'breaks', 'is no hub', 'drips')] + [('silent', w) for w in ('revision', 'style', 'mix', 'clip', 'features')] + [('breaks', 'style'), ('drips', 'clip')])
+def test_a_hub_that_never_answers(tmp_path, how, what):
+    "Or answers with something else: one line in time, whatever is asked for"
+    done = subprocess.run([sys.executable, '-c', HUB, how, what, tmp_path], capture_output=True, text=True, timeout=100)
     line, quick = done.stdout.strip().split('\n')
-    assert quick == 'True' and 'no answer in 2 s' in line and 'org/model' in line and not done.stderr, done.stderr
+    assert quick == 'True' and 'org/model' in line and len(line) <= 300 and not done.stderr, (line, done.stderr)
+    if how in ('silent', 'drips'): assert 'no answer in 2 s' in line
 
 
 CACHED = '''

@@ -1,10 +1,10 @@
 "Every rival against its formula written out: plain torch, two UNets, the LoRA merged into the weights, raw text embeddings"
-import math
+import json, math, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
-from stylekit import StylekitError, load_backbone, sample, settings, stylize
-from stylekit.baselines import METHODS, MOST_DRAWS, RIVALS, UNWANTED, patch_nce
+from stylekit import StylekitError, load_backbone, load_style, sample, settings, stylize
+from stylekit.baselines import METHODS, MOST_DRAWS, RIVALS, UNWANTED, img2img, patch_nce
 from stylekit.stylizer import LatentOptimizer
 from test_sms import ABAR, BETA, CAPTION, WORDS, base, draws, lora_pairs, merged, prepared, same, style, wide  # noqa: F401
 
@@ -298,3 +298,44 @@ def test_img2img_is_the_sampler(base, style):
         same(a, img2img(base, run.z_src, run.method.conds.styled, run.method.conds.empty, 500/999, run.gens))
         z, t, eps = draws(run, 300)
         assert not run.method.direction(z, t, eps)[0].any()
+
+
+# ---- a schedule that ends in noise alone ----
+
+@pytest.fixture(scope='module', params=['sd21v', 'sd15'])
+def ends_in_noise(request, models, tmp_path_factory):
+    "A model whose last timestep has ᾱ = 0"
+    folder = tmp_path_factory.mktemp('z')/'ztsnr'
+    shutil.copytree(models(request.param), folder)
+    file = folder/'scheduler'/'scheduler_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(rescale_betas_zero_snr=True)))
+    b = load_backbone(folder)
+    assert b.alphas_cumprod[-1] == 0
+    return b
+
+@pytest.mark.parametrize('method', METHODS)
+def test_the_last_timestep_of_a_schedule_that_ends_in_noise(ends_in_noise, random_style, method):
+    style = load_style(random_style(ends_in_noise))
+    changes = dict(relevance='released', weight='sigma2') if method == 'sms' else {}
+    with prepared(ends_in_noise, style, method if method != 'sms' else 'fast', n=2, steps=3, **changes) as run:
+        z, _, noise = draws(run, 999)
+        for t in ([999, 999], [999, 500], [998, 1]):
+            g, rec = run.method.gradient(z, torch.tensor(t), noise)
+            assert torch.isfinite(g).all() and all(torch.isfinite(v).all() for v in rec.values())
+        run.method.learn(z, run.gens)
+
+@pytest.mark.parametrize('strength', [1., .999, .5])
+def test_img2img_from_noise_alone(ends_in_noise, strength):
+    b, g = ends_in_noise, [torch.Generator().manual_seed(0)]
+    z = torch.randn(1, b.latent_channels, 8, 8)
+    for guidance in (1., 2.):
+        out = img2img(b, z, b.text('an owl'), b.text(''), strength, g, steps=3, guidance_scale=guidance, adapters=())
+        assert torch.isfinite(out).all() and out.std() > 0
+
+@pytest.mark.parametrize('kw', [dict(finish=998), dict(t_max=999, sampler='uniform'), dict(t_min=997, t_max=999, relevance='grid'), dict(preset='paper', t_max=999)], ids=str)
+def test_runs_to_the_end_of_a_schedule_that_ends_in_noise(ends_in_noise, random_style, kw):
+    style = load_style(random_style(ends_in_noise))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        r = stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=ends_in_noise, seed=0, **{'steps': 3} | kw)
+    assert r.complete and all(math.isfinite(v) for k, values in r.history.items() if k != 'fake' for v in values)

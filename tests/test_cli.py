@@ -387,11 +387,22 @@ def test_ctrl_c_at_any_moment(wait, photo, tmp_path):
     assert p.returncode == 130 and out == b'' and b'Traceback' not in err and b'rror' not in err and err.count(b'\n') <= 1, (p.returncode, err)
     assert not list(tmp_path.glob('o/photo-ink.png'))
 
-def test_a_closed_pipe_is_quiet():
-    p = process('styles')
+@pytest.mark.parametrize('argv', [['styles'], ['styles', '--json'], ['info', 'ink', 'flat'], ['completion', 'zsh'], ['--help'], ['stylize', '--help'], ['--version']], ids=' '.join)
+def test_a_closed_pipe_is_quiet(argv):
+    p = process(*argv)
     p.stdout.close()
     p.wait(60)
-    assert p.returncode == 141 and p.stderr.read() == b''
+    assert p.returncode in ((0, 141) if 'stylize' in argv else (141,)) and p.stderr.read() == b''   # argparse writes the help of a command, and does not look whether it could
+
+def test_folders_that_bench_cannot_write(tmp_path, capsys, monkeypatch):
+    (tmp_path/'file').write_text('x')
+    for folder in tmp_path/'file', tmp_path/'file'/'below':
+        assert main(['bench', '--shape', 'tiny', '--folder', str(folder)]) == 2
+        err = capsys.readouterr().err
+        assert err.count('\n') == 1 and 'part of the path is a file' in err, err
+    def no(*a, **kw): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(Path, 'mkdir', no)
+    assert main(['bench', '--shape', 'tiny', '--folder', str(tmp_path/'new')]) == 2 and 'you may not write there' in capsys.readouterr().err
 
 def test_letters_that_the_terminal_does_not_have(photo, tmp_path):
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', PYTHONIOENCODING='ascii')

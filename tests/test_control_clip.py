@@ -11,6 +11,7 @@ from stylekit.control_clip import (CONFIG_FILE, CONTROL_FILE, LABELLED, MODES, R
 from stylekit.core import StylekitError
 from stylekit.images import sample, samples
 from stylekit.grids import Grid, Shot
+from stylekit.records import load_state
 from stylekit.training import TrainingReport
 from stylekit.guidance import COMBINE, Steer, attach, control_clip, detach, join_attention
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
@@ -156,6 +157,21 @@ def test_it_learns_the_style_and_not_the_category(clip, grid, loss):
         v = clip.see(s.image for s in grid)
         assert far_from_uniform(role_logits(c.logits(v, 'style'), 'category')) < far_from_uniform(role_logits(c.logits(v), 'category'))
 
+@pytest.mark.parametrize('mode', ['lora', 'lora+adapter', 'full'])
+def test_what_stands_in_the_tower_learns_at_its_own_rate(clip, grid, mode):
+    "`lora_lr` 0 leaves it as it was, another rate leads elsewhere, and the adapters go on at `lr`"
+    def weights(**kw):
+        c = train_control_clip(grid, clip, mode=mode, **TINY | dict(steps=2, keep=0.) | kw)
+        own = {(r, n): p.detach().clone() for r in ROLES for n, p in c.part(r).items()}
+        return {k: p for k, p in own.items() if 'residual' not in k[1]}, {k: p for k, p in own.items() if 'residual' in k[1]}
+    first = {(r, n): p.detach().clone() for r in ROLES for n, p in new(clip, mode, seed=0).part(r).items()}
+    still, moved = weights(lora_lr=0.)
+    assert still and all(torch.equal(p, first[k]) for k, p in still.items())
+    assert (mode == 'lora+adapter') == any(not torch.equal(p, first[k]) for k, p in moved.items())
+    slow, fast = weights(lora_lr=1e-4)[0], weights(lora_lr=1e-2)[0]
+    far = lambda there: sum((p-first[k]).norm().item() for k, p in there.items())
+    assert 0 < 5*far(slow) < far(fast)
+
 def test_the_best_weights_are_kept(clip, grid, monkeypatch):
     errors = iter([.5, .2, .9]*2)
     monkeypatch.setattr(ControlTrainer, 'held_out', lambda self, role: next(errors))
@@ -167,6 +183,52 @@ def test_the_best_weights_are_kept(clip, grid, monkeypatch):
     assert (end.best_step, end.best_error, end.ended, end.part) == (4, .2, 'finished', 'style')
     now = trainer.control.part('style')
     assert not all(torch.equal(p, at[6][n]) for n, p in now.items())
+
+def test_two_rates_go_on_as_in_one_piece(clip, grid, tmp_path):
+    kw = dict(mode='lora+adapter', lora_lr=5e-3, **TINY)
+    whole, out = train_control_clip(grid, clip, **kw), tmp_path/'c'
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        for _ in range(9):
+            c = train_control_clip(grid, clip, out=out, minutes=1e-9, **kw)
+            if c.about['ended'] == 'finished': break
+    assert c.about['ended'] == 'finished'
+    for r in ROLES: assert all(torch.equal(p, c.part(r)[n]) for n, p in whole.part(r).items())
+
+def test_a_home_folder_in_python(clip, grid, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.chdir(tmp_path)
+    train_control_clip(grid, clip, out='~/c', **TINY)
+    assert (tmp_path/'home'/'c'/CONTROL_FILE).exists() and not (tmp_path/'~').exists()
+    again = load_control_clip('~/c', clip)
+    again.save('~/d')
+    assert {p.name for p in (tmp_path/'home'/'d').iterdir()} == {CONTROL_FILE, CONFIG_FILE}
+
+@pytest.mark.parametrize('at', [1, 3, 6, 'held out'])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_no_step_on_what_is_no_number(clip, grid, tmp_path, monkeypatch, at, bad):
+    "The training ends in one line; what was good is kept, and the same call goes on from there"
+    calls, loss = [], ControlTrainer.loss
+    def poisoned(self, *a):
+        calls.append(1)
+        return loss(self, *a)*(bad if len(calls) == at else 1)
+    monkeypatch.setattr(ControlTrainer, 'loss', poisoned)
+    if at == 'held out': monkeypatch.setattr(ControlTrainer, 'held_out', lambda self, role: bad)
+    with pytest.raises(StylekitError, match='NaN') as e: train_control_clip(grid, clip, out=tmp_path/'c', **TINY)
+    assert '\n' not in str(e.value) and not (tmp_path/'c'/CONTROL_FILE).exists()
+    for p in (tmp_path/'c').glob('work/*-training.pt'): assert all(torch.isfinite(v).all() for v in load_state(p, 'training')['model'].values())
+    monkeypatch.undo()
+    whole, again = train_control_clip(grid, clip, **TINY), train_control_clip(grid, clip, out=tmp_path/'c', **TINY)
+    for r in ROLES: assert all(torch.equal(p, again.part(r)[n]) for n, p in whole.part(r).items())
+
+@pytest.mark.parametrize('error', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), torch.OutOfMemoryError('CUDA out of memory')], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize('where', ['loss', 'held_out'])
+def test_memory_that_runs_out_names_a_lever(clip, grid, tmp_path, monkeypatch, error, where):
+    def fail(*a): raise error
+    monkeypatch.setattr(ControlTrainer, where, fail)
+    with pytest.raises(StylekitError, match='ran out of memory: lower `prompts` or `batch`'): train_control_clip(grid, clip, out=tmp_path/'c', **TINY)
+    monkeypatch.undo()
+    assert train_control_clip(grid, clip, out=tmp_path/'c', **TINY).about['ended'] == 'finished'
 
 def test_another_training_is_refused(clip, grid, tmp_path):
     begun = partial(train_control_clip, grid, clip, out=tmp_path/'c', report=lambda r: None, **TINY)

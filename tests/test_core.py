@@ -139,3 +139,50 @@ def test_second_ctrl_c_acts_at_once():
             with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
     finally: signal.signal(signal.SIGINT, before)
     assert heard == [1]
+
+
+# ---- the home folder ----
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "A home folder, and another to work in"
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path/'home'))
+    (tmp_path/'work').mkdir()
+    monkeypatch.chdir(tmp_path/'work')
+    return tmp_path/'home'
+
+@pytest.mark.parametrize('kind', [str, Path])
+def test_home_in_what_is_written(home, kind):
+    "In Python too; what is written under `~` is read under `~`"
+    from stylekit.records import load_state, read_json, save_state, write_json
+    from stylekit.training import TrainingReport
+    with atomic_path(kind('~/a/x.txt')) as tmp: tmp.write_text('x')
+    with folder_lock(kind('~/b')): assert (home/'b'/'.stylekit.lock').exists()
+    assert write_json(kind('~/r.json'), TrainingReport(1, 2)) == home/'r.json' and read_json(kind('~/r.json'), TrainingReport).step == 1
+    assert save_state(kind('~/s.pt'), dict(a=1), 'checkpoint') == home/'s.pt' and load_state(kind('~/s.pt'), 'checkpoint') == dict(a=1)
+    assert (home/'a'/'x.txt').exists() and not any(Path.cwd().iterdir())
+
+def test_home_in_what_is_read(home):
+    from stylekit import load_image, load_style, sample
+    from stylekit.lora import find_styles, read_safetensors
+    from stylekit.pictures import image_caption, list_pictures, read_captions
+    home.mkdir()
+    sample('owl').save(home/'a.png')
+    (home/'a.txt').write_text('an owl')
+    (home/'c.csv').write_text('a.png,a cat')
+    (home/'s.safetensors').write_bytes(find_styles()['ink'].read_bytes())
+    assert load_image('~/a.png').size == sample('owl').size and image_caption('~/a.png') == 'an owl' and read_captions('~/c.csv') == {'a.png': 'a cat'}
+    assert list_pictures('~', captions='~/c.csv')[0].caption == 'a cat' and load_style('~/s.safetensors').name == 's' and read_safetensors('~/s.safetensors')[0]
+
+def test_home_of_a_run(home):
+    from stylekit import Checkpoint, load_backbone, load_style, sample, stylize
+    from stylekit.lora import add_style, save_lora
+    from stylekit.stylizer import Preview
+    b, frames = load_backbone(), Preview(every=1)
+    r = stylize(sample('owl').resize((64, 64)), 'ink', 'an owl', backbone=b, steps=1, seed=0, callbacks=[Checkpoint('~/run.pt', every=1), frames])
+    assert r.save('~/o/a.png') == home/'o'/'a.png' and frames.save_gif('~/o/a.gif') == home/'o'/'a.gif'
+    add_style(b, load_style('ink'))
+    assert save_lora(b, 'style', '~/o/mine.safetensors', 'ink') == home/'o'/'mine.safetensors'
+    b.remove('style')
+    assert {p.name for p in (home/'o').iterdir()} == {'a.png', 'a.gif', 'mine.safetensors'} and not any(Path.cwd().iterdir())

@@ -321,3 +321,10 @@ def test_states_are_read_whole_or_refused(models, folder, tmp_path):
         tops = [(what, m) for what, m in json_mutants(state) if not isinstance(m, dict) or what.split(':')[0] in state or what == 'one key too many']
         sweep(read, tops, may_differ=[f'{k}: {v}' for k in ('step', 'since', 'looked', 'error', 'run_id', 'opt', 'beside', 'model', 'ema', 'weights') for v in ('int 3', 'int -1', 'float 0.5', 'str x', 'str ', 'dict {}', "dict {'x': 1}", 'NoneType None')] + ['run_id: str '+'x'*20, 'beside: missing'])
         path.write_bytes(raw)
+
+def test_a_home_folder_in_python(models, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path/'home'))
+    monkeypatch.chdir(tmp_path)
+    s = train_lora(folder, 'x', backbone=load_backbone(models('sd15')), out='~/styles', **TINY)
+    assert s.path == tmp_path/'home'/'styles'/'x'/LORA_FILE and s.path.exists() and not (tmp_path/'~').exists()
+    assert [e.caption for e in read_folder('~/../pictures')]

@@ -1,5 +1,5 @@
 "Faults that the notebook has no room for: every kind of damaged, hostile or unusual image file"
-import io, os, random, struct, subprocess, sys, warnings, zlib
+import io, os, random, struct, subprocess, sys, types, warnings, zlib
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image, ImageCms, ImageFile
@@ -44,7 +44,7 @@ FILES = {'png': encoded(noise(), 'PNG'), 'jpg': encoded(noise(), 'JPEG'), 'webp'
 @pytest.mark.parametrize('data, word', [
     (b'', 'empty'), (b'<!DOCTYPE html><html>', 'HTML'), (b'\xef\xbb\xbf\n <HTML lang=de>', 'HTML'), (b'<!-- hi --><html>', 'HTML'),
     (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'SVG'), (b'<?xml version="1.0"?>\n<!-- x -->\n<svg>', 'SVG'),
-    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n', 'git lfs pull'), (b'\0\0\0\x20ftypheic\0\0\0\0mif1', 'pillow-heif'),
+    (b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n', 'git lfs pull'),
     (b'\0\0\0\x20ftypavif', 'AVIF'), (encoded(noise(), 'EPS'), 'PostScript'),
     (encoded(noise(), 'PPM'), 'none of PNG'), (b'PK\x03\x04abc', 'zip'), (b'\x89PNG\r\n\x1a\n', 'damaged'), (b'\xff\xd8\xff', 'damaged'),
     (png(0, 0, rows=b''), 'zero width'), (png(16, 0, rows=b''), 'zero width'), (b'hello', 'none of PNG'), (bytes(100), 'none of PNG')])
@@ -156,6 +156,56 @@ def test_more_formats(tmp_path, fmt):
     p = put(tmp_path, encoded(noise(), fmt), 'x.dat')
     assert load_image(p).size == (32,24) == image_size(p) and open_image(p).format == fmt
     if fmt == 'BMP': assert np.array_equal(load_image(p), noise())
+
+@pytest.fixture
+def heif(monkeypatch):
+    "A decoder under the name of `pillow-heif`, which Pillow knows once it is registered; its files are PNGs with a HEIC's first bytes"
+    from PIL import PngImagePlugin
+    class Heif(PngImagePlugin.PngImageFile):
+        format = 'HEIF'
+        def _open(self):
+            self.fp = io.BytesIO(self.fp.read()[24:])
+            super()._open()
+    def register(): Image.register_open('HEIF', Heif, lambda head: head[4:8] == b'ftyp')
+    monkeypatch.setitem(sys.modules, 'pillow_heif', types.SimpleNamespace(register_heif_opener=register))
+    Image.init()
+    before = dict(Image.OPEN), list(Image.ID)
+    yield lambda im, brand=b'heic', **kw: b'\0\0\0\x18ftyp'+brand+b'\0\0\0\0mif1heic'+encoded(im, 'PNG', **kw)
+    Image.OPEN.clear()
+    Image.OPEN.update(before[0])
+    Image.ID[:] = before[1]
+
+@pytest.mark.parametrize('brand', [b'heic', b'heix', b'hevc', b'mif1', b'msf1'])
+def test_heic_where_a_decoder_is_there(tmp_path, heif, brand):
+    p = put(tmp_path, heif(noise(), brand), 'IMG_0001.HEIC')
+    assert np.array_equal(load_image(p), noise()) and open_image(p).format == 'HEIF' and image_size(p) == (32,24)
+    clear = noise(mode='RGBA')
+    assert np.array_equal(open_image(heif(clear, brand)).alpha, clear.getchannel('A'))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert open_image(heif(noise(), brand, exif=exif)).size == (24,32)
+
+@pytest.mark.parametrize('kind', ['AVIF', 'HEIF'])
+def test_a_damaged_picture_is_not_taken_for_a_missing_decoder(tmp_path, heif, kind):
+    from PIL import features
+    if kind == 'AVIF' and not features.check('avif'): pytest.skip('this Pillow has no AVIF')
+    whole = encoded(noise(), 'AVIF') if kind == 'AVIF' else heif(noise())
+    assert load_image(whole).size == (32,24)
+    for n in (24, 40, len(whole)//2, len(whole)-30): refused(put(tmp_path, whole[:n], f'x.{kind}'), 'damaged or cut short')
+
+def test_heic_without_a_decoder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pillow_heif', None)   # an ImportError, also where it is installed
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, 'HEIF', raising=False)
+    for brand in (b'heic', b'heix', b'mif1'): refused(put(tmp_path, b'\0\0\0\x18ftyp'+brand+bytes(300), 'x.heic'), 'pip install pillow-heif')
+
+@pytest.mark.parametrize('size', [(64, 48), (97, 33)])
+def test_a_real_heic(size):
+    heif = pytest.importorskip('pillow_heif')
+    im = Image.linear_gradient('L').resize(size).convert('RGB')
+    heif.from_pillow(im).save(b := io.BytesIO(), quality=95)
+    out = load_image(b.getvalue())
+    assert out.size == size and np.abs(np.asarray(out).astype(int)-np.asarray(im)).mean() < 3
 
 @pytest.mark.parametrize('suffix', ['.jfif', '.png', '.jpe', '.weird', ''])
 def test_opened_by_content(tmp_path, suffix): assert open_image(put(tmp_path, FILES['jpg'], f'x{suffix}')).format == 'JPEG'

@@ -167,3 +167,37 @@ def test_the_helper_sees_crumbs_and_differences(tmp_path):
     (tmp_path/'a.png').write_bytes(b'y')
     assert folder_contents(tmp_path) != before
     assert moments(10., 5, 0) == sorted(moments(10., 5, 0)) and max(moments(10., 5, 0)) < 10 and moments(10., 5, 1) != moments(10., 5, 0)
+
+@pytest.fixture
+def evaluation(tmp_path):
+    "Four pictures, with truths and references, and two methods"
+    home = tmp_path/'set'
+    for kind, look, names in (('.', 'shaded', samples()[:4]), ('truth/ink', 'ink', samples()[:4]), ('references/ink', 'ink', samples()[4:])):
+        (home/kind).mkdir(parents=True, exist_ok=True)
+        for n in names: sample(n, look).resize((64, 64)).save(home/kind/f'{n}.png')
+    few = dict(steps=4, lr=.05)
+    (tmp_path/'methods.json').write_text(json.dumps(dict(unchanged=None, dds=few | dict(method='dds'), sms=few)))
+    return home
+
+def evaluate(home, out, *more)->list: return ['evaluate', str(home), '--methods', str(home.parent/'methods.json'), '--out', str(out), *more]
+
+def test_evaluate(evaluation, tmp_path):
+    "Pictures, kept measurements, tables and sheets"
+    assert check_kills(tmp_path, lambda out: evaluate(evaluation, out, '--batch', '3')) > 0
+
+def test_two_evaluations_in_one_folder(evaluation, tmp_path):
+    "The second is refused in one line, also where it would replace the tables, and the first ends as if it had been alone"
+    to_the_end(evaluate(evaluation, tmp_path/'alone'), tmp_path)
+    first, out = start(evaluate(evaluation, tmp_path/'e'), tmp_path), tmp_path/'e'
+    while not (out/'evaluation.json').exists() and first.poll() is None: time.sleep(.02)
+    assert first.poll() is None, 'it ended before the second began: give it more steps'
+    tried = 0
+    for more in (), ('--seeds', '1', '--overwrite'):
+        second = start(evaluate(evaluation, out, *more), tmp_path)
+        said, _ = second.communicate(timeout=300)
+        if first.poll() is not None: break
+        last, tried = said.splitlines()[-1], tried+1
+        assert second.returncode == 2 and "another run is writing into 'e'" in last and 'Traceback' not in said, said
+    said, _ = first.communicate(timeout=600)
+    assert first.returncode == 0 and tried, said
+    if tried == 2: assert folder_contents(out) == folder_contents(tmp_path/'alone') and not crumbs(out)

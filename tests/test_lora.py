@@ -267,12 +267,13 @@ def test_base_is_guessed_by_text_width(tmp_path, sd15):
 
 def test_hub_ids(monkeypatch, tmp_path, sd15):
     "One file in a repository is found by itself, one of several must be named"
-    import huggingface_hub
     save_file(kohya(dict(unet=load_backbone(sd15).unet), ['to_q']), tmp_path/'a.safetensors')
     files = ['README.md', 'a.safetensors']
-    monkeypatch.setattr(huggingface_hub, 'list_repo_files', lambda repo: files)
-    monkeypatch.setattr(huggingface_hub, 'hf_hub_download', lambda repo, f: str(tmp_path/f))
-    assert load_style('someone/style').path == tmp_path/'a.safetensors'
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
+    monkeypatch.setattr('stylekit.backbone.hub_names', lambda repo, revision: ('c'*40, files))
+    fetched = []
+    monkeypatch.setattr('stylekit.backbone.hub_fetch', lambda repo, commit, names: fetched.append(names) or tmp_path)
+    assert load_style('someone/style').path == tmp_path/'a.safetensors' and fetched == [['a.safetensors']]
     files.append('b.safetensors')
     with pytest.raises(StylekitError, match='a.safetensors, b.safetensors; name the one'): load_style('someone/style')
     assert load_style('someone/style/a.safetensors').name == 'a'

@@ -445,8 +445,20 @@ def test_zero_shot_pairs_by_id(mini):
     assert dict(zip(x, M.zero_shot(x, texts, mini).each)) == dict(zip(x, M.zero_shot(x, turned, mini).each))
     with pytest.raises(StylekitError, match='without a partner'): M.clip_score(x, {'owl': 'an owl'}, mini)
 
-def test_no_clip_no_features(tmp_path):
-    with pytest.raises(StylekitError, match='no network to be had'): M.load_features(str(tmp_path))
+NO_NETWORK = dict(empty={}, weights_alone={'model.safetensors': b''}, not_json={'config.json': b'{'}, a_list={'config.json': b'[]'}, nan={'config.json': b'{"model_type": NaN}'},
+                  no_kind={'config.json': b'{}'}, a_number={'config.json': b'{"model_type": 3}'}, no_weights={'config.json': b'{"model_type": "clip"}'},
+                  pickled={'config.json': b'{"model_type": "vit"}', 'pytorch_model.bin': b''}, unknown={'config.json': b'{"model_type": "egg"}', 'model.safetensors': b''},
+                  cut={'config.json': b'{"model_type": "clip"}', 'model.safetensors': b'x'})
+
+@pytest.mark.parametrize('files', NO_NETWORK.values(), ids=NO_NETWORK)
+@pytest.mark.parametrize('name', ['clip-of-mine', 'net'])
+def test_no_clip_no_features(tmp_path, name, files):
+    "One line of our own, whatever version of transformers looks at the folder, and whatever it makes of its name"
+    (tmp_path/name).mkdir()
+    for f, raw in files.items(): (tmp_path/name/f).write_bytes(raw)
+    with pytest.raises(StylekitError, match=rf'(no network|no CLIP) to be had from|config.json of {name} is damaged') as e: M.load_features(str(tmp_path/name))
+    assert '\n' not in str(e.value) and '.;' not in str(e.value)
+    if len(files) < 2 and 'damaged' not in str(e.value): assert f"no network to be had from '{name}': it" in str(e.value) and 'give a folder' in str(e.value)
 
 def chain_file(path, shapes):
     torch.manual_seed(0)
@@ -492,7 +504,9 @@ def test_vision_transformers_are_read_from_their_folders(tmp_path, kind):
     (tmp_path/'dino'/'preprocessor_config.json').write_text(json.dumps(dict(image_mean=[.5]*3, image_std=[.5]*3)))
     got, x = M.load_features(tmp_path/'dino'), images(2, 32)
     keys = []
-    next(m for n, m in reversed(list(net.named_modules())) if n.endswith('k_proj')).register_forward_hook(lambda m, i, o: keys.append(o))
+    layers = [m for n, m in net.named_modules() if n.endswith(('k_proj', 'attention.key'))]   # as newer and older versions call them
+    assert len(layers) == 2
+    layers[-1].register_forward_hook(lambda m, i, o: keys.append(o))
     with torch.no_grad(): want = net(pixel_values=2*x-1).last_hidden_state[:, 0]
     assert torch.allclose(got(x), want, atol=1e-5) and len(got.layers) == 2
     assert torch.allclose(got.maps(x, (got.keys,))[0].flatten(2).transpose(1, 2), keys[0][:, 1:], atol=1e-5)

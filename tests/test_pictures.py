@@ -89,6 +89,22 @@ def test_read_captions(tmp_path, name, data):
     pic(tmp_path/'in'/'a.png'), (tmp_path/'in'/'a.txt').write_text('other')
     assert captions(tmp_path/'in', captions=tmp_path/name) == {'a.png': 'an owl, grey'}
 
+@pytest.mark.parametrize('text, want', [('a.png,an owl, small, grey', 'an owl, small, grey'), ('file,text\na.png,an owl, small, grey', 'an owl, small, grey'), ('a.png;an owl; grey', 'an owl; grey'), ('name\tcaption\na.png\tan owl\tgrey', 'an owl\tgrey')])
+def test_commas_without_quotes(tmp_path, text, want):
+    (tmp_path/'c.csv').write_text(text)
+    assert read_captions(tmp_path/'c.csv') == {'a.png': ' '.join(want.split())}
+
+def test_more_fields_than_titles(tmp_path):
+    for head in ('file,text,licence', 'text,file', 'id,file,caption'):
+        (tmp_path/'c.csv').write_text(f'{head}\na.png,an owl, grey,b,c\n')
+        with pytest.raises(StylekitError, match='c.csv.*row 1.*quotes'): read_captions(tmp_path/'c.csv')
+
+def test_a_table_goes_before_what_stands_beside(tmp_path):
+    p = pic(tmp_path/'Red Owl.png')
+    p.with_suffix('.txt').write_text('beside')
+    for name in ('Red Owl.png', 'red owl.PNG', 'Red Owl'): assert image_caption(p, captions={name: 'table'}) == 'table'
+    assert image_caption(p, captions={'other.png': 'x'}) == 'beside'
+
 @pytest.mark.parametrize('data', [b'{', b'[1]', b'3', b'null', b'{"a.png": 3'*2, b'['*100_000, b'[{"text": "x"}]'])
 def test_tables_that_are_none(tmp_path, data):
     (tmp_path/'c.json').write_bytes(data)

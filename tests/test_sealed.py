@@ -129,3 +129,84 @@ def test_a_full_disk_keeps_the_old_one(tmp_path, monkeypatch, name):
     other = dict(recipe=lambda: load_recipe(recipe().to_json() | dict(seed=1)).save(path), table=lambda: table().save(path, 'others'),
                  kept=lambda: kept(path.parent, path.stem, lambda: [1], 'another key'), search=lambda: write_json(path, Search({}, ())))
     check_full_disk(monkeypatch, path, other[name])                            # over another
+
+# ---- what an evaluation keeps, and what it is told
+
+def measurement(path):
+    "What `evaluate` keeps of a metric, as it is written and read"
+    from stylekit.evaluate import Metric, Shown, _measured_once
+    return _measured_once(path, Metric(lambda s, net: measured(1.25)), Shown({}, {}, {}, []), None)
+
+def kept_value(path):
+    got = measurement(path)
+    return {k: getattr(got, k) for k in got.__dataclass_fields__}   # also what does not count where two are compared
+
+def test_kept_measurements(tmp_path):
+    "Every key missing, of another type, null, huge; cut, appended, flipped: one line, or the same value"
+    path = tmp_path/'pd_src-0123.json'
+    first, again = kept_value(path), kept_value(path)
+    assert first == again and path.exists()
+    data = json.loads(path.read_text())
+    assert sweep_file(path, kept_value, same=first, flips=150) > 100
+    def of(mutant):
+        path.write_text(json.dumps(mutant))
+        return kept_value(path)
+    assert sweep(of, json_mutants(data), first) > 200                       # the hash as it was
+    def resealed_of(mutant):
+        path.write_text(json.dumps(resealed(mutant) if isinstance(mutant, dict) else mutant))
+        got = json.loads(json.dumps(kept_value(path)))
+        wrong = [k for k, v in body(mutant).items() if got['sha256' if k == 'network_sha256' else k] != v]
+        assert not wrong, wrong
+    assert sweep(resealed_of, json_mutants(data)) > 200                     # one that fits: refused by type, or just what the file says
+
+def test_kept_measurements_are_nobody_elses(tmp_path):
+    "A table, a recipe or another record in its place is refused by its name, and what is NaN is not kept"
+    path = tmp_path/'pd_src-0123.json'
+    for write in (lambda: table().save(path), lambda: recipe().save(path), lambda: write_json(path, SEARCH), lambda: path.write_text('null'), lambda: path.write_bytes(b'\xff\xfe')):
+        write()
+        with pytest.raises(StylekitError, match='pd_src-0123.json'): measurement(path)
+    path.unlink()
+    from stylekit.evaluate import Metric, Shown, _measured_once
+    for value in (float('nan'), float('inf')):
+        with pytest.raises(StylekitError, match=r'pd_src\[mini\] is NaN or infinite'): _measured_once(path, Metric(lambda s, net: measured(value)), Shown({}, {}, {}, []), None)
+    assert not path.exists()
+
+METHODS_FILE = dict(unchanged=None, usual={}, mine=dict(method='sms', steps=30, lr=.05, lam=.3, sampler='narrowing'), rival=dict(method='dds', guidance_scale=2.), once=dict(generator='ink'))
+
+def methods_of(path):
+    from stylekit.cli import METHOD_NAMES
+    from stylekit.evaluate import _methods
+    try: return _methods(METHOD_NAMES.read(str(path)))
+    except StylekitError: raise
+    except ValueError as e: raise StylekitError(str(e))   # as the command line says it: one line
+
+def test_methods_json(tmp_path):
+    "Every key missing, of another type, null, huge: one line, or just what the file says"
+    path = tmp_path/'methods.json'
+    def of(mutant):
+        path.write_text(json.dumps(mutant))
+        got = methods_of(path)
+        assert got == mutant
+        for how in got.values(): # and each is a setting of the right type
+            if how is not None and 'generator' not in how: settings(**how)
+    assert sweep(of, json_mutants(METHODS_FILE)) > 150
+
+def test_the_bytes_of_methods_json(tmp_path):
+    "Cut, appended, flipped: one line, or just what the file says; twice the same name, NaN and nesting without end are no settings"
+    path = tmp_path/'methods.json'
+    path.write_text(json.dumps(METHODS_FILE))
+    def read(path):
+        got = methods_of(path)
+        assert got == json.loads(path.read_bytes())
+    assert sweep_file(path, read, flips=200) > 100
+    for raw, why in ((b'{"a": {}, "a": {"steps": 3}}', 'twice'), (b'{"a": {"lr": NaN}}', 'NaN'), (b'['*100_000, 'nested'), (b'{"a": '*2000+b'1'+b'}'*2000, 'nested|object'), (b'\xff', 'damaged'), (b'', 'damaged'), (b'{}', 'object'), (b'[{}]', 'object')):
+        path.write_bytes(raw)
+        with pytest.raises(StylekitError, match=why): methods_of(path)
+    path.write_bytes(b'\xef\xbb\xbf{"a": {}}')   # with a mark, as some editors write it
+    assert methods_of(path) == dict(a={})
+
+def test_a_full_disk_and_what_an_evaluation_keeps(tmp_path, monkeypatch):
+    check_full_disk(monkeypatch, tmp_path/'kept'/'pd_src-0123.json', lambda: measurement(tmp_path/'kept'/'pd_src-0123.json'))
+    for what in (dict(labels=dict(kid=('bold', 'How bold.'))), dict(lacks=dict(ink='no references'))):
+        t = Table(table().rows, table().high, **what)
+        assert read_table(t.save(tmp_path/'t.json')) == t

@@ -322,6 +322,60 @@ def test_other_bad_input(base, style):
         if kw.get('image', 0) is None: kw = dict(image=3)
         with pytest.raises(StylekitError, match=word): go(base, style, **kw)
 
+@pytest.mark.parametrize('size', [(64, 32), (32, 64), (64, 66), (128, 96), (65, 67)], ids=str)
+def test_a_mask_of_another_shape(base, style, size):
+    "Refused in a call, in a list, during a run and by a live run, before any work"
+    from stylekit.live import LiveRun
+    mask, no_work = Image.new('L', size, 255), [At(1, lambda run: pytest.fail('work was done'))]
+    for kind in (mask, np.asarray(mask), mask.convert('RGB')):
+        with pytest.raises(StylekitError, match='the mask has.*draw it on the picture'): go(base, style, keep=kind, callbacks=no_work)
+    with pytest.raises(StylekitError, match='the mask has'): go(base, style, [owl(size), owl()], keep=mask, callbacks=no_work)
+    run = by_hand(base, style)
+    try:
+        run.step()
+        with pytest.raises(StylekitError, match='the mask has'): run.change(keep=mask, lam=1.)
+        assert run.may is None and run.changes == [] and run.cfg == run.first
+    finally: run.close()
+    live = LiveRun(owl(), str(style.path), 'an owl', backbone=base, steps=1, seed=0, keep=mask)
+    while live.advance(): pass
+    assert live.state == 'error' and 'the mask has' in live.note
+
+def test_a_mask_of_another_size(base, style):
+    "Of the picture's shape, to one pixel: taken, and what is white stays"
+    for size in ((64, 64), (128, 128), (33, 33), (64, 65)): assert go(base, style, keep=Image.new('L', size, 255), steps=1).complete
+    assert go(base, style, [owl(), owl((128, 128))], keep=Image.new('L', (64, 64), 255), steps=1)[1].complete
+
+# ---- one range of strengths ----
+
+@pytest.mark.parametrize('scale', [-2, -1, 0, 3, 4])
+def test_strengths_are_the_same_everywhere(base, style, scale):
+    "Of the style, of the settings, of a mix: as a number, and as what they come to in all"
+    same = [go(base, load_style(style, scale=scale), steps=1), go(base, style, style_scale=scale, steps=1), go(base, [(style, scale/2)], style_scale=2, steps=1)]
+    for r in same[1:]: identical(r, same[0])
+    changed = go(base, style, steps=2, callbacks=[At(1, lambda run: run.change(style_scale=scale))])
+    mixed = go(base, style, steps=2, callbacks=[At(1, lambda run: run.change(mix=[scale]))])
+    identical(changed, mixed)
+
+@pytest.mark.parametrize('kw', [dict(style_scale=-2.1), dict(style_scale=4.1), dict(style_scale=float('nan')), dict(style=4, style_scale=2.), dict(style=-2, style_scale=1.5), dict(style={'mid_block': 3}, style_scale=3.)], ids=str)
+def test_strengths_out_of_range(base, style, kw):
+    scale = kw.pop('style', None)
+    before = state_of(base)
+    with pytest.raises(StylekitError, match='-2 and 4'): go(base, load_style(style, scale=scale), **kw)
+    assert state_of(base) == before
+
+def test_a_strength_out_of_range_changes_nothing(base, style):
+    run = by_hand(base, style)
+    mask = Image.new('L', (64, 64), 255)
+    try:
+        run.step()
+        before = state_of(base)
+        for bad in (dict(mix=[5.]), dict(mix=[3.], style_scale=2.), dict(mix=[float('inf')]), dict(style_scale=-3.), dict(mix=[101.])):
+            with pytest.raises(StylekitError, match='between'): run.change(keep=mask, **bad)
+            assert (run.may, run.changes, run.factors, run.cfg) == (None, [], (1.,), run.first) and state_of(base) == before
+        run.change(mix=[-1.], style_scale=2.)
+        run.step()
+    finally: run.close()
+
 def test_an_error_hits_before_the_first_step(base, style):
     with pytest.raises(StylekitError): go(base, style, [owl(), 'nowhere.png'], callbacks=[At(1, lambda run: pytest.fail('work was done'))])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 import numpy as np, torch
 from ..clip import Clip, load_clip
-from ..control_clip import CONTROL_FILE, ROLES, load_control_clip, role_logits, train_control_clip
+from ..control_clip import CONTROL_FILE, ROLES, ControlSettings, load_control_clip, role_logits, train_control_clip
 from ..core import StylekitError, asset, atomic_path, digest, explain_errors
 from ..images import image_to_tensor
 from ..backbone import Cond, load_backbone
@@ -301,7 +301,8 @@ def painting_jobs(pipe, viewer:Viewer, clip:Clip, sets:StyleSets, out, work, kee
                 if not (home/l/LORA_FILE).exists(): train_lora(set_examples(sets, l, [s.name for s in grid if s.style == w]), l, w, out=home, backbone=load_backbone(), steps=learn//2, views=1, zoom=1., hold_out=0., overwrite=True)
             return lambda look: with_lora(pipe, home/look/LORA_FILE)
         home = work/f'control-{digest(clip.sha256, repr(sorted((settings | how).items())), len(grid), repr(words))[:12]}'
-        control = load_control_clip(home, clip) if (home/CONTROL_FILE).exists() else train_control_clip(grid, clip, templates=('{s}, {c}',), keep_prompts=keep_prompts, out=home, **settings | how)
+        one_rate = dict(lora_lr=(settings | how).get('lr', ControlSettings.lr))   # as it was measured: all that learns at lr
+        control = load_control_clip(home, clip) if (home/CONTROL_FILE).exists() else train_control_clip(grid, clip, templates=('{s}, {c}',), keep_prompts=keep_prompts, out=home, **one_rate | settings | how)
         return lambda look: control_clip(pipe, control, **steer)
     for label, (how, steer) in ways.items():
         def job():

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_SHA256', 'STAGES', 'ANSWER', 'unit', 'edges', 'edge_f1', 'Judge', 'blur', 'noise', 'grey', 'bleed', 'mottle',
-           'jpeg', 'worn', 'blurred', 'noisy', 'StyleProbe', 'fit_probe', 'cached_stats', 'look_images', 'style_probe',
-           'through_codec', 'answers', 'probe_accuracy', 'score_images', 'envelope', 'common_range', 'frontier_area',
-           'AreaGap', 'area_gap']
+           'jpeg', 'worn', 'blurred', 'noisy', 'StyleProbe', 'fit_probe', 'save_probe', 'read_probe', 'cached_stats',
+           'look_images', 'style_probe', 'through_codec', 'answers', 'probe_accuracy', 'score_images', 'envelope',
+           'common_range', 'frontier_area', 'AreaGap', 'area_gap']
 
 # %% ../../nbs/mini/05_judge.ipynb #044e081c
 import hashlib, io
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from fastcore.basics import patch
-from ..core import StylekitError, atomic_path, digest
+from ..core import StylekitError, atomic_path, digest, explain_errors
 from .data import StyleSets
 from ..training import logistic
 
@@ -199,6 +199,8 @@ class StyleProbe:
         self.classes, self.mean, self.std, self.weight, self.answer = tuple(classes), mean, std, weight, answer
     @property
     def answers(self)->tuple: return (*dict.fromkeys(self.answer.values()), 'neither')
+    @property
+    def sha256(self)->str: return digest(WEIGHTS_SHA256, self.weight.tobytes())   # of the network and of what was learnt
     def index(self, answer:str)->int:
         "Place of an answer in what `prob` gives"
         if answer not in self.answers: raise StylekitError(f'the probe knows {", ".join(self.answers)}, not {answer!r}')
@@ -219,6 +221,20 @@ def fit_probe(stats:dict, # class -> (n, D)
     y = torch.tensor([i for i,v in enumerate(stats.values()) for _ in range(len(v))])
     w = logistic(torch.from_numpy((x-mean)/std), y, len(stats), l2, torch.full((len(stats),), 1/len(stats)))
     return StyleProbe(stats, mean, std, w.numpy(), answer)
+
+# %% ../../nbs/mini/05_judge.ipynb #db6890ed
+def save_probe(probe:StyleProbe, file # .npz
+              )->Path:
+    "Keep a probe"
+    parts = dict(classes=np.array(probe.classes), mean=probe.mean, std=probe.std, weight=probe.weight)
+    with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.savez(f, **parts)
+    return Path(file)
+
+def read_probe(file, answer:dict=ANSWER # class -> answer
+              )->StyleProbe:
+    "A probe that `save_probe` kept"
+    with explain_errors(f'{Path(file).name} is no probe of looks'), np.load(file) as z:
+        return StyleProbe(tuple(map(str, z['classes'])), z['mean'], z['std'], z['weight'], answer)
 
 # %% ../../nbs/mini/05_judge.ipynb #7ed49f42
 def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W, 3)
