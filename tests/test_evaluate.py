@@ -201,6 +201,10 @@ def test_every_column_is_explained():
     assert set(json.loads(json.dumps(t.to_file().to_json()))['rows'][0]['values']) == set(METRICS)
     assert [l['recognised?'] for l in csv.DictReader(io.StringIO(t.pictures_csv()))] == ['no', 'yes', '0.5', 'yes']
 
+def test_an_empty_table_is_no_error():
+    t = Table([], {})
+    assert t.markdown().startswith('| style | method |') and not t.remarks and t.html() and t.latex() and t.text() and t.csv()
+
 def test_metrics_of_ones_own_are_explained_too(folder, tmp_path, ink, b, net):
     own = dict(bold=Metric(lambda s, net: edge_f1(s.contents, s.outputs), True, label='boldness', meaning='How bold the strokes are.'), plain=Metric(lambda s, net: edge_f1(s.contents, s.outputs)))
     t, _ = go(folder, tmp_path, ink, b, net, metrics=own)
@@ -392,7 +396,7 @@ def test_odd_templates_are_refused(folder, template):
 
 @pytest.mark.parametrize('wrong, why', [({}, 'empty'), ([], 'empty'), ('sms', 'names'), (3, 'names'), ([1], 'names'), ({'x': 3}, 'object'), ({'x': [1]}, 'object'), ({'': {}}, 'plain file name'), ({'x'*300: {}}, 'plain file name'), ({3: {}}, 'plain file name'),
                                         ({'x': {'generator': 3}}, 'generator is a name'), ({'x': {'generator': None}}, 'generator is a name'), ({'x': {'generator': ' '}}, 'generator is a name'), ({'x': {'generator': '{x}{style'}}, '{x}{style'),
-                                        ({'x': {'steps': 'many'}}, 'steps'), ({'x': {'lr': float('nan')}}, 'lr'), ({'x': {'seed': 3}}, 'unknown settings'), ({'x': {'style': 'ink'}}, 'unknown settings')])
+                                        ({'unchanged': {}}, 'another name'), ({'x': {'steps': 'many'}}, 'steps'), ({'x': {'lr': float('nan')}}, 'lr'), ({'x': {'seed': 3}}, 'unknown settings'), ({'x': {'style': 'ink'}}, 'unknown settings')])
 def test_odd_methods_are_refused_before_any_work(folder, tmp_path, ink, b, net, wrong, why):
     with pytest.raises(StylekitError, match=re.escape(why)): evaluate(folder, wrong, [ink], out=tmp_path/'out', backbone=b, net=net)
     assert not (tmp_path/'out').exists()
@@ -400,7 +404,7 @@ def test_odd_methods_are_refused_before_any_work(folder, tmp_path, ink, b, net, 
 def test_one_of_something_needs_no_list(folder, tmp_path, ink, b, net):
     t = evaluate(folder, ['unchanged'], ink, 'pd_src', seeds=3, out=str(tmp_path/'out'), backbone=b, net=net)
     assert t.metrics == ['pd_src'] and t.styles == ['ink']
-    for kw in (dict(styles=[]), dict(seeds=[]), dict(seeds='x'), dict(seeds=[-1]), dict(metrics=['x', 3])):
+    for kw in (dict(styles=[]), dict(seeds=[]), dict(seeds='x'), dict(seeds=[-1]), dict(seeds=None), dict(styles=None), dict(styles=[3]), dict(metrics=5), dict(metrics=['x', 3])):
         with pytest.raises(StylekitError): evaluate(folder, ['unchanged'], **dict(styles=[ink]) | kw, out=tmp_path/'other', backbone=b, net=net)
     assert not (tmp_path/'other').exists()
 
