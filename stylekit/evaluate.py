@@ -21,7 +21,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .backbone import Backbone, load_backbone
 from .core import StylekitError, asset, atomic_path, check_range, check_whole, digest, explain_errors
-from .core import file_sha256, folder_lock, safe_name
+from .core import file_sha256, folder_lock, one_line, safe_name
 from .images import load_image
 from .feedforward import FeedForward, generator_file
 from .pictures import list_pictures, name_twins, picture_folder
@@ -57,7 +57,8 @@ def read_dataset(folder, # see above
                 )->tuple: # Items; style -> reference pictures
     "The pictures to evaluate on, and what a style looks like"
     folder = picture_folder(folder)
-    if not isinstance(template, str): raise StylekitError(f'the template must be a text with one {{}}, not {template!r}')
+    if not isinstance(template, str):
+        raise StylekitError(f'the template must be a text with one {{}}, not {one_line(repr(template), 60)}')
     truths = {d.name: _pictures(d) for d in sorted((folder/'truth').glob('*'))}
     drawn = lambda i: {style: pictures[i].path for style, pictures in truths.items() if i in pictures}
     items = [Item(safe_name(i, 'picture'), p.path, p.caption, drawn(i)) for i, p in _pictures(folder, template, False).items()]
@@ -106,8 +107,10 @@ def _check_method(label:str, how): # arguments of `stylize`, or None
     "A wrong one is named before any work"
     safe_name(label, 'method')
     if how is None: return
+    if label == 'unchanged': raise StylekitError('unchanged is the content as it is: give these settings another name')
     if not isinstance(how, dict):
-        raise StylekitError(f'{label}: settings must be an object, or null for the content as it is, not {str(how)[:60]!r}')
+        ask = 'settings must be an object, or null for the content as it is'
+        raise StylekitError(f'{label}: {ask}, not {str(how)[:60]!r}')
     if 'generator' not in how: return settings(**how)
     if len(how) > 1: raise StylekitError(f'{label}: a generator has been trained, nothing else can be set')
     if not isinstance(how['generator'], (str, Path)) or not str(how['generator']).strip():
@@ -115,8 +118,10 @@ def _check_method(label:str, how): # arguments of `stylize`, or None
 
 def _methods(methods)->dict: # label -> arguments of `stylize`, or None
     if methods is None: return USUAL
-    if isinstance(methods, (list, tuple)) and all(isinstance(m, str) for m in methods): methods = {m: _method(m) for m in methods}
-    if not isinstance(methods, dict): raise StylekitError(f'methods must be names, or an object of name -> settings, not {str(methods)[:60]!r}')
+    names = isinstance(methods, (list, tuple)) and all(isinstance(m, str) for m in methods)
+    if names: methods = {m: _method(m) for m in methods}
+    if not isinstance(methods, dict):
+        raise StylekitError(f'methods must be names, or an object of name -> settings, not {str(methods)[:60]!r}')
     if not methods: raise StylekitError('methods is empty: give at least one')
     for label, how in methods.items(): _check_method(label, how)
     _check_twins('methods', list(methods))
@@ -287,13 +292,15 @@ def _of_content(f, label, meaning, high=False, needs='')->Metric:
 METRICS = dict(
     style=Metric(lambda s, net: in_look(s.outputs, *judge_of_looks(), s.look), True, 'look',
                  file_sha256(asset('judge', 'looks.npz')), *IN_STYLE),
-    identified=_of_content(lambda s, net: identified(s.outputs, s.contents, net), 'recognised?', high=True, needs='others',
-        meaning='Share of the results that are more like their own source than like any other source of the folder; by '
-                'luck 1 in {n_ref}. The pictures can still be told apart: whether a person would name the thing, it cannot say.'),
+    identified=_of_content(lambda s, net: identified(s.outputs, s.contents, net), 'recognised?', high=True,
+        needs='others', meaning='Share of the results that are more like their own source than like any other source of the folder; '
+                'by luck 1 in {n_ref}. The pictures can still be told apart: whether a person would name the thing, it '
+                'cannot say.'),
     pd_src=_of_content(lambda s, net: pd(s.contents, s.outputs, net), 'source distance',
         'How far the result is from its source, as a network sees it; 0 is the same picture.'),
     edge_f1_src=_of_content(lambda s, net: edge_f1(s.contents, s.outputs), 'edges kept', high=True,
-        meaning='How well the edges of source and result agree, from 0 to 1. A good drawing has edges of its own: 1 is not the aim.'),
+        meaning='How well the edges of source and result agree, from 0 to 1. A good drawing has edges of its own: 1 is '
+                'not the aim.'),
     ssim_src=_of_content(lambda s, net: ssim(s.contents, s.outputs), 'SSIM', high=True,
         meaning='Likeness of the greys of source and result in small windows; 1 is the same picture.'),
     structure_src=_of_content(lambda s, net: structure(s.contents, s.outputs, net), 'structure lost',
@@ -311,15 +318,16 @@ METRICS |= dict(
     edge_f1_truth=_of_style(lambda s, net: edge_f1(s.truths, s.outputs), 'truth edges', high=True, needs='truths',
         meaning='How well the edges of the result agree with those of the same thing drawn in the style, from 0 to 1.'),
     similarity_truth=_of_style(lambda s, net: similarity(s.truths, s.outputs, net), 'truth likeness', high=True,
-        needs='truths', meaning='How alike a network finds the result and the same thing drawn in the style; 1 is the most.'),
+        needs='truths', meaning='How alike a network finds the result and the same thing drawn in the style; 1 is most.'),
     kid=_of_style(lambda s, net: kid(s.outputs, s.references, net), 'style distance', needs='references',
-        meaning='How far all results together are from the pictures of the style (kernel of KID); around 0 is as near as can be told.'),
+        meaning='How far all results together are from the pictures of the style (kernel of KID); around 0 is as near '
+                'as can be told.'),
     mmd=_of_style(lambda s, net: mmd(s.outputs, s.references, net), 'style means', needs='references',
         meaning='How far the average result is from the average picture of the style (kernel of CMMD).'),
     fd=_of_style(lambda s, net: fd(s.outputs, s.references, net), 'style Fréchet', needs='references',
         meaning='As the style distance, by means and spreads (Fréchet). It depends on how many pictures there are.'),
-    art_fd=_of_style(lambda s, net: art_fd(s.outputs, s.contents, s.references, net), 'content × style', needs='references',
-        meaning='Distance to the source times distance to the style, each with 1 added (Wright and Ommer).'))
+    art_fd=_of_style(lambda s, net: art_fd(s.outputs, s.contents, s.references, net), 'content × style',
+        'Distance to the source times distance to the style, each with 1 added (Wright and Ommer).', 'references'))
 
 # %% ../nbs/13_evaluate.ipynb #81508abe
 NEEDS = dict(truths='truths: pictures in truth/STYLE/ of the folder, called as the contents',
@@ -327,10 +335,18 @@ NEEDS = dict(truths='truths: pictures in truth/STYLE/ of the folder, called as t
              look='a style that comes with stylekit, and its judge: pip install "stylekit[eval]"',
              others='at least two contents')
 
+def _listed(what:str, given, one)->list: # types of which a single one needs no list
+    "What there may be one or several of"
+    if isinstance(given, one): return [given]
+    if not hasattr(given, '__iter__'): raise StylekitError(f'{what} must be a list, not {str(given)[:60]!r}')
+    given = list(given)
+    if not given: raise StylekitError(f'{what} is empty: give at least one')
+    return given
+
 def _named_metrics(metrics)->dict: # name -> Metric
     "Metrics by name, or those of one's own"
-    if isinstance(metrics, str): metrics = [metrics]
     if not isinstance(metrics, dict):
+        metrics = _listed('metrics', metrics, str)
         unknown = [str(n) for n in metrics if n not in METRICS]
         if unknown: raise StylekitError(f'no metric named {", ".join(unknown)}: there are {", ".join(METRICS)}')
         return {n: METRICS[n] for n in metrics}
@@ -344,7 +360,8 @@ def _metrics(metrics, shown:Shown)->dict: # name -> Metric
     if not metrics: return {n: m for n, m in METRICS.items() if shown.has(m.needs)}
     metrics = _named_metrics(metrics)
     for name, m in metrics.items():
-        if not shown.has(m.needs): raise StylekitError(f'{name} needs {NEEDS[m.needs].replace("STYLE", shown.style or "STYLE")}')
+        needs = NEEDS.get(m.needs, '').replace('STYLE', shown.style or 'STYLE')
+        if not shown.has(m.needs): raise StylekitError(f'{name} needs {needs}')
     return metrics
 
 # %% ../nbs/13_evaluate.ipynb #80fc3ecc
@@ -493,16 +510,17 @@ def caption(self:Table, mark:str='Bold', # how the best are marked
            )->str:
     "How to read the table"
     values = [m for r in self.rows for m in r.values.values()]
-    n, seeds = max(m.n for m in values), max(r.seeds for r in self.rows)
-    text = f'Means over {n} picture{"s"*(n > 1)}' + (f' and {seeds} seeds' if seeds > 1 else '')
-    if spans and any(m.interval for m in values): text += ', in brackets where they would lie with other pictures of the kind (95 %)'
+    n, seeds = max((m.n for m in values), default=0), max((r.seeds for r in self.rows), default=1)
+    text = f'Means over {n} picture{"s"*(n != 1)}' + (f' and {seeds} seeds' if seeds > 1 else '')
+    if spans and any(m.interval for m in values):
+        text += ', in brackets where they would lie with other pictures of the kind (95 %)'
     some = any(best for r in self.rows for *_, best in self.cells(r))
     best = 'the best of a style and what cannot be told from it; the content as it is takes no part'
     return f'{text}. {mark}: {best}.' if some else f'{text}.'
 
 def _failures(table)->list: # of lines
     groups = {}
-    for (method, style, seed, i), why in table.failed.items(): groups.setdefault((method, style, seed, why), []).append(i)
+    for (*job, picture), why in table.failed.items(): groups.setdefault((*job, why), []).append(picture)
     lines, rows = [], {(r.method, r.style) for r in table.rows}
     for (method, style, seed, why), ids in groups.items():
         some = ', '.join(map(str, ids[:3])) + f' and {len(ids)-3} more'*(len(ids) > 3)
@@ -832,20 +850,19 @@ def evaluate(dataset, # folder, see `read_dataset`
         if begin: begin()
         b = load_backbone(backbone, device, dtype)
         jobs, net = plan(methods, styles, seeds, out, b), net or _network(device)
-        for s in map(load_style, styles): _metrics(metrics, shown_of(items, s, references.get(s.name, [])))   # known before any work
+        for s in map(load_style, styles): # what cannot be measured is known before any work
+            _metrics(metrics, shown_of(items, s, references.get(s.name, [])))
         failed = run_jobs(jobs, items, b if workers==1 else backbone, device, dtype, workers, batch, report)
         table = _table(jobs, items, failed, references, metrics, net, out)
     return table
 
 def _styles(styles)->list:
-    styles = [styles] if isinstance(styles, (str, Path, Style)) else list(styles)
-    if not styles: raise StylekitError('styles is empty: give at least one')
+    styles = _listed('styles', styles, (str, Path, Style))
     _check_twins('styles', [load_style(s).name for s in styles])   # they would share a folder and a row
     return styles
 
 def _seeds(seeds)->list:
-    seeds = [seeds] if hasattr(seeds, '__index__') else list(seeds)
-    if not seeds: raise StylekitError('seeds is empty: give at least one')
+    seeds = _listed('seeds', seeds, int)
     return [check_range('seed', check_whole('seed', s), 0, 2**31-1) for s in seeds]
 
 def _check_names(folder:Path, items:list, styles:list): # of the set; names
@@ -862,27 +879,35 @@ def _network(device):
 # %% ../nbs/13_evaluate.ipynb #0f86c0d2
 def _table(jobs:list, items:list, failed:dict, references:dict, metrics, net, out:Path)->Table:
     "Measured, and written beside the pictures"
-    run = lambda j: (j.label, j.style, j.seed)
-    dead = {run(j) for j in jobs if all((*run(j), i.id) in failed for i in items)}   # a method that gives nothing has no row, and takes none from the others
-    jobs = [j for j in jobs if run(j) not in dead]
-    whole = [i for i in items if not any(key[3]==i.id and key[:3] not in dead for key in failed)]   # what one method failed on counts for none
-    if not whole or not jobs: raise StylekitError(f'no picture came through every method; the first: {next(iter(failed.values()))}')
-    named = {(m, load_style(s).name, seed, i): why for (m, s, seed, i), why in failed.items()}
-    table = Table(_rows(jobs, whole, references, metrics, net), {}, named)
-    used = METRICS if not metrics else _named_metrics(metrics)
+    jobs, whole = _fair(jobs, items, failed)
+    names = {j: load_style(j).name for j in {style for _, style, *_ in failed}}
+    table = Table(_rows(jobs, whole, references, metrics, net), {})
+    table.failed = {(label, names[style], seed, i): why for (label, style, seed, i), why in failed.items()}
+    used = _named_metrics(metrics) if metrics else METRICS
     table.high = {m: used[m].high for m in table.metrics}
-    table.labels = {m: (used[m].label or m, used[m].meaning) for m in table.metrics if used[m] is not METRICS.get(m)}
+    own = [m for m in table.metrics if used[m] is not METRICS.get(m)]
+    table.labels = {m: (used[m].label or m, used[m].meaning) for m in own}
     if not metrics: table.lacks = _lacks(jobs, whole, references)
     _write(table, jobs, whole, out)
     return table
 
+def _fair(jobs:list, items:list, failed:dict)->tuple: # jobs and items that are measured
+    "A method that gives nothing has no row and takes no picture from the others; what one failed on counts for none"
+    run = lambda j: (j.label, j.style, j.seed)
+    dead = {run(j) for j in jobs if all((*run(j), i.id) in failed for i in items)}
+    lost = {key[3] for key in failed if key[:3] not in dead}
+    jobs, whole = [j for j in jobs if run(j) not in dead], [i for i in items if i.id not in lost]
+    if not whole or not jobs:
+        raise StylekitError(f'no picture came through every method; the first: {next(iter(failed.values()))}')
+    return jobs, whole
+
 def _rows(jobs, items, references, metrics, net)->list:
-    groups = {}
+    groups, rows = {}, []
     for j in jobs: groups.setdefault((load_style(j.style).name, j.label), []).append(j)
-    rows = []
     for (style, label), js in groups.items():
         values = [score(j, items, references.get(style, []), metrics, net) for j in js]
-        rows.append(Row(style, label, len(js), {m: over_seeds([v[m] for v in values]) for m in values[0]}, js[0].how is None))
+        means = {m: over_seeds([v[m] for v in values]) for m in values[0]}
+        rows.append(Row(style, label, len(js), means, js[0].how is None))
     return rows
 
 # %% ../nbs/13_evaluate.ipynb #bf85c1b5
@@ -892,7 +917,8 @@ def _lacks(jobs:list, items:list, references:dict)->dict: # style -> what could 
     for style in {j.style: load_style(j.style) for j in jobs}.values():
         shown = shown_of(items, style, references.get(style.name, []))
         shipped = style.path is not None and asset('styles') in Path(style.path).parents
-        columns = dict(references='the distance to the style', truths='the distance to the truth', others='whether it is recognised')
+        columns = dict(references='the distance to the style', truths='the distance to the truth')
+        columns['others'] = 'whether it is recognised'
         if shipped: columns['look'] = 'whether it is in the style'
         lacking = [f'{what} (needs {NEEDS[need]})' for need, what in columns.items() if not shown.has(need)]
         if lacking: found[style.name] = 'not measured: ' + ', '.join(lacking).replace('STYLE', style.name)
