@@ -68,6 +68,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.backbone._check_class': ('backbone.html#_check_class', 'stylekit/backbone.py'),
                                    'stylekit.backbone._each_its_own': ('backbone.html#_each_its_own', 'stylekit/backbone.py'),
                                    'stylekit.backbone._exchange': ('backbone.html#_exchange', 'stylekit/backbone.py'),
+                                   'stylekit.backbone._from_hub': ('backbone.html#_from_hub', 'stylekit/backbone.py'),
                                    'stylekit.backbone._ids': ('backbone.html#_ids', 'stylekit/backbone.py'),
                                    'stylekit.backbone._in': ('backbone.html#_in', 'stylekit/backbone.py'),
                                    'stylekit.backbone._layers': ('backbone.html#_layers', 'stylekit/backbone.py'),
