@@ -199,6 +199,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'stylekit.cli.Question': ('cli.html#question', 'stylekit/cli.py'),
                               'stylekit.cli.TrainingLine': ('cli.html#trainingline', 'stylekit/cli.py'),
                               'stylekit.cli.TrainingLine.__call__': ('cli.html#trainingline.__call__', 'stylekit/cli.py'),
+                              'stylekit.cli.TrainingLine.__init__': ('cli.html#trainingline.__init__', 'stylekit/cli.py'),
+                              'stylekit.cli.TrainingLine.is_cut': ('cli.html#trainingline.is_cut', 'stylekit/cli.py'),
                               'stylekit.cli._Help': ('cli.html#_help', 'stylekit/cli.py'),
                               'stylekit.cli._Help.__init__': ('cli.html#_help.__init__', 'stylekit/cli.py'),
                               'stylekit.cli._Help._format_action_invocation': ( 'cli.html#_help._format_action_invocation',
