@@ -625,6 +625,12 @@ def test_a_path_that_exists_wins_over_the_mix(pair, tmp_path, name):
     mix = load_style(f'{path}:0.7+flat:0.3+{path}')
     assert [(p.name, p.scale) for p in mix.parts] == [(name, .7), ('flat', .3), (name, 1)]
 
+@pytest.mark.parametrize('name', ['ink:2', 'ink:0.7', 'ink+flat', 'a:1+b:2'])
+def test_a_folder_that_reads_like_a_mix(pair, tmp_path, name):
+    path = write(tmp_path/name/LORA_FILE, kohya_file(pair))
+    style = load_style(str(path.parent))
+    assert (style.path, style.name, style.scale) == (path, name, 1)
+
 def test_the_mix_language():
     assert parse_style('ink:0.7+flat:0.3') == [('ink', .7), ('flat', .3)] and parse_style('org/model') == 'org/model'
     for text, spec in (('ink:0.7+flat:0.3', [('ink', .7), ('flat', .3)]), ('ink + flat', ['ink', 'flat']), ('ink:.5', [('ink', .5)])):
