@@ -1089,39 +1089,38 @@ def hub_fetch(repo:str, commit:str, names:list)->Path:
     escaped = [re.sub(r'([*?[])', r'[\1]', n) for n in names]
     return Path(in_time(lambda: snapshot_download(repo, revision=commit, allow_patterns=escaped), STALL_SECONDS, 'the hub', size))
 
-def hub_copy(repo:str, # 'org/model'
-             wanted, # wanted(names of all files) -> names of those that are needed
-             revision:str=None # branch, tag or commit
-            )->tuple: # folder in the cache, commit
-    "Files of the hub on this machine; what is missing is fetched, and without a network the copy that is here is used"
+def _from_hub(repo:str, revision:str, get # get(commit, names of all files) -> folder
+             )->tuple: # folder in the cache, commit
+    "What `get` fetches; where the hub gives nothing, the copy that is here"
     from huggingface_hub import constants, utils
     utils.logging.set_verbosity_error()
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo): raise StylekitError(f'no folder or file {repo!r} here, and it is no hub id like "org/model": check the spelling')
     try:
         if constants.HF_HUB_OFFLINE: raise ConnectionError('HF_HUB_OFFLINE is set')
         commit, names = hub_names(repo, revision)
-        return hub_fetch(repo, commit, wanted(names)), commit
+        return get(commit, names), commit
     except StylekitError: raise
     except Exception as e: return _cached_folder(repo, revision, e)
+
+def hub_copy(repo:str, # 'org/model'
+             wanted, # wanted(names of all files) -> names of those that are needed
+             revision:str=None # branch, tag or commit
+            )->tuple: # folder in the cache, commit
+    "Files of the hub on this machine; what is missing is fetched"
+    return _from_hub(repo, revision, lambda commit, names: hub_fetch(repo, commit, wanted(names)))
 
 def hub_folder(repo:str, # 'org/model'
                revision:str=None # branch, tag or commit
               )->tuple: # folder in the cache, commit
-    "A model of the hub on this machine; what is missing is fetched"
-    from huggingface_hub import constants, snapshot_download, utils
-    utils.logging.set_verbosity_error()
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo): raise StylekitError(f'no folder or file {repo!r} here, and it is no hub id like "org/model": check the spelling')
-    try:
-        if constants.HF_HUB_OFFLINE: raise ConnectionError('HF_HUB_OFFLINE is set')
-        commit, names = hub_names(repo, revision)
+    "A diffusion model of the hub on this machine: its index says which files are needed"
+    def get(commit, names):
         small = [n for n in names if n == 'model_index.json' or n.split('/')[0].startswith(('tokenizer', 'scheduler', *PARTS)) and Path(n).suffix in ('.json', '.txt')]
         folder = hub_fetch(repo, commit, small)
         parts = [p for p in PARTS if p in part_classes(read_config(_in(folder, 'model_index.json')), repo)]
         found = [weight_names(names, p) for p in parts]
         shards = [f'{Path(n).parent.as_posix()}/{s}' for n in found if n.endswith('.json') for s in shard_names(_in(folder, n))]
-        return hub_fetch(repo, commit, small+[n for n in found if n.endswith('.safetensors')]+shards), commit
-    except StylekitError: raise
-    except Exception as e: return _cached_folder(repo, revision, e)
+        return hub_fetch(repo, commit, small+[n for n in found if n.endswith('.safetensors')]+shards)
+    return _from_hub(repo, revision, get)
 
 def _cached_folder(repo:str, revision:str, error:Exception)->tuple: # as `hub_folder`
     "The copy of a model that is here, where the hub gives none"
@@ -1130,7 +1129,7 @@ def _cached_folder(repo:str, revision:str, error:Exception)->tuple: # as `hub_fo
     except Exception as missing:
         why = str(error).strip().split('\n')[0][:120] or type(error).__name__
         raise StylekitError(f'no folder {repo!r} here, and the hub gave no such model ({type(error).__name__}: {why}): check the name, the revision and the network, or download the model folder first') from error
-    if not isinstance(error, ConnectionError): warnings.warn(f'the hub did not give {repo} ({type(error).__name__}); the copy that is here is used ({folder.name[:12]})', stacklevel=4)
+    if not isinstance(error, ConnectionError): warnings.warn(f'the hub did not give {repo} ({type(error).__name__}); the copy that is here is used ({folder.name[:12]})', stacklevel=5)
     return folder, folder.name
 
 # %% ../nbs/02_backbone.ipynb #7ae1e798

@@ -589,14 +589,16 @@ def info(*files:PATH # pictures, LoRAs, networks, recipes; or the folder of one
 # %% ../nbs/16_cli.ipynb #400ed688
 class TrainingLine:
     "Says how far a training is"
-    last = None   # TrainingReport
+    def __init__(self): self.parts = {}   # part -> its last TrainingReport
     def __call__(self, report):
-        self.last = report
+        self.parts[report.part] = report
         SAY.note(report)
+    @property
+    def is_cut(self)->bool: return any(r.ended == 'cut short' for r in self.parts.values())
 
 def _trained(line:TrainingLine, made:Path, **data)->int: # exit status
     "Say where the result is, if there is one, and whether it is whole"
-    cut = line.last is not None and line.last.ended == 'cut short'
+    cut = line.is_cut
     if made.exists(): SAY.result(made, file=made, complete=not cut, **data)
     elif SAY.json: SAY.result('', file=None, complete=False, **data)
     if cut: SAY.note(f'cut short{"" if made.exists() else ", and there is no result yet"}: run again to go on')

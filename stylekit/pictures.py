@@ -113,6 +113,7 @@ def read_captions(path # .csv, .tsv, .jsonl or .json
     with explain_errors(f'{path.name} is no table of captions'): rows = list(records)
     for i, record in enumerate(rows, 1):
         name, caption = _row(record, f'{path.name}, row {i}')
+        if out.get(name, caption) != caption: warnings.warn(f'{path.name}: {name} has two captions, the last one counts')
         if caption: out[name] = caption
     return out
 

@@ -327,4 +327,7 @@ def test_a_home_folder_in_python(models, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     s = train_lora(folder, 'x', backbone=load_backbone(models('sd15')), out='~/styles', **TINY)
     assert s.path == tmp_path/'home'/'styles'/'x'/LORA_FILE and s.path.exists() and not (tmp_path/'~').exists()
+    kept = s.path.read_bytes()
+    with pytest.raises(StylekitError, match="'x' is there already"): train_lora(folder, 'x', backbone=load_backbone(models('sd15')), out='~/styles', **TINY | dict(seed=1))
+    assert s.path.read_bytes() == kept
     assert [e.caption for e in read_folder('~/../pictures')]

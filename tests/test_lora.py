@@ -1,5 +1,5 @@
 "LoRA files written by the tools people use give the same UNet and text encoders as the tool that wrote them"
-import copy, json, re, time, warnings
+import copy, json, re, subprocess, sys, time, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from sweeps import byte_mutants, check_full_disk, json_mutants, sweep
@@ -280,6 +280,26 @@ def test_hub_ids(monkeypatch, tmp_path, sd15):
     (tmp_path/'a.safetensors').rename(tmp_path/'pytorch_lora_weights.safetensors')
     files[1:] = ['pytorch_lora_weights.safetensors']
     assert load_style('someone/style').name == 'style'     # not the folder of a cache
+
+
+CACHED = '''
+import os, sys
+os.environ.update(HF_HUB_OFFLINE='1', HF_HOME=sys.argv[1])
+from stylekit import load_style, StylekitError
+for name in ('org/style', 'org/style/a.safetensors', 'org/style/b.safetensors', 'org/other'):
+    try: print(load_style(name).name)
+    except StylekitError as e: print(e)
+'''
+
+def test_a_style_in_the_hubs_cache(tmp_path, sd15):
+    "Without a network the copy that is here is used; one line where there is none"
+    repo = tmp_path/'hub'/'models--org--style'
+    (repo/'snapshots'/('a'*40)).mkdir(parents=True), (repo/'refs').mkdir()
+    (repo/'refs'/'main').write_text('a'*40)
+    save_file(kohya(dict(unet=load_backbone(sd15).unet), ['to_q']), repo/'snapshots'/('a'*40)/'a.safetensors')
+    done = subprocess.run([sys.executable, '-c', CACHED, tmp_path], capture_output=True, text=True, timeout=100)
+    lines = done.stdout.strip().split('\n')
+    assert lines[:2] == ['a', 'a'] and 'b.safetensors' in lines[2] and 'org/other' in lines[3] and len(lines) == 4 and not done.stderr, done
 
 
 # Files as people have them: names, strengths, families
@@ -604,6 +624,12 @@ def test_a_path_that_exists_wins_over_the_mix(pair, tmp_path, name):
         assert (style.name, style.scale, style.path) == (name, scale, path)
     mix = load_style(f'{path}:0.7+flat:0.3+{path}')
     assert [(p.name, p.scale) for p in mix.parts] == [(name, .7), ('flat', .3), (name, 1)]
+
+@pytest.mark.parametrize('name', ['ink:2', 'ink:0.7', 'ink+flat', 'a:1+b:2'])
+def test_a_folder_that_reads_like_a_mix(pair, tmp_path, name):
+    path = write(tmp_path/name/LORA_FILE, kohya_file(pair))
+    style = load_style(str(path.parent))
+    assert (style.path, style.name, style.scale) == (path, name, 1)
 
 def test_the_mix_language():
     assert parse_style('ink:0.7+flat:0.3') == [('ink', .7), ('flat', .3)] and parse_style('org/model') == 'org/model'

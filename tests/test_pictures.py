@@ -94,6 +94,11 @@ def test_commas_without_quotes(tmp_path, text, want):
     (tmp_path/'c.csv').write_text(text)
     assert read_captions(tmp_path/'c.csv') == {'a.png': ' '.join(want.split())}
 
+def test_two_captions_of_one_picture_are_said(tmp_path):
+    for name, text in (('c.csv', 'a.png,an owl\na.png,a cat'), ('c.jsonl', '{"file": "a.png", "text": "an owl"}\n{"file": "a.png", "text": "a cat"}')):
+        (tmp_path/name).write_text(text)
+        with pytest.warns(UserWarning, match=f'{name}: a.png has two captions'): assert read_captions(tmp_path/name) == {'a.png': 'a cat'}
+
 def test_more_fields_than_titles(tmp_path):
     for head in ('file,text,licence', 'text,file', 'id,file,caption'):
         (tmp_path/'c.csv').write_text(f'{head}\na.png,an owl, grey,b,c\n')
