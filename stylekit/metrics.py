@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
 from .clip import image_norm, load_clip, model_folder, weights_sha256
-from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors
+from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors, user_path
 from .images import image_to_tensor, load_image
 from .records import parse_json
 
@@ -296,7 +296,7 @@ def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of 
     "A published network as a ruler; CLIPs read words, too"
     from transformers import logging
     logging.disable_progress_bar() # stderr is for what went wrong
-    p = Path(name)
+    p = user_path(name)
     if name == 'mini': how = _clip(load_clip())
     elif p.is_file(): how = _chain(p, size)
     elif '/' not in str(name) and not p.is_dir():

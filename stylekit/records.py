@@ -287,9 +287,10 @@ def _file_seal(raw:bytes)->tuple: # where the digits begin (-1: no note), digits
 def seal_file(path # a file with `UNSEALED` once in its header
              ):
     "Fill in the hash of a file that another library has just written"
-    raw = user_path(path).read_bytes()
+    path = user_path(path)
+    raw = path.read_bytes()
     at, digits, right = _file_seal(raw)
-    if at < 0 or digits.strip('0'): raise StylekitError(f'{user_path(path).name} has no room for its hash')
+    if at < 0 or digits.strip('0'): raise StylekitError(f'{path.name} has no room for its hash')
     with open(path, 'r+b') as f:
         f.seek(at)
         f.write(right.encode())
@@ -298,6 +299,7 @@ def check_sealed(path, # a file that stylekit wrote
                  do:str='copy it again' # ends the message
                 ):
     "Refuse a file that is not as `seal_file` left it"
-    with explain_errors(f'cannot read {user_path(path).name}'): raw = user_path(path).read_bytes()
+    path = user_path(path)
+    with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
     at, digits, right = _file_seal(raw)
-    if at < 0 or digits != right: raise StylekitError(f'{user_path(path).name} was changed or cut short after stylekit wrote it: {do}')
+    if at < 0 or digits != right: raise StylekitError(f'{path.name} was changed or cut short after stylekit wrote it: {do}')
