@@ -1076,7 +1076,7 @@ def in_time(job, # callable
 # %% ../nbs/02_backbone.ipynb #e0290ace
 def hub_names(repo:str, revision:str)->tuple: # commit, names of all files
     from huggingface_hub import HfApi
-    info = in_time(lambda: HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS), HUB_SECONDS, 'the hub')
+    info = in_time(lambda: HfApi().model_info(repo, revision=revision, timeout=2*HUB_SECONDS), HUB_SECONDS, 'the hub')   # twice: ends what nobody waits for
     return info.sha, [s.rfilename for s in info.siblings]
 
 def hub_fetch(repo:str, commit:str, names:list)->Path:

@@ -9,8 +9,8 @@ PKG = Path(stylekit.__file__).parent
 FILES = sorted(p for p in PKG.rglob('*.py') if 'assets' not in p.parts)
 MODULES = ['.'.join(p.relative_to(PKG.parent).with_suffix('').parts).removesuffix('.__init__') for p in FILES]
 
-# One process loads torch, then each module is imported in a fork of it: nothing of stylekit is there before
-EACH = '''import os, sys, torch
+# One process loads the libraries, then each module is imported in a fork of it: nothing of stylekit is there before
+EACH = '''import os, sys, torch, peft, transformers.models.clip.modeling_clip, diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion
 assert not any(m.split('.')[0] == 'stylekit' for m in sys.modules)
 for name in sys.argv[1:]:
     pid = os.fork()
