@@ -16,7 +16,7 @@ stylize: .venv/run
 app: .venv/run
 	$(INSTALL) -e ".[app]" && $(BIN)/stylekit app
 
-# in the order of names: xdist would begin with the files of most tests, and the long ones have few
+# tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 2 --timing

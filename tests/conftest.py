@@ -63,3 +63,11 @@ def random_style(tmp_path_factory):
         backbone.remove('tmp')
         return path
     return get
+
+
+LONG = 'test_browser', 'test_kill', 'test_stylizer', 'test_finetune', 'test_control_clip', 'test_baselines', 'test_backbones'
+
+def pytest_collection_modifyitems(items):
+    "Files that take long begin: two workers end at about the same time"
+    last = len(LONG)
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else last)

@@ -1,7 +1,7 @@
 """Commands that are killed at any moment, and called again: they go on, end bit-equal to a run that nobody disturbed, and leave nothing half-made.
 
 For another command: `check_kills(tmp_path, lambda out: ['evaluate', ..., '--out', str(out)])`, and `contents=` where files say when they were made.
-Two moments each, for a suite that people run; `STYLEKIT_KILLS=20` for the full count."""
+Two moments each, in a suite that people run; `STYLEKIT_KILLS=20` for the full count."""
 import hashlib, json, multiprocessing, os, random, re, signal, sys, time
 from pathlib import Path
 import pytest, torch
@@ -90,17 +90,19 @@ def check_kills(tmp_path:Path,
                 contents=file_contents, # contents(path) -> what must be the same in both runs
                 kills:int=None, seed:int=0, cwd=None
                )->int: # how often it was hit while it ran
-    "Kill the command at random moments, each time in a fresh folder, call it again, and compare with a run left alone"
+    "Kill the command at random moments, twice in each of some fresh folders, call it again, and compare with a run left alone"
     cwd = cwd or tmp_path
     whole, seconds = undisturbed(tmp_path, command, contents, cwd)
-    hits = 0
-    for i, moment in enumerate(moments(seconds, kills or KILLS, seed)):
-        out = tmp_path/f'killed-{i}'
-        hits += kill_after(command(out), cwd, moment)
+    n, hits = kills or KILLS, 0
+    late = moments(seconds*.7, n, seed)     # what the first call has done, the second need not do
+    for i in range(0, n, 2):
+        out, when = tmp_path/f'killed-{i}', late[i:i+2]
+        for moment in when: hits += kill_after(command(out), cwd, moment)
         to_the_end(command(out), cwd)
-        assert folder_contents(out, contents) == whole, f'killed after {moment:.2f} of {seconds:.2f} s'
-        assert not crumbs(out), f'killed after {moment:.2f} of {seconds:.2f} s'
-    print(f'hit {hits} of {i+1} times, in runs of {seconds:.1f} s that leave {len(whole)} files')
+        said = 'killed after ' + ', '.join(f'{m:.2f}' for m in when) + f' of {seconds:.2f} s'
+        assert folder_contents(out, contents) == whole, said
+        assert not crumbs(out), said
+    print(f'hit {hits} of {n} times, in runs of {seconds:.1f} s that leave {len(whole)} files')
     return hits
 
 
