@@ -16,9 +16,10 @@ stylize: .venv/run
 app: .venv/run
 	$(INSTALL) -e ".[app]" && $(BIN)/stylekit app
 
-# tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few
+# tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few.
+# Three for two cores: one of them waits for a browser or a hub
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 2 --timing
 
 # hours on a processor; goes on where it was stopped
@@ -53,7 +54,7 @@ versions: .venv/bin/python
 	$(BIN)/python tools/requirements.py $(VERSIONS) > .venv-$(VERSIONS)/asked.txt
 	$(BIN)/uv pip install -q --upgrade --python $(OTHER)/python -r .venv-$(VERSIONS)/asked.txt
 	$(OTHER)/pip install -q --no-deps -e .
-	OMP_NUM_THREADS=1 $(OTHER)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(OTHER)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 INSTALL := $(BIN)/pip install -q -c .venv/constraints.txt
 

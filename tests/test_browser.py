@@ -276,13 +276,13 @@ def test_one_training_at_a_time(chrome, lab):
     with lab.notebook(chrome, TRAINING.format(name='again')) as p:
         p.click('start')
         p.past(5)
-        assert p.execute("print(settled(1, 'train_lora'))") == 'True'
+        assert p.execute("print(settled(1, '_train'))") == 'True'
         p.run_all()
         p.says('Give a folder')
-        assert p.execute("print(settled(0, 'train_lora'))") == 'True'
+        assert p.execute("print(settled(0, '_train'))") == 'True'
         p.click('start')
         p.past(5)
-        assert p.execute("print(at_work('train_lora'))") == '1'
+        assert p.execute("print(at_work('_train'))") == '1'
 
 def test_a_training_stops(chrome, lab):
     "9: at once, and says truly where it would go on"
@@ -291,7 +291,7 @@ def test_a_training_stops(chrome, lab):
         p.past(15)
         p.click('stop')
         p.says('Stopped')
-        assert p.execute("print(settled(0, 'train_lora'))") == 'True'
+        assert p.execute("print(settled(0, '_train'))") == 'True'
         said = int(re.search(r'goes on from step (\d+)', p.status())[1])
         state = 'load_state("styles/stops/training.pt", "training")'
         read = f'from stylekit.training import load_state; print({state}["step"])'
