@@ -79,6 +79,7 @@ def undisturbed(tmp_path:Path, command, contents, cwd)->tuple: # as for `check_k
     "What the command leaves, asked for once in all tests"
     key = tuple(a.replace(str(tmp_path), '') for a in command(tmp_path/'whole'))
     if key in WHOLE: return WHOLE[key]
+    if not WHOLE: to_the_end(['--version'], cwd)     # starts what the others are forked from
     seconds = to_the_end(command(tmp_path/'whole'), cwd)
     assert not crumbs(tmp_path/'whole')
     WHOLE[key] = folder_contents(tmp_path/'whole', contents), seconds
