@@ -17,10 +17,10 @@ app: .venv/run
 	$(INSTALL) -e ".[app]" && $(BIN)/stylekit app
 
 # tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few.
-# Three for two cores: one of them waits for a browser or a hub
+# Three for two cores: one of them waits for a browser, a hub, a disk
 test: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
-	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 2 --timing
+	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 3 --timing
 
 # hours on a processor; goes on where it was stopped
 tables: .venv/dev
