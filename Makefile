@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test tables control export readme constraints versions clean
+.PHONY: stylize app test slow tables control export readme constraints versions clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
@@ -19,8 +19,12 @@ app: .venv/run
 # tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few.
 # Three for two cores: one of them waits for a browser, a hub, a disk
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 3 --timing
+
+# the tests that take half a minute each; CI runs both
+slow: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 # hours on a processor; goes on where it was stopped
 tables: .venv/dev

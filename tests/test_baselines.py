@@ -192,6 +192,7 @@ def test_lusd_draws_again(double, wide):
         run.method.direction(*draws(run, 401)); assert len(asked) == 1
 
 
+@pytest.mark.slow
 def test_lusd_does_not_draw_for_ever(double, wide):
     "A style that changes nothing says nothing at any t"
     with rival(double, wide, 'lusd', terms=dict(threshold=1., decay=.999), steps=5) as run, torch.no_grad():

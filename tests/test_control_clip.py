@@ -518,6 +518,7 @@ def test_other_guests_are_refused(pipes, models):
     for bad, why in ((dict(alpha=3.), 'alpha'), (dict(combine='sum'), 'choose'), (dict(blocks='down'), 'choose'), (dict(alpha={'mid': 'x'}), 'alpha')):
         with pytest.raises(StylekitError, match=why): Steer(c, **bad)
 
+@pytest.mark.slow
 def test_the_size_of_stable_diffusion(tmp_path):
     "CLIP ViT-L/14 as large as it is, with random weights: one training step, and into a UNet that reads its tokens"
     from diffusers import UNet2DConditionModel

@@ -52,6 +52,7 @@ def test_half_precision_learns_the_same(models, folder):
         assert torch.isfinite(got[dtype]).all()
     for dtype in ('bfloat16', 'float16'): assert torch.nn.functional.cosine_similarity(got[dtype], got['float32'], 0) > .98
 
+@pytest.mark.slow
 def test_prior_keeps_the_models_own_hand(models, folder):
     "With `prior` the captions without the style's words change less"
     b, moved = load_backbone(models('sd15')), {}

@@ -364,6 +364,7 @@ def test_two_processes_train_what_one_does(model, style, training, tmp_path):
         for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), (what, n)
     assert not torch.equal(one.net.head.weight, torch.zeros_like(one.net.head.weight))
 
+@pytest.mark.slow
 def test_a_cluster_gives_the_same_bytes(home, generator, alone):
     "Ray's own beginning takes most of the time, and fails on a machine that is busy: nothing runs beside it"
     pytest.importorskip('ray.data')

@@ -114,6 +114,7 @@ def pictures(tmp_path):
     for n in samples()[:5]: sample(n, 'ink').resize((80, 64)).save(folder/f'{n}.png')
     return folder
 
+@pytest.mark.slow
 def test_train_lora(models, pictures, tmp_path):
     def command(out): return ['train-lora', str(pictures), '--name', 'mine', '--out', str(out), '--backbone', str(models('sd15')), '--steps', '60', '--rank', '2', '--batch', '2']
     assert check_kills(tmp_path, command) > 0
@@ -133,6 +134,7 @@ def test_stylize_folder(pictures, tmp_path):
 def train_generator(pictures, out, *more)->list:
     return ['train-feedforward', str(pictures), '--name', 'g', '--out', str(out), '--steps', '5', '--batch', '4', *more]
 
+@pytest.mark.slow
 def test_train_feedforward(pictures, tmp_path):
     "A teacher, its lessons, and the pupil"
     assert check_kills(tmp_path, lambda out: train_generator(pictures, out)) > 0
@@ -202,6 +204,7 @@ def evaluation(tmp_path):
 
 def evaluate(home, out, *more)->list: return ['evaluate', str(home), '--methods', str(home.parent/'methods.json'), '--out', str(out), *more]
 
+@pytest.mark.slow
 def test_evaluate(evaluation, tmp_path):
     "Pictures, kept measurements, tables and sheets"
     assert check_kills(tmp_path, lambda out: evaluate(evaluation, out, '--batch', '2')) > 0
