@@ -75,6 +75,8 @@ class Released:
         code.UNet2DConditionModel.from_pretrained = lambda *a, **kw: real(str(folder), subfolder='unet')
         try: self.run = code.SMS(code.SMSConfig(sd_pretrained_model_or_path=str(folder), src_prompt=f'Turn into {style_words}', tgt_prompt=f'{style_words}, {prompt}', guidance_scale=4.5, device=device, lora_path=str(style)))
         finally: code.UNet2DConditionModel.from_pretrained = real
+        for table in ('betas', 'alphas', 'alphas_cumprod'):   # our timesteps are where the latents are
+            setattr(self.run.scheduler, table, getattr(self.run.scheduler, table).to(device))
         if dtype != torch.float32:
             for m in self.parts:
                 if isinstance(m, real.__self__): m.forward = self._narrow(m.forward, torch.device(device).type, dtype)
