@@ -45,17 +45,18 @@ class Ema:
             if k in self.avg: p.copy_(self.avg[k])
 
 # %% ../nbs/03a_training.ipynb #97084ed0
-def orthogonalize(m:torch.Tensor, # (r, c)
-                  rounds:int=5)->torch.Tensor: # (r, c), singular values near 1
+def orthogonalize(m:torch.Tensor, # (r, c), or a batch of them (..., r, c)
+                  rounds:int=5)->torch.Tensor: # as `m`, singular values near 1
     "Newton–Schulz iteration towards the nearest orthogonal matrix (the coefficients of Jordan et al. 2024)"
-    x = m if m.shape[0] <= m.shape[1] else m.T
-    x = x/(x.norm()+1e-7)
-    gram, q, one = x@x.T, None, torch.eye(len(x), dtype=x.dtype, device=x.device)   # all rounds on the small square: q ends as their product
+    x = m if m.shape[-2] <= m.shape[-1] else m.mT
+    x = x/(x.norm(dim=(-2, -1), keepdim=True)+1e-7)
+    one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    gram, q = x@x.mT, None   # all rounds on the small square: q ends as their product
     for _ in range(rounds):
         p = 3.4445*one - 4.7750*gram + 2.0315*gram@gram
         q, gram = p if q is None else p@q, p@p@gram
     o = q@x
-    return o if m.shape[0] <= m.shape[1] else o.T
+    return o if m.shape[-2] <= m.shape[-1] else o.mT
 
 # %% ../nbs/03a_training.ipynb #d78d5796
 class Muon(torch.optim.Optimizer):
