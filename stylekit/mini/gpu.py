@@ -14,12 +14,12 @@ __all__ = ['TOWER_VIEWS', 'STYLE_VIEWS', 'Limit', 'TimeSchedule', 'run_steps', '
            'decoder_lessons', 'lesson_crops', 'refine_decoder', 'write_once', 'tensor_cores', 'GpuPlan', 'GpuBuild',
            'read_part', 'build_on_gpu']
 
-# %% ../../nbs/mini/03a_gpu.ipynb #4b3f8a05
+# %% ../../nbs/mini/03a_gpu.ipynb #7685bc22
 import copy, math, shutil, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
@@ -294,7 +294,7 @@ def plan_views(pictures:list, # Pictures
     other_theta, colours, ground = draw_beside(n, rng, .5), draw_colours(n, rng), draw_grounds(kinds, rng)
     return ViewPlan(rows, texts, still, mirrored, theta, pair, other, other_theta, recoloured, colours, ground)
 
-# %% ../../nbs/mini/03a_gpu.ipynb #a557d53c
+# %% ../../nbs/mini/03a_gpu.ipynb #d9d4fbb9
 def all_images(corpus:Corpus, pictures:list, threads:int=8)->np.ndarray: # (N, H, W, 4) uint8, straight alpha
     "`Corpus.images` in several threads"
     if not pictures: raise StylekitError('the corpus has no such pictures: it holds another split or other looks')
@@ -303,8 +303,8 @@ def all_images(corpus:Corpus, pictures:list, threads:int=8)->np.ndarray: # (N, H
 
 class Views:
     "Pictures on a device, of which views are drawn: `views.draw(views.plan(rows, k))`"
-    def __init__(self, corpus:Corpus, pictures:list, settings:ViewSettings=ViewSettings(),
-                 device='cpu', seed:int=0):
+    def __init__(self, corpus:Corpus, pictures:list, # Pictures
+                 settings:ViewSettings=ViewSettings(), device='cpu', seed:int=0): # of the plans
         self.pictures, self.settings, self.seed = pictures, settings, seed
         self.images = torch.from_numpy(all_images(corpus, pictures)).to(device)   # (N, H, W, 4) uint8
     @property
@@ -448,23 +448,26 @@ def tower_loss(clip:CLIPModel, ids:torch.Tensor, x:torch.Tensor, # (B, context);
     names = torch.from_numpy(np.unique(texts.astype(str), return_inverse=True)[1]).to(x.device)
     return contrast(out.logits_per_image.float(), names[:, None] == names)
 
-# %% ../../nbs/mini/03a_gpu.ipynb #b48b51a7
-def device_adamw(params:list, weight_decay:float, betas:tuple=(.9, .999))->torch.optim.AdamW:
+# %% ../../nbs/mini/03a_gpu.ipynb #45c69472
+def device_adamw(params:list, weight_decay:float # on one device; a step takes this times the rate off the weights
+                )->torch.optim.AdamW:
     "AdamW whose rate is a tensor on the device, `param_groups[0]['lr']`"
     device = params[0].device
     on_gpu = device.type == 'cuda'
-    return torch.optim.AdamW(params, lr=torch.zeros((), device=device), weight_decay=weight_decay, betas=betas,
-                             fused=on_gpu, capturable=on_gpu)
+    rate = torch.zeros((), device=device)
+    return torch.optim.AdamW(params, lr=rate, weight_decay=weight_decay, fused=on_gpu, capturable=on_gpu)
 
-def set_grads(params:list, grads:list, most:float=1.):
+def set_grads(params:list, grads # one each
+             ):
     "Clipped gradients into the parameters, always at the same place in memory, where a graph will look for them"
-    for p, g in zip(params, clipped(list(grads), most)[0]):
+    for p, g in zip(params, clipped(list(grads))[0]):
         if p.grad is None: p.grad = g.clone()
         else: p.grad.copy_(g)
 
-# %% ../../nbs/mini/03a_gpu.ipynb #0f7673a9
-def refine_towers(clip:CLIPModel, tok:CLIPTokenizer, views:Views, limit:Limit,
-                  things:int=128, lr:float=8e-4, report=None)->CLIPModel:
+# %% ../../nbs/mini/03a_gpu.ipynb #43c7f932
+def refine_towers(clip:CLIPModel, tok:CLIPTokenizer, views:Views, # to go on from; of TOWER_VIEWS
+                  limit:Limit, things:int=128, lr:float=8e-4, # of two pictures each in a batch
+                  report=None)->CLIPModel:
     "Train both towers of a CLIP on, on the device of the views"
     clip, rng, seen = clip.to(views.device).train(), np.random.default_rng(1), 0
     params, groups = list(clip.parameters()), by_text(views.pictures)
@@ -528,26 +531,30 @@ def drawn(self:Encoders, views:Views, plan:ViewPlan, batch:int=256)->torch.Tenso
     parts = [plan.part(slice(i, i+batch)) for i in range(0, len(plan), batch)]
     return torch.cat([self.latents(views.draw(p)) for p in parts])
 
-# %% ../../nbs/mini/03a_gpu.ipynb #a9e40681
+# %% ../../nbs/mini/03a_gpu.ipynb #dceb6136
 class ViewPool:
     "Latents and text states of views of every picture; the oldest view gives way to a fresh one by `refresh`"
     def __init__(self, views:Views, encoders:Encoders, slots:int=32, first:int=8, # views kept; drawn at once
                  threads:int=4):
-        self.views, self.encoders, self.drawn, self.asked = views, encoders, 0, 0
+        self.views, self.encoders, self.asked, self.drawn = views, encoders, 0, 0   # plans asked for; views drawn
         self.workers, self.jobs = ThreadPoolExecutor(threads), deque()
         self.z = self.c = None                 # (slots, N, C, h, w) and (slots, N, context, width), half
         for _ in range(first): self._ask()
         self._make_room(slots)
         for _ in range(first): self._take()
         for slot in range(first, slots): self.z[slot], self.c[slot] = self.z[slot % first], self.c[slot % first]
-    def _prepare(self, k):
-        plan = self.views.plan(np.arange(len(self.views.pictures)), k)
-        return plan, tokenize(self.encoders.tok, plan.texts.tolist())
-    def _ask(self):
-        self.jobs.append(self.workers.submit(self._prepare, self.asked))
-        self.asked += 1
 
-# %% ../../nbs/mini/03a_gpu.ipynb #a9436b39
+@patch
+def _prepare(self:ViewPool, k): # in a thread
+    plan = self.views.plan(np.arange(len(self.views.pictures)), k)
+    return plan, tokenize(self.encoders.tok, plan.texts.tolist())
+
+@patch
+def _ask(self:ViewPool):
+    self.jobs.append(self.workers.submit(self._prepare, self.asked))
+    self.asked += 1
+
+# %% ../../nbs/mini/03a_gpu.ipynb #ba520848
 @patch
 def _make_room(self:ViewPool, slots):
     plan, ids = self.jobs[0].result()
@@ -565,6 +572,7 @@ def _take(self:ViewPool):
     self.drawn += 1
     self._ask()
 
+# %% ../../nbs/mini/03a_gpu.ipynb #ac732767
 @patch
 def refresh(self:ViewPool)->bool: # whether one was ready
     "Exchange the oldest view of all pictures, without waiting for it"
@@ -695,8 +703,8 @@ def noise_errors(unet, z0:torch.Tensor, context:torch.Tensor, # (N, C, h, w); (N
         out.append(torch.cat(errors).mean().item())
     return out
 
-# %% ../../nbs/mini/03a_gpu.ipynb #ce8821d6
-@dataclass
+# %% ../../nbs/mini/03a_gpu.ipynb #33a8ab23
+@dataclass(frozen=True)
 class BaseTraining:
     "How the base model is trained"
     batch: int = 512
@@ -719,15 +727,13 @@ def error_line(unet, held:dict)->str: # name -> (latents, text states)
     errors = {name: noise_errors(unet, *these) for name, these in held.items()}
     return '; '.join(f'{name} {" ".join(f"{e:.4f}" for e in each)}' for name, each in errors.items())
 
-# %% ../../nbs/mini/03a_gpu.ipynb #8c41aeab
+# %% ../../nbs/mini/03a_gpu.ipynb #15dbcea8
 def refine_base(unet:UNet2DConditionModel, encoders:Encoders, views:Views, # to go on from; on the views' device
                 limit:Limit, training:BaseTraining=BaseTraining(), held:dict=None, # name -> (latents, text states)
                 report=None)->UNet2DConditionModel: # its average, in float32, on the device
     "Train a base model on, on ever new views; `report` hears of its errors on what `held` holds"
     cfg, pool = training, ViewPool(views, encoders, training.slots, training.first)
-    empty, now = encoders.read([''])[0], unet_copy(unet, views.device).eval()
-    trainer = fastest_trainer(lambda c: BaseTrainer(unet, pool, empty, cfg.batch, compiled=c), cfg.compiled)
-    steps = looked = 0
+    empty, now, steps, looked = encoders.read([''])[0], unet_copy(unet, views.device).eval(), 0, 0
     def step(share):
         nonlocal steps, looked
         trainer.step()
@@ -738,7 +744,9 @@ def refine_base(unet:UNet2DConditionModel, encoders:Encoders, views:Views, # to 
             report(f'step {steps}, {pool.drawn} views: {error_line(now, held or {})}')
             looked += 1
         return trainer.loss
-    try: run_steps(step, trainer.opt.lr, TimeSchedule(cfg.lr, 200, .4), limit)
+    try:
+        trainer = fastest_trainer(lambda c: BaseTrainer(unet, pool, empty, cfg.batch, compiled=c), cfg.compiled)
+        run_steps(step, trainer.opt.lr, TimeSchedule(cfg.lr, 200, .4), limit)
     finally: pool.close()
     trainer.avg.copy_to(now.parameters())
     return now
@@ -830,7 +838,7 @@ def denoise_once(backbone, z0:torch.Tensor, texts:list, # (n, C, h, w), scaled; 
     with torch.autocast(z0.device.type, torch.bfloat16): pred = backbone.predict(z_t, t, backbone.text(texts), adapters)
     return (z_t-(1-a).sqrt()*pred)/a.sqrt()
 
-# %% ../../nbs/mini/03a_gpu.ipynb #0496f71b
+# %% ../../nbs/mini/03a_gpu.ipynb #da0219cc
 @torch.no_grad()
 def decoder_lessons(backbone, views:Views, words:str='', # of a style; none: the base
                     most:int=600, copies:int=2, batch:int=256)->DecoderLessons: # pictures; views of each
@@ -838,8 +846,9 @@ def decoder_lessons(backbone, views:Views, words:str='', # of a style; none: the
     encoders, out = Encoders(backbone.vae, backbone.text_encoders[0], backbone.tokenizers[0]), []
     for k in range(copies):
         rows = np.random.default_rng(k).permutation(len(views.pictures))[:most]
+        whole = views.plan(rows, 1000+k)                # views that nothing was trained on
         for i in range(0, len(rows), batch):
-            plan = views.plan(rows[i:i+batch], 1000+k)
+            plan = whole.part(slice(i, i+batch))
             x, texts = views.draw(plan), [f'{words}, {t}' if words else t for t in plan.texts]
             z = encoders.latents(x)
             denoised = denoise_once(backbone, z, texts, ('style',) if words else ())
@@ -901,7 +910,7 @@ def tensor_cores():
     try: yield
     finally: cuda.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
-# %% ../../nbs/mini/03a_gpu.ipynb #07b37b9a
+# %% ../../nbs/mini/03a_gpu.ipynb #9f74e088
 @dataclass(frozen=True)
 class GpuPlan:
     "How long each stage learns, and how much it takes at once"
@@ -912,14 +921,14 @@ class GpuPlan:
     decoder: Limit = Limit(30)
     crops: int = 128                     # of the autoencoder
     things: int = 128                    # of the towers
-    training: BaseTraining = field(default_factory=BaseTraining)
+    training: BaseTraining = BaseTraining()
     style_batch: int = 64
     style_copies: int = 10               # views of each picture of a style
     decoder_crops: int = 96
     most: int = 600                      # pictures of a style the decoder learns from; of the base four times as many
     looks: tuple = STYLES_BUILT
 
-# %% ../../nbs/mini/03a_gpu.ipynb #42c59ab8
+# %% ../../nbs/mini/03a_gpu.ipynb #db46743c
 @dataclass
 class GpuBuild:
     "What the stages share"
@@ -927,7 +936,7 @@ class GpuBuild:
     work: Path                           # where their folders are
     start: Path                          # a model folder they go on from
     device: torch.device
-    plan: GpuPlan = field(default_factory=GpuPlan)
+    plan: GpuPlan = GpuPlan()
     report: object = None                # report(text)
     def say(self, stage:str): return self.report and (lambda text: self.report(f'{stage}: {text}'))
 
