@@ -241,7 +241,7 @@ class Lesson:
 def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid for all pictures, or None
     cfg, b, all_ = self.cfg.sms, self.backbone, torch.arange(len(self.z))
     gridded = cfg.method == 'sms' and cfg.relevance == 'grid'
-    m = METHODS[cfg.method](b, replace(cfg, relevance='none'), self.z[:1], self.conds(all_[:1]), generators(self.cfg.seed, 1), seed=self.cfg.seed)
+    m = METHODS[cfg.method](b, replace(cfg, relevance='none', lam_by='one'), self.z[:1], self.conds(all_[:1]), generators(self.cfg.seed, 1), seed=self.cfg.seed)
     m.cfg = cfg
     if not gridded: return m, None
     grids = [RelevanceGrid(b, self.z[r], *self.fixed[:2], cfg.t_min, cfg.t_max, generators(self.cfg.seed, len(r))) for r in all_.split(self.cfg.batch)]
