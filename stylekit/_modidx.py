@@ -1767,7 +1767,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'stylekit.sms.Method.redraw': ('sms.html#method.redraw', 'stylekit/sms.py'),
                               'stylekit.sms.Method.regulariser_grad': ('sms.html#method.regulariser_grad', 'stylekit/sms.py'),
                               'stylekit.sms.Method.state_dict': ('sms.html#method.state_dict', 'stylekit/sms.py'),
-                              'stylekit.sms.Method.strictness': ('sms.html#method.strictness', 'stylekit/sms.py'),
+                              'stylekit.sms.Method.stretched': ('sms.html#method.stretched', 'stylekit/sms.py'),
                               'stylekit.sms.Method.weight': ('sms.html#method.weight', 'stylekit/sms.py'),
                               'stylekit.sms.RelevanceGrid': ('sms.html#relevancegrid', 'stylekit/sms.py'),
                               'stylekit.sms.RelevanceGrid.__call__': ('sms.html#relevancegrid.__call__', 'stylekit/sms.py'),

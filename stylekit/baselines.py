@@ -221,7 +221,7 @@ METHODS.update(img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfs
 
 def _rival(name, **kw):
     usual = dict(preset=name, method=name, steps=200, guidance_scale=7.5, guide='empty', sampler='uniform', t_min=20, t_max=980, lr=.0488, optimizer='sgd', schedule='constant')
-    return Settings(**usual | dict(lam=0., lam_by='one', relevance='none', finish=0) | kw)
+    return Settings(**usual | dict(lam=0., adapt='none', relevance='none', finish=0) | kw)
 
 UNWANTED = 'unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy'
 _adam = dict(optimizer='adam', weight='variance', steps=500)

@@ -241,7 +241,7 @@ class Lesson:
 def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid for all pictures, or None
     cfg, b, all_ = self.cfg.sms, self.backbone, torch.arange(len(self.z))
     gridded = cfg.method == 'sms' and cfg.relevance == 'grid'
-    m = METHODS[cfg.method](b, replace(cfg, relevance='none', lam_by='one'), self.z[:1], self.conds(all_[:1]), generators(self.cfg.seed, 1), seed=self.cfg.seed)
+    m = METHODS[cfg.method](b, replace(cfg, relevance='none', adapt='none'), self.z[:1], self.conds(all_[:1]), generators(self.cfg.seed, 1), seed=self.cfg.seed)
     m.cfg = cfg
     if not gridded: return m, None
     grids = [RelevanceGrid(b, self.z[r], *self.fixed[:2], cfg.t_min, cfg.t_max, generators(self.cfg.seed, len(r))) for r in all_.split(self.cfg.batch)]
@@ -255,7 +255,7 @@ def lesson(self:FeedForwardTrainer, rows:torch.Tensor)->torch.Tensor: # (B,) of 
     cfg, z_src, gens = replace(self.cfg.sms, steps=max(1, self.cfg.refine)), self.z[rows], generators([self.cfg.seed]*len(rows), len(rows))   # one noise for all: what becomes of a picture depends on it alone
     z = self.teacher.net(z_src)
     m = METHODS[cfg.method](self.backbone, cfg if self.cfg.refine else replace(cfg, relevance='none'), z_src, self.conds(rows), gens, seed=self.cfg.seed)
-    opt = LatentOptimizer(cfg, z)
+    opt = LatentOptimizer(cfg, z, m.stretch)
     try:
         for k in range(self.cfg.refine):
             z = opt.step(z, m.gradient(z, *m.draw(gens, k/cfg.steps))[0])

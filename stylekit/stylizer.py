@@ -60,8 +60,8 @@ def unfit_image(x:torch.Tensor, # (3, H, W) in [0, 1]
 # %% ../nbs/08_stylizer.ipynb #7febb20e
 class LatentOptimizer:
     "Adam on the latents without weight decay; `rms` has one scale per image, the running size of its momentum, so that R and λ act as they are; `sgd` has none"
-    def __init__(self, cfg:Settings, z:torch.Tensor):
-        self.cfg, self.k = cfg, 0
+    def __init__(self, cfg:Settings, z:torch.Tensor, stretch=1.): # of the steps, one for each image
+        self.cfg, self.k, self.stretch = cfg, 0, stretch
         self.m, self.v = torch.zeros_like(z), torch.zeros_like(z[:, :1, :1, :1] if cfg.optimizer=='rms' else z)
     def rate(self)->float:
         "Half a cosine to 0, or constant; the released schedule is 100 steps of warm-up and a cosine over 1.5·K"
@@ -71,7 +71,7 @@ class LatentOptimizer:
         return c.lr*(k/100 if k < 100 else .5*(1+math.cos(math.pi*(k-100)/max(1, 1.5*c.steps-100))))
     def step(self, z:torch.Tensor, g:torch.Tensor)->torch.Tensor:
         "The next latents"
-        lr, (b1, b2) = self.rate(), ((.9, .999) if self.cfg.optimizer=='adamw' else (.9, .99))
+        lr, (b1, b2) = self.rate()*self.stretch, ((.9, .999) if self.cfg.optimizer=='adamw' else (.9, .99))
         eps = 1e-8 if self.cfg.optimizer=='adamw' else 1e-12
         self.k += 1
         if self.cfg.optimizer=='sgd': return z - lr*g
@@ -271,7 +271,7 @@ def _begin(self:Stylizer):
         self.z_src = b.encode(x)
         self.z, self.may = self.z_src.clone(), self._free(self.keep)
         report = self._set_up(self.outer[::-1])
-    self.opt = LatentOptimizer(self.cfg, self.z)
+    self.opt = LatentOptimizer(self.cfg, self.z, self.method.stretch)
     self._identify(x, report)
 
 # %% ../nbs/08_stylizer.ipynb #3aa30552
