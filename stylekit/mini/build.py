@@ -44,7 +44,8 @@ def pack(dest:Path, vae, clip, tok, unet, scale:float # 1/std of the latents
     if dest.exists(): shutil.rmtree(dest)
     vae.register_to_config(scaling_factor=scale)
     for name, m in dict(vae=vae, unet=unet, text_encoder=text_encoder_of(clip), clip=clip).items(): m.half().save_pretrained(dest/name); m.float()
-    _drop(dest/'vae'/'config.json', 'block_out_channels', '_name_or_path')  # diffusers warns about the first; the second is a folder of the one who trained
+    _drop(dest/'vae'/'config.json', 'block_out_channels')  # diffusers warns about it
+    for name in ('vae', 'unet'): _drop(dest/name/'config.json', '_name_or_path')  # a folder of the one who trained
     tok.save_pretrained(dest/'tokenizer')
     DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(dest/'scheduler')
     parts = dict(vae=['diffusers', 'AutoencoderTiny'], unet=['diffusers', 'UNet2DConditionModel'], text_encoder=['transformers', 'CLIPTextModel'],
