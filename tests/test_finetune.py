@@ -8,7 +8,7 @@ from stylekit import finetune
 from stylekit.cli import main
 from stylekit.core import digest, folder_lock
 from stylekit.finetune import Example, LoraSettings, LoraTrainer, encode_views, lora_loss, read_folder
-from stylekit.lora import LORA_FILE, SEAL, add_style
+from stylekit.lora import LORA_FILE, SEAL, add_style, built_in_styles
 from stylekit.records import load_state, save_state
 from stylekit.training import BestState, TrainingState
 from sweeps import json_mutants, sweep, sweep_file
@@ -123,7 +123,7 @@ def test_own_styles_are_found_by_name(models, folder, tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     b = load_backbone(models('sd15'))
     train_lora(folder, 'my-ink', backbone=b, **TINY)
-    assert styles() == ['flat', 'ink', 'my-ink'] and load_style('my-ink').words == 'my ink'
+    assert styles() == sorted(['my-ink', *built_in_styles()]) and load_style('my-ink').words == 'my ink'
     assert main(['styles']) == 0 and 'my-ink' in capsys.readouterr().out
 
 def test_command(models, folder, tmp_path, capsys):

@@ -667,7 +667,8 @@ def test_where_styles_are_found(pair, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('STYLEKIT_HOME', str(tmp_path/'home'))
     shipped, file = load_style('ink').path, kohya_file(pair)
-    assert built_in_styles() == ['flat', 'ink'] == styles()
+    ours = built_in_styles()
+    assert ours == ['flat', 'freehand', 'ink', 'pixel', 'watercolour'] == styles()
     mine = write(tmp_path/'ink'/'mine.safetensors', file)
     (tmp_path/'flat').mkdir(); (tmp_path/'sumi').mkdir()
     assert load_style('ink').path == shipped and load_style('flat').name == 'flat'
@@ -675,7 +676,7 @@ def test_where_styles_are_found(pair, tmp_path, monkeypatch):
     own = write(tmp_path/'styles'/'sumi'/'pytorch_lora_weights.safetensors', file)
     users = write(tmp_path/'home'/'styles'/'charcoal.safetensors', file)
     write(tmp_path/'home'/'styles'/'sumi'/'other.safetensors', file)
-    assert styles() == ['charcoal', 'flat', 'ink', 'sumi'] and load_style('sumi').path.samefile(own) and load_style('charcoal').path == users
+    assert styles() == sorted(['charcoal', 'sumi', *ours]) and load_style('sumi').path.samefile(own) and load_style('charcoal').path == users
     assert load_style('charcoal:0.5+sumi').name == 'charcoal+sumi'
     write(tmp_path/'styles'/'ink'/'pytorch_lora_weights.safetensors', file)
     with pytest.warns(UserWarning, match='comes with stylekit'): assert load_style('ink').path == shipped
@@ -686,8 +687,8 @@ def test_where_styles_are_found(pair, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         good, broken = read_styles()
-    assert {s.name for s in good} >= {'charcoal', 'flat', 'ink', 'sumi'}-{'sumi'} and set(broken) == {'torn', 'page', 'empty'} and 'web page' in broken['page']
-    assert set(styles()) == {'charcoal', 'flat', 'ink', 'sumi', 'torn', 'page', 'empty'} == set(find_styles())
+    assert {s.name for s in good} >= {'charcoal', *ours} and set(broken) == {'torn', 'page', 'empty'} and 'web page' in broken['page']
+    assert set(styles()) == {'charcoal', 'sumi', 'torn', 'page', 'empty', *ours} == set(find_styles())
 
 def test_names_of_files_without_a_name(pair, tmp_path, monkeypatch):
     write(tmp_path/'sumi'/'pytorch_lora_weights.safetensors', kohya_file(pair))
