@@ -209,7 +209,7 @@ def test_lusd_does_not_draw_for_ever(double, wide):
 # ---- which settings a method reads ----
 
 OTHER = dict(guidance_scale=3., guide='base', lam=.2, cutoff=.6, t_cutoff=300, cutoff_power=2., sampler='linear', t_min=33, t_max=700, lr=.011, optimizer='adamw', schedule='released',
-             weight='sigma2', reduction='mean', regulariser='l1', relevance='grid', relevance_floor=.7, fake='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02,
+             weight='sigma2', reduction='mean', adapt='none', regulariser='l1', relevance='grid', relevance_floor=.7, fake='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02,
              fake_targets=('to_v',), style_scale=.5, finish=150, finish_noise=.5, finish_guidance=4., resolution=80, prompt='{caption}, {style}', edit_prompt='{style}!', negative_prompt='ugly')
 
 def made(base, style, cfg):

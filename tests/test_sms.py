@@ -303,7 +303,7 @@ def test_fast_rate_anneals_and_does_not_decay_latents():
 
 BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
            cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 900, 950, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
-           sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
+           sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'], adapt=['yes', True], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
            relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-2.1, 4.1],
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
            prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
