@@ -190,7 +190,8 @@ def noisy(x:torch.Tensor, g:torch.Generator)->torch.Tensor:
     return _each(x, lambda i, a: noise(a, .1+.15*torch.rand(1, generator=g).item(), g))
 
 # %% ../../nbs/mini/05_judge.ipynb #a0f7a375
-ANSWER = dict(shaded='content', render='content', flat='flat', ink='ink')  # look -> answer; every other class is 'neither'
+ANSWER = dict(shaded='content', render='content', flat='flat', ink='ink', freehand='freehand', pixel='pixel',
+              watercolour='watercolour')  # look -> answer; every other class is 'neither'
 
 class StyleProbe:
     "A linear classifier on `Judge.stats`; several classes may mean one answer"
