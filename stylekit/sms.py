@@ -355,16 +355,18 @@ def reach(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
           gens:list, # one CPU generator per image
           style:Score=None, # default the adapter `style`, without guidance
           t:int=700, draws:int=3, # timestep; noises to average over
-          squares:int=4 # by side of the picture
+          squares:int=4 # by side of a picture of the model's native size
          )->torch.Tensor: # (B,) in units of the latents
     "How far a style wants to move the coarse part of each picture"
     ts = torch.full((len(z_src),), t, device=z_src.device)
     A, moves = backbone.abar(ts), []
+    side = backbone.native_size/backbone.factor/squares
+    places = [max(1, round(n/side)) for n in z_src.shape[-2:]]
     for _ in range(draws):
         z_t = backbone.add_noise(z_src, randn_like(z_src, gens), ts)
         wants, has = scores(ts, (style or Score(backbone, ('style',)), z_t, styled), (Score(backbone), z_t, plain))
         move = ((1-A)/A).sqrt()*(has-wants)
-        moves.append(F.adaptive_avg_pool2d(move, squares).pow(2).mean((1, 2, 3)).sqrt())
+        moves.append(F.adaptive_avg_pool2d(move, places).pow(2).mean((1, 2, 3)).sqrt())
     return torch.stack(moves).mean(0)
 
 # %% ../nbs/06_sms.ipynb #001a9580
