@@ -1743,7 +1743,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'stylekit.sms.Method.learn_fake': ('sms.html#method.learn_fake', 'stylekit/sms.py'),
                               'stylekit.sms.Method.load_state_dict': ('sms.html#method.load_state_dict', 'stylekit/sms.py'),
                               'stylekit.sms.Method.reads': ('sms.html#method.reads', 'stylekit/sms.py'),
-                              'stylekit.sms.Method.redraw': ('sms.html#method.redraw', 'stylekit/sms.py'),
                               'stylekit.sms.Method.regulariser_grad': ('sms.html#method.regulariser_grad', 'stylekit/sms.py'),
                               'stylekit.sms.Method.state_dict': ('sms.html#method.state_dict', 'stylekit/sms.py'),
                               'stylekit.sms.Method.stretched': ('sms.html#method.stretched', 'stylekit/sms.py'),
