@@ -609,6 +609,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'stylekit/feedforward.py'),
                                       'stylekit.feedforward.FeedForwardTrainer.run': ( 'feedforward.html#feedforwardtrainer.run',
                                                                                        'stylekit/feedforward.py'),
+                                      'stylekit.feedforward.FeedForwardTrainer.taught': ( 'feedforward.html#feedforwardtrainer.taught',
+                                                                                          'stylekit/feedforward.py'),
                                       'stylekit.feedforward.Generator': ('feedforward.html#generator', 'stylekit/feedforward.py'),
                                       'stylekit.feedforward.Generator.__init__': ( 'feedforward.html#generator.__init__',
                                                                                    'stylekit/feedforward.py'),

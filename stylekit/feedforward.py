@@ -99,7 +99,7 @@ class FeedForwardSettings:
     crop: float = .75           # a pupil in pixel space sees so much of the sides at a time, in (0, 1]
     views: int = 2              # of each picture
     vary: bool = False          # views beyond the first are turned and recoloured, see `varied`
-    refine: int = 0             # a pupil's lesson: steps of the optimisation for each picture, from where the teacher left it
+    refine: int = 0             # a lesson: steps of the optimisation for each picture, from where the teacher left it, or from the content
     flip: bool = True
     zoom: float = 1.            # nearest view: share of the shorter side, in (0, 1]
     resolution: int = None      # side in pixels; None: the model's own
@@ -177,6 +177,8 @@ class FeedForwardTrainer:
         self.made_from = _made_from(backbone, style, examples, taught_by)
         self.run_id = run_id or feedforward_run_id(backbone, style, examples, cfg, taught_by)
         self._begin(examples)
+    @property
+    def taught(self)->bool: return bool(self.teacher or self.cfg.refine)   # by lessons, picture by picture
     def close(self):
         for a in ('fake', 'style'): self.backbone.remove(a)
 
@@ -191,7 +193,7 @@ def _begin(self:FeedForwardTrainer, examples:list):
     self.net = self._network()
     self._encode(examples)
     add_style(self.backbone, self.style.scaled(self.cfg.sms.style_scale))
-    try: self.method, self.grid = (None, None) if self.teacher else self._method()
+    try: self.method, self.grid = (None, None) if self.taught else self._method()
     except BaseException:
         self.close()
         raise
@@ -251,9 +253,9 @@ def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid fo
 @patch
 @torch.no_grad()
 def lesson(self:FeedForwardTrainer, rows:torch.Tensor)->torch.Tensor: # (B,) of z; latents (B, C, h, w)
-    "What the teacher makes of these pictures, optimised a little further, and finished"
+    "What the teacher makes of these pictures, or the pictures themselves, optimised further, and finished"
     cfg, z_src, gens = replace(self.cfg.sms, steps=max(1, self.cfg.refine)), self.z[rows], generators([self.cfg.seed]*len(rows), len(rows))   # one noise for all: what becomes of a picture depends on it alone
-    z = self.teacher.net(z_src)
+    z = self.teacher.net(z_src) if self.teacher else z_src
     m = METHODS[cfg.method](self.backbone, cfg if self.cfg.refine else replace(cfg, relevance='none'), z_src, self.conds(rows), gens, seed=self.cfg.seed)
     opt = LatentOptimizer(cfg, z, m.stretch)
     try:
@@ -321,7 +323,7 @@ def run(self:FeedForwardTrainer, minutes:float=None # stop after so long; the ch
        )->list: # of TrainingReports, the last also `end`; None: there was no time for all lessons
     "Train to the end; the generator then holds the average of its last weights"
     cfg = self.cfg
-    if self.teacher and self.y is None:
+    if self.taught and self.y is None:
         z = self.lessons(minutes)
         if z is None: return None
         self.y = z if cfg.space == 'latent' else self._pixels(z)
@@ -615,7 +617,7 @@ def _parts(name:str, dest:Path, cfg, teacher, # a FeedForward; True: one is trai
     "In the order in which they are trained"
     if teacher is not True: return [_Part(name, dest, cfg, run_id(cfg, teacher.sha256 if teacher else None))]
     own = {} if cfg.space == 'latent' else dict(widths=None, blocks=None)
-    first = replace(cfg, space='latent', areas=0, **own)
+    first = replace(cfg, space='latent', areas=0, refine=0, **own)
     first = _Part('teacher', dest/'teacher', first, run_id(first, None))
     return [first, _Part(name, dest, cfg, run_id(cfg, first.run_id))]
 
