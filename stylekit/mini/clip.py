@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CONTEXT', 'BOS', 'EOS', 'TOWER_VIEWS', 'learn_merges', 'train_tokenizer', 'corpus_captions', 'new_clip', 'tokenize',
-           'contrast', 'by_text', 'tower_rows', 'tower_loss', 'refine_towers', 'retrieval']
+           'contrast', 'by_text', 'tower_rows', 'tower_loss', 'retrieval', 'refine_towers']
 
 # %% ../../nbs/mini/02_clip.ipynb #1ba7559e
 import json
@@ -99,6 +99,15 @@ def tower_loss(clip:CLIPModel, ids:torch.Tensor, x:torch.Tensor, # (B, context);
     names = torch.from_numpy(np.unique(texts.astype(str), return_inverse=True)[1]).to(x.device)
     return contrast(out.logits_per_image.float(), names[:, None] == names)
 
+# %% ../../nbs/mini/02_clip.ipynb #8f59b46c
+@torch.no_grad()
+def retrieval(clip:CLIPModel, tok:CLIPTokenizer, corpus:Corpus, look:str, split:str='val')->float: # share in [0, 1]
+    "How often a picture's nearest caption, among those of its look and split, is its own"
+    pictures, device = corpus.pictures(split, (look,)), next(clip.parameters()).device
+    ids = tokenize(tok, [p.text for p in pictures]).to(device)
+    logits = clip(input_ids=ids, pixel_values=white_pixels(corpus, pictures, device)).logits_per_image
+    return (logits.argmax(1).cpu() == torch.arange(len(pictures))).float().mean().item()
+
 # %% ../../nbs/mini/02_clip.ipynb #43c7f932
 def refine_towers(clip:CLIPModel, tok:CLIPTokenizer, views:Views, # to go on from; of TOWER_VIEWS
                   limit:Limit, things:int=128, lr:float=8e-4, # of two pictures each in a batch
@@ -119,12 +128,3 @@ def refine_towers(clip:CLIPModel, tok:CLIPTokenizer, views:Views, # to go on fro
     run_steps(step, opt.param_groups[0]['lr'], TimeSchedule(lr, 100, .8), limit, report)
     avg.copy_to(clip)
     return clip.eval()
-
-# %% ../../nbs/mini/02_clip.ipynb #8f59b46c
-@torch.no_grad()
-def retrieval(clip:CLIPModel, tok:CLIPTokenizer, corpus:Corpus, look:str, split:str='val')->float: # share in [0, 1]
-    "How often a picture's nearest caption, among those of its look and split, is its own"
-    pictures, device = corpus.pictures(split, (look,)), next(clip.parameters()).device
-    ids = tokenize(tok, [p.text for p in pictures]).to(device)
-    logits = clip(input_ids=ids, pixel_values=white_pixels(corpus, pictures, device)).logits_per_image
-    return (logits.argmax(1).cpu() == torch.arange(len(pictures))).float().mean().item()
