@@ -54,7 +54,7 @@ def test_a_thing_is_the_same_on_every_ground(corpus):
 
 @pytest.mark.parametrize('flip', [1., -1.])
 def test_what_is_moved_loses_nothing_inside(flip):
-    "Half as large, a quarter of it is left, wherever it goes; turned, as much as before"
+    "Half as large, a quarter of it is left; turned, as much as before; and it goes where it is sent"
     n, one = 8, np.ones(8)
     planes = torch.zeros(n, 4, 64, 64)
     planes[..., 24:40, 20:44] = 1
@@ -63,6 +63,10 @@ def test_what_is_moved_loses_nothing_inside(flip):
         moved = V.warped(planes, torch.from_numpy(V.affine(scale*one, turn*one, one, flip*one, shift)))
         left = moved.sum((1, 2, 3))/planes[0].sum()
         assert (left-scale**2).abs().max() < .02
+        where = torch.linspace(-63/64, 63/64, 64)               # of the pixels, -1 to 1
+        share = moved[:, 0]/moved[:, 0].sum((1, 2), keepdim=True)
+        centre = torch.stack([(share.sum(1)*where).sum(1), (share.sum(2)*where).sum(1)], 1)
+        assert (centre-torch.from_numpy(shift)).abs().max() < .02
 
 
 def test_still_pictures_keep_every_pixel(corpus):
