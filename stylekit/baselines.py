@@ -36,7 +36,12 @@ class Img2Img(Method):
     READS = ('guidance_scale', 'guide')
     TERMS, RANGES = dict(draws=25), dict(draws=(1, 1000))   # steps of the sampler
     def direction(self, z, t, noise): return torch.zeros_like(z), None
-    def finish(self, z, gens): return self.redraw(z, gens, self.terms['draws'], self.style)
+    @torch.no_grad()
+    def finish(self, z, gens):
+        if not self.cfg.finish: return z
+        ts = falling(self.cfg.finish, self.terms['draws'])
+        noised = self.backbone.add_noise(z, randn_like(z, gens), torch.full((len(z),), ts[0], device=z.device))
+        return ddim(self.style, self.backbone, noised, ts, self.conds.styled)
 
 # %% ../nbs/07_baselines.ipynb #540096c0
 class SDS(Method):

@@ -612,9 +612,10 @@ def _spectra(self:StylizePanel, ax):
 
 @patch
 def _relevance(self:StylizePanel, axs):
-    grid = getattr(self.run.run.method, 'grid', None)
+    grid, cfg = getattr(self.run.run.method, 'grid', None), self.run.run.cfg
     axs[0].imshow(self.picture), axs[0].set_title('source', fontsize=8)
-    if grid is not None: axs[1].imshow(grid(grid.ts[1:2].long(), self.run.run.cfg.relevance_floor)[0, 0].cpu(), cmap='magma', vmin=0, vmax=1)
+    if grid is not None: axs[1].imshow(grid(grid.ts[1:2].long(), cfg.relevance_floor)[0, 0].cpu(), cmap='magma', vmin=0, vmax=1)
+    else: axs[1].text(.5, .5, 'asked anew at every step' if cfg.relevance=='released' else 'everywhere alike', ha='center', fontsize=8)
     axs[1].set_title('where the style acts (R)', fontsize=8), _no_axes(axs)
 
 # %% ../nbs/15b_panels.ipynb #bb0d1534

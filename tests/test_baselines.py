@@ -241,7 +241,8 @@ def test_what_is_read_changes_the_picture(base, style, name, anything):
 def test_what_is_not_read_is_refused(name):
     cfg = settings(method=name)
     for k in set(OTHER)-METHODS[name].reads(cfg):
-        value = 'released' if k == 'relevance' else 'content' if k == 'fake' and cfg.fake == 'noise' else OTHER[k]
+        value = OTHER[k] if OTHER[k] != getattr(cfg, k) else {'adapt': 'reach', 'fake': 'content'}[k]
+        assert value != getattr(cfg, k), k
         with pytest.raises(StylekitError, match=f'^{k}='): settings(cfg, **{k: value})
         assert settings(cfg, **{k: getattr(cfg, k)}) == cfg     # as it is anyway
 

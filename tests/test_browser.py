@@ -415,8 +415,9 @@ def test_an_error_in_mid_run_stays(chrome, lab):
         p.until("!document.querySelector('.sk-status').innerText.includes('ZeroDivisionError')")
 
 def test_what_is_not_read_cannot_be_turned(chrome, lab):
-    "The released method has no focus: that control is off, and turning the others does no harm"
-    with lab.notebook(chrome, panel('steps=400', 'relevance_floor=.5')) as p:
+    "Without a map of relevance there is no focus: that control is off, and turning the others does no harm"
+    focused = panel("preset=settings('fast', relevance='grid')", 'steps=400', 'relevance_floor=.5')
+    with lab.notebook(chrome, f'from stylekit import settings\n{focused}') as p:
         focus = p.tab.locator('.sk-relevance input[type=range]')
         assert focus.is_enabled()
         p.tab.select_option('.sk-preset select', 'paper')
@@ -431,7 +432,7 @@ def test_what_is_not_read_cannot_be_turned(chrome, lab):
         recipe = p.recipe()
         assert recipe['settings']['relevance_floor'] == PRESETS['paper'].relevance_floor
         assert not p.error()
-        p.tab.select_option('.sk-preset select', 'fast')
+        p.tab.select_option('.sk-preset select', 'as given')
         p.until("!document.querySelector('.sk-relevance input[type=range]').disabled")
         p.caption('something else')
         p.click('rewind')                                      # of the run as it was begun: the controls say so

@@ -3,8 +3,10 @@ import ast, inspect, io, json, os, re, signal, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest
 import stylekit.backbone, stylekit.evaluate, stylekit.folders   # before anything is put in the place of `load_backbone`
-from stylekit import StylekitError, __version__, cli, load_backbone, load_image, read_output, sample, styles
+from safetensors import safe_open
+from stylekit import StylekitError, __version__, cli, load_backbone, load_image, load_style, read_output, sample, styles
 from stylekit.cli import COMMANDS, Kind, common, main, make_parser
+from stylekit.lora import built_in_styles
 from stylekit.stylizer import Stylizer
 
 ROOT = Path(__file__).parent.parent
@@ -539,7 +541,7 @@ def test_styles_say_where_they_come_from(loaded, folder, folder_of_two, tmp_path
     (tmp_path/'styles'/'torn'/'pytorch_lora_weights.safetensors').write_bytes(b'\0')
     assert main(['styles']) == 1
     cap = capsys.readouterr()
-    assert 'torn: ' in cap.err and cap.err.count('\n') == 1 and {'ink', 'flat', 'mine'} == {l.split()[0] for l in cap.out.splitlines()}
+    assert 'torn: ' in cap.err and cap.err.count('\n') == 1 and {*built_in_styles(), 'mine'} == {l.split()[0] for l in cap.out.splitlines()}
 
 def test_info(style, photo, tmp_path, capsys):
     from PIL import Image, PngImagePlugin
@@ -554,7 +556,8 @@ def test_info(style, photo, tmp_path, capsys):
     a1, made, lora, ink, control = info(tmp_path/'a1.png', tmp_path/'made.png', style, 'ink', Path(stylekit.__file__).parent/'assets'/'control')
     assert a1['parameters'] == dict(prompt='an owl', negative_prompt='blurry', settings=dict(Steps='20', Seed='7', Size='64x64'))
     assert made['run']['method'] == 'feed-forward' and lora['kind'] == 'LoRA' and lora['about']['words'] == 'black ink drawing'
-    assert ink['kind'] == 'LoRA' and ink['about']['images'] == '830' and control['kind'] == 'Control-CLIP'
+    with safe_open(load_style('ink').path, 'pt') as f: written = f.metadata()
+    assert ink['kind'] == 'LoRA' and ink['about']['images'] == written['stylekit.images'] and control['kind'] == 'Control-CLIP'
     assert main(['info', str(tmp_path/'made.png'), style]) == 0 and 'feed-forward' in capsys.readouterr().out
     for name, raw in {'x.safetensors': b'\xff'*20, 'y.safetensors': b'\x02\0\0\0\0\0\0\0[]', 'z.json': b'[', 'n.json': b'7', 'p.png': b'x', 'e.safetensors': b''}.items():
         (tmp_path/name).write_bytes(raw)

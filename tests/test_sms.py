@@ -6,7 +6,8 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from stylekit import StylekitError, load_backbone, load_style, sample, settings
 from stylekit.scores import guided
-from stylekit.sms import CHOICES, SAMPLERS, PRESETS, SMS, Settings, edit_difference, sigma2
+from stylekit.images import image_to_tensor
+from stylekit.sms import CHOICES, FALL, SAMPLERS, PRESETS, SMS, Settings, edit_difference, reach, sigma2
 from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
@@ -302,7 +303,7 @@ def test_fast_rate_anneals_and_does_not_decay_latents():
 # ---- settings ----
 
 BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
-           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 900, 950, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
+           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 950, 960, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
            sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'], adapt=['yes', True], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
            relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-2.1, 4.1],
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
@@ -446,17 +447,44 @@ def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
         with torch.no_grad():
             both = m.gradient(z, t, eps)[0]
             for i in range(2):
-                one = SMS.__new__(SMS); one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], conds=replace(m.conds, styled=m.conds.styled.map(lambda a: a[i:i+1])))
+                own = {n: getattr(m.conds, n).map(lambda a: a[i:i+1]) for n in ('styled', 'plain')}
+                one = SMS.__new__(SMS); one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], stretch=m.stretch[i:i+1], conds=replace(m.conds, **own))
                 if m.grid: one.grid = copy.copy(m.grid); one.grid.maps = m.grid.maps[:, i:i+1]
                 if m.fake: one.cfg = replace(m.cfg, fake='frozen')      # φ as it was: a fresh adapter is the identity
                 same(both[i:i+1], one.gradient(z[i:i+1], t[i:i+1], eps[i:i+1])[0], 1e-4)
 
+def test_reach_does_not_depend_on_the_size():
+    "The squares have one size, however many there are: else the mean over a small one is noise, and over a large one nothing"
+    from stylekit.lora import add_style
+    b, ink = load_backbone(), load_style('ink')
+    add_style(b, ink)
+    asked = [b.text(p) for p in (f'{ink.words}, an owl', 'an owl')]
+    def far(w, h): return reach(b, b.encode(image_to_tensor(sample('owl').resize((w, h)))), *asked, [torch.Generator().manual_seed(0)], draws=12).item()
+    one = far(128, 128)
+    for size in ((64, 64), (256, 256), (128, 256), (192, 96)): assert abs(far(*size)/one-1) < .15, size
+
+def test_how_far_is_asked_of_each_picture_alone(base, wide):
+    "Steps are longer, and λ is weaker, by what the picture's own noise and prompt say; guidance has no part in it"
+    with prepared(base, wide, 'fast', 2, size=(64, 64)) as run: both = run.method.stretch
+    assert both.shape == (2, 1, 1, 1) and both.min() > 1 and both[0] != both[1]
+    with prepared(base, wide, 'fast', 1, size=(64, 64), guidance_scale=7.) as run:
+        m = run.method
+        same(m.stretch, both[:1], 1e-4)
+        same(run.opt.stretch, m.stretch)
+        z, t, eps = draws(run, 251)
+        with torch.no_grad(): pull = m.gradient(z, t, eps)[0]-m.direction(z, t, eps)[0]
+        same(pull, run.cfg.lam/m.stretch**FALL*m.regulariser_grad(z, t), 1e-3)
+        m.stretch = torch.ones_like(m.stretch)
+        with torch.no_grad(): assert (m.gradient(z, t, eps)[0]-m.direction(z, t, eps)[0]).norm() > 2*pull.norm()
+    for fixed in (dict(adapt='none'), dict(preset='paper')):
+        with prepared(base, wide, **{'preset': 'fast'} | fixed) as run: assert (run.method.stretch == 1).all()
+
 def test_without_its_own_parts_sms_is_dds():
     "No R, no λ, no guidance, no noise in the fake score, the content's own caption: what is left is DDS with a style LoRA, bit for bit"
     from stylekit import load_backbone, sample, stylize
-    b, kw = load_backbone(), dict(steps=4, seed=0, t_max=900, lr=.05, guidance_scale=1.)
+    b, kw = load_backbone(), dict(steps=4, seed=0, t_min=20, t_max=900, lr=.05, guidance_scale=1., adapt='reach', finish=200)
     bare = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='content', lam=0., relevance='none', fake_noise=0., **kw)
-    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='narrowing', finish=200, guide='base', t_min=20, **kw)
+    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='narrowing', guide='base', **kw)
     assert bare.image.tobytes() == dds.image.tobytes()
     words = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='source', lam=0., relevance='none', fake_noise=0., **kw)
     assert words.image.tobytes() != bare.image.tobytes()

@@ -177,9 +177,11 @@ def test_batch_shares_a_fake_score_and_keeps_its_order(base, style):
     out = go(base, style, ims, seed=[5, 6, 7], steps=2, preset=ONLINE, callbacks=[w])
     assert [len(z) for z in w.z] == [2, 2, 1, 1] and [r.image.size for r in out] == [im.size for im in ims]
     assert [r.info['seed'] for r in out] == [5, 6, 7] and all(len(r.history['t']) == 2 and r.complete for r in out)
-    one = go(base, style, ims[2], seed=7, steps=2, preset=ONLINE)
+    alone = Watch()
+    one = go(base, style, ims[2], seed=7, steps=2, preset=ONLINE, callbacks=[alone])
     assert one.history['t'] == out[2].history['t']          # the same timesteps alone
-    assert diff(one.image, out[2].image) < .2               # only the shared fake score differs
+    first, second = [(a[0]-b[1]).abs().max() for a, b in zip(alone.z, w.z)]
+    assert first < 1e-3 < .01 < second                      # only the fake score differs, and that only once it has learnt
 
 def test_stop_ends_the_whole_list(base, style):
     "Ctrl-C at the first image does not start the second; every image comes back, marked"
@@ -228,8 +230,11 @@ def test_a_failing_set_up_leaves_nothing_behind(base, style, monkeypatch):
     with pytest.raises(StylekitError, match='fake_targets|no_such_layer'): go(base, style, fake='shared', fake_targets=('no_such_layer',))
     assert not getattr(base.unet, 'peft_config', {})
     def fail(*a, **kw): raise RuntimeError('mine')
-    monkeypatch.setattr('stylekit.sms.RelevanceGrid', fail)
-    with pytest.raises(RuntimeError, match='mine'): go(base, style)
+    for part, kw in dict(RelevanceGrid=dict(relevance='grid'), reach=dict(fake='shared')).items():
+        with monkeypatch.context() as m:
+            m.setattr(f'stylekit.sms.{part}', fail)
+            with pytest.raises(RuntimeError, match='mine'): go(base, style, **kw)
+        assert not getattr(base.unet, 'peft_config', {}), part
 
 def test_out_of_memory_names_a_lever(base, style):
     def oom(run): raise torch.OutOfMemoryError('CUDA out of memory')
@@ -265,14 +270,15 @@ def test_any_aspect_ratio(base, style, size):
     assert r.image.size == size and r.image.mode == 'RGB'
 
 def test_the_step_does_not_depend_on_the_size():
-    "On the embedded model, whose gradients are not noise: 128², 192² and 256×128 move alike"
+    "On the embedded model, whose gradients are not noise: 128², 192² and 256×128 move alike, as far as the style wants to go"
     backbone = load_backbone()
-    def moved(size):
-        w = Watch()
-        stylize(sample('owl').resize(size), 'ink', 'an owl', backbone=backbone, steps=12, seed=0, callbacks=[w])
-        z = torch.stack(w.z)
+    def moved(size): # rms of a step of the latents, mean over seeds, in the run's own measure
+        w, stretch = Watch(), []
+        how_far = At(1, lambda run: stretch.append(run.opt.stretch))
+        stylize([sample('owl').resize(size)]*3, 'ink', 'an owl', backbone=backbone, steps=12, seed=[0, 1, 2], callbacks=[w, how_far])
+        z = torch.stack(w.z[:-1])/stretch[0]    # the last has been finished
         assert z.shape[-2:] == (size[1]//8, size[0]//8)
-        return (z[1:]-z[:-1]).pow(2).mean((1, 2, 3, 4)).sqrt().mean()
+        return (z[1:]-z[:-1]).pow(2).mean((2, 3, 4)).sqrt().mean()
     one = moved((128, 128))
     for size in ((192, 192), (256, 128)): assert abs(moved(size)/one-1) < .05, size
 
@@ -571,6 +577,7 @@ def test_checkpoints_are_read_whole_or_refused(base, style, tmp_path):
 
 def test_checkpoints_of_other_shapes_are_refused(base, style, tmp_path, whole):
     "Under a right hash: what is missing, of another type, another shape, NaN"
+    wanted = whole(ONLINE)[0]       # before another run holds the backbone
     path = interrupted(base, style, tmp_path/'run.pt', preset=ONLINE)
     state = load_state(path, 'checkpoint')
     run = Stylizer(base, load_style(style), settings(ONLINE, steps=4), [owl()], ['an owl'], [5])
@@ -584,6 +591,6 @@ def test_checkpoints_of_other_shapes_are_refused(base, style, tmp_path, whole):
     try:
         same = read(state)
         for _ in run.iterate(): pass
-        identical(run.results()[0], whole(ONLINE)[0])
+        identical(run.results()[0], wanted)
         sweep(read, mutants, same, may_differ=['fake: missing', 'psr: missing'])   # of the history: some steps have none
     finally: run.close()

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
+from fastcore.basics import patch
 from ..core import StylekitError
 from ..images import sample, samples
 from ..grids import split_by_name
@@ -785,6 +786,29 @@ class Corpus:
         files = {look: np.load(self.root/f'{source}.npy', mmap_mode='r') for look, source in sources.items()}
         def pixels(p): return MADE.get(p.look, np.asarray)(files[p.look][p.row])
         with ThreadPoolExecutor(threads) as pool: return np.stack(list(pool.map(pixels, pictures)))
+
+# %% ../../nbs/mini/00_data.ipynb #301b4a91
+@patch
+def find(self:Corpus, look:str, name:str)->Picture: # None if nobody has drawn it
+    "The picture of a thing in a look"
+    if not hasattr(self, '_at'):
+        self._at = {(p.look, p.name): p for p in self.all}
+    p = self._at.get(('shaded' if look in MADE else look, name))
+    return p and replace(p, look=look)
+
+@patch
+def names(self:Corpus, split:str, looks=('shaded',))->list:
+    "The things of a split that have a picture in every one of some looks"
+    drawn = [{p.name for p in self.pictures(split, (look,))} for look in looks]
+    return sorted(set.intersection(*drawn))
+
+@patch
+def __getitem__(self:Corpus, key:tuple # look, name
+               )->Image.Image: # RGB, on white
+    "A thing in a look"
+    picture = self.find(*key)
+    if picture is None: raise StylekitError(f'no picture of {key[1]!r} in the look {key[0]!r}')
+    return Image.fromarray(on_white(self.images([picture]))[0])
 
 # %% ../../nbs/mini/00_data.ipynb #c0e28cf2
 def sample_corpus(root:Path # an empty folder

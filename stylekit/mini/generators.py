@@ -11,10 +11,9 @@ from pathlib import Path
 from ..backbone import load_backbone
 from ..evaluate import Table
 from ..feedforward import GENERATOR_FILE, FeedForward, train_feedforward
-from .benchmark import pick
 from .build import set_examples
 from .data import StyleSets
-from .tables import kept_table, measured, picture_set, table_metrics
+from .tables import kept_table, measured, pick, picture_set, table_metrics
 
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
 RECIPES = dict(   # of the teacher; of the pupil
