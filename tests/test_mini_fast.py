@@ -1,10 +1,9 @@
-"Training of the embedded model on a GPU: what its notebook does not show"
+"Training fast on one device: what its notebook does not show"
 import numpy as np, pytest, torch
 from stylekit.core import StylekitError
-from stylekit.mini import gpu as G
-from stylekit.mini.data import sample_corpus
-from stylekit.mini.unet import new_unet
-from stylekit.training import orthogonalize
+from stylekit.mini.fast import BatchedMuon, ForeachEma, Limit, TimeSchedule, run_steps
+from stylekit.mini.unet import BaseTrainer, new_unet
+from stylekit.training import Ema, orthogonalize
 
 
 def one_matrix(m, rounds=5):
@@ -41,7 +40,7 @@ def test_batches_of_matrices():
 def test_muon_of_one_kind_of_parameters(vectors, matrices):
     params = [torch.ones(3)]*vectors + [torch.ones(2, 3), torch.ones(4, 2, 1, 1)]*matrices
     params = [p.clone() for p in params]
-    opt = G.BatchedMuon(params)
+    opt = BatchedMuon(params)
     opt.lr.fill_(.1)
     opt.step([torch.ones_like(p) for p in params])
     assert all((p < 1).all() for p in params)
@@ -50,7 +49,7 @@ def test_muon_of_one_kind_of_parameters(vectors, matrices):
 def test_tall_kernels():
     "A kernel with more rows than columns comes out of `orthogonalize` transposed, and goes back into its own shape"
     p = torch.zeros(20, 1, 3, 3)
-    opt = G.BatchedMuon([p], weight_decay=0.)
+    opt = BatchedMuon([p], weight_decay=0.)
     opt.lr.fill_(1.)
     grad = torch.randn(20, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     opt.step([grad])
@@ -59,51 +58,20 @@ def test_tall_kernels():
     assert torch.allclose(p.flatten(1), -one_matrix(step)*.2*20**.5, atol=1e-4)
 
 
-@pytest.fixture(scope='module')
-def corpus(tmp_path_factory): return sample_corpus(tmp_path_factory.mktemp('gpu')/'corpus')
-
-
-def test_views_are_the_same_however_they_are_cut(corpus):
-    views = G.Views(corpus, corpus.pictures('train'), seed=9)
-    plan = views.plan(np.arange(16), 3)
-    whole = views.draw(plan)
-    order = np.random.default_rng(0).permutation(16)
-    assert torch.allclose(views.draw(plan.part(order)), whole[torch.from_numpy(order)], atol=1e-5)
-    again, other = [views.plan(np.arange(16), k) for k in (3, 4)]
-    assert (again.texts == plan.texts).all() and (other.theta != plan.theta).any()
-
-
-def test_every_change_is_said(corpus):
-    "Colours and second things are never shown without a word; a ground that is named is there"
-    pictures = corpus.pictures('train')
-    plan = G.plan_views(pictures, np.arange(16).repeat(60), G.ViewSettings(), np.random.default_rng(5))
-    for i, text in enumerate(plan.texts):
-        assert pictures[plan.rows[i]].text in text
-        assert plan.recoloured[i] == ('in other colours' in text) and plan.pair[i] == (' and ' in text)
-        if plan.pair[i]: assert pictures[plan.other[i]].text in text
-        if 'pale' in text: assert .82 <= plan.ground[i].min() < 1
-        if 'dark' in text: assert plan.ground[i].max() <= .3
-        if (plan.ground[i] == 1).all(): assert 'ground' not in text
-
-
-SMALL = G.GpuPlan(*[G.Limit(steps=1)]*5, crops=2, things=2, training=G.BaseTraining(1, slots=1, first=1), style_batch=1,
-                  style_copies=1, decoder_crops=2, most=2, looks=('ink',))
-
-
-def test_a_stage_that_fails_leaves_nothing_and_the_ones_before_it(corpus, tmp_path, monkeypatch):
-    data, work = corpus.root.parent, tmp_path/'work'
-    how = dict(plan=SMALL, device='cpu', report=None)
-    def broken(*args, **kwargs): raise StylekitError('the loss is NaN')
-    with monkeypatch.context() as m:
-        m.setattr(G, 'refine_base', broken)
-        with pytest.raises(StylekitError, match='NaN'): G.build_on_gpu(data, work, **how)
-    assert sorted(p.name for p in work.iterdir()) == ['clip', 'vae']
-    with monkeypatch.context() as m:
-        m.setattr(G, 'refine_autoencoder', broken)        # it is not asked again
-        m.setattr(G, 'refine_decoder', broken)
-        with pytest.raises(StylekitError, match='NaN'): G.build_on_gpu(data, work, **how)
-    assert sorted(p.name for p in work.iterdir()) == ['base', 'clip', 'styles', 'vae']
-    assert G.build_on_gpu(data, work, **how) == work/'model'
+def test_the_average_is_of_what_learns():
+    "Frozen weights stay out of it, and a module that is copied to keeps its own"
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 2))
+    net[0].requires_grad_(False)
+    avg, slow = ForeachEma(net, .5), Ema(net, .5)
+    assert avg.avg.keys() == slow.avg.keys() == {'1.weight', '1.bias'}
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(1.)
+    first = net[0].weight.clone()
+    avg.update()
+    slow.update(net, 10**6)
+    assert all(torch.equal(avg.avg[k], slow.avg[k]) for k in slow.avg)
+    avg.copy_to(net)
+    assert torch.equal(net[1].weight, slow.avg['1.weight']) and torch.equal(net[0].weight, first)
 
 
 def test_losses_that_are_no_numbers_end_a_stage():
@@ -111,7 +79,7 @@ def test_losses_that_are_no_numbers_end_a_stage():
     def step(share): return torch.tensor(float('inf'))
     for steps in (1, 10, 25):
         with pytest.raises(StylekitError, match='NaN or infinite at step'):
-            G.run_steps(step, lr, G.TimeSchedule(1.), G.Limit(steps=steps))
+            run_steps(step, lr, TimeSchedule(1.), Limit(steps=steps))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -119,7 +87,7 @@ def test_a_graph_is_the_step_it_recorded():
     "At a rate of 0 its losses are those of eager steps, up to the noise each draws; at another rate it learns"
     z, c = [torch.randn(2, 64, *shape, device='cuda').half() for shape in ((16, 16, 16), (32, 192))]
     pool, unet = type('Pool', (), dict(z=z, c=c)), new_unet()
-    losses, trainers = [], [G.BaseTrainer(unet, pool, c[0, 0].float(), batch=64) for _ in range(2)]
+    losses, trainers = [], [BaseTrainer(unet, pool, c[0, 0].float(), batch=64) for _ in range(2)]
     trainers[1].record()
     for trainer in trainers:
         seen = []
