@@ -1414,6 +1414,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'stylekit.mini.tables.look_metric': ('mini/tables.html#look_metric', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.look_of': ('mini/tables.html#look_of', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.make_tables': ('mini/tables.html#make_tables', 'stylekit/mini/tables.py'),
+                                      'stylekit.mini.tables.measure': ('mini/tables.html#measure', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.measured': ('mini/tables.html#measured', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.pick': ('mini/tables.html#pick', 'stylekit/mini/tables.py'),
                                       'stylekit.mini.tables.picture_set': ('mini/tables.html#picture_set', 'stylekit/mini/tables.py'),

@@ -11,9 +11,9 @@ from pathlib import Path
 from ..backbone import load_backbone
 from ..evaluate import Table
 from ..feedforward import GENERATOR_FILE, FeedForward, train_feedforward
-from .build import set_examples
-from .data import StyleSets
-from .tables import kept_table, measured, pick, picture_set, table_metrics
+from .build import corpus_examples
+from .data import Corpus
+from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
 
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
 RECIPES = dict(   # of the teacher; of the pupil
@@ -33,14 +33,15 @@ def make_generator(style:str, examples:list, out, backbone=None, recipe:tuple=No
 # %% ../../nbs/mini/09_generators.ipynb #7e14a7a3
 WAYS = {'teacher': '{style}-teacher', 'pupil': '{style}', 'pupil, int8': '{style}/int8.onnx'}
 
-def make_generators(data='data', work='runs/generators', kept='nbs/mini/generators', tables='nbs/mini/tables', # rendered sets; what is made; what is measured; with the judge's probe
+def make_generators(data='data', work='runs/generators', kept='nbs/mini/generators', # with the corpus; what is made; what is measured
                     styles=('flat', 'ink'), names:int=100, report=print)->Table:
     "Train, export and measure the generators; goes on where it was stopped"
-    sets, work = StyleSets(Path(data)/'sets'), Path(work)
-    examples = set_examples(sets, 'shaded', sets.names('train'))
+    corpus, work = Corpus(Path(data)/'corpus'), Path(work)
+    examples = corpus_examples(corpus, 'shaded')
     for s in styles: make_generator(s, examples, work, report=report)
-    folder = picture_set(sets, work/'test', pick(sets.names('test'), names), styles)
-    return kept_table(kept, 'main', folder, {way: dict(generator=str(work/path)) for way, path in WAYS.items()}, styles, table_metrics(sets, Path(data)/'judge', tables), (0,), out=work/'drawn', report=report)
+    folder = picture_set(corpus, work/'test', pick(corpus.names('test', ALIGNED), names), styles)
+    ways = {way: dict(generator=str(work/path)) for way, path in WAYS.items()}
+    return kept_table(kept, 'main', folder, ways, styles, table_metrics(), (0,), out=work/'drawn', report=report)
 
 def beside(kept, tables, methods=('unchanged', 'sms', 'dds'))->Table: # folders of what was measured
     "The generators' rows beside those of methods that work picture by picture"
