@@ -33,7 +33,7 @@ def make_generator(style:str, examples:list, out, backbone=None, recipe:tuple=No
 # %% ../../nbs/mini/09_generators.ipynb #7e14a7a3
 WAYS = {'teacher': '{style}-teacher', 'pupil': '{style}', 'pupil, int8': '{style}/int8.onnx'}
 
-def make_generators(data='data', work='runs/generators', kept='nbs/mini/generators', # with the corpus; what is made; what is measured
+def make_generators(data='data', work='runs/generators', kept='nbs/mini/generators', tables='nbs/mini/tables', # with the corpus; what is made; what is measured; with the judge's probe
                     styles=('flat', 'ink'), names:int=100, report=print)->Table:
     "Train, export and measure the generators; goes on where it was stopped"
     corpus, work = Corpus(Path(data)/'corpus'), Path(work)
@@ -41,7 +41,7 @@ def make_generators(data='data', work='runs/generators', kept='nbs/mini/generato
     for s in styles: make_generator(s, examples, work, report=report)
     folder = picture_set(corpus, work/'test', pick(corpus.names('test', ALIGNED), names), styles)
     ways = {way: dict(generator=str(work/path)) for way, path in WAYS.items()}
-    return kept_table(kept, 'main', folder, ways, styles, table_metrics(), (0,), out=work/'drawn', report=report)
+    return kept_table(kept, 'main', folder, ways, styles, table_metrics(tables), (0,), out=work/'drawn', report=report)
 
 def beside(kept, tables, methods=('unchanged', 'sms', 'dds'))->Table: # folders of what was measured
     "The generators' rows beside those of methods that work picture by picture"

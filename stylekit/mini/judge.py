@@ -253,7 +253,7 @@ def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W
     return stats
 
 # %% ../../nbs/mini/05_judge.ipynb #2fe72271
-OTHERS = ('noto', 'twemoji', 'openmoji', 'clipart')   # looks near to one of the styles: neither
+OTHERS = ('noto', 'twemoji', 'clipart')   # looks near to one of the styles: neither. OpenMoji's licence forbids it in what ships
 
 def look_images(corpus:Corpus, look:str, names=None, split:str='train' # some names, or all of a split
                )->torch.Tensor: # (N, 3, H, W) in [0, 1], on white

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
-from ..core import StylekitError, asset, atomic_path, digest, file_sha256
+from ..core import StylekitError, atomic_path, digest, file_sha256
 from ..backbone import load_backbone
 from ..baselines import METHODS
 from ..evaluate import METRICS, Metric, Table, evaluate, read_table, style_metric
@@ -201,9 +201,10 @@ def curves(found:dict, # of `searched`
     axs[0, 0].legend(fontsize=6)
     return fig
 
-def table_metrics()->dict: # name -> Metric
-    "What the tables show; the style's share by the probe that comes with stylekit, which knows `openmoji` too"
-    probe = read_probe(asset('judge', 'looks.npz'), PROBE_LOOKS)
+def table_metrics(kept # folder with the probe
+                 )->dict: # name -> Metric
+    "What the tables show; the style's share by a probe that knows `openmoji` too, and so does not ship"
+    probe = read_probe(Path(kept)/'probe.npz', PROBE_LOOKS)
     shown = ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')
     return dict(style=look_metric(Judge(), probe)) | {k: METRICS[k] for k in shown}
 
@@ -234,7 +235,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # with 
                 workers:int=2, device:str=None, dtype='bf16', report=print
                )->dict: # name -> Table
     "The main table, what SMS's parts add to DDS, what few pictures are worth, and the ablation"
-    corpus, work, kept, metrics = Corpus(Path(data)/'corpus'), Path(work), Path(kept), table_metrics()
+    corpus, work, kept, metrics = Corpus(Path(data)/'corpus'), Path(work), Path(kept), table_metrics(kept)
     how = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report)
     few = {k: metrics[k] for k in ('style', 'edge_f1_src', 'edge_f1_truth')}
     found = searched(kept, work, corpus, pick(corpus.names('val', ALIGNED), tried), methods, TABLE_STYLES, few, **how)
