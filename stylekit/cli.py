@@ -469,7 +469,8 @@ def _list_style(name:str):
     from stylekit import load_style
     s = load_style(name)
     facts = _style_facts(s)
-    said = ', '.join(f'{v} {k}' if k != 'base' else f'for {v}' for k, v in facts.items())
+    def say(k, v): return f'for {v}' if k == 'base' else f'{v} {k}' if str(v).isdigit() else f'{k}: {v}'
+    said = ', '.join(say(k, v) for k, v in facts.items())
     text = f'{s.name:12} {s.words}' + f' ({said})'*bool(said) + f' {s.path}'
     SAY.result(text, command='styles', name=s.name, words=s.words, path=s.path, **facts)
 
