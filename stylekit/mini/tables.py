@@ -243,7 +243,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # with 
     own = few_shot_styles(corpus, 'openmoji', work/'styles', backbone=load_backbone(device=device)) if 'shots' in parts else []
     whole = picture_set(corpus, work/'test', test)
     half = picture_set(corpus, work/'half', test[::2], [*TABLE_STYLES, *(Path(p).name for p in own)])
-    tables = dict(main=(whole, dict(unchanged=None) | best, TABLE_STYLES))
+    tables = dict(main=(whole, dict(unchanged=None, default={}) | best, TABLE_STYLES))
     if 'dds' in best: tables['added'] = half, added(best['dds']), PART_STYLES
     if 'sms' in best: tables['ablation'] = half, ablation(best['sms']), PART_STYLES
     if 'sms' in best and own: tables['shots'] = half, dict(sms=best['sms']), own
