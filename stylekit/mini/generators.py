@@ -43,7 +43,7 @@ def make_generators(data='data', work='runs/generators', kept='nbs/mini/generato
     ways = {way: dict(generator=str(work/path)) for way, path in WAYS.items()}
     return kept_table(kept, 'main', folder, ways, styles, table_metrics(tables), (0,), out=work/'drawn', report=report)
 
-def beside(kept, tables, methods=('unchanged', 'sms', 'dds'))->Table: # folders of what was measured
+def beside(kept, tables, methods=('unchanged', 'default', 'dds'))->Table: # folders of what was measured
     "The generators' rows beside those of methods that work picture by picture"
     mine = measured('main', kept)
     styles = list(dict.fromkeys(r.style for r in mine.rows))
