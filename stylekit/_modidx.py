@@ -220,6 +220,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'stylekit.cli._count_pictures': ('cli.html#_count_pictures', 'stylekit/cli.py'),
                               'stylekit.cli._expand': ('cli.html#_expand', 'stylekit/cli.py'),
                               'stylekit.cli._expand_style': ('cli.html#_expand_style', 'stylekit/cli.py'),
+                              'stylekit.cli._fact': ('cli.html#_fact', 'stylekit/cli.py'),
                               'stylekit.cli._few_cells': ('cli.html#_few_cells', 'stylekit/cli.py'),
                               'stylekit.cli._flag': ('cli.html#_flag', 'stylekit/cli.py'),
                               'stylekit.cli._folder_info': ('cli.html#_folder_info', 'stylekit/cli.py'),

@@ -464,13 +464,16 @@ def _style_facts(style)->dict: # of a LoRA's header
     found = {name: next((m[k] for k in known if m.get(k)), None) for name, known in keys.items()}
     return {k: one_line(v, 60) for k, v in found.items() if v}
 
+def _fact(name:str, value:str)->str: # for a person
+    if name == 'base': return f'for {value}'
+    return f'{value} {name}' if value.isdigit() else f'{name}: {value}'
+
 def _list_style(name:str):
     "One line of the list"
     from stylekit import load_style
     s = load_style(name)
     facts = _style_facts(s)
-    def say(k, v): return f'for {v}' if k == 'base' else f'{v} {k}' if str(v).isdigit() else f'{k}: {v}'
-    said = ', '.join(say(k, v) for k, v in facts.items())
+    said = '; '.join(_fact(k, v) for k, v in facts.items())
     text = f'{s.name:12} {s.words}' + f' ({said})'*bool(said) + f' {s.path}'
     SAY.result(text, command='styles', name=s.name, words=s.words, path=s.path, **facts)
 

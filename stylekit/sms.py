@@ -139,7 +139,7 @@ class Settings:
     guidance_scale: float = 1.     # of ε_style
     guide: str = 'base'            # what guidance points away from: base (the base model, same prompt), or empty (the empty prompt)
     lam: float = .3                # λ of the spectrum regularisation
-    adapt: str = 'reach'           # λ and lr to how far the style wants to go, see `stretch`; or none: as they are
+    adapt: str = 'reach'           # λ and lr to how far the style wants to go, see `stretched`; or none: as they are
     cutoff: float = 1.             # kept share of the spectrum at t_cutoff, in [0, 1]
     t_cutoff: int = 500            # where the cut-off curve reaches `cutoff`
     cutoff_power: float = 1.       # 1: straight line (paper)
