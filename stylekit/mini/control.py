@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'LOOKS', 'CAPTION', 'CONTROL', 'FIT', 'FOUND', 'WORDS', 'PAINTED', 'emoji_grid', 'Seen', 'few_shot_job',
-           'Kept', 'kept', 'read_kept', 'few_shot_jobs', 'few_shot_table', 'crossed_job', 'Viewer', 'paint', 'wanted',
-           'thing_grid', 'look_at', 'painted', 'Inverted', 'invert', 'with_lora', 'painting_jobs', 'painting_table',
-           'make_control']
+           'Kept', 'kept', 'read_kept', 'few_shot_jobs', 'few_shot_table', 'Viewer', 'paint', 'wanted', 'thing_grid',
+           'look_at', 'painted', 'Inverted', 'invert', 'with_lora', 'painting_jobs', 'painting_table', 'make_control']
 
 # %% ../../nbs/mini/08_control.ipynb #1514c4d1
 from contextlib import contextmanager, nullcontext
@@ -21,9 +20,9 @@ from ..core import StylekitError, asset, atomic_path, digest, explain_errors
 from ..images import image_to_tensor
 from ..backbone import Cond, load_backbone
 from ..fewshot import WAYS, answer, clip_lora, leakage, task_of
-from ..grids import Grid, Shot, crossed, few
+from ..grids import Grid, Shot, few
 from ..finetune import train_lora
-from ..guidance import control_clip
+from ..guidance import control_clip, latents_on_white
 from ..lora import LORA_FILE
 from ..metrics import mean_interval
 from ..records import Record, json_line, parse_line
@@ -120,7 +119,7 @@ def _read_kept(file)->Kept:
     with explain_errors(f'cannot read {file.name}'): return parse_line(file.read_bytes(), file.name, Kept)
 
 # %% ../../nbs/mini/08_control.ipynb #c08e0002
-def few_shot_jobs(clip:Clip, grid:Grid, out, keep_prompts, shots=(1, 2, 4, 8, 16), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL, name:str='few-shot', report=None, **settings): # folder; of ControlSettings
+def few_shot_jobs(clip:Clip, grid:Grid, out, keep_prompts, shots=(4,), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL, name:str='few-shot', report=None, **settings): # folder; of ControlSettings
     "All jobs of a table"
     for n in shots:
         for seed in seeds:
@@ -140,20 +139,6 @@ def few_shot_table(folder, name:str='few-shot')->list: # rows: way, role, shots;
                 rows.append(dict(way=way, role=role, shots=n, value=float(np.mean([g['value'] for g in got])), interval=mean_interval(np.mean([g['each'] for g in got], 0).tolist()),
                                  seeds=[g['value'] for g in got], leakage=[g['leakage'] for g in got if 'leakage' in g]))
     return rows
-
-# %% ../../nbs/mini/08_control.ipynb #a280cbd3
-def crossed_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, share:float=.25, # of the cells
-                **settings)->dict: # 'seen', 'unseen' -> role -> accuracy on the test pictures of the cells that one of them never saw
-    "What it costs not to have seen a cell, at the same number of pictures"
-    train, val, test, n = few(grid.split('train'), shots, seed), grid.split('val'), grid.split('test'), {}
-    held = [crossed(grid, share, seed, f) for f in (0, 1)]
-    out = dict(seen={r: [] for r in ROLES}, unseen={r: [] for r in ROLES})
-    for i in (0, 1):
-        c = train_control_clip(Grid([*train, *val], grid.categories, grid.styles), clip, hold_out=held[i], templates=(CAPTION,), keep_prompts=keep_prompts, seed=seed, **settings)
-        for j in (0, 1):
-            here = test.where(lambda s: (s.category, s.style) in held[j])
-            for r in ROLES: out['unseen' if i == j else 'seen'][r].append(_said(clip, here, r, role_logits(c.logits(clip.see(here), r), r).argmax(1)))
-    return {k: {r: dict(value=(x[0]['value']+x[1]['value'])/2, each=[(a+b)/2 for a, b in zip(x[0]['each'], x[1]['each'])]) for r, x in v.items()} for k, v in out.items()}
 
 # %% ../../nbs/mini/08_control.ipynb #0da82128
 WORDS = dict(shaded='mosa', render='keld', noto='tavi', twemoji='lumo')   # look: what it is called here
@@ -180,12 +165,25 @@ class Viewer:
         return dict(style=told(self.styles, x[:, :-1280]), category=told(self.kinds, x[:, -1280:]), features=torch.from_numpy((x[:, -1280:]-self.kinds.mean)/self.kinds.std).float())
 
 # %% ../../nbs/mini/08_control.ipynb #ae24729c
-def paint(pipe, prompts:list, seed:int=0, steps:int=20, guidance:float=5., places=None, batch:int=32)->np.ndarray: # (N, H, W, 3) uint8
-    "A picture of every prompt; the noise is that of the seed and of the prompt's place, by default as it comes"
+def _white_starts(pipe, places, seed:int, steps:int)->torch.Tensor: # first latents, one for each place
+    "Noise that goes by the seed and the place of a prompt, on a white sheet"
+    pipe.scheduler.set_timesteps(steps)
+    c = pipe.unet.config
+    shape = (1, c.in_channels, c.sample_size, c.sample_size)
+    dice = [torch.Generator().manual_seed(int(digest(seed, i)[:15], 16)) for i in places]
+    noise = torch.cat([torch.randn(shape, generator=g) for g in dice])
+    return latents_on_white(load_backbone(), noise, pipe.scheduler.timesteps[0])
+
+def paint(pipe, prompts:list, # diffusers pipeline of the embedded model
+          seed:int=0, steps:int=20, guidance:float=5.,
+          places=None, batch:int=32 # of the prompts; default as they come
+         )->np.ndarray: # (N, H, W, 3) uint8
+    "A picture of every prompt on a white ground; the noise is that of the seed and of the prompt's place"
     pipe.set_progress_bar_config(disable=True)
-    noise, out = [torch.Generator().manual_seed(int(digest(seed, i)[:15], 16)) for i in (places or range(len(prompts)))], []
+    z, out = _white_starts(pipe, places or range(len(prompts)), seed, steps), []
     for i in range(0, len(prompts), batch):
-        out.append(pipe(prompts[i:i+batch], generator=noise[i:i+batch], num_inference_steps=steps, guidance_scale=guidance, output_type='np').images)
+        got = pipe(prompts[i:i+batch], latents=z[i:i+batch], num_inference_steps=steps, guidance_scale=guidance, output_type='np')
+        out.append(got.images)
     return (np.concatenate(out)*255).round().astype(np.uint8)
 
 def _by_lot(grid): return {c: sorted({s.name for s in grid.split('train') if s.category == c}, key=digest) for c in grid.categories}   # train names
@@ -280,9 +278,7 @@ def with_lora(pipe, file):
 PAINTED = {   # row: settings of the training, or None, 'inversion', 'LoRA'; settings of `Steer`
     'plain prompt': (None, {}), 'words it knows': (None, {}),
     'style encoder': (dict(weight=0.), dict(alpha=1.)), 'both encoders': (dict(weight=0.), dict(alpha=.5)),
-    'forgetful style encoder': (dict(weight=5.), dict(alpha=1.)), 'both forgetful encoders': (dict(weight=5.), dict(alpha=.5)),
-    'triplets': (dict(loss='T1+T2'), dict(alpha=1.)), 'one tuned encoder': (dict(loss='both'), dict(alpha=1.)),
-    'behind the tower': (dict(weight=0., mode='adapter'), dict(alpha=1.)), 'LoRA in the tower': (dict(weight=0., mode='lora'), dict(alpha=1.)),
+    'forgetful style encoder': (dict(weight=5.), dict(alpha=1.)), 'one tuned encoder': (dict(loss='both'), dict(alpha=1.)),
     'textual inversion': ('inversion', {}), 'UNet LoRA': ('LoRA', {})}
 
 def painting_jobs(pipe, viewer:Viewer, clip:Clip, sets:StyleSets, out, work, keep_prompts, # folders for what is measured, and for encoders and pictures
@@ -321,15 +317,14 @@ def painting_table(folder)->dict: # row -> metric -> (value, its interval, diffe
 
 # %% ../../nbs/mini/08_control.ipynb #922d9418
 def make_control(data='data', work='runs/control', kept_in='nbs/mini/control', report=print): # rendered sets; encoders and pictures; what is measured
-    "The few-shot table, what λ does, the cells held out, and the pictures"
+    "The few-shot table, leakage, and the pictures"
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     sets, clip = StyleSets(Path(data)/'sets'), Seen(load_clip())
     grid = emoji_grid(sets)
     inside = {s.name for s in grid}
     keep = ['', *[thing(n) for n in sets.names('train') if n not in inside][:64]]
-    few_shot_jobs(clip, grid, kept_in, keep, report=report, **FIT)
-    few_shot_jobs(clip, grid, kept_in, keep, (4,), (0,), {}, {f'λ {w}': dict(weight=w) for w in (0., .2, 1., 5., 20.)}, 'weight', report, **FIT)
-    for seed in (0, 1, 2): kept(kept_in, f'crossed-{seed}', lambda: crossed_job(clip, grid, 4, seed, keep, **FIT, **CONTROL['Control-CLIP']), clip.sha256, seed, len(grid), keep, FIT, CONTROL['Control-CLIP'], 'two folds')
     pipe = StableDiffusionPipeline.from_pretrained(asset('mini'), safety_checker=None, feature_extractor=None).to(torch.float32)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    painting_jobs(pipe, Viewer(Judge(), sets, through_codec(load_backbone())), clip, sets, kept_in, work, keep, report=report, steps=300)
+    viewer = Viewer(Judge(), sets, through_codec(load_backbone()))
+    painting_jobs(pipe, viewer, clip, sets, kept_in, work, keep, report=report, steps=300)
+    few_shot_jobs(clip, grid, kept_in, keep, report=report, **FIT)
