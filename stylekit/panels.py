@@ -964,15 +964,18 @@ def _one(self:ControlClipPanel, style, category): # PIL
     import torch
     from stylekit.backbone import Cond
     from stylekit.images import tensor_to_image
-    from stylekit.guidance import Steer, control_clip
+    from stylekit.guidance import Steer, control_clip, latents_on_white
     from stylekit.scores import Score, ddim, falling
     b, side = self.backbone, self.backbone.native_size//self.backbone.factor
     prompt = self.template.format(style=style, category=category)
     steer = Steer(self.control, self.alpha.value, self.combine, {'': 1.} | {n: w.value for n,w in self.blocks.items()})
+    on_white = b.source == 'mini'   # the embedded model knows grounds of all colours
+    ts = falling(900 if on_white else 990, self.steps)
     z = torch.randn(1, b.latent_channels, side, side, generator=torch.Generator().manual_seed(self.seed)).to(b.unet.device)
+    if on_white: z = latents_on_white(b, z, ts[0])
     with torch.no_grad(), control_clip(b, steer):
         styled, empty = Cond(steer.embeds([prompt])), Cond(steer.embeds([''], negative=True))
-        z = ddim(self._stoppable(Score(b, (), self.scale, empty)), b, z, falling(990, self.steps), styled)
+        z = ddim(self._stoppable(Score(b, (), self.scale, empty)), b, z, ts, styled)
         return tensor_to_image(b.decode(z)[0].cpu())
 
 @patch

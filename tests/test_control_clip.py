@@ -13,7 +13,7 @@ from stylekit.images import sample, samples
 from stylekit.grids import Grid, Shot
 from stylekit.records import load_state
 from stylekit.training import TrainingReport
-from stylekit.guidance import COMBINE, Steer, attach, control_clip, detach, join_attention
+from stylekit.guidance import COMBINE, Steer, attach, control_clip, detach, join_attention, latents_on_white
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 
 TEXTS = ['an owl', 'black ink drawing, a red taxi', '']
@@ -517,6 +517,24 @@ def test_other_guests_are_refused(pipes, models):
         with pytest.raises(StylekitError, match='clip_skip'): draw(pipe, clip_skip=1)
     for bad, why in ((dict(alpha=3.), 'alpha'), (dict(combine='sum'), 'choose'), (dict(blocks='down'), 'choose'), (dict(alpha={'mid': 'x'}), 'alpha')):
         with pytest.raises(StylekitError, match=why): Steer(c, **bad)
+
+def test_pictures_begin_on_white(models):
+    "The first latents are a white sheet under the noise; then the embedded model draws on white, whatever the noise"
+    from stylekit import load_backbone
+    from stylekit.scores import Score, ddim, falling
+    for b in load_backbone(models('sd15')), load_backbone():
+        noise = torch.randn(3, b.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+        A = b.alphas_cumprod[700].item()
+        side = 16*b.factor
+        white = b.encode(torch.ones(1, 3, side, side))
+        for t in 700, torch.tensor(700): # a scheduler's timesteps are tensors
+            assert torch.allclose(latents_on_white(b, noise, t), A**.5*white + (1-A)**.5*noise, atol=1e-5)
+    ts, score = falling(914, 6), Score(b, (), 3., b.text(''))
+    def corner(z):
+        with torch.no_grad(): x = b.decode(ddim(score, b, z, ts, b.text(['a bicycle']*3)))
+        sides = x[..., :4, :4], x[..., :4, -4:], x[..., -4:, :4], x[..., -4:, -4:]
+        return torch.stack(sides).mean((2, 3, 4)).min().item()
+    assert corner(noise) < .9 and corner(latents_on_white(b, noise, ts[0])) > .95
 
 @pytest.mark.slow
 def test_the_size_of_stable_diffusion(tmp_path):
