@@ -422,14 +422,14 @@ def test_direction_of_the_other_fakes(base, style):
 
 def test_fast_gradient(base, style):
     "R ⊙ g + λ·∂/∂z ½‖LPF(DCT(z − z_src))‖², and R in [floor, 1]"
-    with prepared(base, style, 'fast', fake='noise', size=(128, 64)) as run:
+    with prepared(base, style, 'fast', fake='noise', relevance='grid', size=(128, 64)) as run:
         z, t, eps = draws(run, 251)
         with torch.no_grad(): total, g, R = run.method.gradient(z, t, eps)[0], run.method.direction(z, t, eps)[0], run.method.relevance(t)
         h, w = z.shape[-2:]
         x = z.double().requires_grad_()
         kept = (dct(h)@(x-run.z_src.double())@dct(w).T)*torch.tensor([[float(i+j <= run.cfg.cutoff*251*(h+w-2)/run.cfg.t_cutoff) for j in range(w)] for i in range(h)])
         psr = torch.autograd.grad(.5*kept.pow(2).sum(), x)[0]
-        same(total, g.double()+run.cfg.lam*psr)
+        same(total, g.double()+run.cfg.lam/run.method.stretch.double()**FALL*psr)
         floor, whole = run.cfg.relevance_floor, replace(run.method.cfg, relevance='none')
         assert R.shape == (1, 1, h, w) and R.max() > .8
         for s in (run.cfg.t_min, 137, run.cfg.t_max-1):

@@ -189,7 +189,8 @@ def curves(found:dict, # of `searched`
           ): # matplotlib figure
     "Everything that was tried, and the best style that each method reaches at each amount of content kept"
     import matplotlib.pyplot as plt
-    styles = list(dict.fromkeys(style for f in found.values() for style, *_ in f['points']))
+    points = [p for f in found.values() for p in f['points']]
+    styles = list(dict.fromkeys(style for style, _, values in points if content in values))
     fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=(3.6*len(styles), 3.2), dpi=100, layout='constrained')
     plt.close(fig)
     for ax, style in zip(axs[0], styles):
