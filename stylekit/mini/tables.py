@@ -259,7 +259,7 @@ def measured(name:str, kept)->Table: # 'main', 'ablation', 'added' or 'shots'; f
     order = list(dict.fromkeys(r.style for r in parts[0].rows))
     return Table(sorted((r for p in parts for r in p.rows), key=lambda r: order.index(r.style)), parts[0].high)
 
-def balances(table:Table, against:str='sms', n:int=2000, seed:int=0 # draws of the names
+def balances(table:Table, against:str='default', n:int=2000, seed:int=0 # draws of the names
             )->dict: # method -> (balance, its 95 % interval, difference to `against`, its interval), the best first
     "The mean over styles of the balance; intervals by drawing names"
     each = lambda m: np.array([[r.values['style'].each, edges_of(r.values).each] for r in table.rows if r.method==m])   # (styles, 2, names)
