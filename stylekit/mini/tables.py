@@ -25,7 +25,7 @@ from ..records import Record, read_json, write_json
 from .build import corpus_examples
 from .data import Corpus, look_words
 from ..sms import settings
-from .judge import ANSWER, Judge, envelope, look_images, read_probe
+from .judge import ANSWER, Judge, envelope, read_probe
 
 # %% ../../nbs/mini/07_tables.ipynb #d0c2e333
 TABLE_STYLES = ('flat', 'ink', 'freehand', 'pixel', 'watercolour')
