@@ -180,7 +180,7 @@ def slide(label:str, name:str, value:float, lo:float, hi:float, step:float, plai
     return named(Slider(value=value, label=label, tip=tip(plain, symbol), **span), name)
 
 # %% ../nbs/15b_panels.ipynb #a5626b9b
-LAM_ENDS = dict(l2=(1e-2, 10.), l1=(1e-5, .1))   # of the slider; the size of λ depends on what it weighs
+LAM_ENDS = dict(l2=(1e-2, 100.), l1=(1e-5, .1))   # of the slider; the size of λ depends on what it weighs
 
 CURVE = dict(cutoff='cutoff', t_cutoff='t_cutoff', cutoff_power='power')   # setting -> trait of the curve
 
@@ -656,7 +656,7 @@ def look(self:SpectrumPanel):
 # %% ../nbs/15b_panels.ipynb #e29495c3
 class ComparePanel(Panel):
     "A grid of λ × guidance; click to adopt"
-    def __init__(self, image=None, style='ink', caption:str=None, *, lam=(0., .3, 1.), guidance_scale=(1., 2., 4.), # values to try
+    def __init__(self, image=None, style='ink', caption:str=None, *, lam=(0., .3, 10.), guidance_scale=(1., 2., 4.), # values to try
                  target:StylizePanel=None, # whose controls take what is adopted
                  backbone=None, device:str=None, preset:str='fast', seed:int=0, **changes): # as `StylizePanel`
         super().__init__()
