@@ -6,7 +6,9 @@ from playwright.sync_api import sync_playwright
 from browser import CHROMIUM, FLAGS, Server
 
 def record(out):
-    frames, cell = [], 'from stylekit.panels import StylizePanel\nStylizePanel(lam=1e-3)'
+    # Short steps, to see the picture move
+    cell = 'from stylekit.panels import StylizePanel\nStylizePanel(steps=200, lr=.02, lam=0.)'
+    frames = []
     with sync_playwright() as pw, Server(Path(tempfile.mkdtemp())) as lab:
         browser = pw.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with lab.notebook(browser, cell, width=1060) as page: play(page, frames)
@@ -20,21 +22,22 @@ def play(page, frames):
     box = page.tab.locator('.sk-panel').first.bounding_box()
     clip = dict(x=box['x'], y=box['y'], width=box['width'], height=600)
     size = 520, round(600*520/box['width'])
-    def shot(n=1):
-        for _ in range(n):
-            png = page.tab.screenshot(clip=clip)
-            frames.append(Image.open(io.BytesIO(png)).convert('RGB').resize(size, Image.LANCZOS))
-            page.tab.wait_for_timeout(900)
+    def shot():
+        png = page.tab.screenshot(clip=clip)
+        frames.append(Image.open(io.BytesIO(png)).convert('RGB').resize(size, Image.LANCZOS))
+    def watch(first, last):
+        for step in range(first, last, 12):
+            page.past(step)
+            shot()
     shot()
     page.click('start')
-    page.past(1)
-    shot(6)
-    page.slide('lam', .85)
-    shot(5)
-    page.drag('.sk-curve .corner', '.sk-curve .bg', .75, .35)
-    shot(4)
+    watch(1, 40)
+    page.slide('lam', .95)
+    watch(41, 80)
+    page.drag('.sk-curve .corner', '.sk-curve .bg', .75, .85)
+    watch(81, 120)
     page.slide('lam', .3)
-    shot(5)
+    watch(121, 190)
     page.says('Done')
     shot()
 
