@@ -769,6 +769,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'stylekit.folders._in_the_way': ('folders.html#_in_the_way', 'stylekit/folders.py'),
                                   'stylekit.folders._outcome': ('folders.html#_outcome', 'stylekit/folders.py'),
                                   'stylekit.folders._run_in': ('folders.html#_run_in', 'stylekit/folders.py'),
+                                  'stylekit.folders._written': ('folders.html#_written', 'stylekit/folders.py'),
                                   'stylekit.folders.chunks': ('folders.html#chunks', 'stylekit/folders.py'),
                                   'stylekit.folders.read_pictures': ('folders.html#read_pictures', 'stylekit/folders.py'),
                                   'stylekit.folders.result_path': ('folders.html#result_path', 'stylekit/folders.py'),

@@ -1,5 +1,5 @@
 "What must not wait for ever"
-import random, shutil, subprocess, sys, threading, time
+import os, random, shutil, subprocess, sys, threading, time
 from pathlib import Path
 import pytest
 
@@ -87,3 +87,22 @@ def test_a_stop_leaves_no_lock_taken(monkeypatch, tmp_path):
         after.join(20)
         assert not after.is_alive(), 'the training has ended and still holds a lock'
     assert 'Stopped before the first check' in panel.status.text and not panel.start.disabled
+
+
+DYING = '''import os, sys
+from stylekit.folders import WorkerPool
+class Fatal:
+    "Ends whoever reads it"
+    def __reduce__(self): return os._exit, (7,)
+def worker(arg): return lambda task: task
+if __name__ == '__main__':
+    with WorkerPool(worker, [Fatal(), bytes(3_000_000)], 2) as pool: print(sorted(pool([1, 2])))
+'''
+
+def test_a_process_that_dies_before_it_listens(tmp_path):
+    "Nobody waits until it has read all that it is told, and the file with that is gone"
+    (tmp_path/'dying.py').write_text(DYING)
+    ran = subprocess.run([sys.executable, tmp_path/'dying.py'], capture_output=True, text=True, timeout=180,
+                         env=os.environ | dict(TMPDIR=str(tmp_path)))
+    assert ran.stdout == '[(0, None), (1, None)]\n', ran.stderr[-500:]
+    assert not list(tmp_path.glob('stylekit-*.pickle'))
