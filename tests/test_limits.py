@@ -1,5 +1,5 @@
 "What must not wait for ever"
-import os, random, shutil, subprocess, sys, threading, time
+import os, random, shutil, signal, subprocess, sys, threading, time
 from pathlib import Path
 import pytest
 
@@ -55,7 +55,21 @@ def test_what_ends_in_time_is_left_alone():
 
 
 @in_a_clone
+@pytest.mark.skipif(not shutil.which('ps'), reason='needs ps')
+@pytest.mark.parametrize('told', [signal.SIGINT, signal.SIGTERM])
+def test_who_ends_it_ends_all_of_it(tmp_path, told):
+    script = group_of('import time, os\nos.fork()\ntime.sleep(600)', tmp_path/'group')
+    run = subprocess.Popen([sys.executable, ROOT/'tools'/'limit.py', '5', sys.executable, '-c', script])
+    while not (tmp_path/'group').exists() or not (tmp_path/'group').read_text(): time.sleep(.05)
+    run.send_signal(told)
+    assert run.wait(60) == 130
+    time.sleep(.5)
+    assert not alive((tmp_path/'group').read_text())
+
+
+@in_a_clone
 def test_make_test_has_limits():
+    "Both of its commands"
     rule = (ROOT/'Makefile').read_text().split('\ntest: ')[1].split('\n\n')[0]
     assert rule.count('$(LIMIT) ') == rule.count('\n\t') == 2
 

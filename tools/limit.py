@@ -30,9 +30,10 @@ def end(group, show):
 
 
 def main(minutes, command):
-    os.environ |= dict(PYTHONFAULTHANDLER='1', PYTHONUNBUFFERED='1')   # Python's own handler of SIGABRT needs no lock
+    os.environ['PYTHONFAULTHANDLER'] = '1'   # Python's own handler of SIGABRT needs no lock
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    run = subprocess.Popen(command, start_new_session=True)   # a group of its own, which Ctrl-C does not reach
+    for told_to_end in (signal.SIGTERM, signal.SIGHUP): signal.signal(told_to_end, signal.default_int_handler)
+    run = subprocess.Popen(command, start_new_session=True)   # a group of its own, which no Ctrl-C reaches but ours
     try: return run.wait(60*minutes)
     except subprocess.TimeoutExpired:
         print(f'\n{" ".join(command)}: not done after {minutes:g} minutes. Where it is:', file=sys.stderr, flush=True)
