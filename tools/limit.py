@@ -12,7 +12,7 @@ import time
 
 
 def processes(group):
-    "What to signal, one after the other: the processes of a group, its leader first; all at once where there is no `ps`"
+    "What to signal, in turn: the processes of a group, its leader first; all at once where there is no `ps`"
     try: listed = subprocess.run(['ps', '-A', '-o', 'pid=,pgid='], capture_output=True, text=True).stdout
     except OSError: return [-group]
     rows = [[int(word) for word in line.split()] for line in listed.splitlines()]
