@@ -59,7 +59,8 @@ def test_what_ends_in_time_is_left_alone():
 @pytest.mark.parametrize('told', [signal.SIGINT, signal.SIGTERM])
 def test_who_ends_it_ends_all_of_it(tmp_path, told):
     script = group_of('import time, os\nos.fork()\ntime.sleep(600)', tmp_path/'group')
-    run = subprocess.Popen([sys.executable, ROOT/'tools'/'limit.py', '5', sys.executable, '-c', script])
+    def hears(): signal.signal(told, signal.SIG_DFL)   # what a shell starts behind its back hears no SIGINT
+    run = subprocess.Popen([sys.executable, ROOT/'tools'/'limit.py', '5', sys.executable, '-c', script], preexec_fn=hears)
     while not (tmp_path/'group').exists() or not (tmp_path/'group').read_text(): time.sleep(.05)
     run.send_signal(told)
     assert run.wait(60) == 130
