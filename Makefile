@@ -17,10 +17,14 @@ app: .venv/run
 	$(INSTALL) -e ".[app]" && $(BIN)/stylekit app
 
 # tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few.
-# Three for two cores: one of them waits for a browser, a hub, a disk
+# Three for two cores: one of them waits for a browser, a hub, a disk.
+# What hangs is shown and ended after so many minutes, some five times what it takes
+LIMIT := $(BIN)/python tools/limit.py
+NOTEBOOKS := OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
-	OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 $(BIN)/nbdev-test --n-workers 3 --timing
+	OMP_NUM_THREADS=1 $(LIMIT) 60 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(NOTEBOOKS) $(LIMIT) 30 $(BIN)/nbdev-test --n-workers 3 --timing --do-print
 
 # the tests that take half a minute each; CI runs both
 slow: .venv/dev

@@ -8,7 +8,7 @@ __all__ = ['MANIFEST', 'WORKER', 'LOST', 'read_pictures', 'result_path', 'chunks
            'worker_pool', 'FolderProgress', 'FolderResult', 'stylize_folder']
 
 # %% ../nbs/09a_folders.ipynb #69676997
-import errno, json, os, re, time
+import errno, json, os, pickle, re, tempfile, time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -288,7 +288,7 @@ def __call__(self:Maker, chunk:list # Pictures; None: only say who you are
 # %% ../nbs/09a_folders.ipynb #1f2fcfb8
 WORKER = {}
 
-def _begin(make, arg, threads, parent):
+def _begin(told, threads, parent):
     "The first thing that a process does"
     import signal, threading
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))   # the parent says what happened
@@ -297,6 +297,7 @@ def _begin(make, arg, threads, parent):
         while os.getppid() == parent: time.sleep(.5)
         os._exit(1)   # nobody is left to give the result to
     threading.Thread(target=watch, daemon=True).start()
+    make, arg = pickle.loads(told.read_bytes())
     try: WORKER['it'] = make(arg)
     except StylekitError as e: WORKER['wrong'] = e
 
@@ -305,6 +306,14 @@ def _carry_out(task):
     return WORKER['it'](task)
 
 # %% ../nbs/09a_folders.ipynb #1f91a676
+def _written(what)->Path:
+    "What each process is told, in a file: a pipe would make us wait for ever for one that dies before it has read it"
+    data = pickle.dumps(what)
+    with explain_errors('cannot write a temporary file', 'free some space'):
+        number, path = tempfile.mkstemp('.pickle', 'stylekit-')
+        with os.fdopen(number, 'wb') as f: f.write(data)
+    return Path(path)
+
 class WorkerPool:
     "Processes that each make one worker; a process that dies takes only its own task with it"
     def __init__(self, make, arg, # make(arg) -> worker, worker(task) -> result
@@ -317,13 +326,16 @@ class WorkerPool:
         from multiprocessing import get_context
         if not self.pool:
             threads = max(1, (os.cpu_count() or 1)//self.workers)
-            self.pool = ProcessPoolExecutor(self.workers, get_context('spawn'), _begin, (self.make, self.arg, threads, os.getpid()))
+            self.told = _written((self.make, self.arg))
+            first = _begin, (self.told, threads, os.getpid())
+            self.pool = ProcessPoolExecutor(self.workers, get_context('spawn'), *first)
         return self.pool.submit(_carry_out, task)
     def _end(self, kill:bool=False):
         if not self.pool: return
         processes = [*(self.pool._processes or {}).values()]
         self.pool.shutdown(wait=not kill, cancel_futures=True)
         for p in processes if kill else (): p.kill()
+        self.told.unlink(missing_ok=True)
         self.pool = None
 
 # %% ../nbs/09a_folders.ipynb #a12b69b5
@@ -374,7 +386,7 @@ class RayPool:
     def __enter__(self): return self
     def __exit__(self, *_): pass
     def __call__(self, tasks:list):
-        import pickle, ray.data
+        import ray.data
         make, arg = self.make, self.arg
         class Worker:
             def __init__(self): self.it = make(arg)

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['GRACE', 'UNSEEN', 'WIDE', 'LAM_ENDS', 'CURVE', 'BLOCKS_OF_UNET', 'in_voila', 'Panel', 'family', 'columns', 'named',
            'row', 'slide', 'controls', 'unread', 'switch_controls', 'write_controls', 'read_controls', 'StylizePanel',
-           'SpectrumPanel', 'ComparePanel', 'interrupt', 'LoraPanel', 'ControlClipPanel', 'Halted']
+           'SpectrumPanel', 'ComparePanel', 'halting', 'LoraPanel', 'ControlClipPanel', 'Halted']
 
 # %% ../nbs/15b_panels.ipynb #1ad6674e
-import ctypes, hashlib, html, json, os, re, tempfile, threading, time, weakref
+import hashlib, html, json, os, re, tempfile, threading, time, weakref
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps
 from pathlib import Path
@@ -741,9 +742,19 @@ def _end(self:ComparePanel, say:bool=True)->bool:
     return False
 
 # %% ../nbs/15b_panels.ipynb #a1ea84a7
-def interrupt(thread:threading.Thread):
-    "Ctrl-C for a thread: after the operation in progress, as for a script"
-    if thread and thread.is_alive(): ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
+@contextmanager
+def halting(backbone, # see `load_backbone`
+            asked # asked() -> is the work to end?
+           ):
+    "Inside the block, this thread's next use of the model raises `KeyboardInterrupt` once that is asked for"
+    mine = threading.get_ident()
+    def look(*_):
+        if threading.get_ident() == mine and asked(): raise KeyboardInterrupt
+    parts = backbone.unet, backbone.vae.encoder, backbone.vae.decoder
+    hooks = [part.register_forward_pre_hook(look) for part in parts]
+    try: yield
+    finally:
+        for hook in hooks: hook.remove()
 
 # %% ../nbs/15b_panels.ipynb #503b54b9
 class LoraPanel(Panel):
@@ -782,9 +793,7 @@ def _good(self:LoraPanel):
 
 # %% ../nbs/15b_panels.ipynb #4e161c0e
 @patch
-def stop_work(self:LoraPanel):
-    if not self._stopping: interrupt(self.thread)
-    self._stopping = True                      # a second one would disturb the tidying up
+def stop_work(self:LoraPanel): self._stopping = True
 
 @patch(as_prop=True)
 def ended(self:LoraPanel)->bool: return self.thread is None or not self.thread.is_alive()
@@ -832,7 +841,9 @@ def _train(self:LoraPanel):
         self.say('Loading the model…')
         self.backbone = shared_backbone(self.backbone, self.how.get('device'))
         if step := self.kept_step(): self.say(f'Going on from step {step}.')
-        self.style = train_lora(folder, name, backbone=self.backbone, report=self._report, watch=self._watch, **self.how)
+        listeners = dict(report=self._report, watch=self._watch)
+        with halting(self.backbone, lambda: self._stopping):
+            self.style = train_lora(folder, name, backbone=self.backbone, **listeners, **self.how)
         self.say(f'Done: the style {self.style.name} can be used by this name.')
     except KeyboardInterrupt:
         step = self.kept_step()
@@ -848,7 +859,6 @@ def _train(self:LoraPanel):
 # %% ../nbs/15b_panels.ipynb #9049d6d6
 @patch
 def _report(self:LoraPanel, rec):
-    if self._stopping: raise KeyboardInterrupt # one that came where exceptions are dropped, as in a finaliser
     self.checks.append(rec)
     def draw(ax):
         for k, label in (('loss', 'learnt pictures'), ('held_out', 'held-out pictures')):

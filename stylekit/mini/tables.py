@@ -139,9 +139,8 @@ def few_shot_styles(corpus:Corpus, look:str, out, # folder for styles
     return [str(f) for f in made.values()]
 
 # %% ../../nbs/mini/07_tables.ipynb #64896598
-def ablation(best:dict # SMS's best setting
-            )->dict: # row -> arguments of `stylize`
-    "One part left out, or another in its place; 'sms' is the best setting"
+def ablation()->dict: # row -> arguments of `stylize`
+    "The default, and one part of it left out or another in its place"
     rows = {'no spectrum': dict(lam=0.),
             'with relevance': dict(relevance='grid'),
             'no reach': dict(adapt='none'),
@@ -151,7 +150,7 @@ def ablation(best:dict # SMS's best setting
             'no last step': dict(finish=0),
             'online fake': dict(fake='shared'),
             'styled fake': dict(fake='source')}
-    return dict(sms=best) | {k: best | v for k, v in rows.items() if settings(**best | v) != settings(**best)}
+    return dict(default={}) | rows
 
 # %% ../../nbs/mini/07_tables.ipynb #1a236ddf
 def added(dds:dict # DDS's best setting
@@ -246,8 +245,8 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # with 
     half = picture_set(corpus, work/'half', test[::2], [*TABLE_STYLES, *(Path(p).name for p in own)])
     tables = dict(main=(whole, dict(unchanged=None, default={}) | best, TABLE_STYLES))
     if 'dds' in best: tables['added'] = half, added(best['dds']), PART_STYLES
-    if 'sms' in best: tables['ablation'] = half, ablation(best['sms']), PART_STYLES
-    if 'sms' in best and own: tables['shots'] = half, dict(sms=best['sms']), own
+    tables['ablation'] = half, ablation(), PART_STYLES
+    if own: tables['shots'] = half, dict(default={}), own
     make = lambda name: kept_table(kept, name, *tables[name], metrics=metrics, seeds=seeds, out=work/'drawn', **how)
     return {name: make(name) for name in parts if name in tables}
 
