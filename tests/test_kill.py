@@ -171,11 +171,12 @@ def check_two_at_once(tmp_path:Path,
     first = Command(command(tmp_path/'c'), tmp_path)
     while not is_there(tmp_path/'c'/sign) and first.running(): time.sleep(.01)
     first.signal(signal.SIGSTOP)   # it holds the folder as long as the others need to come
-    for more in others:
-        status, said = Command(command(tmp_path/'c', *more), tmp_path).wait(300)
-        assert status == 2 and f'another run is writing into {name!r}' in said.splitlines()[-1] and 'Traceback' not in said, said
-    assert first.running(), 'it ended before the others began'
-    first.signal(signal.SIGCONT)
+    try:
+        for more in others:
+            status, said = Command(command(tmp_path/'c', *more), tmp_path).wait(300)
+            assert status == 2 and f'another run is writing into {name!r}' in said.splitlines()[-1] and 'Traceback' not in said, said
+        assert first.running(), 'it ended before the others began'
+    finally: first.signal(signal.SIGCONT)   # whatever came: nobody waits for what is stopped
     status, said = first.wait(600)
     assert status == 0, said
     assert folder_contents(tmp_path/'c', contents) == whole and not crumbs(tmp_path/'c')
