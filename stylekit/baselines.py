@@ -225,7 +225,7 @@ def draw_again(self:LUSD, z, t, noise)->tuple: # as `edit`
 METHODS.update(img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD, cds=CDS, ssd=SSD, lusd=LUSD)
 
 def _rival(name, **kw):
-    usual = dict(preset=name, method=name, steps=200, guidance_scale=7.5, guide='empty', sampler='uniform', t_min=20, t_max=980, lr=.0488, optimizer='sgd', schedule='constant')
+    usual = dict(preset=name, method=name, steps=200, guidance_scale=7.5, guide='empty', sampler='uniform', noise='independent', t_min=20, t_max=980, lr=.0488, optimizer='sgd', schedule='constant')
     return Settings(**usual | dict(lam=0., adapt='none', relevance='none', finish=0) | kw)
 
 UNWANTED = 'unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy'

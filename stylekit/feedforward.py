@@ -254,7 +254,7 @@ def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid fo
 @torch.no_grad()
 def lesson(self:FeedForwardTrainer, rows:torch.Tensor)->torch.Tensor: # (B,) of z; latents (B, C, h, w)
     "What the teacher makes of these pictures, or the pictures themselves, optimised further, and finished"
-    cfg, z_src, gens = replace(self.cfg.sms, steps=max(1, self.cfg.refine)), self.z[rows], generators([self.cfg.seed]*len(rows), len(rows))   # one noise for all: what becomes of a picture depends on it alone
+    cfg, z_src, gens = replace(self.cfg.sms, steps=max(1, self.cfg.refine)), self.z[rows], generators([self.cfg.seed+r for r in rows.tolist()], len(rows))   # a noise each: what one noise does to all would be learnt
     z = self.teacher.net(z_src) if self.teacher else z_src
     m = METHODS[cfg.method](self.backbone, cfg if self.cfg.refine else replace(cfg, relevance='none'), z_src, self.conds(rows), gens, seed=self.cfg.seed)
     opt = LatentOptimizer(cfg, z, m.stretch)

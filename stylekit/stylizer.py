@@ -177,6 +177,7 @@ def check_state(state:RunState, own:dict): # `state_dict` of the run that wants 
     for name, tensors in own['method'].items():
         if name not in state.method: raise ValueError(f'{name} is missing')
         if name == 'params': _check_form(state.method[name], tensors, 'the fake LoRA')
+    if 'noise' in state.method: _check_form(state.method['noise'], own['z'], 'the last noise')
     for rec in state.records: _check_record(rec, len(state.z))
     for k, _ in state.changes:
         if not 0 <= k <= state.k: raise ValueError('a change lies outside its steps')

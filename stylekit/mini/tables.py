@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PART_STYLES', 'ALIGNED', 'PROBE_LOOKS', 'LOOP', 'START', 'AXES', 'TABLE_METHODS', 'pick', 'look_of',
            'picture_set', 'look_metric', 'edges_of', 'balance', 'measure', 'search_space', 'search', 'few_shot_styles',
-           'ablation', 'added', 'Search', 'searched', 'curves', 'table_metrics', 'kept_table', 'make_tables',
+           'ablation', 'added', 'Search', 'searched', 'curves', 'table_metrics', 'decided', 'kept_table', 'make_tables',
            'measured', 'balances']
 
 # %% ../../nbs/mini/07_tables.ipynb #fc994887
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -89,7 +89,7 @@ def measure(dataset, methods:dict, styles, metrics:dict, **kw # as `evaluate`
         if some: rows += evaluate(dataset, methods, some, metrics if known else without, **kw).rows
     return rows
 
-LOOP = ('optimizer', 'schedule', 'steps', 'lr', 'guidance_scale', 't_min', 't_max', 'sampler', 'finish', 'finish_noise',
+LOOP = ('optimizer', 'schedule', 'steps', 'lr', 'guidance_scale', 't_min', 't_max', 'sampler', 'noise', 'finish', 'finish_noise',
         'finish_guidance')
 START = {name: getattr(settings(), name) for name in LOOP}   # of all that distil: the default's own loop
 AXES = dict(guidance_scale=(1., 2., 4.), guide=('base', 'empty'), t_max=(500, 950), lr=(.07, .14, .28),
@@ -145,6 +145,7 @@ def ablation()->dict: # row -> arguments of `stylize`
             'with relevance': dict(relevance='grid'),
             'no reach': dict(adapt='none'),
             'style matching alone': dict(lam=0., adapt='none'),
+            'independent noise': dict(noise='independent'),
             'random t': dict(sampler='uniform'),
             'linear t': dict(sampler='linear'),
             'no last step': dict(finish=0),
@@ -209,13 +210,21 @@ def table_metrics(kept # folder with the probe
     return dict(style=look_metric(Judge(), probe)) | {k: METRICS[k] for k in shown}
 
 # %% ../../nbs/mini/07_tables.ipynb #622dd088
+def decided(how:dict, styles # arguments of `stylize`, dict(generator=...), or None; names or paths
+           )->dict: # None if nothing is drawn
+    "All that decides a row's pictures: a default may change, and the network behind a name"
+    if how is None: return None
+    if 'generator' not in how: return asdict(settings(**how))
+    files = [generator_file(how['generator'].format(style=Path(s).name)) for s in styles]
+    return how | dict(sha256=[file_sha256(f) for f in files])
+
 def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seeds, out, **kw # files go to `kept`; as `evaluate`
               )->Table:
     "A table, each method of it in a file: what has been measured needs no pictures any more"
     parts = []
     for label, how in methods.items():
-        made = [file_sha256(generator_file(how['generator'].format(style=Path(s).name))) for s in styles] if how and 'generator' in how else None   # the same name may be another network
-        made_from = digest(json.dumps(how | dict(sha256=made) if made else how, sort_keys=True), [Path(s).name for s in styles], sorted(f.name for f in Path(dataset).glob('*.png')), list(metrics), list(seeds))[:16]
+        pictures = sorted(f.name for f in Path(dataset).glob('*.png'))
+        made_from = digest(json.dumps(decided(how, styles), sort_keys=True), [Path(s).name for s in styles], pictures, list(metrics), list(seeds))[:16]
         file = Path(kept)/f"{name}-{label.replace(' ', '-')}.json"
         part = read_table(file, made_from) if file.exists() else None
         if part is None:
@@ -239,7 +248,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # with 
     how = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report)
     few = {k: metrics[k] for k in ('style', 'edge_f1_src', 'edge_f1_truth')}
     found = searched(kept, work, corpus, pick(corpus.names('val', ALIGNED), tried), methods, TABLE_STYLES, few, **how)
-    best, test = {m: f['best'] for m, f in found.items()}, pick(corpus.names('test', ALIGNED), names)
+    best, test = {m: search_space(m)[0] | f['best'] for m, f in found.items()}, pick(corpus.names('test', ALIGNED), names)
     own = few_shot_styles(corpus, 'openmoji', work/'styles', backbone=load_backbone(device=device)) if 'shots' in parts else []
     whole = picture_set(corpus, work/'test', test)
     half = picture_set(corpus, work/'half', test[::2], [*TABLE_STYLES, *(Path(p).name for p in own)])
