@@ -304,7 +304,7 @@ def test_fast_rate_anneals_and_does_not_decay_latents():
 
 BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
            cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 950, 960, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
-           sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'], adapt=['yes', True], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
+           sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'], adapt=['yes', True], noise=['paired', True], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
            relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-2.1, 4.1],
            t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
            prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
@@ -484,7 +484,8 @@ def test_without_its_own_parts_sms_is_dds():
     from stylekit import load_backbone, sample, stylize
     b, kw = load_backbone(), dict(steps=4, seed=0, t_min=20, t_max=900, lr=.05, guidance_scale=1., adapt='reach', finish=200)
     bare = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='content', lam=0., relevance='none', fake_noise=0., **kw)
-    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='narrowing', guide='base', **kw)
+    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='narrowing', guide='base',
+                  noise='antithetic', **kw)
     assert bare.image.tobytes() == dds.image.tobytes()
     words = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='source', lam=0., relevance='none', fake_noise=0., **kw)
     assert words.image.tobytes() != bare.image.tobytes()
