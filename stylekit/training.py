@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_OVERFLOWS', 'lr_factor', 'Ema', 'orthogonalize', 'Muon', 'TrainingReport', 'duration', 'place', 'agreed',
-           'TrainingState', 'save_or_warn', 'drop_state', 'state_run', 'check_minutes', 'fit', 'BestState', 'Best',
-           'logistic', 'linear', 'min_snr', 'draw_t']
+           'TrainingState', 'save_or_warn', 'drop_state', 'state_run', 'take_step', 'check_minutes', 'fit', 'BestState',
+           'Best', 'logistic', 'linear', 'min_snr', 'draw_t']
 
 # %% ../nbs/03a_training.ipynb #b10556ee
 import math, os, time, warnings
@@ -208,7 +208,10 @@ def _gradient_norm(params, loss, clip, scale)->torch.Tensor:
         if p.grad is not None: p.grad /= scale*_together(p.grad)
     return torch.nn.utils.clip_grad_norm_(params, clip)
 
-def _step(opt, params, loss, lr, clip, scale)->tuple: # the loss, whether a step was taken
+def take_step(opt, params:list, loss:torch.Tensor, # optimiser and what it moves; scalar
+              lr:float, clip:float=1., scale:float=1. # limit of the gradient's norm; of the loss, see `fit`
+             )->tuple: # the loss, whether a step was taken
+    "One step of an optimiser, which all processes take together; none where a gradient is no number"
     for group in opt.param_groups: group['lr'] = lr*group.get('times', 1.)
     opt.zero_grad(set_to_none=True)
     finite = torch.isfinite(_gradient_norm(params, loss, clip, scale)) & torch.isfinite(loss.detach())
@@ -275,7 +278,7 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
     is_finite = _FiniteGuard(scale != 1)
     with deferred_interrupt(lambda: interrupts.append(1)):
         for step in range(start, start if enough else steps):
-            loss, taken = _step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip, scale)
+            loss, taken = take_step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip, scale)
             is_finite(taken, step, path)
             pace.add(loss, taken)
             avg.update(module, step)
