@@ -50,6 +50,15 @@ def test_stopped_it_goes_on_bit_for_bit(train, tmp_path, fake):
     assert again.about['steps_done'] == 4 and same_weights(again, whole)
     assert [p.name for p in (tmp_path/'g').iterdir()] == [GENERATOR_FILE]
 
+def test_a_critic_goes_on_bit_for_bit(train, tmp_path):
+    how = dict(space='pixel', areas=2, refine=1, adversarial=.1)
+    def stop(r):
+        if r.step == 2 and not r.part: raise KeyboardInterrupt
+    whole, without = train(tmp_path, 'whole', **how), train(tmp_path, 'without', **how | dict(adversarial=0.))
+    with pytest.raises(KeyboardInterrupt): train(tmp_path, report=stop, **how)
+    again = train(tmp_path, **how)
+    assert same_weights(again, whole) and not same_weights(whole, without)
+
 def test_another_training_is_not_mixed_in(train, tmp_path):
     train(tmp_path, minutes=1e-9)
     (tmp_path/'g'/'work'/'mine.pt').write_text('of the user')
