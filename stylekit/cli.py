@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'TEMPLATE', 'PAIR', 'SEED', 'DTYPE', 'DEVICE', 'MINUTES', 'SHORT',
-           'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'METHOD', 'PRESET', 'CONTROL_MODE', 'CONTROL_LOSS', 'QUESTION',
+           'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'METHOD', 'PRESET', 'LESSONS', 'CONTROL_MODE', 'CONTROL_LOSS', 'QUESTION',
            'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind', 'whole', 'number', 'choice', 'several',
            'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'fills_frame', 'stylize', 'styles', 'file_info',
            'info', 'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question',
@@ -649,20 +649,23 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
     return _trained(line, made, command='train-lora', name=name)
 
 # %% ../nbs/16_cli.ipynb #6549b5e3
+LESSONS = choice('lessons', 'teacher', 'gradient')
+
 def train_feedforward(folder:FOLDER, # pictures like those to be stylised later; captions in .txt files of the same name
                       style:STYLE='ink', # a style's name, the path of a LoRA, or a mix
                       name:TEXT=None, # of the generator; default the style's
                       out:FOLDER='generators', # folder for generators
                       overwrite:bool=False, # replace a generator of this name
-                      space:choice('latent', 'pixel')='latent', # where it works
-                      areas:whole(0, 1024)=None, # with --space pixel, for flat looks: so many areas of one colour
-                      refine:whole(0, 1000)=None, # steps of the optimisation in each lesson of the pupil
-                      direct:bool=False, # no pupil: what the gradient alone teaches
+                      preset:LESSONS='lessons', # lessons: runs of the optimisation, and a critic; teacher: a network that its gradient taught; gradient: that alone
+                      space:choice('latent', 'pixel')=None, # where it works; default pixel with lessons, else latent
+                      areas:whole(0, 1024)=None, # in pixel space: so many areas of one colour; default 16 with lessons; 0 for soft looks
+                      refine:whole(0, 1000)=None, # steps of the optimisation in each lesson; default 30 with lessons, 0 after a teacher
+                      adversarial:number(0, 10)=None, # weight of the critic, in pixel space; default 0.05 with lessons, else 0
                       template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
-                      steps:whole(1, 1_000_000)=None, # default 1000, for the pupil as many again
-                      batch:whole(1, 1024)=None, # pictures a step; default 16
-                      lr:number(0, 1)=None, # learning rate; default 0.001
-                      lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.05
+                      steps:whole(1, 1_000_000)=None, # default 1200; with a teacher 1000, and as many for its pupil
+                      batch:whole(1, 1024)=None, # pictures a step; default 8, with a teacher 16
+                      lr:number(0, 1)=None, # learning rate; default 0.0012, with a teacher 0.001
+                      lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.3, with a teacher 0.05
                       guidance_scale:number(0, 100)=None, # how strongly the style is followed; default 1
                       seed:SEED=None, # of first weights, noise and order; default 0
                       minutes:MINUTES=None, # stop after so long; the same command goes on later
@@ -672,13 +675,14 @@ def train_feedforward(folder:FOLDER, # pictures like those to be stylised later;
                      )->int: # exit status
     "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
     from stylekit import load_style
-    from stylekit.feedforward import GENERATOR_FILE, train_feedforward as run
+    from stylekit.feedforward import FEEDFORWARD_PRESETS, GENERATOR_FILE, train_feedforward as run
     from stylekit.training import place
-    if direct: _refuse(SimpleNamespace(refine=refine), 'refine', 'with --direct: there is no pupil')
+    if preset == 'gradient': _refuse(SimpleNamespace(refine=refine, adversarial=adversarial), 'refine adversarial', 'with --preset gradient: there are no lessons')
     style = load_style(style)
     made = Path(out)/(name or style.name)/GENERATOR_FILE
-    how = dict(space=space, areas=areas, refine=refine, steps=steps, batch=batch, lr=lr, lam=lam)
-    how |= dict(guidance_scale=guidance_scale, seed=seed, minutes=minutes, teacher=None if direct else True)
+    how = dict(space=space, areas=areas, refine=refine, adversarial=adversarial, steps=steps, batch=batch, lr=lr, lam=lam)
+    how |= dict(guidance_scale=guidance_scale, seed=seed, minutes=minutes, teacher=True if preset == 'teacher' else None)
+    how |= dict(settings=FEEDFORWARD_PRESETS['lessons' if preset == 'lessons' else 'teacher'])
     how |= dict(backbone=backbone, device=device, dtype=dtype, overwrite=overwrite)
     line = TrainingLine()
     run(style, folder, name, out=Path(out), template=template, report=line, **how)

@@ -114,6 +114,7 @@ def eta(self:TrainingReport)->float: # seconds; None: unknown
 @patch
 def kept(self:TrainingReport)->str:
     "Which step's weights one gets, and why"
+    if not self.step: return 'there is no result yet'
     if self.best_error is None: return f'the average up to step {self.step} is kept'
     return f'step {self.best_step} is kept, where the held-out error was smallest ({self.best_error:.4g})'
 
@@ -129,7 +130,8 @@ def __str__(self:TrainingReport)->str:
     if self.held_out is not None and self.best_step is not None:
         said.append('the best so far' if self.best_step == self.step else f'the best was step {self.best_step}')
     if self.eta: said.append(f'about {duration(self.eta)} left')
-    return f'{part}step {self.step} of {self.steps}: {", ".join(said)}'
+    at = f'{part}step {self.step} of {self.steps}'
+    return f'{at}: {", ".join(said)}' if said else at
 
 # %% ../nbs/03a_training.ipynb #6f933e4d
 def place()->tuple: # rank, number of processes

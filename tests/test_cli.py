@@ -219,13 +219,14 @@ def test_ranges_are_those_of_the_library():
     from stylekit.feedforward import FeedForwardSettings
     from stylekit.sms import settings
     ends = lambda f, name: [float(x.replace(',', '')) for x in inspect.signature(f).parameters[name].annotation.span.split(' to ')]
+    extra = lambda name: dict(space='pixel') if name == 'adversarial' else {}
     whole = lambda v, name: int(v) if name in ('steps', 'rank', 'batch', 'areas', 'refine') else v
-    for f, make, names in (cli.stylize, settings, 'steps lam cutoff guidance_scale'), (cli.train_lora, LoraSettings, 'rank steps batch lr prior'), (cli.train_feedforward, FeedForwardSettings, 'steps batch lr refine'):
+    for f, make, names in (cli.stylize, settings, 'steps lam cutoff guidance_scale'), (cli.train_lora, LoraSettings, 'rank steps batch lr prior'), (cli.train_feedforward, FeedForwardSettings, 'steps batch lr refine adversarial'):
         for name in names.split():
             lo, hi = ends(f, name)
-            for v in lo, hi: make(**{name: whole(v, name)})
+            for v in lo, hi: make(**extra(name) | {name: whole(v, name)})
             for v in lo-1, hi+1:
-                with pytest.raises(StylekitError): make(**{name: whole(v, name)})
+                with pytest.raises(StylekitError): make(**extra(name) | {name: whole(v, name)})
 
 # What does not apply
 
@@ -241,7 +242,7 @@ def test_options_that_do_not_apply_are_refused(line, word, photo, tmp_path, caps
     assert err.count('\n') == 1 and f'{word} does not apply' in err, err
 
 def test_options_of_other_commands_that_do_not_apply(tmp_path, capsys):
-    for argv in ['export', 'flat', '--calibrate', str(tmp_path)], ['styles', '--backbone', 'x'], ['train-feedforward', str(tmp_path), '--direct', '--refine', '3']:
+    for argv in ['export', 'flat', '--calibrate', str(tmp_path)], ['styles', '--backbone', 'x'], ['train-feedforward', str(tmp_path), '--preset', 'gradient', '--refine', '3']:
         assert main(argv) == 2 and 'does not apply' in capsys.readouterr().err
 
 # Nothing is overwritten unasked
@@ -297,7 +298,7 @@ def test_what_comes_with_stylekit_is_not_shadowed(name, folder_of_two, tmp_path,
     assert 'comes with stylekit' in capsys.readouterr().err and not (tmp_path/'styles').exists()
 
 def test_trained_networks_and_exports_stay(loaded, folder, folder_of_two, tmp_path, capsys):
-    argv = ['train-feedforward', folder_of_two, '--out', tmp_path/'g', '--backbone', folder, '--direct', '--name', 'net', '--space', 'pixel', '--style']
+    argv = ['train-feedforward', folder_of_two, '--out', tmp_path/'g', '--backbone', folder, '--preset', 'gradient', '--name', 'net', '--space', 'pixel', '--style']
     style = str(tmp_path/'styles'/'mine')
     assert trained('train-lora', folder_of_two, '--name', 'mine', '--out', tmp_path/'styles', '--backbone', folder, '--rank', '1') == 0
     assert trained(*argv, style) == 0

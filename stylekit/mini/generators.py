@@ -7,20 +7,19 @@ __all__ = ['RECIPES', 'PICTURES', 'WAYS', 'recipe', 'make_generator', 'make_gene
 
 # %% ../../nbs/mini/09_generators.ipynb #bf90d2d0
 import time
+from dataclasses import replace
 from pathlib import Path
 from ..backbone import load_backbone
 from ..evaluate import Table
-from ..feedforward import GENERATOR_FILE, FeedForward, FeedForwardSettings, train_feedforward
+from ..feedforward import FEEDFORWARD_PRESETS, GENERATOR_FILE, FeedForward, FeedForwardSettings, train_feedforward
 from .build import corpus_examples
 from .data import Corpus
-from ..sms import settings
 from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
 
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
 def recipe(areas:int, **changes)->FeedForwardSettings: # of one colour each; 0: none
-    "Lessons are runs of the default preset; then regression and a critic"
-    usual = dict(space='pixel', areas=areas, sharp=6., steps=1200, batch=8, lr=1.2e-3, adversarial=.05, views=1)
-    return FeedForwardSettings(**usual | changes, refine=settings().steps, sms=settings(), check=100)
+    "The preset `lessons`, with a checkpoint less often"
+    return replace(FEEDFORWARD_PRESETS['lessons'], areas=areas, check=100, **changes)
 
 RECIPES = dict(flat=recipe(16), ink=recipe(4), freehand=recipe(6), pixel=recipe(16), watercolour=recipe(0))
 PICTURES = 600   # lessons
