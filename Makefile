@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test slow tables control export readme constraints versions clean
+.PHONY: stylize app test slow tables control feedforward export readme constraints versions clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
@@ -36,6 +36,10 @@ tables: .venv/dev
 
 control: .venv/dev
 	$(BIN)/python -c "from stylekit.mini.control import make_control; make_control()"
+
+# the networks of one pass for the five styles, and what they are worth
+feedforward: .venv/dev
+	$(BIN)/python -c "from stylekit.mini.generators import make_generators; make_generators()"
 
 export: .venv/dev
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean
