@@ -545,8 +545,8 @@ def other_family(state:dict, # of a file
     return next((s for s in named if s.upper() not in _READ), '')[:30]
 
 # %% ../nbs/03b_formats.ipynb #8d1c0014
-_TOP = (r'^(?:base_model\.model\.)?(?:transformer|model|diffusion_model|model\.diffusion_model|lora_transformer'
-        r'|lora_unet|unet|lycoris)?[._]?')
+_PREFIX = (r'^(?:base_model\.model\.)?(?:transformer|model|diffusion_model|model\.diffusion_model|lora_transformer'
+           r'|lora_unet|unet|lycoris)?[._]?')
 OTHERS = (
     (r'lllite_', 'a ControlNet-LLLite'),
     (r'image_proj|ip_adapter|to_[kv]_ip', 'an IP-Adapter'),
@@ -556,8 +556,8 @@ OTHERS = (
     (r'^(emb_params|string_to_\w+.*|clip_[lg]|t5\w*|<[^.]*>|\*)$', 'an embedding (textual inversion)'),
     (r'joint_(transformer_)?blocks', 'a LoRA for Stable Diffusion 3 (SD3)'),
     (r'double_blocks|single_(transformer_)?blocks|distilled_guidance', 'a LoRA for Flux'),
-    (_TOP+r'transformer_blocks[._]\d+[._](img_|txt_)', 'a LoRA for Qwen-Image'),
-    (_TOP+r'blocks[._]\d+[._](self_attn|cross_attn|ffn)', 'a LoRA for Wan'),
+    (_PREFIX+r'transformer_blocks[._]\d+[._](img_|txt_)', 'a LoRA for Qwen-Image'),
+    (_PREFIX+r'blocks[._]\d+[._](self_attn|cross_attn|ffn)', 'a LoRA for Wan'),
     (r'first_stage_model\.|^(model\.)?diffusion_model\..+\.(weight|bias)$',
      'a whole checkpoint: load it as the backbone'),
     (r'^(encoder|decoder)\.(mid|down|up)|quant_conv', 'an autoencoder (VAE)'),
@@ -583,6 +583,6 @@ def what_it_is(state:dict # of a file that is no LoRA for this model
     return 'an embedding (textual inversion)' if small else ''
 
 def _transformer_width(state)->int: # 0 if there is none
-    blocks = [k for k in state if re.match(_TOP+r'transformer_blocks[._]\d', k)]
+    blocks = [k for k in state if re.match(_PREFIX+r'transformer_blocks[._]\d', k)]
     downs = [state[k] for k in blocks if split_key(k)[1]=='down']
     return next((v.shape[1] for v in downs if v.ndim==2), 0)
