@@ -1437,8 +1437,7 @@ def read_single(path, # .safetensors in the names of the original code
         configs[part], networks[part] = config | ids, out
     scheduler = _single_scheduler(path, tensors, family)
     if scheduler['prediction_type'] == 'v_prediction' and family == 'sd2': configs['unet']['sample_size'] = 96
-    classes = dict(unet='UNet2DConditionModel', vae='AutoencoderKL', text_encoder='CLIPTextModel')
-    if family == 'xl': classes['text_encoder_2'] = 'CLIPTextModelWithProjection'
+    classes = {p: _CLASSES[p][0] for p in configs}
     return ModelFiles(path.stem, classes, configs, networks, scheduler, toks, files | {'model': path}, family == 'xl')
 
 # %% ../nbs/02_backbone.ipynb #6f552669
@@ -1650,7 +1649,7 @@ def _check_output(self:Backbone, what:str, a:torch.Tensor, shape):
 def load_backbone(name=None, # folder, .safetensors checkpoint, hub id, None: the embedded model; a Backbone stays
                   device:str=None, # default: a GPU if there is one
                   dtype=None, # UNet and text encoder; default bf16 or fp16 on a GPU, float32 on a CPU
-                  low_memory:bool=False, # slower: parts wait in main memory, pictures come singly, gradients take longer
+                  low_memory:bool=False, # slower: parts wait in main memory, pictures come singly, gradients cost time
                   revision:str=None, # of a hub id: branch, tag or commit
                   tokenizer=None # folder of a tokenizer or model, or CLIP's table of merges; default the model's own
                  )->Backbone:

@@ -24,14 +24,20 @@ class Pair(NamedTuple):
     magnitude: torch.Tensor = None  # (out,): the length DoRA gives each row of W + up·down (arXiv 2402.09353)
 
     @property
-    def rank(self)->int: return len(self.down)
+    def rank(self)->int:
+        "Of the product of its factors"
+        return len(self.down)
     @property
-    def shape(self)->tuple: return (len(self.up), *self.down.shape[1:])   # of the layer's weight
+    def shape(self)->tuple:
+        "Of the layer's weight"
+        return (len(self.up), *self.down.shape[1:])
     @property
     def delta(self)->torch.Tensor: # like the layer's weight
         "The update as one tensor"
         return (self.up.flatten(1) @ self.down.flatten(1)).view(self.shape)
-    def scaled(self, s:float)->'Pair': return self._replace(up=self.up*s)
+    def scaled(self, s:float)->'Pair':
+        "`s` times the update"
+        return self._replace(up=self.up*s)
 
 # %% ../nbs/03b_formats.ipynb #7cd609a0
 def mixed(pairs:list)->Pair:
@@ -67,7 +73,7 @@ def lokr(w1, # (p, q)
     "w1 ⊗ w2 as one product"
     if torch.is_tensor(w2): return _full(torch.kron(w1.view(*w1.shape, *[1]*(w2.ndim-2)), w2))
     a, b = w2
-    p, q, c, r = *w1.shape, *a.shape
+    (p, q), (c, r) = w1.shape, a.shape
     if kernel or q*r >= min(p*c, q*b.shape[1]): return lokr(w1, (a@b).view(c, -1, *kernel))
     return Pair(torch.kron(torch.eye(q), b), torch.kron(w1, a))
 
@@ -125,8 +131,9 @@ def _loha(s, k, shape):
 # %% ../nbs/03b_formats.ipynb #8d1c0002
 def _size(s, name): # of a factor of LoKr, (rows, values per row), whole or itself a product
     if name in s: return len(s[name]), s[name][0].numel()
-    a, b, t = s[f'{name}_a'], s[f'{name}_b'], s.get(f'lokr_t{name[-1]}')
-    return (len(a), b[0].numel()) if t is None else (a.shape[1], b.shape[1]*t[0, 0].numel())
+    a, b = s[f'{name}_a'], s[f'{name}_b']
+    core = s.get(f'lokr_t{name[-1]}')
+    return (len(a), b[0].numel()) if core is None else (a.shape[1], b.shape[1]*core[0, 0].numel())
 
 def _lokr(s, k, shape):
     (p, q), (c, d) = _size(s, 'lokr_w1'), _size(s, 'lokr_w2')
@@ -266,7 +273,8 @@ def _sgm(layer, n, attended):
         return f'middle_block.{2*int(m[2]) if m[1]=="resnets" else 1}.{_RESNET.get(m[3], m[3])}'
     m = re.match(r'(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.+)', layer)
     if not m: return layer
-    i, j, rest = int(m[2]), int(m[4]), _RESNET.get(m[5], m[5])
+    i, j = int(m[2]), int(m[4])
+    rest = _RESNET.get(m[5], m[5])
     if m[3]=='downsamplers': return f'input_blocks.{(i+1)*(n+1)}.0.op'
     if m[3]=='upsamplers': return f'output_blocks.{i*(n+1)+n}.{1+(m[2] in attended)}.conv'
     place = f'input_blocks.{1+i*(n+1)+j}' if m[1]=='down' else f'output_blocks.{i*(n+1)+j}'

@@ -435,6 +435,13 @@ def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     pairs, offsets = _sums(parts, files)
     report = _report(parts, files)
     if report.unmatched: warnings.warn(f'{style.name}: {report}')
+    _put_on(backbone, adapter, pairs, offsets)
+    backbone.use(())
+    return report
+
+# %% ../nbs/04_lora.ipynb #678d01f9
+def _put_on(backbone, adapter, pairs, offsets):
+    "In the place of an adapter of this name, all of it or none"
     backbone.remove(adapter)
     try:
         for part, layers in pairs.items(): _inject(backbone.parts[part], layers, adapter)
@@ -443,8 +450,6 @@ def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
         backbone.remove(adapter)
         raise
     backbone._adapters = None
-    backbone.use(())
-    return report
 
 # %% ../nbs/04_lora.ipynb #be240b6f
 def _check_strength(style): # its own, times what a mix and the settings make of it
