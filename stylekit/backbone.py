@@ -15,7 +15,7 @@ __all__ = ['PREDICTION_TYPES', 'TIMESTEPS', 'NOISE_SCHEDULE', 'BETA_SCHEDULERS',
 
 # %% ../nbs/02_backbone.ipynb #78f9f46b
 import gzip, json, math, re, threading, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
@@ -23,7 +23,8 @@ from itertools import groupby
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .core import StylekitError, asset, check_finite, check_range, digest, explain_errors, file_sha256, pick_device, pick_dtype
+from .core import (StylekitError, asset, check_finite, check_range, digest, explain_errors, file_sha256,
+                           pick_device, pick_dtype)
 
 # %% ../nbs/02_backbone.ipynb #b1d80f6e
 PREDICTION_TYPES = ('epsilon', 'v_prediction', 'sample')
@@ -34,24 +35,30 @@ def to_epsilon(out:torch.Tensor, # network output (B, C, h, w)
                prediction_type:str # 'epsilon', 'v_prediction' or 'sample', as in the scheduler's config
               )->torch.Tensor: # ε (B, C, h, w)
     "The noise prediction ε, whatever the network was trained to output (v: arXiv 2202.00512)"
-    if prediction_type=='epsilon': return torch.where(A != 0, out, z_t)   # in this order the layout in memory stays that of `out`
+    if prediction_type=='epsilon': # in this order the layout in memory stays that of `out`
+        return torch.where(A != 0, out, z_t)
     if prediction_type=='v_prediction': return A.sqrt()*out + (1-A).sqrt()*z_t
     if prediction_type=='sample': return (z_t - A.sqrt()*out)/(1-A).sqrt()
-    raise StylekitError(f'unknown prediction_type {prediction_type!r} in the scheduler config: use a model with epsilon, v_prediction or sample')
+    raise StylekitError(f'unknown prediction_type {prediction_type!r} in the scheduler config: '
+                        'use a model with epsilon, v_prediction or sample')
 
 # %% ../nbs/02_backbone.ipynb #489a02ca
 def read_config(path # a small JSON file
                )->dict:
     "The object in a config file; not JSON, NaN, absurdly large or another type: refused"
-    what = '/'.join(Path(path).parts[-2:])
+    path = Path(path)
+    what = '/'.join(path.parts[-2:])
     with explain_errors(f'{what} cannot be read', 'download it again'):
-        if Path(path).stat().st_size > 1<<20: raise StylekitError(f'{what} is too large for a config: download it again')
-        config = json.loads(Path(path).read_text(encoding='utf-8-sig'), parse_constant=_no_number)
-    if not isinstance(config, dict): raise StylekitError(f'{what} holds a {type(config).__name__}, not an object: download it again')
+        if path.stat().st_size > 1<<20:
+            raise StylekitError(f'{what} is too large for a config: download it again')
+        config = json.loads(path.read_text(encoding='utf-8-sig'), parse_constant=_no_number)
+    if not isinstance(config, dict):
+        raise StylekitError(f'{what} holds a {type(config).__name__}, not an object: download it again')
     return config
 
 def _no_number(name): raise ValueError(f'it says {name}, which is no number')
 
+# %% ../nbs/02_backbone.ipynb #77f9615d
 def config_value(config:dict, # as `read_config` gives it
                  key:str,
                  kind, # type, or types
@@ -60,63 +67,94 @@ def config_value(config:dict, # as `read_config` gives it
                 ):
     "`config[key]` if it is of that type and range"
     v = config.get(key)
-    number = kind in (int, float)
-    if not isinstance(v, (int, float) if kind is float else kind) or number and isinstance(v, bool):
-        name = 'a whole number' if kind is int else 'a number' if kind is float else getattr(kind, '__name__', 'of a known type')
-        raise StylekitError(f'{what}: {key} is {repr(v)[:60] if key in config else "missing"}, it must be {name}: download the file again')
-    return check_range(f'{what}: {key}', v, lo, hi) if number else v
+    if not _is_kind(v, kind):
+        found = repr(v)[:60] if key in config else 'missing'
+        raise StylekitError(f'{what}: {key} is {found}, it must be {_kind_name(kind)}: download the file again')
+    return check_range(f'{what}: {key}', v, lo, hi) if kind in (int, float) else v
+
+def _is_kind(v, kind)->bool:
+    "Is it of a type, where whole numbers are floats, and bools no numbers?"
+    if kind in (int, float) and isinstance(v, bool): return False
+    return isinstance(v, (int, float) if kind is float else kind)
+
+def _kind_name(kind)->str:
+    if kind is int: return 'a whole number'
+    return 'a number' if kind is float else getattr(kind, '__name__', 'of a known type')
 
 # %% ../nbs/02_backbone.ipynb #b03970a8
 TIMESTEPS = 1000   # of every model that is read; settings count in them
-NOISE_SCHEDULE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'rescale_betas_zero_snr')
+NOISE_SCHEDULE = ('num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas',
+                  'rescale_betas_zero_snr')
 BETA_SCHEDULERS = tuple(f'{name}Scheduler' for name in (
-    'DDIM', 'DDPM', 'PNDM', 'LMSDiscrete', 'EulerDiscrete', 'EulerAncestralDiscrete', 'HeunDiscrete', 'KDPM2Discrete', 'KDPM2AncestralDiscrete',
-    'DPMSolverMultistep', 'DPMSolverSinglestep', 'DPMSolverSDE', 'DEISMultistep', 'UniPCMultistep', 'LCM', 'TCD', 'SASolver', 'DDIMInverse',
-    'DPMSolverMultistepInverse', 'DDIMParallel', 'DDPMParallel'))
+    'DDIM', 'DDPM', 'PNDM', 'LMSDiscrete', 'EulerDiscrete', 'EulerAncestralDiscrete', 'HeunDiscrete',
+    'KDPM2Discrete', 'KDPM2AncestralDiscrete', 'DPMSolverMultistep', 'DPMSolverSinglestep', 'DPMSolverSDE',
+    'DEISMultistep', 'UniPCMultistep', 'LCM', 'TCD', 'SASolver', 'DDIMInverse', 'DPMSolverMultistepInverse',
+    'DDIMParallel', 'DDPMParallel'))
 
+# %% ../nbs/02_backbone.ipynb #df14bca4
 def check_scheduler(name, # class of a scheduler
-                    config:dict, what:str='scheduler/'):
+                    config:dict,
+                    what:str='scheduler/'):
     "Refuse schedulers whose models do not work with betas"
-    family = 'an EDM' if 'EDM' in str(name) else 'a flow matching' if 'Flow' in str(name) else 'an unknown'
-    flow = [k for k in ('use_flow_sigmas',) if config.get(k)]
-    if config.get('prediction_type') == 'flow_prediction' or flow: family = 'a flow matching'
-    elif name in BETA_SCHEDULERS: return
-    raise StylekitError(f'{what} is {family} scheduler ({str(name)[:50]}): stylekit needs a model with a schedule of betas, as those of DDIM, Euler or DPM++')
+    is_flow = config.get('prediction_type') == 'flow_prediction' or config.get('use_flow_sigmas')
+    if name in BETA_SCHEDULERS and not is_flow: return
+    family = 'an unknown'
+    if is_flow or 'Flow' in str(name): family = 'a flow matching'
+    if 'EDM' in str(name) and not is_flow: family = 'an EDM'
+    raise StylekitError(f'{what} is {family} scheduler ({str(name)[:50]}): '
+                        'stylekit needs a model with a schedule of betas, as those of DDIM, Euler or DPM++')
 
 # %% ../nbs/02_backbone.ipynb #9a896073
 def noise_schedule(config:dict, # of a scheduler
                    what:str='scheduler/scheduler_config.json'
                   )->dict: # `NOISE_SCHEDULE` and prediction_type, with the class's own defaults
     "What a scheduler's config says about noise, checked"
-    import diffusers
-    from inspect import signature
     name = config.get('_class_name', 'DDPMScheduler')
     check_scheduler(name, config, what)
-    c = {k: p.default for k, p in signature(getattr(diffusers, name).__init__).parameters.items() if k in (*NOISE_SCHEDULE, 'prediction_type')} | config
-    n = config_value(c, 'num_train_timesteps', int, what)
-    if n != TIMESTEPS: raise StylekitError(f'{what}: num_train_timesteps is {n:g}, and timesteps here count to {TIMESTEPS}, as those of Stable Diffusion do: use such a model')
-    if (betas := c.get('trained_betas')) is not None: _check_betas(config_value(c, 'trained_betas', (list, tuple), what), n, what)
-    else:
-        for k in ('beta_start', 'beta_end'): config_value(c, k, float, what, 1e-12, .999)
-        config_value(c, 'beta_schedule', str, what)
+    c = _scheduler_defaults(name) | config
+    _check_betas(c, what)
     kind = config_value(c, 'prediction_type', str, what)
-    if kind not in PREDICTION_TYPES: raise StylekitError(f'{what}: unknown prediction_type {kind[:40]!r}: use a model with {", ".join(PREDICTION_TYPES)}')
-    c['rescale_betas_zero_snr'] = config_value(dict(rescale_betas_zero_snr=False) | c, 'rescale_betas_zero_snr', bool, what)
+    if kind not in PREDICTION_TYPES:
+        raise StylekitError(f'{what}: unknown prediction_type {kind[:40]!r}: '
+                            f'use a model with {", ".join(PREDICTION_TYPES)}')
+    zero_snr = dict(rescale_betas_zero_snr=False) | c
+    c['rescale_betas_zero_snr'] = config_value(zero_snr, 'rescale_betas_zero_snr', bool, what)
     return {k: c[k] for k in (*NOISE_SCHEDULE, 'prediction_type') if k in c}
 
-def _check_betas(betas, n:int, what:str):
-    if len(betas) != n: raise StylekitError(f'{what}: {len(betas)} trained_betas for {n} timesteps: download the file again')
+def _scheduler_defaults(name:str)->dict:
+    "What a scheduler's class says where its config is silent"
+    import diffusers
+    from inspect import signature
+    parameters = signature(getattr(diffusers, name).__init__).parameters
+    return {k: p.default for k, p in parameters.items() if k in (*NOISE_SCHEDULE, 'prediction_type')}
+
+# %% ../nbs/02_backbone.ipynb #b4e2097e
+def _check_betas(config:dict, what:str):
+    n = config_value(config, 'num_train_timesteps', int, what)
+    if n != TIMESTEPS:
+        raise StylekitError(f'{what}: num_train_timesteps is {n:g}, and timesteps here count to {TIMESTEPS}, '
+                            'as those of Stable Diffusion do: use such a model')
+    if config.get('trained_betas') is None:
+        for k in ('beta_start', 'beta_end'): config_value(config, k, float, what, 1e-12, .999)
+        config_value(config, 'beta_schedule', str, what)
+        return
+    betas = config_value(config, 'trained_betas', (list, tuple), what)
+    if len(betas) != n:
+        raise StylekitError(f'{what}: {len(betas)} trained_betas for {n} timesteps: download the file again')
     for b in betas: config_value(dict(trained_betas=b), 'trained_betas', float, what, 1e-12, 1)
 
+# %% ../nbs/02_backbone.ipynb #a639de84
 def alpha_bars(schedule:dict, # of `noise_schedule`
                what:str='scheduler/'
               )->tuple: # betas, ᾱ: (T,) each
     "The schedule in numbers, made by diffusers"
     from diffusers import DDPMScheduler
-    with explain_errors(f'{what} describes no schedule of betas', 'use a model with scaled_linear, linear or squaredcos_cap_v2'):
+    advice = 'use a model with scaled_linear, linear or squaredcos_cap_v2'
+    with explain_errors(f'{what} describes no schedule of betas', advice):
         s = DDPMScheduler(**{k: v for k, v in schedule.items() if k in NOISE_SCHEDULE})
     A = check_finite(s.alphas_cumprod, f'ᾱ of {what}')
-    if not (0 <= A.min() and A.max() < 1 and (A.diff() < 0).all()): raise StylekitError(f'{what}: ᾱ does not fall from 1 to 0: download the file again')
+    if not (0 <= A.min() and A.max() < 1 and (A.diff() < 0).all()):
+        raise StylekitError(f'{what}: ᾱ does not fall from 1 to 0: download the file again')
     return s.betas, A
 
 # %% ../nbs/02_backbone.ipynb #c0e660a2
@@ -136,7 +174,8 @@ class Cond:
     @staticmethod
     def cat(conds:list)->'Cond':
         "Several batches as one"
-        return Cond(*[None if a[0] is None else torch.cat(a) for a in zip(*[(c.embeds, c.pooled, c.time_ids) for c in conds])])
+        fields = zip(*[(c.embeds, c.pooled, c.time_ids) for c in conds])
+        return Cond(*[None if a[0] is None else torch.cat(a) for a in fields])
 
 # %% ../nbs/02_backbone.ipynb #d17ebc22
 class Backbone:
@@ -152,27 +191,47 @@ class Backbone:
                  low_memory:bool=False, # see `load_backbone`
                  source:str='', revision:str=None # what the user asked for, without private folders; commit on the hub
                 ):
-        self.unet, self.vae, self.text_encoders, self.tokenizers = unet, vae, text_encoders, tokenizers
-        self.name, self.zero_empty, self.low_memory = name, zero_empty, low_memory
+        self.unet, self.vae = unet, vae
+        self.text_encoders, self.tokenizers = text_encoders, tokenizers
+        self.name, self.zero_empty = name, zero_empty
         self.source, self.revision = source or name, revision
-        for m in (unet, vae, *text_encoders): m.eval().requires_grad_(False)
-        for tok, m in zip(tokenizers, text_encoders): tok.model_max_length = min(tok.model_max_length, m.config.max_position_embeddings)
-        self.device, self.dtype = next(unet.parameters()).device, next(unet.parameters()).dtype
-        self.schedule = noise_schedule(scheduler)
-        self.prediction_type = self.schedule['prediction_type']
-        self.betas, self.alphas_cumprod = (a.to(self.device) for a in alpha_bars(self.schedule))
-        self.is_xl = getattr(unet.config, 'addition_embed_type', None)=='text_time'
-        self._adapters = None  # (names, train) last switched on; None: unknown
-        self._holder, self._held, self._gate = None, 0, threading.Lock()
-        self._configs, self._weights = configs, {k: file_stamp(f) for k, f in (weights or {}).items()}
-        if low_memory: self._save_memory()
+        self.low_memory, self._configs = low_memory, configs
+        self._weights = {k: file_stamp(f) for k, f in (weights or {}).items()}
+        self._freeze()
+        self._set_schedule(scheduler)
 
-    def _save_memory(self):
-        self.unet.enable_gradient_checkpointing()
-        self.vae.enable_slicing()
-        for m in (self.vae, *self.text_encoders): m.to('cpu')
+# %% ../nbs/02_backbone.ipynb #6624ef44
+@patch
+def _freeze(self:Backbone):
+    "Networks without gradients, no adapter switched on, held by nobody"
+    for m in (self.unet, self.vae, *self.text_encoders): m.eval().requires_grad_(False)
+    for tok, m in zip(self.tokenizers, self.text_encoders):
+        tok.model_max_length = min(tok.model_max_length, m.config.max_position_embeddings)
+    weight = next(self.unet.parameters())
+    self.device, self.dtype = weight.device, weight.dtype
+    self.is_xl = getattr(self.unet.config, 'addition_embed_type', None)=='text_time'
+    self._adapters = None  # (names, train) last switched on; None: unknown
+    self._holder, self._held = None, 0
+    self._gate = threading.Lock()
+    if self.low_memory: self._save_memory()
 
-    def __repr__(self): return f'Backbone({self.name}: {self.latent_channels} latent channels, 1/{self.factor}, native {self.native_size}, {self.prediction_type})'
+@patch
+def _save_memory(self:Backbone):
+    self.unet.enable_gradient_checkpointing()
+    self.vae.enable_slicing()
+    for m in (self.vae, *self.text_encoders): m.to('cpu')
+
+# %% ../nbs/02_backbone.ipynb #e1af4c58
+@patch
+def _set_schedule(self:Backbone, scheduler:dict):
+    self.schedule = noise_schedule(scheduler)
+    self.prediction_type = self.schedule['prediction_type']
+    self.betas, self.alphas_cumprod = (a.to(self.device) for a in alpha_bars(self.schedule))
+
+@patch
+def __repr__(self:Backbone):
+    return (f'Backbone({self.name}: {self.latent_channels} latent channels, 1/{self.factor}, '
+            f'native {self.native_size}, {self.prediction_type})')
 
 # %% ../nbs/02_backbone.ipynb #2ae66aa1
 def file_stamp(path)->tuple: # path, bytes, date of change
@@ -184,58 +243,77 @@ def file_stamp(path)->tuple: # path, bytes, date of change
 def stamped_sha256(path:str, size:int, mtime_ns:int # of `file_stamp`
                   )->str: # 64 hex digits
     "Hash of a file, read only once"
-    with explain_errors(f'{Path(path).name} is gone', 'load the model again'): now = file_stamp(path)
-    if now != (path, size, mtime_ns): raise StylekitError(f'{Path(path).name} has changed since it was loaded: load the model again')
+    name = Path(path).name
+    with explain_errors(f'{name} is gone', 'load the model again'): now = file_stamp(path)
+    if now != (path, size, mtime_ns):
+        raise StylekitError(f'{name} has changed since it was loaded: load the model again')
     return file_sha256(path)
 
 _SAYS_NOTHING = ('transformers_version', 'dtype', 'torch_dtype', 'architectures')
 
 def config_text(config:dict)->str:
     "A config without what does not change the result, as text that is always the same"
-    said = {k: v for k, v in config.items() if not k.startswith('_') and k not in _SAYS_NOTHING}
-    return json.dumps(said, sort_keys=True, default=str)
+    telling = {k: v for k, v in config.items() if not k.startswith('_') and k not in _SAYS_NOTHING}
+    return json.dumps(telling, sort_keys=True, default=str)
 
 # %% ../nbs/02_backbone.ipynb #831f94fc
 def state_sha256(model:torch.nn.Module # with or without adapters
                 )->str: # 64 hex digits
     "Hash of a network's own weights"
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    wrapped = [n for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
-    def own(key):
-        inside = next((n for n in wrapped if key.startswith(n+'.')), None)
-        return inside is None or key.startswith(inside+'.base_layer.')
-    parts, replaced = [], getattr(model, '_own_weights', {})
-    for k, v in sorted(model.state_dict().items()):
-        if not own(k): continue
-        v = replaced.get(k.replace('.base_layer', ''), v)
-        plain = v.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)   # bfloat16 has no bytes in numpy
-        parts += [k.replace('.base_layer', ''), v.dtype, tuple(v.shape), plain.view(torch.uint8).numpy().tobytes()]
-    return digest(*parts)
+    replaced = getattr(model, '_own_weights', {})   # by adapters of whole weights that are on
+    facts = []
+    for k, v in _own_state(model):
+        name = k.replace('.base_layer', '')
+        v = replaced.get(name, v)
+        flat = v.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
+        values = flat.view(torch.uint8).numpy().tobytes()   # bfloat16 has no bytes in numpy
+        facts += [name, v.dtype, tuple(v.shape), values]
+    return digest(*facts)
 
+def _own_state(model)->list: # (name, tensor), sorted
+    "A network's state without what PEFT's layers add"
+    layers = [n for n, _ in _tuners(model)]
+    def is_own(key):
+        layer = next((n for n in layers if key.startswith(n+'.')), None)
+        return layer is None or key.startswith(layer+'.base_layer.')
+    return [(k, v) for k, v in sorted(model.state_dict().items()) if is_own(k)]
+
+# %% ../nbs/02_backbone.ipynb #f5d7d398
 @patch(as_prop=True)
 def configs(self:Backbone)->dict: # part -> config
     "What the parts' configs say"
-    return self._configs or {name: m.config.to_dict() if hasattr(m.config, 'to_dict') else dict(m.config) for name, m in (self.parts | dict(vae=self.vae)).items()}
+    if self._configs: return self._configs
+    networks = self.parts | dict(vae=self.vae)
+    return {k: m.config.to_dict() if hasattr(m.config, 'to_dict') else dict(m.config) for k, m in networks.items()}
 
+# %% ../nbs/02_backbone.ipynb #f55b01b5
 def _sha256(self)->str: # 64 hex digits
     "Hash of all that draws: weights, tokenizers, configs, schedule; which a run records"
     facts = [config_text(c) for _, c in sorted(self.configs.items())]
-    facts += [json.dumps(self.schedule, sort_keys=True), self.zero_empty, *(t.model_max_length for t in self.tokenizers)]
-    if self._weights: files = [x for k, stamp in sorted(self._weights.items()) for x in (k, stamped_sha256(*stamp))]
-    else: files = [state_sha256(m) for m in (self.unet, self.vae, *self.text_encoders)] + [t.backend_tokenizer.to_str() for t in self.tokenizers]
-    return digest(*facts, *files)
+    facts += [json.dumps(self.schedule, sort_keys=True), self.zero_empty]
+    facts += [t.model_max_length for t in self.tokenizers]
+    if self._weights:
+        for k, stamp in sorted(self._weights.items()): facts += [k, stamped_sha256(*stamp)]
+    else:
+        facts += [state_sha256(m) for m in (self.unet, self.vae, *self.text_encoders)]
+        facts += [t.backend_tokenizer.to_str() for t in self.tokenizers]
+    return digest(*facts)
 
 Backbone.sha256 = cached_property(_sha256)
 Backbone.sha256.__set_name__(Backbone, 'sha256')
 
 # %% ../nbs/02_backbone.ipynb #c4a3510c
 @patch(as_prop=True)
-def latent_channels(self:Backbone)->int: return self.unet.config.in_channels
+def latent_channels(self:Backbone)->int:
+    "Channels of the latents, 4 in Stable Diffusion"
+    return self.unet.config.in_channels
 
 @patch(as_prop=True)
 def factor(self:Backbone)->int:
     "Pixels per latent, along one side"
-    return 2**(len(self.vae.config.get('block_out_channels') or self.vae.config['encoder_block_out_channels'])-1)
+    config = self.vae.config
+    channels = config.get('block_out_channels') or config['encoder_block_out_channels']
+    return 2**(len(channels)-1)
 
 @patch(as_prop=True)
 def multiple(self:Backbone)->int:
@@ -261,12 +339,13 @@ def present(self:Backbone, *models, stay:bool=False): # do not send them away ag
 
 def _vae_affine(vae, device)->tuple: # scale, shift: z = (raw - shift)·scale
     get = vae.config.get
+    def per_channel(key): return torch.tensor(get(key), device=device, dtype=torch.float32).view(1, -1, 1, 1)
     scale, shift = get('scaling_factor') or 1., get('shift_factor') or 0.
-    per_channel = lambda k: torch.tensor(get(k), device=device, dtype=torch.float32).view(1, -1, 1, 1)
     if get('latents_mean') is not None: shift = per_channel('latents_mean')
     if get('latents_std') is not None: scale = scale/per_channel('latents_std')
     return scale, shift
 
+# %% ../nbs/02_backbone.ipynb #d04de996
 @patch
 def encode(self:Backbone,
            x:torch.Tensor, # images (B, 3, H, W) in [0, 1], sides multiples of `multiple`
@@ -293,12 +372,16 @@ def _ids(tok, prompts):
     n = tok.model_max_length
     for p in prompts:
         ids = tok(p).input_ids
-        if len(ids) > n: warnings.warn(f'the prompt has {len(ids)} tokens, the text encoder reads {n}; cut: {tok.decode(ids[n-1:-1])!r}', stacklevel=4)
+        if len(ids) > n:
+            cut = tok.decode(ids[n-1:-1])
+            warnings.warn(f'the prompt has {len(ids)} tokens, the text encoder reads {n}; cut: {cut!r}', stacklevel=4)
     return tok(prompts, padding='max_length', max_length=n, truncation=True, return_tensors='pt').input_ids
 
+# %% ../nbs/02_backbone.ipynb #e245cfe1
 @patch
 @torch.no_grad()
-def text(self:Backbone, prompts, # a str or a list of them
+def text(self:Backbone,
+         prompts, # a str or a list of them
          size:tuple=None, # (height, width) in pixels, for SDXL's size conditioning; default native
          adapters:tuple=() # names of the adapters that are on, if they reach into the text encoders
         )->Cond:
@@ -306,23 +389,39 @@ def text(self:Backbone, prompts, # a str or a list of them
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     for m in self.text_encoders: _switch(m, adapters)
     ids = [_ids(t, prompts).to(self.device) for t in self.tokenizers]
-    with self.present(*self.text_encoders): outs = [m(i, output_hidden_states=self.is_xl) for m,i in zip(self.text_encoders, ids)]
+    with self.present(*self.text_encoders):
+        outs = [m(i, output_hidden_states=self.is_xl) for m, i in zip(self.text_encoders, ids)]
     if not self.is_xl: return Cond(outs[0].last_hidden_state)
+    return self._xl_cond(outs, prompts, size or (self.native_size,)*2)
+
+# %% ../nbs/02_backbone.ipynb #bea7e2da
+@patch
+def _xl_cond(self:Backbone, outs:list, prompts:list, size:tuple)->Cond:
+    "SDXL's condition: the last but one states of both encoders, the second's pooled text, sizes"
     embeds, pooled = torch.cat([o.hidden_states[-2] for o in outs], -1), outs[-1].text_embeds
     if self.zero_empty:
         full = torch.tensor([float(bool(p)) for p in prompts], device=self.device)
         embeds, pooled = embeds*full[:, None, None], pooled*full[:, None]
-    h, w = size or (self.native_size,)*2
-    return Cond(embeds, pooled, torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=embeds.dtype).expand(len(prompts), 6))
+    h, w = size
+    time_ids = torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=embeds.dtype)
+    return Cond(embeds, pooled, time_ids.expand(len(prompts), 6))
 
 # %% ../nbs/02_backbone.ipynb #697457b5
 @patch
 def tokens_of(self:Backbone, words:str, prompts:list)->torch.Tensor: # (B, tokens) bool
     "Which tokens of each prompt are `words`, as the first text encoder reads it"
     tok = self.tokenizers[0]
-    own, rows = tok(words, add_special_tokens=False).input_ids, tok(list(prompts), padding='max_length', max_length=tok.model_max_length, truncation=True).input_ids
-    starts = lambda row: {i for i in range(len(row)-len(own)+1) if row[i:i+len(own)]==own}
-    return torch.tensor([[any(i-k in at for k in range(len(own))) for i in range(len(row))] for row in rows for at in [starts(row)]], device=self.device)
+    wanted = tok(words, add_special_tokens=False).input_ids
+    rows = tok(list(prompts), padding='max_length', max_length=tok.model_max_length, truncation=True).input_ids
+    return torch.tensor([_occurrences(wanted, row) for row in rows], device=self.device)
+
+def _occurrences(wanted:list, row:list)->list: # a bool for each token of the row
+    "Where a sequence of tokens stands in a longer one"
+    n = len(wanted)
+    found = [False]*len(row)
+    for i in range(len(row)-n+1):
+        if row[i:i+n] == wanted: found[i:i+n] = [True]*n
+    return found
 
 # %% ../nbs/02_backbone.ipynb #bb4d7c63
 @patch(as_prop=True)
@@ -332,7 +431,7 @@ def parts(self:Backbone)->dict:
 
 def _tuners(model): # PEFT's layers of a model, by name
     from peft.tuners.tuners_utils import BaseTunerLayer
-    return [(n, m) for n,m in model.named_modules() if isinstance(m, BaseTunerLayer)]
+    return [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
 
 def _switch(model, adapters, train=False):
     for _, layer in _tuners(model):
@@ -342,14 +441,17 @@ def _switch(model, adapters, train=False):
             for weights in getattr(layer, kind).values(): weights.requires_grad_(False)
     _exchange(model, adapters)
 
+# %% ../nbs/02_backbone.ipynb #fbf0b338
 @patch
-def use(self:Backbone, adapters:tuple=(), # names of adapters to switch on; none: the base model
+def use(self:Backbone,
+        adapters:tuple=(), # names of adapters to switch on; none: the base model
         train:bool=False # should the active ones get gradients?
        ):
     "Switch adapters on the one UNet"
     if (adapters, train) == self._adapters: return
     known = {*getattr(self.unet, 'peft_config', {}), *getattr(self.unet, '_offsets', {})}
-    if missing := set(adapters)-known: raise StylekitError(f'no adapter named {sorted(missing)}; loaded: {sorted(known)}')
+    missing = set(adapters)-known
+    if missing: raise StylekitError(f'no adapter named {sorted(missing)}; loaded: {sorted(known)}')
     _switch(self.unet, adapters, train)
     self._adapters = (adapters, train)
 
@@ -359,14 +461,19 @@ def _exchange(model, adapters):
     for name, own in model.__dict__.pop('_own_weights', {}).items(): _put(model, name, own)
     theirs = {}
     for a in adapters:
-        for name, weight in getattr(model, '_offsets', {}).get(a, {}).items(): theirs.setdefault(name, []).append(weight)
+        for name, weight in getattr(model, '_offsets', {}).get(a, {}).items():
+            theirs.setdefault(name, []).append(weight)
     if not theirs: return
     model._own_weights = {name: _parameter(model, name) for name in theirs}
-    for name, weights in theirs.items():
-        own = model._own_weights[name]
-        both = own.float() + sum(w.to(own.device).float()-own.float() for w in weights)
-        _put(model, name, weights[0] if len(weights)==1 else torch.nn.Parameter(both.to(own.dtype), False))
+    for name, weights in theirs.items(): _put(model, name, _sum_of(model._own_weights[name], weights))
 
+def _sum_of(own, weights:list)->torch.nn.Parameter:
+    "A parameter with what several adapters add to it; one adapter's sum is there already"
+    if len(weights)==1: return weights[0]
+    both = own.float() + sum(w.to(own.device).float()-own.float() for w in weights)
+    return torch.nn.Parameter(both.to(own.dtype), False)
+
+# %% ../nbs/02_backbone.ipynb #8a94b74e
 def _owner(model, name): # of a parameter: its module, under PEFT's layer if there is one
     path, _, last = name.rpartition('.')
     m = model.get_submodule(path)
@@ -383,7 +490,8 @@ def _put(model, name, p):
 
 # %% ../nbs/02_backbone.ipynb #5c1e07ac
 @patch
-def add_offsets(self:Backbone, part:str, # one of `parts`
+def add_offsets(self:Backbone,
+                part:str, # one of `parts`
                 adapter:str, # its name, for `use` and `remove`
                 offsets:dict # parameter's name -> what is added to it
                ):
@@ -396,6 +504,8 @@ def add_offsets(self:Backbone, part:str, # one of `parts`
         sums[name] = torch.nn.Parameter(total.to(own.dtype), False)
     model.__dict__.setdefault('_offsets', {})[adapter] = sums
     self._adapters = None
+
+# %% ../nbs/02_backbone.ipynb #9b2051cf
 @patch
 def own_parameter(self:Backbone, part:str, name:str)->torch.nn.Parameter:
     "A network's own parameter, whichever adapters are on"
@@ -415,6 +525,7 @@ def _unwrap(model, adapter):
         parent, _, name = path.rpartition('.')
         setattr(model.get_submodule(parent), name, layer.get_base_layer())
 
+# %% ../nbs/02_backbone.ipynb #a1489d2e
 @patch
 def remove(self:Backbone, adapter:str):
     "Delete an adapter and free its weights: a network without adapters is the one that was loaded, module by module"
@@ -441,6 +552,7 @@ def add_noise(self:Backbone, z:torch.Tensor, noise:torch.Tensor, t:torch.Tensor)
     A = self.abar(t)
     return A.sqrt()*z + (1-A).sqrt()*noise
 
+# %% ../nbs/02_backbone.ipynb #465182f7
 @patch
 def predict(self:Backbone,
             z_t:torch.Tensor, # noisy latents (B, C, h, w), float32
@@ -452,72 +564,114 @@ def predict(self:Backbone,
     "The noise the model sees in `z_t`"
     self.use(adapters, train)
     c = cond.expand(len(z_t)).map(lambda a: a.to(self.dtype))
-    extra = dict(text_embeds=c.pooled, time_ids=c.time_ids) if self.is_xl else None
-    with torch.set_grad_enabled(train or z_t.requires_grad): out = self.unet(z_t.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample.float()
+    with torch.set_grad_enabled(train or z_t.requires_grad): out = self._unet_output(z_t, t, c).float()
     return to_epsilon(out, z_t, self.abar(t), self.prediction_type)
+
+@patch
+def _unet_output(self:Backbone, z_t, t, c:Cond):
+    extra = dict(text_embeds=c.pooled, time_ids=c.time_ids) if self.is_xl else None
+    return self.unet(z_t.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample
 
 # %% ../nbs/02_backbone.ipynb #904d794b
 MOST_ROWS = 24   # of a batch: more gain nothing on a processor, and cost memory everywhere
 
-def _can_mix(unet)->bool:
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    if getattr(unet, '_offsets', None): return False   # whole weights are the same for every row
-    return all(isinstance(m, LoraLayer) and not m.lora_variant for m in unet.modules() if isinstance(m, BaseTunerLayer))
-
-@contextmanager
-def _each_its_own(unet, rows): # (first, behind the last, adapter): of the batch
-    from peft.tuners.lora import LoraLayer
-    def add(m, args, out):
-        for lo, hi, name in rows:
-            if name not in m.lora_A: continue
-            A, B, o = m.lora_A[name], m.lora_B[name], out[lo:hi]
-            low = A(args[0][lo:hi].to(A.weight.dtype))
-            if isinstance(B, torch.nn.Linear) and B.bias is None and low.dtype == o.dtype: o.view(-1, o.shape[-1]).addmm_(low.flatten(0, -2), B.weight.t(), alpha=m.scaling[name])   # half the time of a product and a sum
-            else: o.add_(B(low), alpha=m.scaling[name])
-    hooks = [m.register_forward_hook(add) for m in unet.modules() if isinstance(m, LoraLayer)]
-    try: yield
-    finally: [h.remove() for h in hooks]
-
 @patch
 @torch.no_grad()
-def ask(self:Backbone, t:torch.Tensor, # timesteps (B,)
+def ask(self:Backbone,
+        t:torch.Tensor, # timesteps (B,)
         *questions # (z_t, cond, adapters), as for `predict`
        )->list: # ε of each, (B, C, h, w)
     "Several questions to differently adapted models, in as few batches as possible"
-    n, groups, out = len(t), {}, [None]*len(questions)
-    mix = len({a for _, _, a in questions}) > 1 and all(len(a) < 2 for _, _, a in questions) and _can_mix(self.unet)
-    for i, (_, c, a) in enumerate(questions): groups.setdefault((c.embeds.shape[1], () if mix else a), []).append(i)   # texts of two lengths make no batch
-    most = max(1, MOST_ROWS//n)
-    for (_, adapters), rows in ((k, v[i:i+most]) for k, v in groups.items() for i in range(0, len(v), most)):
-        z, c, own = zip(*(questions[i] for i in rows))
-        asked = torch.cat(z), t.repeat(len(rows)), Cond.cat([x.expand(n) for x in c])
-        if mix and any(own):
-            runs = [[i for i, _ in g] for _, g in groupby(enumerate(own), lambda x: x[1])]
-            with _each_its_own(self.unet, [(r[0]*n, (r[-1]+1)*n, *own[r[0]]) for r in runs if own[r[0]]]): eps = self.predict(*asked)
-        else: eps = self.predict(*asked, adapters)
-        for i, e in zip(rows, eps.chunk(len(rows))): out[i] = e
+    mixed = _can_mix(self.unet, [adapters for _, _, adapters in questions])
+    out = [None]*len(questions)
+    for adapters, batch in _batches(questions, mixed, max(1, MOST_ROWS//len(t))):
+        eps = self._ask_batch(t, [questions[i] for i in batch], adapters, mixed)
+        for i, e in zip(batch, eps.chunk(len(batch))): out[i] = e
     return out
+
+# %% ../nbs/02_backbone.ipynb #ab6095e7
+def _can_mix(unet, adapters:list)->bool:
+    "Can the rows of one batch go through different adapters?"
+    from peft.tuners.lora import LoraLayer
+    if len(set(adapters)) < 2 or any(len(a) > 1 for a in adapters): return False
+    if getattr(unet, '_offsets', None): return False   # whole weights are the same for every row
+    return all(isinstance(m, LoraLayer) and not m.lora_variant for _, m in _tuners(unet))
+
+def _batches(questions, mixed:bool, most:int): # (adapters that are on, numbers of questions)
+    "Questions that can be asked together, at most so many at once"
+    groups = {}
+    for i, (_, cond, adapters) in enumerate(questions):
+        length = cond.embeds.shape[1]   # texts of two lengths make no batch
+        groups.setdefault((length, () if mixed else adapters), []).append(i)
+    for (_, adapters), members in groups.items():
+        for i in range(0, len(members), most): yield adapters, members[i:i+most]
+
+# %% ../nbs/02_backbone.ipynb #33a442f3
+@patch
+def _ask_batch(self:Backbone, t, questions:list, adapters:tuple, mixed:bool):
+    z, conds, own = zip(*questions)
+    rows = _adapter_rows(own, len(t)) if mixed else []
+    cond = Cond.cat([c.expand(len(t)) for c in conds])
+    with _each_its_own(self.unet, rows) if rows else nullcontext():
+        return self.predict(torch.cat(z), t.repeat(len(z)), cond, adapters)
+
+def _adapter_rows(adapters, n:int)->list: # (first, behind the last, adapter)
+    "Which rows of a batch go through which adapter, with `n` rows for each question"
+    rows, start = [], 0
+    for names, run in groupby(adapters):
+        end = start + n*len(list(run))
+        if names: rows.append((start, end, *names))
+        start = end
+    return rows
+
+# %% ../nbs/02_backbone.ipynb #37cd5f94
+@contextmanager
+def _each_its_own(unet, rows): # (first, behind the last, adapter): of the batch
+    from peft.tuners.lora import LoraLayer
+    def add(layer, args, out):
+        for lo, hi, name in rows:
+            if name in layer.lora_A: _add_lora(layer, name, args[0][lo:hi], out[lo:hi])
+    hooks = [m.register_forward_hook(add) for m in unet.modules() if isinstance(m, LoraLayer)]
+    try: yield
+    finally:
+        for h in hooks: h.remove()
+
+def _add_lora(layer, name:str, x, out):
+    "Add what one adapter gives for `x` to a layer's output, in place"
+    A, B = layer.lora_A[name], layer.lora_B[name]
+    low, scale = A(x.to(A.weight.dtype)), layer.scaling[name]
+    if isinstance(B, torch.nn.Linear) and B.bias is None and low.dtype == out.dtype:
+        # half the time of a product and a sum
+        out.view(-1, out.shape[-1]).addmm_(low.flatten(0, -2), B.weight.t(), alpha=scale)
+    else: out.add_(B(low), alpha=scale)
 
 # %% ../nbs/02_backbone.ipynb #2ffbb371
 @patch
 @contextmanager
-def watch(self:Backbone, layer:str, # 'attn1': pixels look at pixels; 'attn2': pixels look at words
+def watch(self:Backbone,
+          layer:str, # 'attn1': pixels look at pixels; 'attn2': pixels look at words
           block:str='', # only in blocks of this name, as 'up_blocks'
           maps:bool=False, # attention maps (B, N, M), the heads' mean, instead of outputs (B, N, C)
           pixels:int=None # only layers that see so many, N
          ):
     "A list that fills with what attention layers give, one tensor for each layer and prediction"
     seen = []
-    def look(m, args, kw, out):
-        h, words = args[0] if args else kw['hidden_states'], kw.get('encoder_hidden_states')
+    def record(attention, args, kw, out):
+        h = args[0] if args else kw['hidden_states']
         if pixels not in (None, h.shape[1]): return
-        if not maps: seen.append(out); return
-        q, k = (m.head_to_batch_dim(a) for a in (m.to_q(h), m.to_k(h if words is None else words)))
-        seen.append(m.get_attention_scores(q, k).unflatten(0, (len(h), -1)).mean(1))
-    hooks = [m.register_forward_hook(look, with_kwargs=True) for n,m in self.unet.named_modules() if n.startswith(block) and n.endswith('.'+layer)]
+        seen.append(_attention_map(attention, h, kw.get('encoder_hidden_states')) if maps else out)
+    layers = [m for n, m in self.unet.named_modules() if n.startswith(block) and n.endswith('.'+layer)]
+    hooks = [m.register_forward_hook(record, with_kwargs=True) for m in layers]
     try: yield seen
-    finally: [h.remove() for h in hooks]
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../nbs/02_backbone.ipynb #1cc80179
+def _attention_map(attention, h, words)->torch.Tensor: # (B, N, M)
+    "Where each pixel looks, among words or, without them, among pixels: the heads' mean"
+    q, k = attention.to_q(h), attention.to_k(h if words is None else words)
+    scores = attention.get_attention_scores(attention.head_to_batch_dim(q), attention.head_to_batch_dim(k))
+    return scores.unflatten(0, (len(h), -1)).mean(1)
 
 # %% ../nbs/02_backbone.ipynb #42dcc658
 @patch
@@ -527,8 +681,9 @@ def lease(self:Backbone, owner=None): # who draws: any object, compared by ident
     owner = threading.current_thread() if owner is None else owner
     with self._gate:
         if self._held and not _same(self._holder, owner):
-            who = self._holder if isinstance(self._holder, str) else getattr(self._holder, 'name', None) or type(self._holder).__name__
-            raise StylekitError(f'{self.name or "this model"} is drawing for another run ({str(who)[:60]}): wait until that has ended, or load the model once more for a second run')
+            raise StylekitError(f'{self.name or "this model"} is drawing for another run '
+                                f'({_owner_name(self._holder)[:60]}): wait until that has ended, '
+                                'or load the model once more for a second run')
         self._holder, self._held = owner, self._held+1
     try: yield self
     finally:
@@ -538,19 +693,31 @@ def lease(self:Backbone, owner=None): # who draws: any object, compared by ident
 
 def _same(a, b)->bool: return a is b or isinstance(a, str) and isinstance(b, str) and a == b
 
-# %% ../nbs/02_backbone.ipynb #4009c07b
-_ALSO = 'choose Stable Diffusion 1.x, 2.x or SDXL (base, text to image)'
+def _owner_name(owner)->str:
+    if isinstance(owner, str): return owner
+    return str(getattr(owner, 'name', None) or type(owner).__name__)
 
+# %% ../nbs/02_backbone.ipynb #4009c07b
 FAMILIES = ( # in a class name, what it is; the first that matches
-    ('Inpaint', 'an inpainting model'), ('InstructPix2Pix|EditPipeline', 'an InstructPix2Pix model'), ('Depth2Img|DepthPipe|Marigold', 'a depth model'),
-    ('Upscale|SuperResolution', 'an upscaler'), ('ControlNet|T2IAdapter|StableDiffusionAdapter|StableDiffusionXLAdapter', 'a pipeline steered by a ControlNet or adapter'),
-    ('Video|Animat|I2VGen|CogView?VideoX|^Wan|^LTX|Mochi|Allegro|Latte|UNet3D|Motion|Temporal', 'a video model'), ('Refiner', 'an SDXL refiner'),
-    ('StableDiffusion3|^SD3', 'Stable Diffusion 3'), ('Flux', 'FLUX'), ('PixArt', 'PixArt'), ('Hunyuan', 'Hunyuan-DiT'), ('Kolors|ChatGLM', 'Kolors'),
-    ('AltDiffusion|RobertaSeries', 'AltDiffusion'), ('Kandinsky|MultilingualCLIP', 'Kandinsky'), ('StableCascade|Wuerstchen', 'Stable Cascade'),
-    ('UnCLIP', 'an unCLIP model'), ('^IF[A-Z]', 'DeepFloyd IF'), ('LDM3D', 'LDM3D'), ('GLIGEN', 'GLIGEN'), ('PaintByExample|ImageVariation|VersatileDiffusion', 'an image-prompted model'),
-    ('Sana', 'Sana'), ('AuraFlow', 'AuraFlow'), ('Lumina', 'Lumina'), ('Chroma', 'Chroma'), ('Qwen', 'Qwen-Image'), ('HiDream', 'HiDream'), ('CogView', 'CogView'),
-    ('Audio|Music|Clap', 'an audio model'), ('Prior', 'a prior'), ('DiT|Transformer2D|TransformerModel', 'a diffusion transformer'),
-    ('T5|UMT5|Gemma|Llama', 'a model that reads with T5 or a language model'), ('Bert', 'a latent diffusion model that reads with BERT'))
+    ('Inpaint', 'an inpainting model'), ('InstructPix2Pix|EditPipeline', 'an InstructPix2Pix model'),
+    ('Depth2Img|DepthPipe|Marigold', 'a depth model'), ('Upscale|SuperResolution', 'an upscaler'),
+    ('ControlNet|T2IAdapter|StableDiffusionAdapter|StableDiffusionXLAdapter',
+     'a pipeline steered by a ControlNet or adapter'),
+    ('Video|Animat|I2VGen|CogView?VideoX|^Wan|^LTX|Mochi|Allegro|Latte|UNet3D|Motion|Temporal', 'a video model'),
+    ('Refiner', 'an SDXL refiner'), ('StableDiffusion3|^SD3', 'Stable Diffusion 3'), ('Flux', 'FLUX'),
+    ('PixArt', 'PixArt'), ('Hunyuan', 'Hunyuan-DiT'), ('Kolors|ChatGLM', 'Kolors'),
+    ('AltDiffusion|RobertaSeries', 'AltDiffusion'), ('Kandinsky|MultilingualCLIP', 'Kandinsky'),
+    ('StableCascade|Wuerstchen', 'Stable Cascade'), ('UnCLIP', 'an unCLIP model'), ('^IF[A-Z]', 'DeepFloyd IF'),
+    ('LDM3D', 'LDM3D'), ('GLIGEN', 'GLIGEN'),
+    ('PaintByExample|ImageVariation|VersatileDiffusion', 'an image-prompted model'),
+    ('Sana', 'Sana'), ('AuraFlow', 'AuraFlow'), ('Lumina', 'Lumina'), ('Chroma', 'Chroma'), ('Qwen', 'Qwen-Image'),
+    ('HiDream', 'HiDream'), ('CogView', 'CogView'), ('Audio|Music|Clap', 'an audio model'), ('Prior', 'a prior'),
+    ('DiT|Transformer2D|TransformerModel', 'a diffusion transformer'),
+    ('T5|UMT5|Gemma|Llama', 'a model that reads with T5 or a language model'),
+    ('Bert', 'a latent diffusion model that reads with BERT'))
+
+# %% ../nbs/02_backbone.ipynb #5b1c7578
+_ALSO = 'choose Stable Diffusion 1.x, 2.x or SDXL (base, text to image)'
 
 def family_of(class_name # of a pipeline or a part
              )->str: # '' if no other family has such a class
@@ -563,8 +730,12 @@ def refuse_family(name:str, family:str, why:str):
 
 # %% ../nbs/02_backbone.ipynb #2e08722f
 PARTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
-_CLASSES = dict(unet=('UNet2DConditionModel',), vae=('AutoencoderKL', 'AutoencoderTiny'), text_encoder=('CLIPTextModel', 'CLIPTextModelWithProjection'),
-                text_encoder_2=('CLIPTextModelWithProjection',), tokenizer=('CLIPTokenizer', 'CLIPTokenizerFast'), tokenizer_2=('CLIPTokenizer', 'CLIPTokenizerFast'))
+_CLASSES = dict(unet=('UNet2DConditionModel',),
+                vae=('AutoencoderKL', 'AutoencoderTiny'),
+                text_encoder=('CLIPTextModel', 'CLIPTextModelWithProjection'),
+                text_encoder_2=('CLIPTextModelWithProjection',),
+                tokenizer=('CLIPTokenizer', 'CLIPTokenizerFast'),
+                tokenizer_2=('CLIPTokenizer', 'CLIPTokenizerFast'))
 _UNUSED = ('safety_checker', 'feature_extractor', 'image_encoder', 'image_processor', 'watermark', 'scheduler')
 
 def part_classes(index:dict, # of model_index.json
@@ -573,26 +744,48 @@ def part_classes(index:dict, # of model_index.json
     "Which parts a pipeline has; other pipelines than ours are refused by their family"
     pipeline = index.get('_class_name')
     if family := family_of(pipeline): refuse_family(name, family, str(pipeline))
-    there = {}
-    for part, said in index.items():
-        if not isinstance(said, (list, tuple)): continue
-        if len(said) != 2 or not all(isinstance(s, (str, type(None))) for s in said): raise StylekitError(f'{name}: model_index.json says {part} is {str(said)[:60]}: download it again')
-        if said[1]: there[part] = said[1]
-    for part, cls in there.items():
+    classes = _index_classes(index, name)
+    _check_classes(classes, name)
+    _check_complete(classes, name)
+    return classes
+
+# %% ../nbs/02_backbone.ipynb #ab5be08c
+def _index_classes(index:dict, name:str)->dict: # part -> class name
+    "What model_index.json says of the parts that are there"
+    classes = {}
+    for part, entry in index.items():
+        if not isinstance(entry, (list, tuple)): continue
+        if len(entry) != 2 or not all(isinstance(e, (str, type(None))) for e in entry):
+            raise StylekitError(f'{name}: model_index.json says {part} is {str(entry)[:60]}: download it again')
+        if entry[1]: classes[part] = entry[1]
+    return classes
+
+def _check_classes(classes:dict, name:str):
+    for part, cls in classes.items():
         if part in _UNUSED or cls in _CLASSES.get(part, ()): continue
-        refuse_family(name, family_of(cls) or f'a model with {"another" if part in _CLASSES else "an unknown part,"} {part}', f'{part}: {cls}')
-    if 'text_encoder_2' in there and 'text_encoder' not in there: refuse_family(name, 'an SDXL refiner', 'only text_encoder_2')
-    twins = ['tokenizer_2'] if 'text_encoder_2' in there else []
-    missing = [p for p in ('unet', 'vae', 'text_encoder', 'tokenizer', 'scheduler', *twins) if p not in there]
-    if missing: raise StylekitError(f'{name}: model_index.json names no {", ".join(missing)}: {_ALSO}, or download it again')
-    return there
+        other = f'a model with {"another" if part in _CLASSES else "an unknown part,"} {part}'
+        refuse_family(name, family_of(cls) or other, f'{part}: {cls}')
+
+def _check_complete(classes:dict, name:str):
+    two_texts = 'text_encoder_2' in classes
+    if two_texts and 'text_encoder' not in classes: refuse_family(name, 'an SDXL refiner', 'only text_encoder_2')
+    needed = ['unet', 'vae', 'text_encoder', 'tokenizer', 'scheduler'] + ['tokenizer_2']*two_texts
+    missing = [p for p in needed if p not in classes]
+    if missing:
+        raise StylekitError(f'{name}: model_index.json names no {", ".join(missing)}: {_ALSO}, or download it again')
 
 # %% ../nbs/02_backbone.ipynb #557b1289
 _MORE_CHANNELS = {9: 'an inpainting model', 8: 'an InstructPix2Pix model', 7: 'an upscaler', 5: 'a depth model'}
-_MUST_BE = (('addition_embed_type', (None, 'text_time'), 'a model with another conditioning'), ('encoder_hid_dim_type', (None,), 'a model with another text or image conditioning'),
-            ('class_embed_type', (None,), 'an unCLIP model or upscaler'), ('num_class_embeds', (None,), 'an upscaler'), ('time_cond_proj_dim', (None,), 'a latent consistency model that needs guidance as an input'),
-            ('attention_type', (None, 'default'), 'GLIGEN'), ('time_embedding_type', (None, 'positional'), 'a model that is told noise in another way'))
+_MUST_BE = ( # key of the UNet's config, what it may be, what a model with another value is
+    ('addition_embed_type', (None, 'text_time'), 'a model with another conditioning'),
+    ('encoder_hid_dim_type', (None,), 'a model with another text or image conditioning'),
+    ('class_embed_type', (None,), 'an unCLIP model or upscaler'),
+    ('num_class_embeds', (None,), 'an upscaler'),
+    ('time_cond_proj_dim', (None,), 'a latent consistency model that needs guidance as an input'),
+    ('attention_type', (None, 'default'), 'GLIGEN'),
+    ('time_embedding_type', (None, 'positional'), 'a model that is told noise in another way'))
 
+# %% ../nbs/02_backbone.ipynb #6e2801fe
 def check_unet(config:dict, # of the UNet
                latent_channels:int, # of the VAE
                name:str # of the model
@@ -600,7 +793,9 @@ def check_unet(config:dict, # of the UNet
     "Refuse UNets that want more than noisy latents, a time and a text"
     what = f'unet/config.json of {name}'
     n = config_value(dict(in_channels=4) | config, 'in_channels', int, what, 1, 1024)
-    if n != latent_channels: refuse_family(name, _MORE_CHANNELS.get(n, 'a model of two that do not belong together'), f'the UNet reads {n} channels, the VAE has {latent_channels}')
+    if n != latent_channels:
+        family = _MORE_CHANNELS.get(n, 'a model of two that do not belong together')
+        refuse_family(name, family, f'the UNet reads {n} channels, the VAE has {latent_channels}')
     out = config_value(dict(out_channels=4) | config, 'out_channels', int, what, 1, 1024)
     if out != n: refuse_family(name, 'a model with another output', f'{out} channels out, {n} in')
     for key, good, family in _MUST_BE:
@@ -612,39 +807,52 @@ def check_texts(unet:dict, texts:list, # configs: of the UNet, of one text encod
                 name:str # of the model
                ):
     "Refuse text encoders whose states are not what the UNet reads"
-    widths = [config_value(t, 'hidden_size', int, f'text encoder of {name}', 1, 1<<16) for t in texts]
+    width = sum([config_value(t, 'hidden_size', int, f'text encoder of {name}', 1, 1<<16) for t in texts])
     reads = unet.get('cross_attention_dim', 1280)
     reads = list(reads) if isinstance(reads, (list, tuple)) else [reads]
     xl = unet.get('addition_embed_type') == 'text_time'
-    if xl and len(texts) < 2: refuse_family(name, 'an SDXL refiner or another cousin of SDXL', 'its size conditioning with one text encoder')
-    if len(texts) > 1 and not xl: refuse_family(name, 'a model of parts that do not belong together', 'two text encoders, a UNet for one')
-    if any(r != sum(widths) for r in reads): refuse_family(name, 'a model of parts that do not belong together', f'the UNet reads texts of width {str(reads)[:24]}, the text encoder gives {sum(widths)}')
-    if not xl: return
+    if xl and len(texts) < 2:
+        refuse_family(name, 'an SDXL refiner or another cousin of SDXL', 'its size conditioning with one text encoder')
+    mismatch = ''
+    if len(texts) > 1 and not xl: mismatch = 'two text encoders, a UNet for one'
+    elif any(r != width for r in reads):
+        mismatch = f'the UNet reads texts of width {str(reads)[:24]}, the text encoder gives {width}'
+    if mismatch: refuse_family(name, 'a model of parts that do not belong together', mismatch)
+    if xl: _check_size_condition(unet, texts[1], name)
+
+# %% ../nbs/02_backbone.ipynb #81f8dd0b
+def _check_size_condition(unet:dict, text:dict, name:str): # configs: of the UNet, of the second text encoder
+    "SDXL's six numbers of size and crop, beside the pooled text"
     what = f'unet/config.json of {name}'
     width = config_value(unet, 'projection_class_embeddings_input_dim', int, what, 1, 1<<20)
     one = config_value(unet, 'addition_time_embed_dim', int, what, 1, 1<<16)
-    pooled = config_value(texts[1], 'projection_dim', int, f'text_encoder_2/config.json of {name}', 1, 1<<16)
+    pooled = config_value(text, 'projection_dim', int, f'text_encoder_2/config.json of {name}', 1, 1<<16)
     if width == 5*one+pooled: refuse_family(name, 'an SDXL refiner', 'five numbers of size and quality')
-    if width != 6*one+pooled: refuse_family(name, 'a cousin of SDXL', f'its size conditioning has {width} numbers, not 6·{one}+{pooled}')
+    if width != 6*one+pooled:
+        refuse_family(name, 'a cousin of SDXL', f'its size conditioning has {width} numbers, not 6·{one}+{pooled}')
 
 # %% ../nbs/02_backbone.ipynb #0d439be5
 def check_vae(config:dict, name:str)->int: # latent channels
     "Refuse autoencoders for anything but RGB, and scalings that are no numbers"
     what = f'vae/config.json of {name}'
     for key in ('in_channels', 'out_channels'):
-        if (n := config_value(dict(in_channels=3, out_channels=3) | config, key, int, what)) != 3: refuse_family(name, 'a model of other pictures than RGB', f'{key} of its VAE: {n}')
+        n = config_value(dict(in_channels=3, out_channels=3) | config, key, int, what)
+        if n != 3: refuse_family(name, 'a model of other pictures than RGB', f'{key} of its VAE: {n}')
     latent = config_value(dict(latent_channels=4) | config, 'latent_channels', int, what, 1, 1024)
     for key, lo in (('scaling_factor', 1e-6), ('shift_factor', -1e3)):
         if config.get(key) is not None: config_value(config, key, float, what, lo, 1e3)
     for key, lo in (('latents_mean', -1e4), ('latents_std', 1e-6)):
         if config.get(key) is None: continue
         values = config_value(config, key, list, what)
-        if len(values) != latent: raise StylekitError(f'{what}: {key} has {len(values)} numbers for {latent} channels: download the file again')
+        if len(values) != latent:
+            raise StylekitError(f'{what}: {key} has {len(values)} numbers for {latent} channels: '
+                                'download the file again')
         for v in values: config_value({key: v}, key, float, what, lo, 1e4)
     return latent
 
 # %% ../nbs/02_backbone.ipynb #2401ee5c
-_MANY = ('layers_per_block', 'transformer_layers_per_block', 'reverse_transformer_layers_per_block', 'num_hidden_layers', 'num_encoder_blocks', 'num_decoder_blocks')
+_MANY = ('layers_per_block', 'transformer_layers_per_block', 'reverse_transformer_layers_per_block',
+         'num_hidden_layers', 'num_encoder_blocks', 'num_decoder_blocks')
 
 def _numbers(value, depth:int=0)->list:
     if depth > 4: raise StylekitError('lists in lists in lists')
@@ -652,17 +860,22 @@ def _numbers(value, depth:int=0)->list:
     if isinstance(value, (list, tuple)): return [n for v in value for n in _numbers(v, depth+1)]
     return [value] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
+# %% ../nbs/02_backbone.ipynb #4b1583a1
 def check_numbers(config:dict, # of a network
                   tensors:int, # how many its file has
                   what:str):
     "Refuse a config whose numbers no file of that many tensors can mean"
-    with explain_errors(what, 'download the file again'): found = {k: _numbers(v) for k, v in config.items() if not k.startswith('_')}
+    with explain_errors(what, 'download the file again'):
+        found = {k: _numbers(v) for k, v in config.items() if not k.startswith('_')}
     for key, values in found.items():
         for v in values: check_range(f'{what}: {key}', v, -1e6, 1<<20)
         if len(values) > 64: raise StylekitError(f'{what}: {key} has {len(values)} numbers: download the file again')
     layers = math.prod(max([1, *found.get(k, [])]) for k in _MANY)
-    if layers > max(tensors, 64): raise StylekitError(f'{what} asks for {layers:,} layers, and its weights are {tensors} tensors: download the files again')
-    if config.get('quantization_config'): raise StylekitError(f'{what}: the weights are quantised: use the model in float16, bfloat16 or float32')
+    if layers > max(tensors, 64):
+        raise StylekitError(f'{what} asks for {layers:,} layers, and its weights are {tensors} tensors: '
+                            'download the files again')
+    if config.get('quantization_config'):
+        raise StylekitError(f'{what}: the weights are quantised: use the model in float16, bfloat16 or float32')
 
 # %% ../nbs/02_backbone.ipynb #bf4ab09f
 def open_tensors(files:list # safetensors
@@ -671,91 +884,139 @@ def open_tensors(files:list # safetensors
     from safetensors import safe_open
     out = {}
     for f in files:
-        with explain_errors(f'{Path(f).name} is damaged or cut short', 'download it again'), safe_open(f, 'pt') as opened:
+        damaged = f'{Path(f).name} is damaged or cut short'
+        with explain_errors(damaged, 'download it again'), safe_open(f, 'pt') as opened:
             for k in opened.keys(): out[k] = opened.get_tensor(k)
     return out
 
-_OLD_NAMES = (('.query.', '.to_q.'), ('.key.', '.to_k.'), ('.value.', '.to_v.'), ('.proj_attn.', '.to_out.0.')) # of a VAE's attention, before diffusers 0.17
+# %% ../nbs/02_backbone.ipynb #29dd8939
+_OLD_NAMES = (('.query.', '.to_q.'), ('.key.', '.to_k.'), ('.value.', '.to_v.'),
+              ('.proj_attn.', '.to_out.0.')) # of a VAE's attention, before diffusers 0.17
 
 def _modern(tensors:dict, want:dict)->dict: # with the names that the network has
-    prefix = 'text_model.' if any(k.startswith('text_model.') for k in want) else ''
     out = {}
     for k, v in tensors.items():
         if k.endswith('position_ids') or k.split('.')[0] == 'logit_scale': continue   # counted, not learned
-        for old, new in _OLD_NAMES if k not in want else (): k = k.replace(old, new)
-        bare = k.removeprefix('text_model.')
-        k = k if k in want else prefix+bare if prefix+bare in want else bare
-        out[k] = v.flatten(1) if k in want and v.ndim == 4 and want[k].ndim == 2 and v.shape[2:] == (1, 1) else v
+        k = _modern_name(k, want)
+        was_convolution = k in want and v.ndim == 4 and want[k].ndim == 2 and v.shape[2:] == (1, 1)
+        out[k] = v.flatten(1) if was_convolution else v
     return out
+
+def _modern_name(name:str, want:dict)->str:
+    if name in want: return name
+    for old, new in _OLD_NAMES: name = name.replace(old, new)
+    bare = name.removeprefix('text_model.')
+    return next((n for n in (name, 'text_model.'+bare) if n in want), bare)
 
 # %% ../nbs/02_backbone.ipynb #d36129a8
 def fill(model:torch.nn.Module, # on the meta device
          tensors:dict, # of `open_tensors`
          what:str, # the part, for messages
-         dtype:torch.dtype, device:str
+         dtype:torch.dtype,
+         device:str
         )->torch.nn.Module:
     "Give a network its weights: all of them, in the right shapes, finite"
     want = model.state_dict()
     tensors = _modern(tensors, want)
-    for text, names in (('lacks', want.keys()-tensors.keys()), ('has, without its config asking for them,', tensors.keys()-want.keys())):
-        if names: raise StylekitError(f'{what} {text} {len(names)} tensors (first: {min(names)[:80]}): config and weights are not of one model; download both again')
-    for k, w in want.items():
-        if w.shape != tensors[k].shape: raise StylekitError(f'{what}: {k[:80]} has shape {tuple(tensors[k].shape)}, its config asks for {tuple(w.shape)}: download both again')
-        if not tensors[k].is_floating_point(): raise StylekitError(f'{what}: {k[:80]} is {tensors[k].dtype}, as in quantised models: use the model in float16, bfloat16 or float32')
+    _check_weights(tensors, want, what)
     ready = {}
-    for k in want:
-        ready[k] = torch.empty(want[k].shape, dtype=dtype, device=device).copy_(tensors[k])   # not the mapped file itself: that may change
-        if not ready[k].isfinite().all(): raise StylekitError(f'{what} has NaN or infinite weights in {dtype} (first: {k[:80]}): download it again, or use float32')
+    for k in want: # not the mapped file itself: that may change
+        ready[k] = torch.empty(want[k].shape, dtype=dtype, device=device).copy_(tensors[k])
+        if not ready[k].isfinite().all():
+            raise StylekitError(f'{what} has NaN or infinite weights in {dtype} (first: {k[:80]}): '
+                                'download it again, or use float32')
     model.load_state_dict(ready, assign=True)
     for m in model.modules():
-        if getattr(m, 'position_ids', None) is not None: m.position_ids = torch.arange(m.position_ids.shape[-1], device=device)[None]
+        if getattr(m, 'position_ids', None) is None: continue
+        m.position_ids = torch.arange(m.position_ids.shape[-1], device=device)[None]
     return model.eval()
+
+# %% ../nbs/02_backbone.ipynb #075837a0
+def _check_weights(tensors:dict, want:dict, what:str):
+    "All the tensors that a network has, no others, in its shapes"
+    for fault, names in (('lacks', want.keys()-tensors.keys()),
+                         ('has, without its config asking for them,', tensors.keys()-want.keys())):
+        if names: raise StylekitError(f'{what} {fault} {len(names)} tensors (first: {min(names)[:80]}): '
+                                      'config and weights are not of one model; download both again')
+    for k, w in want.items():
+        found, asked = tuple(tensors[k].shape), tuple(w.shape)
+        if found != asked:
+            raise StylekitError(f'{what}: {k[:80]} has shape {found}, its config asks for {asked}: download both again')
+        if not tensors[k].is_floating_point():
+            raise StylekitError(f'{what}: {k[:80]} is {tensors[k].dtype}, as in quantised models: '
+                                'use the model in float16, bfloat16 or float32')
 
 # %% ../nbs/02_backbone.ipynb #8013e9c1
 def build_part(part:str, # of `PARTS`
                cls:str, config:dict, # name of its class, and what its config says
                tensors:dict, # of `open_tensors`
                name:str, # of the model, for messages
-               dtype:torch.dtype, device:str
+               dtype:torch.dtype,
+               device:str
               )->torch.nn.Module:
     "One network of a model"
-    import diffusers, transformers
     what = f'{part}/ of {name}'
     check_numbers(config, len(tensors), f'the config of {what}')
-    with explain_errors(f'the config of {what} describes no {cls}', 'download it again'), torch.device('meta'):
-        if part.startswith('text'):
-            kind = getattr(transformers, cls)
-            model = kind._from_config(kind.config_class(**config))
-        else: model = getattr(diffusers, cls).from_config({k: v for k, v in config.items() if not k.startswith('_')})
-    with explain_errors(f'{what} cannot be loaded', 'download it again'): return fill(model, tensors, what, dtype, device)
+    no_class = f'the config of {what} describes no {cls}'
+    with explain_errors(no_class, 'download it again'), torch.device('meta'): model = _empty_part(part, cls, config)
+    with explain_errors(f'{what} cannot be loaded', 'download it again'):
+        return fill(model, tensors, what, dtype, device)
+
+def _empty_part(part:str, cls:str, config:dict)->torch.nn.Module:
+    import diffusers, transformers
+    if part.startswith('text'):
+        text_class = getattr(transformers, cls)
+        return text_class._from_config(text_class.config_class(**config))
+    return getattr(diffusers, cls).from_config({k: v for k, v in config.items() if not k.startswith('_')})
 
 # %% ../nbs/02_backbone.ipynb #7b7aea2a
+TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'tokenizer_config.json', 'special_tokens_map.json',
+                   'added_tokens.json')
+
 def load_tokenizer(folder # with tokenizer.json, or vocab.json and merges.txt
                   ):
     "CLIP's tokenizer from its files"
     from transformers import CLIPTokenizer
     folder = Path(folder)
-    there = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
-    if not ('tokenizer.json' in there or {'vocab.json', 'merges.txt'} <= there):
-        raise StylekitError(f'{"/".join(folder.parts[-2:])} has neither tokenizer.json nor vocab.json and merges.txt: without a vocabulary every word would be unknown; download it again')
+    what = '/'.join(folder.parts[-2:])
+    files = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
+    if not ('tokenizer.json' in files or {'vocab.json', 'merges.txt'} <= files):
+        raise StylekitError(f'{what} has neither tokenizer.json nor vocab.json and merges.txt: '
+                            'without a vocabulary every word would be unknown; download it again')
     for f in TOKENIZER_FILES:
-        if f in there and f.endswith('config.json'): read_config(folder/f)
-    with explain_errors(f'the tokenizer in {"/".join(folder.parts[-2:])} cannot be read', 'download it again'):
+        if f in files and f.endswith('config.json'): read_config(folder/f)
+    with explain_errors(f'the tokenizer in {what} cannot be read', 'download it again'):
         return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
 
-TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json')
-
+# %% ../nbs/02_backbone.ipynb #92bfb913
 def check_tokenizer(tok, config:dict, # of its text encoder
                     what:str):
     "Refuse a tokenizer that does not read words, or not for this text encoder"
     with explain_errors(what, 'download it again'):
-        vocab, n = tok.get_vocab(), config_value(config, 'vocab_size', int, what)
-        limit = min(tok.model_max_length, config_value(config, 'max_position_embeddings', int, what, 4, 1<<16))
-        if 'a</w>' not in vocab: raise StylekitError(f'{what} does not know the letter a: its vocabulary is missing; download it again')
-        if max(vocab.values()) >= n: raise StylekitError(f'{what} has {max(vocab.values())+1} tokens, the text encoder knows {n}: they are not of one model')
-        ids = tok(['a'], padding='max_length', max_length=limit, truncation=True).input_ids[0]
-        if len(ids) != limit or ids[:3] != [tok.bos_token_id, vocab['a</w>'], tok.eos_token_id]: raise StylekitError(f'{what} reads "a" as {str(ids[:4])[:60]}, without start and end: download it again')
-        if config.get('eos_token_id', 49407) not in (2, tok.eos_token_id): raise StylekitError(f'{what} ends a text with {tok.eos_token_id}, the text encoder expects {config.get("eos_token_id")}: they are not of one model')   # 2: old configs, which mean the largest
+        _check_vocabulary(tok.get_vocab(), config, what)
+        _check_reading(tok, config, what)
+
+def _check_vocabulary(vocab:dict, config:dict, what:str):
+    n = config_value(config, 'vocab_size', int, what)
+    config_value(config, 'max_position_embeddings', int, what, 4, 1<<16)
+    if 'a</w>' not in vocab:
+        raise StylekitError(f'{what} does not know the letter a: its vocabulary is missing; download it again')
+    most = max(vocab.values())
+    if most >= n:
+        raise StylekitError(f'{what} has {most+1} tokens, the text encoder knows {n}: they are not of one model')
+
+# %% ../nbs/02_backbone.ipynb #31e26c6a
+def _check_reading(tok, config:dict, what:str):
+    "The letter a reads as start, a, end, filled up; the end is the one that the text encoder looks for"
+    limit = min(tok.model_max_length, config['max_position_embeddings'])
+    ids = tok(['a'], padding='max_length', max_length=limit, truncation=True).input_ids[0]
+    start_to_end = [tok.bos_token_id, tok.get_vocab()['a</w>'], tok.eos_token_id]
+    if len(ids) != limit or ids[:3] != start_to_end:
+        raise StylekitError(f'{what} reads "a" as {str(ids[:4])[:60]}, without start and end: download it again')
+    expected = config.get('eos_token_id', 49407)
+    if expected not in (2, tok.eos_token_id):   # 2: old configs, which mean the largest
+        raise StylekitError(f'{what} ends a text with {tok.eos_token_id}, the text encoder expects {expected}: '
+                            'they are not of one model')
 
 # %% ../nbs/02_backbone.ipynb #88e33ff2
 def merges_tokenizer(path, # bpe_simple_vocab_16e6.txt.gz, as `open_clip` and `clip` have it
@@ -764,17 +1025,31 @@ def merges_tokenizer(path, # bpe_simple_vocab_16e6.txt.gz, as `open_clip` and `c
     "CLIP's tokenizer from the table of its merges"
     from transformers import CLIPTokenizer
     with explain_errors(f'{Path(path).name} is no table of merges', 'take bpe_simple_vocab_16e6.txt.gz of open_clip'):
-        with gzip.open(path, 'rt', encoding='utf-8') as f: lines = f.read(1<<24).split('\n')[1:1+49152-256-2]   # the first line is a comment; what is behind was never used
-        merges = [tuple(line.split()) for line in lines if line.strip()]
-        if not merges or any(len(m) != 2 for m in merges): raise StylekitError(f'{Path(path).name} is no table of merges')
-        printed = [*range(33, 127), *range(161, 173), *range(174, 256)]   # bytes that stand for themselves; the others are moved behind 255
-        letters = [chr(b) for b in printed] + [chr(256+i) for i in range(256-len(printed))]
-        words = [*letters, *(c+'</w>' for c in letters), *(a+b for a, b in merges), '<|startoftext|>', '<|endoftext|>']
-        return CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=merges, model_max_length=77, pad_token=pad)
+        merges = _read_merges(path)
+        letters = _byte_letters()
+        ends, joined = [c+'</w>' for c in letters], [a+b for a, b in merges]
+        words = [*letters, *ends, *joined, '<|startoftext|>', '<|endoftext|>']
+        vocab = {w: i for i, w in enumerate(words)}
+        return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=pad)
+
+# %% ../nbs/02_backbone.ipynb #af638e8b
+def _read_merges(path)->list: # pairs of tokens
+    with gzip.open(path, 'rt', encoding='utf-8') as f: lines = f.read(1<<24).split('\n')
+    lines = lines[1:1+49152-256-2]   # the first line is a comment; what is behind was never used
+    merges = [tuple(line.split()) for line in lines if line.strip()]
+    if not merges or any(len(m) != 2 for m in merges): raise StylekitError(f'{Path(path).name} is no table of merges')
+    return merges
+
+def _byte_letters()->list: # 256 of them, in the order of CLIP's vocabulary
+    "A letter for each byte"
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]   # bytes that stand for themselves
+    return [chr(b) for b in printed] + [chr(256+i) for i in range(256-len(printed))]   # the others are moved behind 255
 
 # %% ../nbs/02_backbone.ipynb #fc73362b
-CLIP_REPOS = ('openai/clip-vit-large-patch14', 'stable-diffusion-v1-5/stable-diffusion-v1-5', 'runwayml/stable-diffusion-v1-5', 'CompVis/stable-diffusion-v1-4',
-              'stabilityai/stable-diffusion-xl-base-1.0', 'stabilityai/stable-diffusion-2-1', 'stabilityai/stable-diffusion-2-1-base')
+CLIP_REPOS = ('openai/clip-vit-large-patch14', 'stable-diffusion-v1-5/stable-diffusion-v1-5',
+              'runwayml/stable-diffusion-v1-5', 'CompVis/stable-diffusion-v1-4',
+              'stabilityai/stable-diffusion-xl-base-1.0', 'stabilityai/stable-diffusion-2-1',
+              'stabilityai/stable-diffusion-2-1-base')
 
 def _cached_vocabulary()->Path: # None if there is none
     "A vocabulary of CLIP that is on this machine: in the hub's cache, or in a package"
@@ -786,8 +1061,10 @@ def _cached_vocabulary()->Path: # None if there is none
     for package in ('open_clip', 'clip'):
         spec = find_spec(package)
         for home in spec.submodule_search_locations or () if spec else ():
-            if (f := Path(home)/'bpe_simple_vocab_16e6.txt.gz').is_file(): return f
+            table = Path(home)/'bpe_simple_vocab_16e6.txt.gz'
+            if table.is_file(): return table
 
+# %% ../nbs/02_backbone.ipynb #8d19b3a5
 def tokenizer_pair(source, # folder of a tokenizer or of a model, table of merges, or None: search
                    pads:list, # what the model's encoders want short texts filled up with, one each
                    what:str # the model, for messages
@@ -795,10 +1072,19 @@ def tokenizer_pair(source, # folder of a tokenizer or of a model, table of merge
     "Tokenizers for a model that has none of its own"
     source = Path(source).expanduser() if source else _cached_vocabulary()
     if source is None:
-        raise StylekitError(f'{what} holds no tokenizer, and CLIP\'s vocabulary is not on this machine: give tokenizer=FOLDER of any Stable Diffusion model, or once `pip install open_clip_torch`')
-    if source.is_file() and source.suffix == '.gz': return [merges_tokenizer(source, p) for p in pads], {f'tokenizer/{source.name}': source}
+        raise StylekitError(f'{what} holds no tokenizer, and CLIP\'s vocabulary is not on this machine: '
+                            'give tokenizer=FOLDER of any Stable Diffusion model, '
+                            'or once `pip install open_clip_torch`')
+    if source.is_file() and source.suffix == '.gz':
+        return [merges_tokenizer(source, p) for p in pads], {f'tokenizer/{source.name}': source}
     if source.is_file(): source = source.parent
-    if not source.is_dir(): raise StylekitError(f'tokenizer {str(source)!r} does not exist: give a folder with tokenizer.json, or with vocab.json and merges.txt')
+    if not source.is_dir():
+        raise StylekitError(f'tokenizer {str(source)!r} does not exist: '
+                            'give a folder with tokenizer.json, or with vocab.json and merges.txt')
+    return _folder_tokenizers(source, pads)
+
+# %% ../nbs/02_backbone.ipynb #98eb566a
+def _folder_tokenizers(source:Path, pads:list)->tuple: # as `tokenizer_pair`
     own = [source/sub for sub in ('tokenizer', 'tokenizer_2') if (source/sub).is_dir()]
     folders = (own or [source])[:len(pads)]
     toks = [load_tokenizer(f) for f in folders]
@@ -809,7 +1095,11 @@ def tokenizer_pair(source, # folder of a tokenizer or of a model, table of merge
 
 def tokenizer_files(folders:list)->dict: # name -> path
     "What belongs to tokenizers, for a model's hash"
-    return {f'tokenizer{i or ""}/{f.name}': f for i, folder in enumerate(folders) for f in sorted(folder.iterdir()) if f.name in TOKENIZER_FILES}
+    files = {}
+    for i, folder in enumerate(folders):
+        for f in sorted(folder.iterdir()):
+            if f.name in TOKENIZER_FILES: files[f'tokenizer{i or ""}/{f.name}'] = f
+    return files
 
 # %% ../nbs/02_backbone.ipynb #8fc8d3bf
 PICKLES = ('.ckpt', '.bin', '.pt', '.pth', '.pkl')
@@ -819,24 +1109,35 @@ def weight_names(names, # of all files in the model's folder, with '/'
                 )->str: # of the weight file, or of the index of several
     "Where a part's weights are: the full ones if there are any, else those of a variant"
     stem = 'model' if part.startswith('text') else 'diffusion_pytorch_model'
-    found = {}
-    for n in names:
-        if m := re.fullmatch(rf'{part}/{stem}(?:\.([\w-]+))?\.safetensors', n):
-            if not re.search(r'\d-of-\d', m[1] or ''): found.setdefault(m[1] or '', n)
-        elif m := re.fullmatch(rf'{part}/{stem}\.safetensors\.index(?:\.([\w-]+))?\.json', n): found.setdefault(m[1] or '', n)
+    found = _weight_variants(names, part, stem)
     for variant in ('', 'fp16', 'bf16', 'fp32', *sorted(found)):
         if variant in found: return found[variant]
-    other = sorted(n for n in names if n.startswith(part+'/') and Path(n).suffix in (*PICKLES, '.msgpack', '.onnx', '.h5'))
-    if other: raise StylekitError(f'{other[0]}: weights in this form can run code or belong to another program, and are refused; `save_pretrained` of diffusers makes safetensors of them, or download those')
+    unsafe = (*PICKLES, '.msgpack', '.onnx', '.h5')
+    other = sorted(n for n in names if n.startswith(part+'/') and Path(n).suffix in unsafe)
+    if other:
+        raise StylekitError(f'{other[0]}: weights in this form can run code or belong to another program, and are '
+                            'refused; `save_pretrained` of diffusers makes safetensors of them, or download those')
     raise StylekitError(f'{part}/ has no {stem}.safetensors, nor parts of it with an index: download the model again')
+
+# %% ../nbs/02_backbone.ipynb #13081f2a
+def _weight_variants(names, part:str, stem:str)->dict: # variant, '' for the full ones -> name
+    found = {}
+    for n in names:
+        index = re.fullmatch(rf'{part}/{stem}\.safetensors\.index(?:\.([\w-]+))?\.json', n)
+        single = re.fullmatch(rf'{part}/{stem}(?:\.([\w-]+))?\.safetensors', n)
+        if single and re.search(r'\d-of-\d', single[1] or ''): continue   # a shard: its index counts
+        if match := single or index: found.setdefault(match[1] or '', n)
+    return found
 
 def shard_names(index)->list: # names of files beside the index
     "The files that an index of several weight files names"
-    what = '/'.join(Path(index).parts[-2:])
+    index = Path(index)
+    what = '/'.join(index.parts[-2:])
     with explain_errors(f'{what} is no index of weight files', 'download it again'):
-        if Path(index).stat().st_size > 1<<24: raise StylekitError(f'{what} is too large')
-        names = sorted(set(json.loads(Path(index).read_text())['weight_map'].values()))
-        if not names or not all(re.fullmatch(r'[\w.-]+\.safetensors', n) for n in names): raise StylekitError(f'{what} names no safetensors')
+        if index.stat().st_size > 1<<24: raise StylekitError(f'{what} is too large')
+        names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+        if not names or not all(re.fullmatch(r'[\w.-]+\.safetensors', n) for n in names):
+            raise StylekitError(f'{what} names no safetensors')
     return names
 
 # %% ../nbs/02_backbone.ipynb #d41b58fe
@@ -856,13 +1157,17 @@ class ModelFiles:
     def parts(self)->list:
         "Those of `PARTS` that are there"
         return [p for p in PARTS if p in self.classes]
-    def check(self)->'ModelFiles':
-        "Itself, if it is a model that stylekit can draw with"
-        texts = [self.configs[p] for p in self.parts if p.startswith('text')]
-        check_unet(self.configs['unet'], check_vae(self.configs['vae'], self.name), self.name)
-        check_texts(self.configs['unet'], texts, self.name)
-        for i, (tok, config) in enumerate(zip(self.tokenizers, texts)): check_tokenizer(tok, config, f'tokenizer{"_2" if i else ""}/ of {self.name}')
-        return self
+
+# %% ../nbs/02_backbone.ipynb #cb2bdb4f
+@patch
+def check(self:ModelFiles)->ModelFiles:
+    "Itself, if it is a model that stylekit can draw with"
+    texts = [self.configs[p] for p in self.parts if p.startswith('text')]
+    check_unet(self.configs['unet'], check_vae(self.configs['vae'], self.name), self.name)
+    check_texts(self.configs['unet'], texts, self.name)
+    for i, (tok, config) in enumerate(zip(self.tokenizers, texts)):
+        check_tokenizer(tok, config, f'tokenizer{"_2" if i else ""}/ of {self.name}')
+    return self
 
 # %% ../nbs/02_backbone.ipynb #fdc4a666
 def read_folder(path, # with model_index.json
@@ -873,32 +1178,55 @@ def read_folder(path, # with model_index.json
     name, index = path.name, read_config(path/'model_index.json')
     classes = part_classes(index, name)
     parts = [p for p in PARTS if p in classes]
-    scheduler = read_config(_in(path, 'scheduler/scheduler_config.json'))
-    for cls in (classes['scheduler'], scheduler.get('_class_name', classes['scheduler'])): check_scheduler(cls, scheduler, f'scheduler/ of {name}')
+    scheduler = _folder_scheduler(path, classes['scheduler'])
+    configs = _part_configs(path, parts, classes)
+    weights = _weight_files(path, parts)
+    tensors = {p: open_tensors(files) for p, files in weights.items()}
+    toks, files = _model_tokenizers(path, parts, tokenizer)
+    files |= {f.relative_to(path).as_posix(): f for part in weights.values() for f in part}
+    zero_empty = config_value(dict(force_zeros_for_empty_prompt=False) | index, 'force_zeros_for_empty_prompt', bool,
+                              f'model_index.json of {name}')
+    return ModelFiles(name, classes, configs, tensors, scheduler, toks, files, zero_empty)
+
+# %% ../nbs/02_backbone.ipynb #38f3823c
+def _folder_scheduler(path:Path, cls:str)->dict: # its config, with the name of its class
+    config = read_config(_in(path, 'scheduler/scheduler_config.json'))
+    for c in (cls, config.get('_class_name', cls)): check_scheduler(c, config, f'scheduler/ of {path.name}')
+    return dict(_class_name=cls) | config
+
+def _part_configs(path:Path, parts:list, classes:dict)->dict: # part -> config
     configs = {p: read_config(_in(path, f'{p}/config.json')) for p in parts}
-    for p, c in configs.items(): _check_class(c, classes[p], f'{p}/config.json of {name}')
+    for p, c in configs.items(): _check_class(c, classes[p], f'{p}/config.json of {path.name}')
+    return configs
+
+def _model_tokenizers(path:Path, parts:list, tokenizer)->tuple: # as `tokenizer_pair`
+    if tokenizer: return tokenizer_pair(tokenizer, ['<|endoftext|>', '!'][:len(parts)-2], path.name)
+    homes = [path/p.replace('text_encoder', 'tokenizer') for p in parts if p.startswith('text')]
+    return [load_tokenizer(h) for h in homes], tokenizer_files(homes)
+
+# %% ../nbs/02_backbone.ipynb #0b4ab064
+def _weight_files(path:Path, parts:list)->dict: # part -> its files
     names = [f'{p}/{f.name}' for p in parts for f in (path/p).iterdir()]
-    shards = {p: [path/n] if n.endswith('.safetensors') else [path/p/s for s in shard_names(path/n)] for p in parts for n in [weight_names(names, p)]}
-    tensors = {p: open_tensors([_in(path, f.relative_to(path)) for f in s]) for p, s in shards.items()}
-    if tokenizer: toks, files = tokenizer_pair(tokenizer, ['<|endoftext|>', '!'][:len(parts)-2], name)
-    else:
-        homes = [path/p.replace('text_encoder', 'tokenizer') for p in parts if p.startswith('text')]
-        toks, files = [load_tokenizer(h) for h in homes], tokenizer_files(homes)
-    files |= {f.relative_to(path).as_posix(): f for s in shards.values() for f in s}
-    zero = config_value(dict(force_zeros_for_empty_prompt=False) | index, 'force_zeros_for_empty_prompt', bool, f'model_index.json of {name}')
-    return ModelFiles(name, classes, configs, tensors, dict(_class_name=classes['scheduler']) | scheduler, toks, files, zero)
+    weights = {}
+    for p in parts:
+        n = weight_names(names, p)
+        weights[p] = [path/n] if n.endswith('.safetensors') else [path/p/s for s in shard_names(path/n)]
+    return {p: [_in(path, f.relative_to(path)) for f in files] for p, files in weights.items()}
 
 def _in(folder, name)->Path:
     "A file of a model's folder, which must be there"
-    if (f := Path(folder)/name).is_file(): return f
+    f = Path(folder)/name
+    if f.is_file(): return f
     raise StylekitError(f'{name} of {Path(folder).name} is missing: download the model again')
 
 def _check_class(config:dict, cls:str, what:str):
     "A part's config must speak of the class that model_index.json names"
-    said = config.get('_class_name', cls)
-    if said != cls: refuse_family(what, family_of(said) or 'of another class than model_index.json says', f'{said}, not {cls}')
+    named = config.get('_class_name', cls)
+    if named != cls:
+        refuse_family(what, family_of(named) or 'of another class than model_index.json says', f'{named}, not {cls}')
     kind = config.get('model_type', 'clip_text_model') if cls.startswith('CLIP') else 'clip_text_model'
-    if kind != 'clip_text_model': refuse_family(what, family_of(kind) or 'of another text encoder', f'model_type {kind}')
+    if kind != 'clip_text_model':
+        refuse_family(what, family_of(kind) or 'of another text encoder', f'model_type {kind}')
 
 # %% ../nbs/02_backbone.ipynb #c047af84
 def check_model_folder(path):
@@ -906,148 +1234,235 @@ def check_model_folder(path):
     path = Path(path)
     if (path/'model_index.json').is_file(): return
     names = sorted(f.name for f in path.iterdir())
-    single = [n for n in names if n.endswith('.safetensors') and 'lora' not in n]
-    if 'config.json' in names and (cls := str(read_config(path/'config.json').get('_class_name', ''))):
-        raise StylekitError(f'{path.name} holds one part of a model ({cls[:50]}{", a ControlNet" if "ControlNet" in cls else ""}), without model_index.json: give the folder of the whole model')
-    if any('lora' in n for n in names): raise StylekitError(f'{path.name} holds a LoRA, no model (it has no model_index.json): give it as the style')
-    if single: raise StylekitError(f'{path.name} has no model_index.json, but model files: give one of them, as {path.name}/{single[0]}')
-    if 'unet' in names: raise StylekitError(f'{path.name} has no model_index.json, though parts of a model: download the model again')
-    raise StylekitError(f'{path.name} has no model_index.json: not a diffusers model folder')
+    without = f'{path.name} has no model_index.json'
+    if 'config.json' in names: _refuse_part(path)
+    if any('lora' in n for n in names):
+        raise StylekitError(f'{path.name} holds a LoRA, no model (it has no model_index.json): give it as the style')
+    single = [n for n in names if n.endswith('.safetensors')]
+    if single: raise StylekitError(f'{without}, but model files: give one of them, as {path.name}/{single[0]}')
+    if 'unet' in names: raise StylekitError(f'{without}, though parts of a model: download the model again')
+    raise StylekitError(f'{without}: not a diffusers model folder')
+
+def _refuse_part(path:Path):
+    "One network alone, if its config names one"
+    cls = str(read_config(path/'config.json').get('_class_name', ''))
+    if not cls: return
+    controlnet = ', a ControlNet' if 'ControlNet' in cls else ''
+    raise StylekitError(f'{path.name} holds one part of a model ({cls[:50]}{controlnet}), without model_index.json: '
+                        'give the folder of the whole model')
 
 # %% ../nbs/02_backbone.ipynb #a7bc31ff
 _UNET, _VAE = 'model.diffusion_model.', 'first_stage_model.'
-_TEXTS = dict(sd1=('cond_stage_model.transformer.',), sd2=('cond_stage_model.model.',), xl=('conditioner.embedders.0.transformer.', 'conditioner.embedders.1.model.'))
-_OTHER_FILES = (('edm_mean', 'Playground 2.5, an EDM model'), ('joint_blocks.', 'Stable Diffusion 3'), ('double_blocks.', 'FLUX or another transformer'), ('control_model.|controlnet_|^control_', 'a ControlNet'),
-                ('lora_|[.]lora[._]|hada_|lokr_', 'a LoRA'), ('clip_txt_mapper|clip_mapper', 'Stable Cascade'), ('motion_modules|temporal_transformer|time_stack', 'a video model'),
-                ('conditioner.embedders.0.model.', 'an SDXL refiner'), ('^(encoder|decoder)[.](down|up|mid|conv)', 'an autoencoder alone'), ('^(down|mid|up)_blocks?[.]', 'the UNet of a diffusers folder alone'),
-                ('^text_model[.]', 'a text encoder alone'), ('^emb_params|string_to_param', 'a textual inversion'), ('^(model[.]diffusion_model[.])?(transformer_blocks|layers|blocks)[.]|[.]adaLN_modulation', 'a diffusion transformer'))
+_TEXTS = dict(sd1=('cond_stage_model.transformer.',),
+              sd2=('cond_stage_model.model.',),
+              xl=('conditioner.embedders.0.transformer.', 'conditioner.embedders.1.model.'))
+_OTHER_FILES = ( # in a tensor's name, what the file is
+    ('edm_mean', 'Playground 2.5, an EDM model'),
+    ('joint_blocks.', 'Stable Diffusion 3'),
+    ('double_blocks.', 'FLUX or another transformer'),
+    ('control_model.|controlnet_|^control_', 'a ControlNet'),
+    ('lora_|[.]lora[._]|hada_|lokr_', 'a LoRA'),
+    ('clip_txt_mapper|clip_mapper', 'Stable Cascade'),
+    ('motion_modules|temporal_transformer|time_stack', 'a video model'),
+    ('conditioner.embedders.0.model.', 'an SDXL refiner'),
+    ('^(encoder|decoder)[.](down|up|mid|conv)', 'an autoencoder alone'),
+    ('^(down|mid|up)_blocks?[.]', 'the UNet of a diffusers folder alone'),
+    ('^text_model[.]', 'a text encoder alone'),
+    ('^emb_params|string_to_param', 'a textual inversion'),
+    ('^(model[.]diffusion_model[.])?(transformer_blocks|layers|blocks)[.]|[.]adaLN_modulation',
+     'a diffusion transformer'))
 
+# %% ../nbs/02_backbone.ipynb #3ea93201
 def single_family(tensors:dict, # of `open_tensors`
                   name:str # of the file
                  )->str: # 'sd1', 'sd2', 'xl'
     "Which Stable Diffusion a file holds; others are refused by name"
-    unet = [k for k in tensors if k.startswith(_UNET)]
-    for family in ('xl', 'sd2', 'sd1'):
-        if unet and all(any(k.startswith(p) for k in tensors) for p in _TEXTS[family]) and 'edm_mean' not in tensors: break
-    else:
-        for pattern, family in _OTHER_FILES:
-            if key := next((k for k in tensors if re.search(pattern, k)), None): refuse_family(name, family, key)
-        if unet: raise StylekitError(f'{name} holds a UNet without a text encoder: give a whole checkpoint, or a diffusers folder')
-        raise StylekitError(f'{name} is no checkpoint of Stable Diffusion: it has no tensor named {_UNET}…, but {min(tensors, default="none")[:60]}')
-    if not any(k.startswith(_VAE) for k in tensors): raise StylekitError(f'{name} holds no autoencoder ({_VAE}…): give a checkpoint with its VAE, or a diffusers folder')
-    if _UNET+'label_emb.0.0.weight' in tensors and family != 'xl': refuse_family(name, 'an unCLIP model or upscaler', 'label_emb')
+    def holds(prefix): return any(k.startswith(prefix) for k in tensors)
+    families = [f for f in ('xl', 'sd2', 'sd1') if all(holds(p) for p in _TEXTS[f])]
+    if not families or not holds(_UNET) or 'edm_mean' in tensors: _refuse_single(tensors, name)
+    family = families[0]
+    if not holds(_VAE):
+        raise StylekitError(f'{name} holds no autoencoder ({_VAE}…): '
+                            'give a checkpoint with its VAE, or a diffusers folder')
+    if _UNET+'label_emb.0.0.weight' in tensors and family != 'xl':
+        refuse_family(name, 'an unCLIP model or upscaler', 'label_emb')
     return family
+
+# %% ../nbs/02_backbone.ipynb #6be09e8f
+def _refuse_single(tensors:dict, name:str):
+    for pattern, family in _OTHER_FILES:
+        key = next((k for k in tensors if re.search(pattern, k)), None)
+        if key: refuse_family(name, family, key)
+    if any(k.startswith(_UNET) for k in tensors):
+        raise StylekitError(f'{name} holds a UNet without a text encoder: '
+                            'give a whole checkpoint, or a diffusers folder')
+    raise StylekitError(f'{name} is no checkpoint of Stable Diffusion: it has no tensor named {_UNET}…, '
+                        f'but {min(tensors, default="none")[:60]}')
 
 # %% ../nbs/02_backbone.ipynb #fed15828
 def single_unet_config(t:dict, # tensors of the UNet, without their prefix
-                       family:str, pooled:int=0 # of `single_family`; width of SDXL's pooled text
+                       family:str, # of `single_family`
+                       pooled:int=0 # width of SDXL's pooled text
                       )->dict:
     "A UNet's config, read off the shapes"
-    levels, i = [[]], 1
-    while f'input_blocks.{i}.0.op.weight' in t or f'input_blocks.{i}.0.out_layers.3.weight' in t:
-        if f'input_blocks.{i}.0.op.weight' in t: levels.append([])
-        else:
-            depth = {k.split('.')[4] for k in t if k.startswith(f'input_blocks.{i}.1.transformer_blocks.')}
-            levels[-1].append((t[f'input_blocks.{i}.0.out_layers.3.weight'].shape[0], len(depth)))
-        i += 1
+    levels = _unet_levels(t)
     widths, depths = zip(*(level[0] for level in levels))
+    down = ['CrossAttnDownBlock2D' if d else 'DownBlock2D' for d in depths]
     cross = next(v for k, v in t.items() if k.endswith('attn2.to_k.weight'))
     proj = next(v for k, v in t.items() if k.endswith('1.proj_in.weight'))
-    down = ['CrossAttnDownBlock2D' if d else 'DownBlock2D' for d in depths]
-    config = dict(in_channels=t['input_blocks.0.0.weight'].shape[1], out_channels=t['out.2.weight'].shape[0], block_out_channels=list(widths), layers_per_block=len(levels[0]),
-                  down_block_types=down, up_block_types=[d.replace('Down', 'Up') for d in down[::-1]], transformer_layers_per_block=[max(d, 1) for d in depths],
-                  cross_attention_dim=cross.shape[1], use_linear_projection=proj.ndim == 2, sample_size=128 if family == 'xl' else 64,
-                  attention_head_dim=8 if family == 'sd1' else [max(1, w//64) for w in widths], upcast_attention=family == 'sd2')
+    config = dict(in_channels=t['input_blocks.0.0.weight'].shape[1], out_channels=t['out.2.weight'].shape[0],
+                  block_out_channels=list(widths), layers_per_block=len(levels[0]),
+                  down_block_types=down, up_block_types=[d.replace('Down', 'Up') for d in down[::-1]],
+                  transformer_layers_per_block=[max(d, 1) for d in depths], cross_attention_dim=cross.shape[1],
+                  use_linear_projection=proj.ndim == 2, sample_size=128 if family == 'xl' else 64,
+                  attention_head_dim=8 if family == 'sd1' else [max(1, w//64) for w in widths],
+                  upcast_attention=family == 'sd2')
     if family != 'xl': return config
     width = t['label_emb.0.0.weight'].shape[1]
-    return config | dict(addition_embed_type='text_time', projection_class_embeddings_input_dim=width, addition_time_embed_dim=(width-pooled)//6)
+    return config | dict(addition_embed_type='text_time', projection_class_embeddings_input_dim=width,
+                         addition_time_embed_dim=(width-pooled)//6)
 
+# %% ../nbs/02_backbone.ipynb #8fb19959
+def _unet_levels(t:dict)->list: # for each resolution a list of (channels, transformer layers)
+    "The blocks on the way down, between one downsampling and the next"
+    levels, i = [[]], 1
+    while True:
+        block, conv = f'input_blocks.{i}.', f'input_blocks.{i}.0.out_layers.3.weight'
+        if block+'0.op.weight' in t: levels.append([])
+        elif conv in t:
+            layers = {k.split('.')[4] for k in t if k.startswith(block+'1.transformer_blocks.')}
+            levels[-1].append((t[conv].shape[0], len(layers)))
+        else: return levels
+        i += 1
+
+# %% ../nbs/02_backbone.ipynb #1b076b77
 def single_vae_config(t:dict, # tensors of the autoencoder, without their prefix
                       family:str)->dict:
     "An autoencoder's config, read off the shapes"
     blocks = [k.split('.')[2] for k in t if re.fullmatch(r'encoder\.down\.\d+\.block\.0\.conv1\.weight', k)]
     widths = [t[f'encoder.down.{i}.block.0.conv1.weight'].shape[0] for i in sorted(blocks, key=int)]
-    layers = sum(re.fullmatch(r'encoder\.down\.0\.block\.\d+\.conv1\.weight', k) is not None for k in t)
+    layers = [k for k in t if re.fullmatch(r'encoder\.down\.0\.block\.\d+\.conv1\.weight', k)]
     n = len(widths)
-    return dict(block_out_channels=widths, layers_per_block=layers, latent_channels=t['decoder.conv_in.weight'].shape[1], down_block_types=['DownEncoderBlock2D']*n, up_block_types=['UpDecoderBlock2D']*n,
-                in_channels=t['encoder.conv_in.weight'].shape[1], out_channels=t['decoder.conv_out.weight'].shape[0], scaling_factor=.13025 if family == 'xl' else .18215, force_upcast=True)
+    return dict(block_out_channels=widths, layers_per_block=len(layers),
+                latent_channels=t['decoder.conv_in.weight'].shape[1],
+                down_block_types=['DownEncoderBlock2D']*n, up_block_types=['UpDecoderBlock2D']*n,
+                in_channels=t['encoder.conv_in.weight'].shape[1], out_channels=t['decoder.conv_out.weight'].shape[0],
+                scaling_factor=.13025 if family == 'xl' else .18215, force_upcast=True)
 
 # %% ../nbs/02_backbone.ipynb #a8747b63
-def _layers(t:dict, pattern:str)->int: return len({m[1] for k in t if (m := re.match(pattern+r'\.(\d+)\.', k))})
-
 def single_text(t:dict, # tensors of a text encoder, without their prefix
                 last:bool=False # SD 2.x: the last layer is not used
                )->tuple: # config, tensors in transformers' names
     "A text encoder of CLIP's or OpenCLIP's code"
+    if 'token_embedding.weight' in t: return _open_clip_text(t, last)
+    out = {k.removeprefix('text_model.'): v for k, v in t.items()}   # the names of transformers, old files without it
+    words = out['embeddings.token_embedding.weight']
+    places = out['embeddings.position_embedding.weight']
+    wide = out['encoder.layers.0.mlp.fc1.weight'].shape[0]
+    config = _text_config(words, places, _layers(out, r'encoder\.layers'), wide)
+    return config | dict(hidden_act='quick_gelu', projection_dim=words.shape[1]), out
+
+def _layers(t:dict, pattern:str)->int: return len({m[1] for k in t if (m := re.match(pattern+r'\.(\d+)\.', k))})
+
+def _text_config(words, places, layers:int, wide:int)->dict:
+    "What the tables of tokens and places say, and the width between a layer's two matrices"
+    n, width = words.shape
+    return dict(vocab_size=n, hidden_size=width, max_position_embeddings=places.shape[0], num_hidden_layers=layers,
+                intermediate_size=wide, num_attention_heads=max(1, width//64))
+
+# %% ../nbs/02_backbone.ipynb #bb05ac4c
+def _open_clip_text(t:dict, last:bool)->tuple: # as `single_text`
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
-    if 'token_embedding.weight' not in t:   # CLIP's: the names of transformers, in old files without the first part
-        out = {k.removeprefix('text_model.'): v for k, v in t.items()}
-        words, places, act = out['embeddings.token_embedding.weight'], out['embeddings.position_embedding.weight'], 'quick_gelu'
-        layers, wide, pooled = _layers(out, r'encoder\.layers'), out['encoder.layers.0.mlp.fc1.weight'].shape[0], words.shape[1]
-    else:
-        layers, act = _layers(t, r'transformer\.resblocks')-last, 'gelu'
-        if last: t = {k: v for k, v in t.items() if k != 'text_projection' and not k.startswith(f'transformer.resblocks.{layers}.')}
-        words, places, wide = t['token_embedding.weight'], t['positional_embedding'], t['transformer.resblocks.0.mlp.c_fc.weight'].shape[0]
-        width = words.shape[1]
-        model = type('Shape', (), dict(config=type('Shape', (), dict(hidden_size=width))))
-        out = convert_open_clip_checkpoint(model, {'x.'+k: v for k, v in t.items()}, prefix='x.')
-        pooled = t['text_projection'].shape[1] if 'text_projection' in t else width
-    return dict(vocab_size=words.shape[0], hidden_size=words.shape[1], max_position_embeddings=places.shape[0], num_hidden_layers=layers, intermediate_size=wide,
-                num_attention_heads=max(1, words.shape[1]//64), hidden_act=act, projection_dim=pooled), out
+    layers = _layers(t, r'transformer\.resblocks')-last
+    if last:
+        unused = ('text_projection', f'transformer.resblocks.{layers}.')
+        t = {k: v for k, v in t.items() if k != unused[0] and not k.startswith(unused[1])}
+    words, places = t['token_embedding.weight'], t['positional_embedding']
+    width = words.shape[1]
+    shape = type('Shape', (), dict(config=type('Shape', (), dict(hidden_size=width))))   # all that it reads of a model
+    out = convert_open_clip_checkpoint(shape, {'x.'+k: v for k, v in t.items()}, prefix='x.')
+    pooled = t['text_projection'].shape[1] if 'text_projection' in t else width
+    config = _text_config(words, places, layers, t['transformer.resblocks.0.mlp.c_fc.weight'].shape[0])
+    return config | dict(hidden_act='gelu', projection_dim=pooled), out
 
 # %% ../nbs/02_backbone.ipynb #ba24e644
 def said_prediction(path, tensors:dict)->str: # 'epsilon', 'v_prediction', or '' where nothing says
     "What a checkpoint's header, tensors or neighbour say it was trained for"
     from safetensors import safe_open
     with safe_open(path, 'pt') as f: meta = f.metadata() or {}
-    said = ' '.join(str(meta.get(k, '')) for k in ('modelspec.prediction_type', 'modelspec.architecture', 'ss_v_parameterization'))
-    if 'v_pred' in tensors or re.search(r'\bv\b|v_pred|-v\b|\bTrue\b', said): return 'v_prediction'
-    if 'epsilon' in said: return 'epsilon'
+    keys = ('modelspec.prediction_type', 'modelspec.architecture', 'ss_v_parameterization')
+    header = ' '.join(str(meta.get(k, '')) for k in keys)
+    if 'v_pred' in tensors or re.search(r'\bv\b|v_pred|-v\b|\bTrue\b', header): return 'v_prediction'
+    if 'epsilon' in header: return 'epsilon'
     for f in (Path(path).with_suffix('.yaml'), Path(path).with_suffix('.yml')):
-        if f.is_file() and f.stat().st_size < 1<<20: return 'v_prediction' if re.search(r'parameterization:\s*["\']?v', f.read_text(errors='replace')) else 'epsilon'
+        if not f.is_file() or f.stat().st_size >= 1<<20: continue
+        is_v = re.search(r'parameterization:\s*["\']?v', f.read_text(errors='replace'))
+        return 'v_prediction' if is_v else 'epsilon'
     return ''
 
+# %% ../nbs/02_backbone.ipynb #31fa3e9d
 @patch
 @torch.no_grad()
 def measured_prediction(self:Backbone)->str: # 'epsilon' or 'v_prediction'
     "What the UNet was trained to output, asked with pure noise at the last timestep"
-    z = torch.randn(1, self.latent_channels, 32, 32, generator=torch.Generator().manual_seed(0)).to(self.device, self.dtype)
-    c = self.text('').map(lambda a: a.to(self.dtype))
-    extra = dict(text_embeds=c.pooled, time_ids=c.time_ids) if self.is_xl else None
-    out = self.unet(z, torch.tensor([len(self.betas)-1], device=self.device), c.embeds, added_cond_kwargs=extra).sample
-    return 'epsilon' if torch.cosine_similarity(out.float().flatten(), z.float().flatten(), dim=0) > .5 else 'v_prediction'
+    z = torch.randn(1, self.latent_channels, 32, 32, generator=torch.Generator().manual_seed(0))
+    z = z.to(self.device, self.dtype)
+    last = torch.tensor([len(self.betas)-1], device=self.device)
+    out = self._unet_output(z, last, self.text('').map(lambda a: a.to(self.dtype)))
+    likeness = torch.cosine_similarity(out.float().flatten(), z.float().flatten(), dim=0)
+    return 'epsilon' if likeness > .5 else 'v_prediction'
 
-# %% ../nbs/02_backbone.ipynb #2fb3d0f9
 @patch
 def _ask_prediction(self:Backbone):
     "Take over what was measured; SD 2.x was trained for v at 768 pixels, for ε at 512"
     self.prediction_type = self.schedule['prediction_type'] = self.measured_prediction()
     if self.prediction_type == 'v_prediction': self.unet.register_to_config(sample_size=96)
 
+# %% ../nbs/02_backbone.ipynb #2fb3d0f9
 def read_single(path, # .safetensors in the names of the original code
                 tokenizer=None # see `tokenizer_pair`
                )->ModelFiles:
     "Stable Diffusion 1.x, 2.x or SDXL in one file"
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
     path = Path(path)
-    name, tensors = path.name, open_tensors([path])
-    family = single_family(tensors, name)
-    under = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    with explain_errors(f'{name} is no whole checkpoint of Stable Diffusion', 'download it again'):
-        texts = [single_text(under(p), family == 'sd2') for p in _TEXTS[family]]
-        pads = ['!' if 'model.' in p.split('embedders')[-1] and 'transformer' not in p else '<|endoftext|>' for p in _TEXTS[family]]
-        unet, vae = under(_UNET), under(_VAE)
-        configs = dict(unet=single_unet_config(unet, family, texts[-1][0]['projection_dim']), vae=single_vae_config(vae, family))
-        check_numbers(configs['unet'], len(unet), name)
-        moved = dict(unet=convert_ldm_unet_checkpoint({_UNET+k: v for k, v in unet.items()}, configs['unet']), vae=convert_ldm_vae_checkpoint({_VAE+k: v for k, v in vae.items()}, configs['vae']))
-    toks, files = tokenizer_pair(tokenizer or next((p for p in [path.parent/'tokenizer'] if p.is_dir()), None), pads, name)
+    tensors = open_tensors([path])
+    family = single_family(tensors, path.name)
+    with explain_errors(f'{path.name} is no whole checkpoint of Stable Diffusion', 'download it again'):
+        texts = [single_text(_under(tensors, p), family == 'sd2') for p in _TEXTS[family]]
+        configs, networks = _single_networks(tensors, family, texts[-1][0]['projection_dim'], path.name)
+    beside = path.parent/'tokenizer'
+    pads = [_pad_of(p) for p in _TEXTS[family]]
+    toks, files = tokenizer_pair(tokenizer or (beside if beside.is_dir() else None), pads, path.name)
     for part, tok, (config, out) in zip(PARTS[2:], toks, texts):
-        configs[part], moved[part] = config | dict(bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id), out
-    kind = said_prediction(path, tensors) or ('' if family == 'sd2' else 'epsilon')
-    if kind == 'v_prediction' and family == 'sd2': configs['unet']['sample_size'] = 96
-    scheduler = dict(_class_name='DDIMScheduler', num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', rescale_betas_zero_snr='ztsnr' in tensors, prediction_type=kind)
-    classes = dict(unet='UNet2DConditionModel', vae='AutoencoderKL', text_encoder='CLIPTextModel') | (dict(text_encoder_2='CLIPTextModelWithProjection') if family == 'xl' else {})
-    return ModelFiles(path.stem, classes, configs, moved, scheduler, toks, files | {'model': path}, family == 'xl')
+        ids = {k: getattr(tok, k) for k in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
+        configs[part], networks[part] = config | ids, out
+    scheduler = _single_scheduler(path, tensors, family)
+    if scheduler['prediction_type'] == 'v_prediction' and family == 'sd2': configs['unet']['sample_size'] = 96
+    classes = {p: _CLASSES[p][0] for p in configs}
+    return ModelFiles(path.stem, classes, configs, networks, scheduler, toks, files | {'model': path}, family == 'xl')
+
+# %% ../nbs/02_backbone.ipynb #6f552669
+def _under(tensors:dict, prefix:str)->dict: # without the prefix
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+def _single_networks(tensors:dict, family:str, pooled:int, name:str)->tuple: # configs, tensors: of unet and vae
+    "UNet and autoencoder of a single file, in the names of diffusers"
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+    unet, vae = _under(tensors, _UNET), _under(tensors, _VAE)
+    configs = dict(unet=single_unet_config(unet, family, pooled), vae=single_vae_config(vae, family))
+    check_numbers(configs['unet'], len(unet), name)
+    unet = convert_ldm_unet_checkpoint({_UNET+k: v for k, v in unet.items()}, configs['unet'])
+    vae = convert_ldm_vae_checkpoint({_VAE+k: v for k, v in vae.items()}, configs['vae'])
+    return configs, dict(unet=unet, vae=vae)
+
+def _pad_of(prefix:str)->str: # of a text encoder in a single file
+    "OpenCLIP's code fills up with the token 0"
+    is_open_clip = 'model.' in prefix.split('embedders')[-1] and 'transformer' not in prefix
+    return '!' if is_open_clip else '<|endoftext|>'
+
+def _single_scheduler(path, tensors:dict, family:str)->dict:
+    prediction = said_prediction(path, tensors) or ('' if family == 'sd2' else 'epsilon')
+    return dict(_class_name='DDIMScheduler', num_train_timesteps=1000, beta_start=.00085, beta_end=.012,
+                beta_schedule='scaled_linear', rescale_betas_zero_snr='ztsnr' in tensors, prediction_type=prediction)
 
 # %% ../nbs/02_backbone.ipynb #af765e96
 HUB_SECONDS, STALL_SECONDS = 20, 120   # for an answer; without a new byte, while weights come
@@ -1059,24 +1474,35 @@ def in_time(job, # callable
            ):
     "What `job()` gives; given up when nothing moves for so long"
     import time
-    box, seen, since = [], progress(), time.monotonic()
+    seen, since = progress(), time.monotonic()
+    box, thread = _in_thread(job)
+    while not box:
+        thread.join(.1)
+        now = progress()
+        if now != seen: seen, since = now, time.monotonic()
+        if not box and time.monotonic()-since > seconds:
+            raise TimeoutError(f'{what} gave no answer in {seconds:g} s')
+    result, error = box[0]
+    if error: raise error
+    return result
+
+# %% ../nbs/02_backbone.ipynb #d9e7a54a
+def _in_thread(job)->tuple: # list that gets (result, error) at the end, thread
+    box = []
     def work():
         try: box.append((job(), None))
         except BaseException as e: box.append((None, e))
     thread = threading.Thread(target=work, daemon=True)   # a thread that hangs must not keep Python from ending
     thread.start()
-    while not box:
-        thread.join(.1)
-        if (now := progress()) != seen: seen, since = now, time.monotonic()
-        if not box and time.monotonic()-since > seconds: raise TimeoutError(f'{what} gave no answer in {seconds:g} s')
-    result, error = box[0]
-    if error: raise error
-    return result
+    return box, thread
 
 # %% ../nbs/02_backbone.ipynb #e0290ace
 def hub_names(repo:str, revision:str)->tuple: # commit, names of all files
+    "What the hub has under a name"
     from huggingface_hub import HfApi
-    info = in_time(lambda: HfApi().model_info(repo, revision=revision, timeout=2*HUB_SECONDS), HUB_SECONDS, 'the hub')   # twice: ends what nobody waits for
+    def ask(): # twice the time: ends what nobody waits for
+        return HfApi().model_info(repo, revision=revision, timeout=2*HUB_SECONDS)
+    info = in_time(ask, HUB_SECONDS, 'the hub')
     return info.sha, [s.rfilename for s in info.siblings]
 
 def hub_fetch(repo:str, commit:str, names:list)->Path:
@@ -1087,14 +1513,18 @@ def hub_fetch(repo:str, commit:str, names:list)->Path:
         try: return sum(f.stat().st_size for f in cache.iterdir())
         except OSError: return 0
     escaped = [re.sub(r'([*?[])', r'[\1]', n) for n in names]
-    return Path(in_time(lambda: snapshot_download(repo, revision=commit, allow_patterns=escaped), STALL_SECONDS, 'the hub', size))
+    def download(): return snapshot_download(repo, revision=commit, allow_patterns=escaped)
+    return Path(in_time(download, STALL_SECONDS, 'the hub', size))
 
+# %% ../nbs/02_backbone.ipynb #70d7e161
 def _from_hub(repo:str, revision:str, get # get(commit, names of all files) -> folder
              )->tuple: # folder in the cache, commit
     "What `get` fetches; where the hub gives nothing, the copy that is here"
     from huggingface_hub import constants, utils
     utils.logging.set_verbosity_error()
-    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo): raise StylekitError(f'no folder or file {repo!r} here, and it is no hub id like "org/model": check the spelling')
+    if not re.fullmatch(r'[\w.-]+/[\w.-]+', repo):
+        raise StylekitError(f'no folder or file {repo!r} here, and it is no hub id like "org/model": '
+                            'check the spelling')
     try:
         if constants.HF_HUB_OFFLINE: raise ConnectionError('HF_HUB_OFFLINE is set')
         commit, names = hub_names(repo, revision)
@@ -1102,6 +1532,22 @@ def _from_hub(repo:str, revision:str, get # get(commit, names of all files) -> f
     except StylekitError: raise
     except Exception as e: return _cached_folder(repo, revision, e)
 
+# %% ../nbs/02_backbone.ipynb #444909ec
+def _cached_folder(repo:str, revision:str, error:Exception)->tuple: # as `hub_folder`
+    "The copy of a model that is here, where the hub gives none"
+    from huggingface_hub import snapshot_download
+    name = type(error).__name__
+    try: folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except Exception as missing:
+        why = str(error).strip().split('\n')[0][:120] or name
+        raise StylekitError(f'no folder {repo!r} here, and the hub gave no such model ({name}: {why}): check the name, '
+                            'the revision and the network, or download the model folder first') from error
+    if not isinstance(error, ConnectionError):
+        warnings.warn(f'the hub did not give {repo} ({name}); the copy that is here is used ({folder.name[:12]})',
+                      stacklevel=5)
+    return folder, folder.name
+
+# %% ../nbs/02_backbone.ipynb #2f135f27
 def hub_copy(repo:str, # 'org/model'
              wanted, # wanted(names of all files) -> names of those that are needed
              revision:str=None # branch, tag or commit
@@ -1109,56 +1555,66 @@ def hub_copy(repo:str, # 'org/model'
     "Files of the hub on this machine; what is missing is fetched"
     return _from_hub(repo, revision, lambda commit, names: hub_fetch(repo, commit, wanted(names)))
 
+# %% ../nbs/02_backbone.ipynb #c2e5343e
 def hub_folder(repo:str, # 'org/model'
                revision:str=None # branch, tag or commit
               )->tuple: # folder in the cache, commit
     "A diffusion model of the hub on this machine: its index says which files are needed"
     def get(commit, names):
-        small = [n for n in names if n == 'model_index.json' or n.split('/')[0].startswith(('tokenizer', 'scheduler', *PARTS)) and Path(n).suffix in ('.json', '.txt')]
+        small = [n for n in names if _describes(n)]
         folder = hub_fetch(repo, commit, small)
-        parts = [p for p in PARTS if p in part_classes(read_config(_in(folder, 'model_index.json')), repo)]
-        found = [weight_names(names, p) for p in parts]
-        shards = [f'{Path(n).parent.as_posix()}/{s}' for n in found if n.endswith('.json') for s in shard_names(_in(folder, n))]
-        return hub_fetch(repo, commit, small+[n for n in found if n.endswith('.safetensors')]+shards)
+        classes = part_classes(read_config(_in(folder, 'model_index.json')), repo)
+        found = [weight_names(names, p) for p in PARTS if p in classes]
+        weights = [n for n in found if n.endswith('.safetensors')]
+        indices = [n for n in found if n.endswith('.json')]
+        shards = [f'{Path(n).parent.as_posix()}/{s}' for n in indices for s in shard_names(_in(folder, n))]
+        return hub_fetch(repo, commit, small+weights+shards)
     return _from_hub(repo, revision, get)
 
-def _cached_folder(repo:str, revision:str, error:Exception)->tuple: # as `hub_folder`
-    "The copy of a model that is here, where the hub gives none"
-    from huggingface_hub import snapshot_download
-    try: folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except Exception as missing:
-        why = str(error).strip().split('\n')[0][:120] or type(error).__name__
-        raise StylekitError(f'no folder {repo!r} here, and the hub gave no such model ({type(error).__name__}: {why}): check the name, the revision and the network, or download the model folder first') from error
-    if not isinstance(error, ConnectionError): warnings.warn(f'the hub did not give {repo} ({type(error).__name__}); the copy that is here is used ({folder.name[:12]})', stacklevel=5)
-    return folder, folder.name
+def _describes(name:str)->bool: # a file of a model on the hub
+    "Is it the index, or a small file of a part that is read?"
+    read = ('tokenizer', 'scheduler', *PARTS)
+    return name == 'model_index.json' or name.split('/')[0].startswith(read) and Path(name).suffix in ('.json', '.txt')
 
 # %% ../nbs/02_backbone.ipynb #7ae1e798
 def find_model(name, # folder, file, hub id, or None for the embedded model
-               revision:str=None, tokenizer=None # see `load_backbone`
+               revision:str=None, # of a hub id
+               tokenizer=None # see `load_backbone`
               )->tuple: # ModelFiles, source, commit or None
     "What a name means"
     if name in (None, 'mini'): return read_folder(asset('mini'), tokenizer), 'mini', None
     with explain_errors(f'{str(name)[:80]!r} is no folder, file or hub id'):
         path = Path(name).expanduser()
         folder, file = path.is_dir(), path.is_file()
-    if path.suffix.lower() in PICKLES and (file or path.suffix.lower() != '.pt' or not folder):
-        raise StylekitError(f'{path.name}: pickled weights can run code and are refused; convert the model to a diffusers folder with safetensors')
-    if revision is not None and (folder or file): raise StylekitError(f'{path.name} is on this machine and has no revision: leave revision out')
-    if file and path.suffix.lower() != '.safetensors': raise StylekitError(f'{path.name} is a file; a backbone is a folder with model_index.json, a .safetensors checkpoint, or a hub id like "org/model"')
-    source = public_path(name) if folder or file else str(name)
-    if file: return read_single(path, tokenizer), source, None
+    _check_local(path, folder, file, revision)
+    if file: return read_single(path, tokenizer), public_path(name), None
     if folder:
         check_model_folder(path)
-        return read_folder(path.resolve() if path.name in ('', '..') else path, tokenizer), source, None   # a link keeps its name
+        resolved = path.resolve() if path.name in ('', '..') else path   # a link keeps its name
+        return read_folder(resolved, tokenizer), public_path(name), None
     home, commit = hub_folder(str(name), revision)
     m = read_folder(home, tokenizer)
     object.__setattr__(m, 'name', str(name).split('/')[-1])
-    return m, source, commit
+    return m, str(name), commit
+
+# %% ../nbs/02_backbone.ipynb #75f80448
+def _check_local(path:Path, folder:bool, file:bool, revision:str):
+    "Refuse pickles, files that are no checkpoints, and a revision of what is here"
+    suffix = path.suffix.lower()
+    if suffix in PICKLES and (file or suffix != '.pt' or not folder):
+        raise StylekitError(f'{path.name}: pickled weights can run code and are refused; '
+                            'convert the model to a diffusers folder with safetensors')
+    if revision is not None and (folder or file):
+        raise StylekitError(f'{path.name} is on this machine and has no revision: leave revision out')
+    if file and suffix != '.safetensors':
+        raise StylekitError(f'{path.name} is a file; a backbone is a folder with model_index.json, '
+                            'a .safetensors checkpoint, or a hub id like "org/model"')
 
 def public_path(path)->str:
     "A path as it may stand in a record: below the current folder as it is, else only its last part"
     p = Path(path)
-    return p.name or p.resolve().name if p.is_absolute() or '..' in p.parts or str(p).startswith('~') or not p.name else p.as_posix()
+    is_private = p.is_absolute() or '..' in p.parts or str(p).startswith('~') or not p.name
+    return p.name or p.resolve().name if is_private else p.as_posix()
 
 # %% ../nbs/02_backbone.ipynb #e1181c0c
 @patch
@@ -1166,42 +1622,68 @@ def public_path(path)->str:
 def try_out(self:Backbone)->'Backbone':
     "Itself, if a small picture goes through every part and comes back as one"
     side = max(self.multiple, 32)
-    with explain_errors(f'{self.name} was loaded, but does not work', 'its configs are damaged or not of this model: download it again'):
-        z, c = self.encode(torch.full((1, 3, side, side), .5, device=self.device)), self.text('a')
-        want = (1, self.latent_channels, side//self.factor, side//self.factor)
-        if z.shape != want: raise StylekitError(f'{self.name}: its VAE gives latents of shape {tuple(z.shape)}, not {want}: its configs are damaged')
-        eps, x = self.predict(z, torch.tensor([len(self.betas)//2], device=self.device), c), self.decode(z)
-        for what, a, shape in (('latents', z, want), ('text states', c.embeds, c.embeds.shape), ('prediction', eps, want), ('picture', x, (1, 3, side, side))):
-            if a.shape != shape: raise StylekitError(f'{self.name}: its {what} has shape {tuple(a.shape)}, not {tuple(shape)}: its configs are damaged')
-            check_finite(a, f'{what} of {self.name}')
+    want = (1, self.latent_channels, side//self.factor, side//self.factor)
+    broken = f'{self.name} was loaded, but does not work'
+    with explain_errors(broken, 'its configs are damaged or not of this model: download it again'):
+        z = self.encode(torch.full((1, 3, side, side), .5, device=self.device))
+        c = self.text('a')
+        if z.shape != want:
+            raise StylekitError(f'{self.name}: its VAE gives latents of shape {tuple(z.shape)}, not {want}: '
+                                'its configs are damaged')
+        eps = self.predict(z, torch.tensor([len(self.betas)//2], device=self.device), c)
+        self._check_output('latents', z, want)
+        self._check_output('text states', c.embeds, c.embeds.shape)
+        self._check_output('prediction', eps, want)
+        self._check_output('picture', self.decode(z), (1, 3, side, side))
     return self
 
+# %% ../nbs/02_backbone.ipynb #fcedb039
+@patch
+def _check_output(self:Backbone, what:str, a:torch.Tensor, shape):
+    if a.shape != shape:
+        raise StylekitError(f'{self.name}: its {what} has shape {tuple(a.shape)}, not {tuple(shape)}: '
+                            'its configs are damaged')
+    check_finite(a, f'{what} of {self.name}')
+
 # %% ../nbs/02_backbone.ipynb #4da41089
-def load_backbone(name=None, # folder, .safetensors checkpoint, hub id, or None for the embedded model; a Backbone is returned as it is
+def load_backbone(name=None, # folder, .safetensors checkpoint, hub id, None: the embedded model; a Backbone stays
                   device:str=None, # default: a GPU if there is one
                   dtype=None, # UNet and text encoder; default bf16 or fp16 on a GPU, float32 on a CPU
-                  low_memory:bool=False, # slower: autoencoder and text encoders wait in main memory, pictures are decoded one by one, and what a backward pass needs is computed again
+                  low_memory:bool=False, # slower: parts wait in main memory, pictures come singly, gradients cost time
                   revision:str=None, # of a hub id: branch, tag or commit
-                  tokenizer=None # folder of a tokenizer or of a model, or CLIP's table of merges; default the model's own
+                  tokenizer=None # folder of a tokenizer or model, or CLIP's table of merges; default the model's own
                  )->Backbone:
     "Load a frozen diffusion model: SD 1.x, SD 2.x, SDXL, or the embedded one"
-    if isinstance(name, Backbone):
-        if device and torch.device(pick_device(device)).type != name.device.type:
-            raise StylekitError(f'this backbone is on {name.device}, not on {device}: load it there')
-        return name
+    if isinstance(name, Backbone): return _on_device(name, device)
     device = pick_device(device)
     dtype = pick_dtype(device, dtype)
     _quiet()
     m, source, commit = find_model(name, revision, tokenizer)
-    said = m.check().scheduler.get('prediction_type')
-    schedule = noise_schedule(m.scheduler | (dict(prediction_type='epsilon') if said == '' else {}), f'scheduler/ of {m.name}')
-    alpha_bars(schedule, f'scheduler/ of {m.name}')
-    kinds = {p: torch.float32 if p == 'vae' else dtype for p in m.parts}   # SDXL's VAE overflows in fp16, and it is called rarely
-    unet, vae, *texts = [build_part(p, m.classes[p], m.configs[p], m.tensors[p], m.name, kinds[p], device) for p in m.parts]
+    schedule = _checked_schedule(m.check())
+    unet, vae, *texts = _build_parts(m, dtype, device)
     vae.to(memory_format=torch.channels_last)  # convolutions at full size: several times as fast on a CPU
-    b = Backbone(unet, vae, texts, m.tokenizers, schedule, m.name, m.zero_empty, m.files, m.configs, low_memory, source, commit)
-    if said == '': b._ask_prediction()
+    b = Backbone(unet, vae, texts, m.tokenizers, schedule, m.name, m.zero_empty, m.files, m.configs, low_memory,
+                 source, commit)
+    if m.scheduler.get('prediction_type') == '': b._ask_prediction()
     return b.try_out()
+
+# %% ../nbs/02_backbone.ipynb #c3c8f48f
+def _on_device(backbone:Backbone, device:str)->Backbone:
+    if device and torch.device(pick_device(device)).type != backbone.device.type:
+        raise StylekitError(f'this backbone is on {backbone.device}, not on {device}: load it there')
+    return backbone
+
+def _checked_schedule(m:ModelFiles)->dict: # of `noise_schedule`
+    "Its schedule; a prediction type that nothing says is measured later"
+    what = f'scheduler/ of {m.name}'
+    unknown = m.scheduler.get('prediction_type') == ''
+    schedule = noise_schedule(m.scheduler | (dict(prediction_type='epsilon') if unknown else {}), what)
+    alpha_bars(schedule, what)
+    return schedule
+
+def _build_parts(m:ModelFiles, dtype, device:str)->list: # networks, in the order of `PARTS`
+    dtypes = dict.fromkeys(m.parts, dtype) | dict(vae=torch.float32)   # SDXL's overflows in fp16; it is called rarely
+    return [build_part(p, m.classes[p], m.configs[p], m.tensors[p], m.name, dtypes[p], device) for p in m.parts]
 
 def _quiet():
     "No progress bars and hints of other libraries: stderr is for what went wrong"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AXES', 'KINDS', 'LARGEST', 'WHOLE', 'MOST_JSON', 'BASES', 'FAMILIES', 'OTHERS', 'Pair', 'mixed', 'loha', 'lokr',
            'check_slots', 'to_pair', 'check_product', 'to_offsets', 'split_key', 'gather', 'sgm_names', 'layer_shapes',
-           'parameter_shapes', 'kohya_name', 'layer_index', 'find_layer', 'json_object', 'alpha_sources',
+           'parameter_shapes', 'kohya_name', 'find_layer', 'layer_index', 'json_object', 'alpha_sources',
            'config_alpha', 'LoraFile', 'read_lora', 'other_family', 'what_it_is']
 
 # %% ../nbs/03b_formats.ipynb #2b3d6d65
@@ -22,26 +22,36 @@ class Pair(NamedTuple):
     down: torch.Tensor              # (r, in), or (r, in, k, k) for a convolution
     up: torch.Tensor                # (out, r), or (out, r, 1, 1)
     magnitude: torch.Tensor = None  # (out,): the length DoRA gives each row of W + up·down (arXiv 2402.09353)
+
     @property
-    def rank(self)->int: return len(self.down)
+    def rank(self)->int:
+        "Of the product of its factors"
+        return len(self.down)
     @property
-    def shape(self)->tuple: return (len(self.up), *self.down.shape[1:])   # of the layer's weight
+    def shape(self)->tuple:
+        "Of the layer's weight"
+        return (len(self.up), *self.down.shape[1:])
     @property
     def delta(self)->torch.Tensor: # like the layer's weight
         "The update as one tensor"
         return (self.up.flatten(1) @ self.down.flatten(1)).view(self.shape)
-    def scaled(self, s:float)->'Pair': return self._replace(up=self.up*s)
+    def scaled(self, s:float)->'Pair':
+        "`s` times the update"
+        return self._replace(up=self.up*s)
 
+# %% ../nbs/03b_formats.ipynb #7cd609a0
 def mixed(pairs:list)->Pair:
     "The sum of several updates of one layer, as one of a higher rank"
     if len(pairs)==1: return pairs[0]
-    if any(p.magnitude is not None for p in pairs): raise StylekitError('a DoRA sets the length of the weights, so it cannot be mixed: use it alone')
+    if any(p.magnitude is not None for p in pairs):
+        raise StylekitError('a DoRA sets the length of the weights, so it cannot be mixed: use it alone')
     return Pair(torch.cat([p.down for p in pairs]), torch.cat([p.up for p in pairs], 1))
 
 # %% ../nbs/03b_formats.ipynb #672112d4
 def _full(delta): # (out, in[, k, k]) -> the cheaper of I·Δ and Δ·I
     flat = delta.flatten(1)
-    down, up = (flat, torch.eye(len(flat))) if len(flat) <= flat.shape[1] else (torch.eye(flat.shape[1]), flat)
+    rows, columns = flat.shape
+    down, up = (flat, torch.eye(rows)) if rows <= columns else (torch.eye(columns), flat)
     return _conv(down, up, delta.shape[2:])
 
 def _conv(down, up, kernel): # (r, in·k·k), (out, r) -> as convolutions where there is a kernel
@@ -55,6 +65,7 @@ def loha(a1, b1, a2, b2, # (out, r), (r, in·k·k), twice
     if a1.shape[1]*a2.shape[1] >= min(out, n): return _full(((a1@b1)*(a2@b2)).view(out, -1, *kernel))
     return _conv((b1[:, None]*b2[None]).flatten(0, 1), (a1[:, :, None]*a2[:, None]).flatten(1), kernel)
 
+# %% ../nbs/03b_formats.ipynb #9a0f2b2e
 def lokr(w1, # (p, q)
          w2, # (c, d) or (c, d, k, k); or its two factors, (c, r) and (r, d·k·k)
          kernel:tuple=()
@@ -62,14 +73,17 @@ def lokr(w1, # (p, q)
     "w1 ⊗ w2 as one product"
     if torch.is_tensor(w2): return _full(torch.kron(w1.view(*w1.shape, *[1]*(w2.ndim-2)), w2))
     a, b = w2
-    p, q, c, r = *w1.shape, *a.shape
+    (p, q), (c, r) = w1.shape, a.shape
     if kernel or q*r >= min(p*c, q*b.shape[1]): return lokr(w1, (a@b).view(c, -1, *kernel))
     return Pair(torch.kron(torch.eye(q), b), torch.kron(w1, a))
 
 # %% ../nbs/03b_formats.ipynb #df17bf46
-_MATRIX = dict.fromkeys('hada_w1_a hada_w1_b hada_w2_a hada_w2_b lokr_w1 lokr_w1_a lokr_w1_b lokr_w2_a lokr_w2_b'.split(), (2,))
-AXES = _MATRIX | dict(down=(2, 4), up=(2, 4), mid=(4,), hada_t1=(4,), hada_t2=(4,), lokr_w2=(2, 4), lokr_t2=(4,),
-                      diff=(1, 2, 4), diff_b=(1,), w_norm=(1,), b_norm=(1,), up_bias=(1,))   # role -> how many axes its tensor may have
+_MATRICES = ('hada_w1_a', 'hada_w1_b', 'hada_w2_a', 'hada_w2_b', 'lokr_w1', 'lokr_w1_a', 'lokr_w1_b', 'lokr_w2_a',
+             'lokr_w2_b')
+# role -> how many axes its tensor may have
+AXES = dict.fromkeys(_MATRICES, (2,)) | dict(
+    down=(2, 4), up=(2, 4), mid=(4,), hada_t1=(4,), hada_t2=(4,), lokr_w2=(2, 4), lokr_t2=(4,),
+    diff=(1, 2, 4), diff_b=(1,), w_norm=(1,), b_norm=(1,), up_bias=(1,))
 
 def check_slots(slots:dict # role -> tensor, of one layer
                ):
@@ -80,13 +94,14 @@ def check_slots(slots:dict # role -> tensor, of one layer
             continue
         if not v.is_floating_point(): raise ValueError(f'its {role} holds {str(v.dtype)[6:]} values, not floats')
         if 0 in v.shape: raise ValueError(f'its {role} is empty (rank 0)')
-        if v.ndim not in AXES.get(role, (v.ndim,)):
-            raise ValueError(f'its {role} has {v.ndim} axes instead of {" or ".join(map(str, AXES[role]))}')
-
-def _same(what, shape, *sizes): # sizes: (found, wanted)
-    if any(a!=b for a,b in sizes): raise ValueError(f'its {what} make another size, the layer is {tuple(shape)}')
+        axes = AXES.get(role, (v.ndim,))
+        if v.ndim not in axes:
+            raise ValueError(f'its {role} has {v.ndim} axes instead of {" or ".join(map(str, axes))}')
 
 # %% ../nbs/03b_formats.ipynb #8d1c0001
+def _same(what, shape, *sizes): # sizes: (found, wanted)
+    if any(a!=b for a, b in sizes): raise ValueError(f'its {what} make another size, the layer is {tuple(shape)}')
+
 def _tucker(t, a, b, shape): # core (r, s, k, k), (r, out), (s, in) -> (out, in, k, k)
     made = a.shape[1], b.shape[1], *t.shape[2:]
     _same('factors', shape, (len(t), len(a)), (t.shape[1], len(b)), (made, tuple(shape)))
@@ -103,6 +118,7 @@ def _lora(s, k, shape):
     if down.ndim==4: up = up.view(*up.shape, 1, 1)
     return Pair(down, up).scaled(k(rank))
 
+# %% ../nbs/03b_formats.ipynb #4548d39b
 def _loha(s, k, shape):
     a1, b1, a2, b2 = [s[f'hada_w{n}'] for n in ('1_a', '1_b', '2_a', '2_b')]
     if 'hada_t1' in s:
@@ -115,8 +131,9 @@ def _loha(s, k, shape):
 # %% ../nbs/03b_formats.ipynb #8d1c0002
 def _size(s, name): # of a factor of LoKr, (rows, values per row), whole or itself a product
     if name in s: return len(s[name]), s[name][0].numel()
-    a, b, t = s[f'{name}_a'], s[f'{name}_b'], s.get(f'lokr_t{name[-1]}')
-    return (len(a), b[0].numel()) if t is None else (a.shape[1], b.shape[1]*t[0, 0].numel())
+    a, b = s[f'{name}_a'], s[f'{name}_b']
+    core = s.get(f'lokr_t{name[-1]}')
+    return (len(a), b[0].numel()) if core is None else (a.shape[1], b.shape[1]*core[0, 0].numel())
 
 def _lokr(s, k, shape):
     (p, q), (c, d) = _size(s, 'lokr_w1'), _size(s, 'lokr_w2')
@@ -135,23 +152,33 @@ def to_pair(slots:dict, # role -> tensor, as `gather` finds them
             shape:tuple # of the layer's weight
            )->Pair:
     "One layer's tensors, whatever the format, as an update of that layer; ValueError where they do not fit"
-    check_slots({r: v for r,v in slots.items() if torch.is_tensor(v)})
-    s = {k: v.float() if torch.is_tensor(v) else v for k,v in slots.items()}
+    check_slots({r: v for r, v in slots.items() if torch.is_tensor(v)})
+    s = {r: v.float() if torch.is_tensor(v) else v for r, v in slots.items()}
     alpha, extra = float(s['alpha']) if 'alpha' in s else None, float(s.get('scalar', 1.))
-    make = next((f for has,f in KINDS.values() if any(k.startswith(has) and k!='up_bias' for k in s)), None)
-    if make is None: raise ValueError('half of it is missing')
-    try: pair = make(s | dict(kernel=tuple(shape[2:])), lambda r: extra if alpha is None else extra*alpha/r, shape)
-    except (KeyError, RuntimeError, IndexError) as e: raise ValueError(f'half of it is missing or misshapen ({str(e)[:60]})') from e
-    if pair.shape != tuple(shape):
-        flat = pair.shape[:2]==tuple(shape[:2]) and math.prod(pair.shape)==math.prod(shape)
-        if not flat: raise ValueError(f'it updates {tuple(pair.shape)}, the layer is {tuple(shape)}')
-        pair = _conv(pair.down.flatten(1), pair.up.flatten(1), tuple(shape[2:]))   # a 1×1 convolution written as a matrix, or the other way
+    def strength(rank): return extra if alpha is None else extra*alpha/rank
+    pair = _shaped(_multiply_out(s, strength, shape), tuple(shape))
     return pair._replace(magnitude=_magnitude(s, shape[0]))
+
+# %% ../nbs/03b_formats.ipynb #870c2002
+def _multiply_out(s, strength, shape)->Pair:
+    make = next((f for has, f in KINDS.values() if any(r.startswith(has) and r!='up_bias' for r in s)), None)
+    if make is None: raise ValueError('half of it is missing')
+    try: return make(s | dict(kernel=tuple(shape[2:])), strength, shape)
+    except (KeyError, RuntimeError, IndexError) as e:
+        raise ValueError(f'half of it is missing or misshapen ({str(e)[:60]})') from e
+
+def _shaped(pair, shape)->Pair:
+    "An update like the layer's weight: a 1×1 convolution may be written as a matrix, or the other way"
+    if pair.shape == shape: return pair
+    if pair.shape[:2]!=shape[:2] or math.prod(pair.shape)!=math.prod(shape):
+        raise ValueError(f'it updates {tuple(pair.shape)}, the layer is {shape}')
+    return _conv(pair.down.flatten(1), pair.up.flatten(1), shape[2:])
 
 def _magnitude(s, out):
     m = s.get('magnitude', s.get('dora_scale'))
     if m is None: return None
-    if m.numel()!=out or ('dora_scale' in s and m.ndim > 1 and m.shape[0]!=out): raise ValueError('its DoRA sets the length of columns, not of rows, which PEFT cannot')
+    if m.numel()!=out or ('dora_scale' in s and m.ndim > 1 and m.shape[0]!=out):
+        raise ValueError('its DoRA sets the length of columns, not of rows, which PEFT cannot')
     return m.flatten()
 
 # %% ../nbs/03b_formats.ipynb #8d1c0003
@@ -162,8 +189,8 @@ def check_product(pair:Pair, # one layer's update
                  ):
     "ValueError if factors that are finite make an update that is not"
     room = largest/16   # a strength may still multiply it
-    bound = pair.rank*float(pair.up.abs().max())*float(pair.down.abs().max())   # in double precision
-    if max(bound, float(pair.up.abs().max()), float(pair.down.abs().max())) < room: return
+    up, down = float(pair.up.abs().max()), float(pair.down.abs().max())
+    if max(pair.rank*up*down, up, down) < room: return   # in double precision
     if not all(t.abs().max() < room for t in (pair.down, pair.up, pair.delta)):
         raise ValueError('the product of its factors is not finite (NaN or infinite) in this model\'s numbers')
 
@@ -189,8 +216,8 @@ def to_offsets(slots:dict, # role -> tensor, of one layer
 
 # %% ../nbs/03b_formats.ipynb #ceee820c
 _LORA = r'[._](?:lora_linear_layer|lora)[._](?P<lora>A|B|down|up|mid|alpha)'
-_OTHER = (r'\.(?P<other>(?:lora_)?magnitude(?:_vector)?|lora_dora_scale|dora_scale|alpha|scalar|diff|diff_b|w_norm|b_norm'
-          r'|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)')
+_OTHER = (r'\.(?P<other>(?:lora_)?magnitude(?:_vector)?|lora_dora_scale|dora_scale|alpha|scalar'
+          r'|diff|diff_b|w_norm|b_norm|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)')
 _KEY = re.compile(rf'^(?P<layer>.+?)(?:{_LORA}|{_OTHER})(?:\.(?P<name>[^.]+?))??(?:\.(?P<leaf>weight|bias))?$')
 _MAGNITUDES = ('magnitude', 'lora_magnitude', 'magnitude_vector', 'lora_magnitude_vector')
 _ROLE = dict(A='down', B='up', lora_dora_scale='dora_scale') | dict.fromkeys(_MAGNITUDES, 'magnitude')
@@ -205,12 +232,16 @@ def split_key(key:str)->tuple: # (layer, role, adapter's name or ''), or three t
         role = 'up_bias'
     return m['layer'].replace('.processor', ''), role, m['name'] or ''
 
+# %% ../nbs/03b_formats.ipynb #af0b124f
 def gather(state:dict)->tuple: # layer -> {role: tensor}; keys of no known role
     "A state dict, layer by layer"
-    layers, rest, names, twice = {}, [], set(), ''
-    for k,v in state.items():
+    layers, rest = {}, []
+    names, twice = set(), ''
+    for k, v in state.items():
         layer, role, name = split_key(k)
-        if layer is None: rest.append(k); continue
+        if layer is None:
+            rest.append(k)
+            continue
         names.add(name)
         if role in layers.setdefault(layer, {}): twice = k
         layers[layer][role] = v
@@ -221,24 +252,29 @@ def gather(state:dict)->tuple: # layer -> {role: tensor}; keys of no known role
     return layers, rest
 
 # %% ../nbs/03b_formats.ipynb #072db773
-_RESNET = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3', 'time_emb_proj': 'emb_layers.1', 'conv_shortcut': 'skip_connection'}
-_TOP = {'conv_in': 'input_blocks.0.0', 'conv_norm_out': 'out.0', 'conv_out': 'out.2', 'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2',
+_RESNET = {'norm1': 'in_layers.0', 'conv1': 'in_layers.2', 'norm2': 'out_layers.0', 'conv2': 'out_layers.3',
+           'time_emb_proj': 'emb_layers.1', 'conv_shortcut': 'skip_connection'}
+_TOP = {'conv_in': 'input_blocks.0.0', 'conv_norm_out': 'out.0', 'conv_out': 'out.2',
+        'time_embedding.linear_1': 'time_embed.0', 'time_embedding.linear_2': 'time_embed.2',
         'add_embedding.linear_1': 'label_emb.0.0', 'add_embedding.linear_2': 'label_emb.0.2'}
 
 def sgm_names(layers:list # of diffusers' UNet, as 'down_blocks.1.attentions.0.proj_in'
              )->dict: # layer -> name
     "A UNet's layers in Stability's code, which kohya uses for SDXL"
-    n = len({m[1] for l in layers if (m := re.match(r'down_blocks\.0\.resnets\.(\d)', l))})   # layers per block
-    attended = {m[1] for l in layers if (m := re.match(r'up_blocks\.(\d)\.attentions', l))}    # there the upsampler stands third
+    def numbers(pattern): return {m[1] for m in (re.match(pattern, l) for l in layers) if m}
+    n = len(numbers(r'down_blocks\.0\.resnets\.(\d)'))   # layers per block
+    attended = numbers(r'up_blocks\.(\d)\.attentions')   # there the upsampler stands third
     return {l: _sgm(l, n, attended) for l in layers}
 
+# %% ../nbs/03b_formats.ipynb #d115ff8e
 def _sgm(layer, n, attended):
     if layer in _TOP: return _TOP[layer]
     if m := re.match(r'mid_block\.(resnets|attentions)\.(\d)\.(.+)', layer):
         return f'middle_block.{2*int(m[2]) if m[1]=="resnets" else 1}.{_RESNET.get(m[3], m[3])}'
     m = re.match(r'(down|up)_blocks\.(\d)\.(resnets|attentions|downsamplers|upsamplers)\.(\d)\.(.+)', layer)
     if not m: return layer
-    i, j, rest = int(m[2]), int(m[4]), _RESNET.get(m[5], m[5])
+    i, j = int(m[2]), int(m[4])
+    rest = _RESNET.get(m[5], m[5])
     if m[3]=='downsamplers': return f'input_blocks.{(i+1)*(n+1)}.0.op'
     if m[3]=='upsamplers': return f'output_blocks.{i*(n+1)+n}.{1+(m[2] in attended)}.conv'
     place = f'input_blocks.{1+i*(n+1)+j}' if m[1]=='down' else f'output_blocks.{i*(n+1)+j}'
@@ -247,7 +283,7 @@ def _sgm(layer, n, attended):
 # %% ../nbs/03b_formats.ipynb #897f5c23
 def layer_shapes(model)->dict: # name -> shape of the weight
     "The layers a LoRA can change: linear maps and convolutions, whether or not an adapter sits on them"
-    return {n.removesuffix('.base_layer'): tuple(m.weight.shape) for n,m in model.named_modules()
+    return {n.removesuffix('.base_layer'): tuple(m.weight.shape) for n, m in model.named_modules()
             if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d)) and '.lora_' not in n}
 
 def parameter_shapes(model)->dict: # layer -> {'weight': shape, 'bias': shape}
@@ -255,55 +291,60 @@ def parameter_shapes(model)->dict: # layer -> {'weight': shape, 'bias': shape}
     out = {}
     for n, m in model.named_modules():
         if '.lora_' in n: continue
-        own = {k: tuple(p.shape) for k,p in m.named_parameters(recurse=False) if k in ('weight', 'bias')}
+        own = {k: tuple(p.shape) for k, p in m.named_parameters(recurse=False) if k in ('weight', 'bias')}
         if own: out[n.removesuffix('.base_layer')] = own
     return out
 
+# %% ../nbs/03b_formats.ipynb #f9a4916c
 def kohya_name(part:str, # 'unet', 'text_encoder' or 'text_encoder_2'
                layer:str, # its name in that model
                two:bool=False # are there two text encoders?
               )->str:
     "What kohya's scripts call a layer"
     if part=='unet': return 'lora_unet_' + layer.replace('.', '_')
-    if layer!='text_projection': layer = 'text_model.' + layer.removeprefix('text_model.')   # newer transformers leave it out
-    return f"lora_te{'2' if part.endswith('_2') else '1' if two else ''}_" + layer.replace('.', '_')
+    if layer!='text_projection':   # newer transformers leave it out
+        layer = 'text_model.' + layer.removeprefix('text_model.')
+    number = '2' if part.endswith('_2') else '1' if two else ''
+    return f'lora_te{number}_' + layer.replace('.', '_')
 
 # %% ../nbs/03b_formats.ipynb #8d1c0006
 _SECOND = 'text_encoders?_2|te_?2|clip_g|conditioner_embedders_1'
 _FIRST = 'text_encoders?(?:_1)?|te_?1?|clip_l|conditioner_embedders_0|cond_stage_model|text_model'
 _PLAIN = 'base_model|model|module|orig_mod|_orig_mod|lora|lycoris|transformer|pipe|pipeline|network'
 _WORD = re.compile(rf'(?:(?P<second>{_SECOND})|(?P<first>{_FIRST})|(?P<unet>unet|diffusion_model)|(?:{_PLAIN}))_')
-_AS_FIRST = {'to_q': 'q_proj', 'to_k': 'k_proj', 'to_v': 'v_proj', 'to_out': 'out_proj'}   # diffusers until 0.21
-
-def layer_index(parts:dict # 'unet', 'text_encoder', 'text_encoder_2' -> module
-               )->dict: # part -> {name as a file may have it, with _ for each dot: layer}
-    "Every name of every layer of this model"
-    index = {}
-    for part, model in parts.items():
-        layers, names = list(parameter_shapes(model)), {}
-        sgm = sgm_names(layers) if part=='unet' else {}
-        for layer in layers:
-            bare = layer.removeprefix('text_model.')
-            for name in (bare, sgm.get(layer, bare), bare.removesuffix('.0') if bare.endswith('.to_out.0') else bare):
-                names.setdefault(name.replace('.', '_'), layer)
-            if part=='unet': continue
-            for old, new in _AS_FIRST.items():
-                if bare.endswith(f'.self_attn.{new}'): names[f'{bare.removesuffix(new)}{old}'.replace('.', '_')] = layer
-        index[part] = names
-    return index
 
 def find_layer(name:str, # as a file has it
                index:dict # of `layer_index`
               )->tuple: # (part, layer), or None
     "Which layer of this model a file means"
-    rest, said = name.replace('.', '_'), set()
+    rest, words = name.replace('.', '_'), set()
     while m := _WORD.match(rest):
         rest = rest[m.end():]
-        if m.lastgroup: said.add(m.lastgroup)
+        if m.lastgroup: words.add(m.lastgroup)
     meant = dict(second='text_encoder_2', first='text_encoder', unet='unet')
-    part = next((p for word, p in meant.items() if word in said), None)
+    part = next((p for word, p in meant.items() if word in words), None)
     for p in (part,) if part else ('unet', 'text_encoder'):
         if rest in index.get(p, {}): return p, index[p][rest]
+
+# %% ../nbs/03b_formats.ipynb #8a13edae
+_AS_FIRST = {'to_q': 'q_proj', 'to_k': 'k_proj', 'to_v': 'v_proj', 'to_out': 'out_proj'}   # diffusers until 0.21
+
+def layer_index(parts:dict # 'unet', 'text_encoder', 'text_encoder_2' -> module
+               )->dict: # part -> {name as a file may have it, with _ for each dot: layer}
+    "Every name of every layer of this model"
+    return {part: _layer_names(list(parameter_shapes(model)), part=='unet') for part, model in parts.items()}
+
+def _layer_names(layers, is_unet)->dict: # name with _ for each dot -> layer
+    sgm = sgm_names(layers) if is_unet else {}
+    names = {}
+    for layer in layers:
+        bare = layer.removeprefix('text_model.')
+        unnumbered = bare.removesuffix('.0') if bare.endswith('.to_out.0') else bare
+        for name in (bare, sgm.get(layer, bare), unnumbered): names.setdefault(name.replace('.', '_'), layer)
+        if is_unet: continue
+        for old, new in _AS_FIRST.items():
+            if bare.endswith(f'.self_attn.{new}'): names[f'{bare.removesuffix(new)}{old}'.replace('.', '_')] = layer
+    return names
 
 # %% ../nbs/03b_formats.ipynb #4cb54ebf
 MOST_JSON = 4_000_000   # characters: more is no configuration
@@ -322,6 +363,7 @@ def _number(v): # α as anybody writes it; None if it is none
     except ValueError: return None
     return v if 0 < v < 1e6 else None
 
+# %% ../nbs/03b_formats.ipynb #f9aa8c47
 _ALPHA = ('lora_alpha', 'alpha', 'network_alpha', 'ss_network_alpha', 'linear_alpha')
 
 def alpha_sources(meta:dict, # a file's header
@@ -329,9 +371,10 @@ def alpha_sources(meta:dict, # a file's header
                  )->list: # of (where, configuration), best first
     "Where a file's α may stand, besides its tensors"
     if 'stylekit.words' in meta: return [('our own header', dict(in_weights=True))]
-    texts = [*(beside or {}).items(), *((f'the header\'s {k}', v) for k,v in meta.items() if '{' in v and 'lpha' in v)]
+    texts = list((beside or {}).items())
+    texts += [(f'the header\'s {k}', v) for k, v in meta.items() if '{' in v and 'lpha' in v]
     sources = [(where, c) for where, text in texts for c in _with_alpha(json_object(text))]
-    flat = {k: v for k,v in meta.items() if k in _ALPHA}
+    flat = {k: v for k, v in meta.items() if k in _ALPHA}
     if not flat: return sources
     conv = json_object(meta.get('ss_network_args')).get('conv_alpha')   # kohya: convolutions of 3×3 have their own
     return [*sources, ('the header', flat | dict(conv_alpha=conv))]
@@ -342,6 +385,21 @@ def _with_alpha(config, depth=0): # the objects inside that speak of α
     return [c for v in inner for c in _with_alpha(v, depth+1)]
 
 # %% ../nbs/03b_formats.ipynb #8d1c0007
+def config_alpha(config:dict, # of `alpha_sources`
+                 part:str, layer:str, # whose
+                 rank:int,
+                 kernel:tuple=() # (k, k) of a convolution
+                )->float: # as kohya would write it, α/rank is the strength; None: it does not say
+    "α of one layer by a configuration"
+    if config.get('in_weights'): return float(rank)
+    def get(key): return config.get(f'{part}.{key}', config.get(key))
+    alpha = next((get(k) for k in _ALPHA if get(k) is not None), None)
+    if len(kernel) and kernel[0] > 1 and _number(get('conv_alpha')): alpha = get('conv_alpha')
+    alpha = _number(_of_layer(config, get('alpha_pattern'), layer, alpha))
+    if alpha is None: return None
+    return alpha*rank**.5 if get('use_rslora') is True else alpha
+
+# %% ../nbs/03b_formats.ipynb #3d3ae550
 def _fits(pattern, layer): # a module name or a regular expression, as PEFT matches them
     if re.fullmatch(r'[\w.]+', pattern): return f'.{layer}'.endswith(f'.{pattern}')
     if len(pattern) > 300 or re.search(r'[*+}]\)?[*+{]|\)[*+{]', pattern): return False   # could take for ever
@@ -350,20 +408,7 @@ def _fits(pattern, layer): # a module name or a regular expression, as PEFT matc
 
 def _of_layer(config, patterns, layer, default): # PEFT's values for single layers
     found = patterns if isinstance(patterns, dict) else {}
-    return next((v for p,v in found.items() if _fits(p, layer)), default)
-
-def config_alpha(config:dict, # of `alpha_sources`
-                 part:str, layer:str, # whose
-                 rank:int, kernel:tuple=() # (k, k) of a convolution
-                )->float: # as kohya would write it, α/rank is the strength; None: it does not say
-    "α of one layer by a configuration"
-    if config.get('in_weights'): return float(rank)
-    get = lambda k, default=None: config.get(f'{part}.{k}', config.get(k, default))
-    alpha = next((get(k) for k in _ALPHA if get(k) is not None), None)
-    if len(kernel) and kernel[0] > 1 and _number(get('conv_alpha')): alpha = get('conv_alpha')
-    alpha = _number(_of_layer(config, get('alpha_pattern'), layer, alpha))
-    if alpha is None: return None
-    return alpha*rank**.5 if get('use_rslora') is True else alpha
+    return next((v for p, v in found.items() if _fits(p, layer)), default)
 
 def _peft_rank(config, layer): # PEFT divides LoKr's α by this even if both factors are whole
     if str(config.get('peft_type')).upper()!='LOKR': return None
@@ -383,11 +428,12 @@ class LoraFile:
     misfits: dict           # layer -> why its tensors do not fit
     offsets: dict           # part -> {parameter: what is added to it}
     notes: tuple            # about its strength, for the report
+
     @property
     def layers(self)->dict: # part -> names
         "What finds its place"
         parts = {*self.pairs, *self.offsets}
-        whole = {p: [n.rpartition('.')[0] for n in d] for p,d in self.offsets.items()}
+        whole = {p: [n.rpartition('.')[0] for n in d] for p, d in self.offsets.items()}
         return {p: sorted({*self.pairs.get(p, {}), *whole.get(p, [])}) for p in parts}
 
 # %% ../nbs/03b_formats.ipynb #8d1c0010
@@ -398,34 +444,38 @@ def read_lora(state:dict, # of the file
              )->LoraFile:
     "Every layer's update, and what found no place"
     layers, rest = gather(state)
-    index, shapes = layer_index(parts), {p: parameter_shapes(m) for p,m in parts.items()}
+    index, shapes = layer_index(parts), {p: parameter_shapes(m) for p, m in parts.items()}
     f = LoraFile({}, _kind(layers), _writer(state), _base(layers), list(rest), {}, {}, ())
     seen, alphas = set(), Counter()
     for name, slots in layers.items():
         found = find_layer(name, index)
-        if found is None: f.unmatched.append(name); continue
-        if found in seen:
+        if found is None: f.unmatched.append(name)
+        elif found in seen:
             raise StylekitError(f'it speaks twice of {found[1]}, under two names: save one adapter by itself')
+        else: _read_layer(f, *found, slots, shapes[found[0]][found[1]], sources, alphas, largest)
         seen.add(found)
-        try: _read_layer(f, *found, slots, shapes[found[0]][found[1]], sources, alphas, largest)
-        except ValueError as e: f.misfits[found[1]] = str(e)
     f.notes = _alpha_notes(alphas)
     return f
 
+# %% ../nbs/03b_formats.ipynb #4809d6a9
 def _read_layer(f, part, layer, slots, shapes, sources, alphas, largest):
-    check_slots(slots)
-    shape = shapes.get('weight', ())
-    if not set(slots) <= {*WHOLE, 'alpha'} or not set(slots) & {*WHOLE}:
-        if len(shape) not in (2, 4): raise ValueError('a LoRA changes linear maps and convolutions, this is neither')
-        slots = _with_strength(part, layer, slots, shape, sources, alphas)
-        pair = to_pair(slots, shape)
-        check_product(pair, largest)
-        f.pairs.setdefault(part, {})[layer] = pair
-    offsets = to_offsets({r: v for r,v in slots.items() if torch.is_tensor(v)}, shapes)
-    for parameter, v in offsets.items():
-        if not v.abs().max() < largest/16:
-            raise ValueError('it is not finite (NaN or infinite) in this model\'s numbers')
-        f.offsets.setdefault(part, {})[f'{layer}.{parameter}'] = v
+    "One layer into a LoraFile, or the reason why not into its misfits"
+    try:
+        check_slots(slots)
+        if not set(slots) <= {*WHOLE, 'alpha'} or not set(slots) & {*WHOLE}:
+            shape = shapes.get('weight', ())
+            if len(shape) not in (2, 4):
+                raise ValueError('a LoRA changes linear maps and convolutions, this is neither')
+            slots = _with_strength(part, layer, slots, shape, sources, alphas)
+            pair = to_pair(slots, shape)
+            check_product(pair, largest)
+            f.pairs.setdefault(part, {})[layer] = pair
+        offsets = to_offsets({r: v for r, v in slots.items() if torch.is_tensor(v)}, shapes)
+        for parameter, v in offsets.items():
+            if not v.abs().max() < largest/16:
+                raise ValueError('it is not finite (NaN or infinite) in this model\'s numbers')
+            f.offsets.setdefault(part, {})[f'{layer}.{parameter}'] = v
+    except ValueError as e: f.misfits[layer] = str(e)
 
 # %% ../nbs/03b_formats.ipynb #8d1c0011
 def _rank(slots): # that α is divided by; None for two whole factors
@@ -438,16 +488,17 @@ def _with_strength(part, layer, slots, shape, sources, alphas):
         alphas['zero' if not slots['alpha'].any() else 'tensor'] += 1
         return slots
     for where, config in sources:
-        rank = _rank(slots) or _peft_rank(config, layer)
+        divisor = _peft_rank(config, layer)
+        rank = _rank(slots) or divisor
         alpha = rank and config_alpha(config, part, layer, int(rank), tuple(shape[2:]))
         if not alpha: continue
         alphas[where] += 1
         slots = slots | dict(alpha=torch.tensor(float(alpha)))
-        divisor = _peft_rank(config, layer)
         return slots | dict(rank=divisor) if divisor else slots
     if _rank(slots): alphas['unknown'] += 1
     return slots
 
+# %% ../nbs/03b_formats.ipynb #fac4edc4
 def _alpha_notes(alphas)->tuple:
     "What a user should know about the strength"
     notes = []
@@ -460,7 +511,7 @@ def _alpha_notes(alphas)->tuple:
 # %% ../nbs/03b_formats.ipynb #c37202c5
 def _kind(layers):
     roles = {r for s in layers.values() for r in s}
-    kinds = [k for k,(has,_) in KINDS.items() if any(r.startswith(has) and r!='up_bias' for r in roles)]
+    kinds = [k for k, (has, _) in KINDS.items() if any(r.startswith(has) and r!='up_bias' for r in roles)]
     for kind, own in dict(full={'diff'}, bias={'diff_b', 'up_bias'}, norm={'w_norm', 'b_norm'}).items():
         if roles & own: kinds.append(kind)
     return '+'.join(kinds) + (' (DoRA)' if roles & {'magnitude', 'dora_scale'} else '')
@@ -472,19 +523,24 @@ def _writer(state):
     return 'PEFT' if k.startswith('base_model.') else 'diffusers'
 
 def _base(layers):
-    text = [s for n,s in layers.items() if n.endswith(('attn2.to_k', 'attn2_to_k'))]
-    widths = Counter(v.shape[1] for s in text for r,v in s.items() if r in ('down', 'diff', 'hada_w1_b') and v.ndim > 1)
+    text = [s for n, s in layers.items() if n.endswith(('attn2.to_k', 'attn2_to_k'))]
+    tensors = [v for s in text for r, v in s.items() if r in ('down', 'diff', 'hada_w1_b') and v.ndim > 1]
+    widths = Counter(v.shape[1] for v in tensors)
     return BASES.get(widths.most_common(1)[0][0], '') if widths else ''
 
 # %% ../nbs/03b_formats.ipynb #8d1c0013
-FAMILIES = {'(IA)³': r'\.on_input$|[._]ia3_', 'GLoRA': r'\.(a1|a2|b1|b2|bm1|bm2)\.weight$|[._]glora_', 'BOFT': r'[._]boft_', 'OFT': r'[._]oft_',
-            'AdaLoRA': r'[._]lora_E\b', 'VeRA': r'[._]vera_', 'PVeRA': r'[._]pvera_', 'FourierFT': r'[._]fourierft_', 'WaveFT': r'[._]waveft_',
-            'HRA': r'[._]hra_', 'VB-LoRA': r'[._]vblora_', 'Bone': r'[._]bone_', 'MiSS': r'[._]miss_', 'C³A': r'[._]c3a_', 'RandLoRA': r'[._]randlora_',
-            'SHiRA': r'[._]shira_', 'RoAd': r'[._]road_', 'DeLoRA': r'[._]delora_', 'GraLoRA': r'[._]gralora_', 'PSOFT': r'[._]psoft_', 'OSF': r'[._]osf_',
-            'HiRA': r'[._]hira_', 'TinyLoRA': r'[._]tinylora_', 'UniLoRA': r'[._]unilora_', 'Poly': r'[._]poly_lora', 'X-LoRA': r'xlora_',
-            'LN tuning': r'[._]ln_tuning_', 'trainable tokens': r'[._]trainable_tokens_', 'prompt tuning': r'prompt_embeddings'}
+FAMILIES = {'(IA)³': r'\.on_input$|[._]ia3_', 'GLoRA': r'\.(a1|a2|b1|b2|bm1|bm2)\.weight$|[._]glora_',
+            'BOFT': r'[._]boft_', 'OFT': r'[._]oft_', 'AdaLoRA': r'[._]lora_E\b', 'VeRA': r'[._]vera_',
+            'PVeRA': r'[._]pvera_', 'FourierFT': r'[._]fourierft_', 'WaveFT': r'[._]waveft_', 'HRA': r'[._]hra_',
+            'VB-LoRA': r'[._]vblora_', 'Bone': r'[._]bone_', 'MiSS': r'[._]miss_', 'C³A': r'[._]c3a_',
+            'RandLoRA': r'[._]randlora_', 'SHiRA': r'[._]shira_', 'RoAd': r'[._]road_', 'DeLoRA': r'[._]delora_',
+            'GraLoRA': r'[._]gralora_', 'PSOFT': r'[._]psoft_', 'OSF': r'[._]osf_', 'HiRA': r'[._]hira_',
+            'TinyLoRA': r'[._]tinylora_', 'UniLoRA': r'[._]unilora_', 'Poly': r'[._]poly_lora', 'X-LoRA': r'xlora_',
+            'LN tuning': r'[._]ln_tuning_', 'trainable tokens': r'[._]trainable_tokens_',
+            'prompt tuning': r'prompt_embeddings'}
 _READ = ('LORA', 'LOHA', 'LOKR', 'LOCON', 'LYCORIS', 'FULL', 'DYLORA', 'NONE', '')   # families that are read here
 
+# %% ../nbs/03b_formats.ipynb #c7d25bc2
 def other_family(state:dict, # of a file
                  configs:list=() # dicts that may name it: peft_type, or LyCORIS' algo
                 )->str: # '' for none
@@ -493,27 +549,32 @@ def other_family(state:dict, # of a file
         found = next((k for k in state if re.search(pattern, k)), None)
         if found is None: continue
         return 'BOFT' if name=='OFT' and state[found].ndim > 3 else name   # LyCORIS: one key for both
-    said = (str(c.get(k) or '') for c in configs for k in ('peft_type', 'algo'))
-    return next((s for s in said if s.upper() not in _READ), '')[:30]
+    named = (str(c.get(k) or '') for c in configs for k in ('peft_type', 'algo'))
+    return next((s for s in named if s.upper() not in _READ), '')[:30]
 
 # %% ../nbs/03b_formats.ipynb #8d1c0014
-_TOP = r'^(?:base_model\.model\.)?(?:transformer|model|diffusion_model|model\.diffusion_model|lora_transformer|lora_unet|unet|lycoris)?[._]?'
-OTHERS = ((r'lllite_', 'a ControlNet-LLLite'),
-          (r'image_proj|ip_adapter|to_[kv]_ip', 'an IP-Adapter'),
-          (r'controlnet|control_model|input_hint_block|zero_convs', 'a ControlNet'),
-          (r'^(adapter\.)?body\.\d+\.', 'a T2I-Adapter or an upscaler'),
-          (r'motion_modules|temporal_transformer', 'a motion module of AnimateDiff'),
-          (r'^(emb_params|string_to_\w+.*|clip_[lg]|t5\w*|<[^.]*>|\*)$', 'an embedding (textual inversion)'),
-          (r'joint_(transformer_)?blocks', 'a LoRA for Stable Diffusion 3 (SD3)'),
-          (r'double_blocks|single_(transformer_)?blocks|distilled_guidance', 'a LoRA for Flux'),
-          (_TOP+r'transformer_blocks[._]\d+[._](img_|txt_)', 'a LoRA for Qwen-Image'),
-          (_TOP+r'blocks[._]\d+[._](self_attn|cross_attn|ffn)', 'a LoRA for Wan'),
-          (r'first_stage_model\.|^(model\.)?diffusion_model\..+\.(weight|bias)$', 'a whole checkpoint: load it as the backbone'),
-          (r'^(encoder|decoder)\.(mid|down|up)|quant_conv', 'an autoencoder (VAE)'),
-          (r'^(unet\.)?(down|up|mid)_blocks?\..+\.(weight|bias)$', 'the weights of a whole UNet'),
-          (r'^(text_model\.)?(embeddings|encoder\.layers)\..+(weight|bias)$', 'a text encoder'))
+_PREFIX = (r'^(?:base_model\.model\.)?(?:transformer|model|diffusion_model|model\.diffusion_model|lora_transformer'
+           r'|lora_unet|unet|lycoris)?[._]?')
+OTHERS = (
+    (r'lllite_', 'a ControlNet-LLLite'),
+    (r'image_proj|ip_adapter|to_[kv]_ip', 'an IP-Adapter'),
+    (r'controlnet|control_model|input_hint_block|zero_convs', 'a ControlNet'),
+    (r'^(adapter\.)?body\.\d+\.', 'a T2I-Adapter or an upscaler'),
+    (r'motion_modules|temporal_transformer', 'a motion module of AnimateDiff'),
+    (r'^(emb_params|string_to_\w+.*|clip_[lg]|t5\w*|<[^.]*>|\*)$', 'an embedding (textual inversion)'),
+    (r'joint_(transformer_)?blocks', 'a LoRA for Stable Diffusion 3 (SD3)'),
+    (r'double_blocks|single_(transformer_)?blocks|distilled_guidance', 'a LoRA for Flux'),
+    (_PREFIX+r'transformer_blocks[._]\d+[._](img_|txt_)', 'a LoRA for Qwen-Image'),
+    (_PREFIX+r'blocks[._]\d+[._](self_attn|cross_attn|ffn)', 'a LoRA for Wan'),
+    (r'first_stage_model\.|^(model\.)?diffusion_model\..+\.(weight|bias)$',
+     'a whole checkpoint: load it as the backbone'),
+    (r'^(encoder|decoder)\.(mid|down|up)|quant_conv', 'an autoencoder (VAE)'),
+    (r'^(unet\.)?(down|up|mid)_blocks?\..+\.(weight|bias)$', 'the weights of a whole UNet'),
+    (r'^(text_model\.)?(embeddings|encoder\.layers)\..+(weight|bias)$', 'a text encoder'))
 
-_WIDTHS = {3072: 'Flux', 1536: 'Stable Diffusion 3 (SD3)', 2432: 'Stable Diffusion 3.5 (SD3)', 1152: 'PixArt'}   # of a transformer
+# %% ../nbs/03b_formats.ipynb #c4bba439
+# how wide a transformer is
+_WIDTHS = {3072: 'Flux', 1536: 'Stable Diffusion 3 (SD3)', 2432: 'Stable Diffusion 3.5 (SD3)', 1152: 'PixArt'}
 
 def what_it_is(state:dict # of a file that is no LoRA for this model
               )->str: # 'a LoRA for Flux'; '' if nobody knows
@@ -522,10 +583,14 @@ def what_it_is(state:dict # of a file that is no LoRA for this model
     for pattern, name in OTHERS:
         whole = name.startswith(('a whole', 'the weights', 'a text'))   # a LoRA has such names, too
         if any(re.search(pattern, k) for k, lora in loras.items() if not (whole and lora)): return name
-    downs = [v for k,v in state.items() if re.match(_TOP+r'transformer_blocks[._]\d', k) and split_key(k)[1]=='down']
-    width = next((v.shape[1] for v in downs if v.ndim==2), 0)
+    width = _transformer_width(state)
     if width: return f'a LoRA for {_WIDTHS.get(width, "a diffusion transformer")}'
     if any(re.search(r'(^|\.)(model\.)?layers\.\d+\.(self_attn|mlp)\.', k) for k in state):
         return 'a LoRA for a language model'
-    small = len(state) < 3 and all('.' not in k and v.ndim < 3 for k,v in state.items())
+    small = len(state) < 3 and all('.' not in k and v.ndim < 3 for k, v in state.items())
     return 'an embedding (textual inversion)' if small else ''
+
+def _transformer_width(state)->int: # 0 if there is none
+    blocks = [k for k in state if re.match(_PREFIX+r'transformer_blocks[._]\d', k)]
+    downs = [state[k] for k in blocks if split_key(k)[1]=='down']
+    return next((v.shape[1] for v in downs if v.ndim==2), 0)

@@ -13,10 +13,12 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from .backbone import PICKLES, Backbone, hub_copy
-from .core import StylekitError, asset, atomic_path, check_range, digest, explain_errors, file_sha256, user_path
-from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family, parameter_shapes,
-                              read_lora, sgm_names, what_it_is)
+from .core import (StylekitError, asset, atomic_path, check_range, digest, explain_errors, file_sha256,
+                           user_path)
+from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family,
+                              parameter_shapes, read_lora, sgm_names, what_it_is)
 from .records import UNSEALED, check_sealed, seal_file
 
 # %% ../nbs/04_lora.ipynb #6f6953fd
@@ -32,13 +34,20 @@ class Style:
     metadata: dict = field(default_factory=dict, repr=False)
     parts: tuple = ()   # of a mix: Styles
     guess: str = ''     # what the words were guessed from, as 'a folder name'; '': they were said
+
     @property
-    def sha256(self): return digest(*[(p.sha256, p.scale) for p in self.parts]) if self.parts else file_sha256(self.path)
-    def scaled(self, k:float)->'Style':
-        "The same style, `k` times as strong"
-        if self.parts: return replace(self, parts=tuple(p.scaled(k) for p in self.parts))
-        if not isinstance(self.scale, dict): return replace(self, scale=self.scale*k)
-        return replace(self, scale={b: v*k for b,v in self.scale.items()} | {'': k*self.scale.get('', 1.)})
+    def sha256(self):
+        "Hash of its file; of a mix, of its parts and their strengths"
+        if not self.parts: return file_sha256(self.path)
+        return digest(*[(p.sha256, p.scale) for p in self.parts])
+
+# %% ../nbs/04_lora.ipynb #bc7023a8
+@patch
+def scaled(self:Style, k:float)->Style:
+    "The same style, `k` times as strong"
+    if self.parts: return replace(self, parts=tuple(p.scaled(k) for p in self.parts))
+    if not isinstance(self.scale, dict): return replace(self, scale=self.scale*k)
+    return replace(self, scale={b: v*k for b, v in self.scale.items()} | {'': k*self.scale.get('', 1.)})
 
 # %% ../nbs/04_lora.ipynb #4c1e0002
 STYLES = Path('styles')   # where one's own are kept, under the working directory
@@ -47,13 +56,15 @@ NAMELESS = (LORA_FILE, 'adapter_model.safetensors')   # files that are called af
 
 def user_home()->Path:
     "The folder of stylekit's own files of this user: STYLEKIT_HOME, or where the system wants it"
-    if said := os.environ.get('STYLEKIT_HOME', '').strip(): return Path(os.path.expanduser(said))
+    chosen = os.environ.get('STYLEKIT_HOME', '').strip()
+    if chosen: return Path(os.path.expanduser(chosen))
     home = Path(os.path.expanduser('~'))
     if sys.platform=='win32': base = os.environ.get('LOCALAPPDATA') or home/'AppData'/'Local'
     elif sys.platform=='darwin': base = home/'Library'/'Application Support'
     else: base = os.environ.get('XDG_DATA_HOME') or home/'.local'/'share'
     return Path(base)/'stylekit'
 
+# %% ../nbs/04_lora.ipynb #f7327b0e
 def _listed(folder)->dict: # name -> path, of the styles in a folder
     try: entries = sorted(folder.iterdir())
     except OSError: return {}   # not there, no folder, or closed to us
@@ -81,6 +92,7 @@ def styles()->list:
     "Names of the styles that come with stylekit, and of one's own in ./styles and in the user's folder"
     return list(find_styles())
 
+# %% ../nbs/04_lora.ipynb #917388aa
 def read_styles()->tuple: # (list of Style, {name: why it cannot be read})
     "All styles that have a name; one broken file does not hide the others"
     good, broken = [], {}
@@ -98,44 +110,39 @@ def _head(path): # the first bytes, to tell what is no safetensors
     if head.lstrip()[:1] == b'<':
         raise StylekitError(f'{path.name} is a web page, not weights: download the file itself')
     if head.startswith(b'version https://git-lfs'):
-        raise StylekitError(f'{path.name} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file itself')
+        raise StylekitError(f'{path.name} is a Git LFS pointer, not weights: '
+                            'run `git lfs pull`, or download the file itself')
 
 def _widened(t): # numbers of eight bits know neither comparison nor arithmetic
     return t.float() if t.is_floating_point() and t.element_size()==1 else t
 
+# %% ../nbs/04_lora.ipynb #77f91e5f
 SEAL = 'stylekit.seal'   # in the header of what stylekit writes: a hash of the whole file
 _CHANGED = f'copy it again; if you changed it yourself, leave {SEAL!r} out of its header'
 
 def _is_sealed(meta)->bool: # a letter of key or note may be the one that changed
     return SEAL in meta or any(UNSEALED.rstrip('0') in text for text in meta.values())
 
-def read_safetensors(path:Path)->tuple: # (state dict, metadata)
-    "Read a safetensors file, saying plainly what is wrong with a bad one, or that one of ours was changed; floats of eight bits come as float32"
-    from safetensors import SafetensorError, safe_open
+def read_safetensors(path:Path)->tuple: # (state dict, metadata); floats of eight bits come as float32
+    "Read a safetensors file, saying plainly what is wrong with a bad one, or that one of ours was changed"
     path = user_path(path)
     _head(path)
-    try:
-        with safe_open(str(path), 'pt') as f:
-            state = {k: _widened(f.get_tensor(k)) for k in f.keys()}
-            meta = f.metadata() or {}
-    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError) as e:
-        raise StylekitError(f'{path.name} is damaged or not safetensors ({str(e)[:80]}): download it again') from e
+    state, meta = _tensors_and_header(path)
     if _is_sealed(meta): check_sealed(path, _CHANGED)
     if not state: raise StylekitError(f'{path.name} holds no tensors')
-    bad = next((k for k,v in state.items() if not torch.isfinite(v).all()), None)
+    bad = next((k for k, v in state.items() if not torch.isfinite(v).all()), None)
     if bad: raise StylekitError(f'{path.name}: NaN or infinite weights in {bad}')
     return state, meta
 
+def _tensors_and_header(path)->tuple:
+    from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(str(path), 'pt') as f:
+            return {k: _widened(f.get_tensor(k)) for k in f.keys()}, f.metadata() or {}
+    except (SafetensorError, OSError, ValueError, RuntimeError, AttributeError, TypeError, KeyError) as e:
+        raise StylekitError(f'{path.name} is damaged or not safetensors ({str(e)[:80]}): download it again') from e
+
 # %% ../nbs/04_lora.ipynb #6ac6a61f
-def _exists(text)->bool:
-    try: return Path(text).expanduser().exists()
-    except (OSError, ValueError, RuntimeError): return False
-
-def _scaled(text): # 'ink:0.7' -> ('ink', 0.7); anything else stays
-    name, _, scale = text.rpartition(':')
-    try: return (name.strip(), float(scale)) if name.strip() else text.strip()
-    except ValueError: return text.strip()   # a path like C:\\ink.safetensors
-
 def parse_style(text:str # name, path or hub id; or several with their strengths, as 'ink:0.7+flat:0.3'
                ): # as `load_style` takes it
     "A style, or a mix, as it is written in one line; a path that exists is a path, whatever signs it has"
@@ -149,6 +156,16 @@ def parse_style(text:str # name, path or hub id; or several with their strengths
         pieces = pieces[n:]
     return parts[0] if len(parts)==1 and isinstance(parts[0], str) else parts
 
+# %% ../nbs/04_lora.ipynb #b84cab83
+def _exists(text)->bool:
+    try: return Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError): return False
+
+def _scaled(text): # 'ink:0.7' -> ('ink', 0.7); anything else stays
+    name, _, scale = text.rpartition(':')
+    try: return (name.strip(), float(scale)) if name.strip() else text.strip()
+    except ValueError: return text.strip()   # a path like C:\\ink.safetensors
+
 def _is_one(text): # a file with a + in its name, with or without a strength behind
     one = _scaled(text)
     return _exists(text.strip()) or isinstance(one, tuple) and _exists(one[0])
@@ -161,7 +178,9 @@ def _find(style)->tuple: # (its file, a name if the file has none of its own)
         p = Path(style).expanduser()
         is_file, is_dir = p.is_file(), p.is_dir()
     if is_file: return p, ''
-    if is_dir: return p/_one([f.name for f in sorted(p.glob('*.safetensors'))], f'the folder {text!r}'), ''
+    if is_dir:
+        files = sorted(f.name for f in p.glob('*.safetensors'))
+        return p/_one(files, f'the folder {text!r}'), ''
     if text.startswith(('.', '/', '~')) or (p.suffix and text.count('/') < 2):
         raise StylekitError(f'no style file {text!r}')
     if '/' in text:
@@ -169,16 +188,22 @@ def _find(style)->tuple: # (its file, a name if the file has none of its own)
         return path, text.split('/')[1] if path.name in NAMELESS else ''
     raise StylekitError(f'no style named {text!r}: there are {", ".join(known)}; or give the path of a LoRA file')
 
+# %% ../nbs/04_lora.ipynb #924d1e09
 def _named(name, path):
-    own = next((f for home in (STYLES, user_home()/'styles') for n,f in _listed(home).items() if n==name), path)
+    "The file of a built-in name; one's own of the same name is told of"
+    homes = [_listed(STYLES), _listed(user_home()/'styles')]
+    own = next((found[name] for found in homes if name in found), path)
     if name in built_in_styles() and own!=path:
-        warnings.warn(f'{name!r} is the style that comes with stylekit; for your own, write its path: {own}', stacklevel=5)
+        warnings.warn(f'{name!r} is the style that comes with stylekit; for your own, write its path: {own}',
+                      stacklevel=5)
     return path
 
 def _one(files, where):
+    "The weights among a folder's files"
     if LORA_FILE in files: return LORA_FILE
     if len(files)==1: return files[0]
-    raise StylekitError(f'{where} holds {len(files)} .safetensors files{": " if files else ""}{", ".join(files[:5])}; name the one you mean')
+    some = f': {", ".join(files[:5])}' if files else ''
+    raise StylekitError(f'{where} holds {len(files)} .safetensors files{some}; name the one you mean')
 
 # %% ../nbs/04_lora.ipynb #4c1e0005
 _CONFIGS = ('adapter_config.json', 'lora_config.json', 'config.json')
@@ -195,9 +220,25 @@ def _download(style): # 'org/model', or 'org/model/file.safetensors'
     return path
 
 # %% ../nbs/04_lora.ipynb #d756271e
-LONGEST_WORDS = 200   # letters: a prompt has room for some 60 words, and most of them are the picture's
 _SAID = ('stylekit.words', 'modelspec.trigger_phrase')
-_NO_NAMES = ('img', 'image', 'images', 'train', 'training', 'data', 'dataset', 'input', 'pictures', 'source', 'src', 'reg', 'default')
+
+def trigger_words(meta:dict # a LoRA file's metadata
+                 )->tuple: # (words, what they were guessed from): '' for words nobody knows, '' for no guess
+    "The words that call a style, as far as its file knows them"
+    for key in _SAID:
+        words = _phrase(meta.get(key))
+        if words: return words, ''
+    best = max(_folders(meta), key=lambda f: f[0], default=None)
+    if best: return best[1], 'the folder it was trained from'
+    for key in ('ss_output_name', 'modelspec.title'):
+        words = _phrase(_spaced(meta.get(key) or ''))
+        if words: return words, 'the name of its training'
+    return '', ''
+
+# %% ../nbs/04_lora.ipynb #7e1dfe02
+LONGEST_WORDS = 200   # letters: a prompt has room for some 60 words, and most of them are the picture's
+_NO_NAMES = ('img', 'image', 'images', 'train', 'training', 'data', 'dataset', 'input', 'pictures', 'source', 'src',
+             'reg', 'default')
 
 def _phrase(text)->str: # '' if it is none
     if not isinstance(text, str): return ''
@@ -205,25 +246,15 @@ def _phrase(text)->str: # '' if it is none
     words = ' '.join(printable.split())
     return words if len(words) <= LONGEST_WORDS else ''
 
+def _spaced(name): return name.replace('_', ' ').replace('-', ' ')
+
 def _folders(meta): # of the training pictures: (repeats, name)
     for key in ('ss_tag_frequency', 'ss_dataset_dirs'):
         for folder in json_object(meta.get(key)):
-            m = re.match(r'(?:(\d{1,6})_)?(.*)$', re.split(r'[\\/]', folder.rstrip('\\/ '))[-1], re.S)
-            name = _phrase(m[2].replace('_', ' '))
-            if name and name.lower() not in _NO_NAMES and not name.isdigit(): yield int(m[1] or 0), name
-
-def trigger_words(meta:dict # a LoRA file's metadata
-                 )->tuple: # (words, what they were guessed from): '' for words nobody knows, '' for no guess
-    "The words that call a style, as far as its file knows them"
-    for key in _SAID:
-        if words := _phrase(meta.get(key)): return words, ''
-    best = max(_folders(meta), key=lambda f: f[0], default=None)
-    if best: return best[1], 'the folder it was trained from'
-    for key in ('ss_output_name', 'modelspec.title'):
-        if words := _phrase(_spaced(meta.get(key) or '')): return words, 'the name of its training'
-    return '', ''
-
-def _spaced(name): return name.replace('_', ' ').replace('-', ' ')
+            last = re.split(r'[\\/]', folder.rstrip('\\/ '))[-1]
+            repeats, name = re.match(r'(?:(\d{1,6})_)?(.*)$', last, re.S).groups()
+            name = _phrase(name.replace('_', ' '))
+            if name and name.lower() not in _NO_NAMES and not name.isdigit(): yield int(repeats or 0), name
 
 # %% ../nbs/04_lora.ipynb #65d86108
 def load_style(style, # name, path, hub id, a mix as 'ink:0.7+flat:0.3', a Style; or a list of them or (style, scale)
@@ -234,15 +265,18 @@ def load_style(style, # name, path, hub id, a mix as 'ink:0.7+flat:0.3', a Style
     if isinstance(style, str) and style not in find_styles(): style = parse_style(style)
     if isinstance(style, (list, tuple)): return _mix(style, words, scale)
     s = style if isinstance(style, Style) else _from_file(style)
-    for v in scale.values() if isinstance(scale, dict) else [scale]:
+    for v in _strengths(scale):
         if v is not None: check_range('style scale', v, *SCALES)
     if s.parts and scale is not None:
         if not isinstance(scale, dict): s = s.scaled(float(scale))
         scale = None
     if words: s = replace(s, words=words, guess='')
     if scale is None: return s
-    return replace(s, scale={b: float(v) for b,v in scale.items()} if isinstance(scale, dict) else float(scale))
+    return replace(s, scale={b: float(v) for b, v in scale.items()} if isinstance(scale, dict) else float(scale))
 
+def _strengths(scale)->list: return [*scale.values()] if isinstance(scale, dict) else [scale]
+
+# %% ../nbs/04_lora.ipynb #e9204b10
 def _from_file(style):
     if not isinstance(style, (str, Path)) or not str(style).strip():
         raise StylekitError(f'a style is a name, a path or a hub id, not {str(style)[:60]!r}')
@@ -281,41 +315,59 @@ class Report:
     base: str           # the model it was made for, guessed from its shapes: SD 1.x, SD 2.x, SDXL, or ''
     unmatched: tuple = field(repr=False)  # names that found no place
     notes: tuple = ()   # what was not said and had to be taken for granted; odd strengths
+
     @property
-    def has_text(self)->bool: return any(b.startswith('text_encoder') for b in self.blocks)   # it changes how prompts are read, too
-    def __str__(self):
-        rest = f'; without place: {", ".join(self.unmatched[:3])}{" …" if len(self.unmatched) > 3 else ""}' if self.unmatched else ''
-        made = f'{self.writer} {self.kind}{", rank "+self.rank if self.rank else ""}{", for "+self.base if self.base else ""}'
-        blocks = ', '.join(f'{k} {v}' for k,v in self.blocks.items())
-        return f'{self.matched} of {self.total} layers ({made}): {blocks}{rest}' + ''.join(f'; {n}' for n in self.notes)
+    def has_text(self)->bool:
+        "It changes how prompts are read, too"
+        return any(b.startswith('text_encoder') for b in self.blocks)
+
+# %% ../nbs/04_lora.ipynb #e93052cc
+@patch
+def __str__(self:Report):
+    made = f'{self.writer} {self.kind}'
+    if self.rank: made += f', rank {self.rank}'
+    if self.base: made += f', for {self.base}'
+    blocks = ', '.join(f'{k} {v}' for k, v in self.blocks.items())
+    rest = ''
+    if self.unmatched: rest = f'; without place: {", ".join(self.unmatched[:3])}' + ' …'*(len(self.unmatched) > 3)
+    notes = ''.join(f'; {n}' for n in self.notes)
+    return f'{self.matched} of {self.total} layers ({made}): {blocks}{rest}{notes}'
 
 # %% ../nbs/04_lora.ipynb #4c1e0009
 def _block(part, layer): return part if part!='unet' else re.match(r'\w+_blocks\.\d+|\w+', layer)[0]
+
+def _negative(scale)->bool: return any(v < 0 for v in _strengths(scale))
 
 def _notes(style, file):
     "What a user should know about one style of a report"
     notes = [*file.notes]
     scale = style.scale
+    if isinstance(scale, dict): strength = ', '.join(f'{b or "elsewhere"} {v:g}' for b, v in scale.items())
+    else: strength = f'{scale:g}'
     if isinstance(scale, dict) or scale!=1:
-        each = scale if isinstance(scale, dict) else {None: scale}
-        said = ', '.join(f'{v:g}' if b is None else f'{b or "elsewhere"} {v:g}' for b,v in each.items())
-        notes.append(f'{style.name} at strength {said}' + ' (turned round)'*_negative(scale))
+        notes.append(f'{style.name} at strength {strength}' + ' (turned round)'*_negative(scale))
     if style.guess: notes.append(f'the words {style.words[:40]!r} are a guess from {style.guess}')
     return notes
 
+# %% ../nbs/04_lora.ipynb #41ef7608
 def _report(parts, files)->Report:
-    layers = Counter((p, l) for f in files for p,names in f.layers.items() for l in names)
-    ranks = {}   # of the sum
-    for f in files:
-        for p, d in f.pairs.items():
-            for l, pair in d.items(): ranks[p, l] = ranks.get((p, l), 0) + pair.rank
-    span = sorted({*ranks.values()})
-    join = lambda k: '+'.join(dict.fromkeys(getattr(f, k) for f in files if getattr(f, k)))
+    layers = list(dict.fromkeys((p, l) for f in files for p, names in f.layers.items() for l in names))
+    blocks = dict(sorted(Counter(_block(p, l) for p, l in layers).items()))
     unmatched = tuple(u for f in files for u in f.unmatched)
-    blocks = dict(sorted(Counter(_block(p, l) for p,l in layers).items()))
-    notes = tuple(dict.fromkeys(n for s,f in zip(parts, files) for n in _notes(s, f)))
-    rank = '' if not span else str(span[0]) if len(span)==1 else f'{span[0]}-{span[-1]}'
-    return Report(len(layers), len(layers)+len(unmatched), rank, blocks, join('kind'), join('writer'), join('base'), unmatched, notes)
+    notes = tuple(dict.fromkeys(n for s, f in zip(parts, files) for n in _notes(s, f)))
+    def joined(key): return '+'.join(dict.fromkeys(getattr(f, key) for f in files if getattr(f, key)))
+    return Report(len(layers), len(layers)+len(unmatched), _rank_span(files), blocks,
+                  joined('kind'), joined('writer'), joined('base'), unmatched, notes)
+
+def _rank_span(files)->str: # as '16' or '8-64'
+    "The ranks that the layers have once all files are added up"
+    ranks = Counter()
+    for f in files:
+        for part, pairs in f.pairs.items():
+            for layer, pair in pairs.items(): ranks[part, layer] += pair.rank
+    span = sorted({*ranks.values()})
+    if len(span) < 2: return ''.join(str(r) for r in span)
+    return f'{span[0]}-{span[-1]}'
 
 # %% ../nbs/04_lora.ipynb #680ddc05
 def _beside(path)->dict: # name -> text of the JSON files that may say how the weights are meant
@@ -344,21 +396,24 @@ def _read(backbone, style):
     name = style.path.name
     family = other_family(state, _configs(style.path, meta))
     if family:
-        raise StylekitError(f'{name} is of the family {family}, which is not read here: LoRA, LoHa, LoKr, DoRA and whole weights are')
+        raise StylekitError(f'{name} is of the family {family}, which is not read here: '
+                            'LoRA, LoHa, LoKr, DoRA and whole weights are')
     sources, largest = alpha_sources(meta, _beside(style.path)), float(torch.finfo(backbone.dtype).max)
     try: f = read_lora(state, backbone.parts, sources, largest)
     except StylekitError as e: raise StylekitError(f'{name} cannot be used: {e}') from e
     made_for = f'{backbone.name}: it was made for {f.base or "another base model"}'
-    if f.misfits:
-        layer, why = next(iter(f.misfits.items()))
-        if 'the layer is' not in why: raise StylekitError(f'{name} cannot be used: {layer}: {why}')
-        raise StylekitError(f'{name} does not fit {made_for} ({len(f.misfits)} layers differ; {layer}: {why})')
+    _check_fit(name, f, made_for)
     if 'unet' not in f.layers: _refuse(name, f, state, made_for)
     if _negative(style.scale) and '(DoRA)' in f.kind:
         raise StylekitError(f'{name} is a DoRA, which cannot be turned round: give a strength of 0 or more')
     return f
 
-def _negative(scale): return any(v < 0 for v in (scale.values() if isinstance(scale, dict) else [scale]))
+# %% ../nbs/04_lora.ipynb #55123b53
+def _check_fit(name, f, made_for):
+    if not f.misfits: return
+    layer, why = next(iter(f.misfits.items()))
+    if 'the layer is' not in why: raise StylekitError(f'{name} cannot be used: {layer}: {why}')
+    raise StylekitError(f'{name} does not fit {made_for} ({len(f.misfits)} layers differ; {layer}: {why})')
 
 def _refuse(name, f, state, made_for):
     "Why a file changes nothing of this UNet"
@@ -367,26 +422,10 @@ def _refuse(name, f, state, made_for):
     if f.layers and not any(u.startswith(('lora_unet', 'unet')) for u in f.unmatched):
         raise StylekitError(f'{name} only changes the text encoder: it holds no style that the UNet could draw')
     if not f.kind: raise StylekitError(f'{name} is not a LoRA: its keys look like {next(iter(state))[:80]!r}')
-    raise StylekitError(f'{name}: none of its {len(f.unmatched)} layers exist in {made_for} (its names look like {f.unmatched[0][:80]!r})')
+    raise StylekitError(f'{name}: none of its {len(f.unmatched)} layers exist in {made_for} '
+                        f'(its names look like {f.unmatched[0][:80]!r})')
 
 # %% ../nbs/04_lora.ipynb #dee5b34a
-def _strength(scale, part, layer):
-    "The style's strength at a layer: the longest block name that fits decides"
-    if not isinstance(scale, dict): return scale
-    place = layer if part=='unet' else part
-    return scale[max((b for b in scale if place.startswith(b)), key=len)] if any(place.startswith(b) for b in scale) else 1.
-
-def _check_strength(style): # its own, times what a mix and the settings make of it
-    for v in style.scale.values() if isinstance(style.scale, dict) else [style.scale]:
-        check_range(f'the strength of {style.name}, in all,', v, *SCALES)
-
-def _check_blocks(style, file): # {block: strength} must name blocks that are there
-    places = [l if p=='unet' else p for p,names in file.layers.items() for l in names]
-    named = [b for b in style.scale if b] if isinstance(style.scale, dict) else []
-    unknown = [b for b in named if not any(p.startswith(b) for p in places)]
-    blocks = ", ".join(sorted({_block(p, l) for p,names in file.layers.items() for l in names}))
-    if unknown: raise StylekitError(f'{style.name} changes no block named {", ".join(unknown)}; it has {blocks}')
-
 def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     "Load a style, or a mix, as an adapter of the UNet and the text encoders; say what found its place"
     parts = style.parts or (style,)
@@ -396,14 +435,41 @@ def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     pairs, offsets = _sums(parts, files)
     report = _report(parts, files)
     if report.unmatched: warnings.warn(f'{style.name}: {report}')
-    backbone.remove(adapter)
-    try:
-        for part, d in pairs.items(): _inject(backbone.parts[part], d, adapter)
-        for part, d in offsets.items(): backbone.add_offsets(part, adapter, d)
-    except BaseException: backbone.remove(adapter); raise
-    backbone._adapters = None
+    _put_on(backbone, adapter, pairs, offsets)
     backbone.use(())
     return report
+
+# %% ../nbs/04_lora.ipynb #678d01f9
+def _put_on(backbone, adapter, pairs, offsets):
+    "In the place of an adapter of this name, all of it or none"
+    backbone.remove(adapter)
+    try:
+        for part, layers in pairs.items(): _inject(backbone.parts[part], layers, adapter)
+        for part, parameters in offsets.items(): backbone.add_offsets(part, adapter, parameters)
+    except BaseException:
+        backbone.remove(adapter)
+        raise
+    backbone._adapters = None
+
+# %% ../nbs/04_lora.ipynb #be240b6f
+def _check_strength(style): # its own, times what a mix and the settings make of it
+    for v in _strengths(style.scale): check_range(f'the strength of {style.name}, in all,', v, *SCALES)
+
+def _check_blocks(style, file): # {block: strength} must name blocks that are there
+    layers = [(p, l) for p, names in file.layers.items() for l in names]
+    places = [l if p=='unet' else p for p, l in layers]
+    named = [b for b in style.scale if b] if isinstance(style.scale, dict) else []
+    unknown = [b for b in named if not any(p.startswith(b) for p in places)]
+    blocks = sorted({_block(p, l) for p, l in layers})
+    if unknown:
+        raise StylekitError(f'{style.name} changes no block named {", ".join(unknown)}; it has {", ".join(blocks)}')
+
+def _strength(scale, part, layer):
+    "The style's strength at a layer: the longest block name that fits decides"
+    if not isinstance(scale, dict): return scale
+    place = layer if part=='unet' else part
+    fitting = [b for b in scale if place.startswith(b)]
+    return scale[max(fitting, key=len)] if fitting else 1.
 
 # %% ../nbs/04_lora.ipynb #4c1e0011
 def _sums(styles, files)->tuple: # {part: {layer: Pair}}, {part: {parameter: tensor}}
@@ -416,40 +482,65 @@ def _sums(styles, files)->tuple: # {part: {layer: Pair}}, {part: {parameter: ten
         for part, d in f.offsets.items():
             mine = offsets.setdefault(part, {})
             for name, v in d.items(): mine[name] = mine.get(name, 0) + v*_strength(s.scale, part, name)
-    return {part: {l: mixed(ps) for l,ps in d.items()} for part,d in layers.items()}, offsets
+    return {part: {l: mixed(ps) for l, ps in d.items()} for part, d in layers.items()}, offsets
 
 # %% ../nbs/04_lora.ipynb #00a21786
 def _inject(model, pairs, adapter):
     "Put a LoRA into a model's layers, by PEFT"
-    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-    dora = {p.magnitude is not None for p in pairs.values()}
-    if len(dora) > 1: raise StylekitError('some layers of this LoRA have DoRA magnitudes and some have none: it is incomplete, download it again')
-    ranks = {f'^{re.escape(l)}': p.rank for l,p in pairs.items()}
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    odd = {l: r for l,r in ranks.items() if r!=usual}
-    cfg = LoraConfig(r=usual, lora_alpha=usual, rank_pattern=odd, alpha_pattern=odd, target_modules='|'.join(map(re.escape, pairs)), use_dora=dora.pop())
-    state = {f'{l}.{k}': v for l,p in pairs.items() for k,v in {'lora_A.weight': p.down, 'lora_B.weight': p.up, 'lora_magnitude_vector': p.magnitude}.items() if v is not None}
-    state = {k: v.view(1, -1, 1, 1) if k.endswith('vector') and pairs[k.rpartition('.')[0]].down.ndim==4 else v for k,v in state.items()}
+    from peft import inject_adapter_in_model, set_peft_model_state_dict
+    config = _peft_config(pairs)
+    state = {}
+    for layer, p in pairs.items():
+        state[f'{layer}.lora_A.weight'], state[f'{layer}.lora_B.weight'] = p.down, p.up
+        if p.magnitude is None: continue
+        is_convolution = p.down.ndim==4
+        state[f'{layer}.lora_magnitude_vector'] = p.magnitude.view(1, -1, 1, 1) if is_convolution else p.magnitude
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        inject_adapter_in_model(cfg, model, adapter)
+        inject_adapter_in_model(config, model, adapter)
         set_peft_model_state_dict(model, state, adapter)
+
+# %% ../nbs/04_lora.ipynb #c958c6c2
+def _peft_config(pairs):
+    "The rank that most layers have, and the layers of another"
+    from peft import LoraConfig
+    dora = {p.magnitude is not None for p in pairs.values()}
+    if len(dora) > 1:
+        raise StylekitError('some layers of this LoRA have DoRA magnitudes and some have none: '
+                            'it is incomplete, download it again')
+    ranks = {f'^{re.escape(l)}': p.rank for l, p in pairs.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    odd = {l: r for l, r in ranks.items() if r!=usual}
+    return LoraConfig(r=usual, lora_alpha=usual, rank_pattern=odd, alpha_pattern=odd,
+                      target_modules='|'.join(map(re.escape, pairs)), use_dora=dora.pop())
 
 # %% ../nbs/04_lora.ipynb #e9185cc2
 ATTENTION = ('to_q', 'to_k', 'to_v', 'to_out.0')
 FEED_FORWARD = ('ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out')
 
-def new_adapter(backbone:Backbone, name:str, # adapter name; an old one of this name is replaced
-                rank:int=8, alpha:float=None, # strength is alpha/rank; default alpha = rank
+def new_adapter(backbone:Backbone,
+                name:str, # adapter name; an old one of this name is replaced
+                rank:int=8,
+                alpha:float=None, # strength is alpha/rank; default alpha = rank
                 targets:tuple=ATTENTION, # module name endings
                 seed:int=0, # of the first matrix
                 dora:bool=False # with magnitudes (arXiv 2402.09353)
                )->list: # its parameters, float32
     "A fresh LoRA on the frozen UNet, the identity until it learns"
-    from peft import LoraConfig, inject_adapter_in_model
+    from peft import LoraConfig
     backbone.remove(name)
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets),
                         init_lora_weights='gaussian', use_dora=dora)
+    _inject_fresh(backbone, config, name, targets, seed)
+    backbone._adapters = None
+    params = adapter_parameters(backbone, name)
+    for p in params: p.data = p.data.float()
+    backbone.use(())
+    return list(params)
+
+# %% ../nbs/04_lora.ipynb #259a17a6
+def _inject_fresh(backbone, config, name, targets, seed):
+    from peft import inject_adapter_in_model
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.manual_seed(seed)
@@ -457,50 +548,59 @@ def new_adapter(backbone:Backbone, name:str, # adapter name; an old one of this 
         except BaseException as e:
             backbone.remove(name)
             if not isinstance(e, ValueError): raise
-            raise StylekitError(f'no layer of {backbone.name} is named like {", ".join(targets)}: choose among {", ".join(ATTENTION+FEED_FORWARD)}') from e
-    backbone._adapters = None
-    params = adapter_parameters(backbone, name)
-    for p in params: p.data = p.data.float()
-    backbone.use(())
-    return list(params)
+            raise StylekitError(f'no layer of {backbone.name} is named like {", ".join(targets)}: '
+                                f'choose among {", ".join(ATTENTION+FEED_FORWARD)}') from e
 
 def adapter_parameters(backbone:Backbone, name:str)->list:
     "The weights of one adapter"
-    return [p for k,p in backbone.unet.named_parameters() if f'.{name}.' in k]
+    return [p for k, p in backbone.unet.named_parameters() if f'.{name}.' in k]
 
 # %% ../nbs/04_lora.ipynb #e8edfb23
 WRITERS = ('diffusers', 'kohya')
 
-def save_lora(backbone:Backbone, adapter:str, path:Path, # .safetensors
-              words:str, metadata:dict=None, # str -> str, kept in the file's header
+def save_lora(backbone:Backbone,
+              adapter:str,
+              path:Path, # .safetensors
+              words:str,
+              metadata:dict=None, # str -> str, kept in the file's header
               names:str='diffusers' # whose: 'diffusers', or 'kohya' for other programs
              )->Path:
     "Write an adapter as float16 safetensors, with a hash of the whole file in its header"
-    from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
-    strength = {f'{n}.lora_B.weight': m.scaling[adapter] for n,m in backbone.unet.named_modules() if adapter in getattr(m, 'scaling', {})}
-    low_rank = get_peft_model_state_dict(backbone.unet, adapter_name=adapter) if strength else {}
-    state = {k: (v*strength.get(k, 1.)).half().contiguous() for k,v in low_rank.items()}
-    state = _kohya_state(backbone, state) if names=='kohya' else {f'unet.{k}': v for k,v in state.items()}
+    state = _factors(backbone, adapter)
+    state = _kohya_state(backbone, state) if names=='kohya' else {f'unet.{k}': v for k, v in state.items()}
     state |= _whole(backbone, adapter, names)
-    meta = {'format': 'pt', 'stylekit.words': words, 'modelspec.trigger_phrase': words, **(metadata or {}), SEAL: UNSEALED}
+    meta = {'format': 'pt', 'stylekit.words': words, 'modelspec.trigger_phrase': words}
+    meta |= {**(metadata or {}), SEAL: UNSEALED}
     with atomic_path(path) as tmp:
         save_file(state, str(tmp), metadata=meta)
         seal_file(tmp)
     return user_path(path)
 
+# %% ../nbs/04_lora.ipynb #0b8a5ea1
+def _factors(backbone, adapter)->dict: # in the names of PEFT, the strength in the weights
+    from peft.utils import get_peft_model_state_dict
+    layers = [(n, m) for n, m in backbone.unet.named_modules() if adapter in getattr(m, 'scaling', {})]
+    if not layers: return {}
+    strength = {f'{n}.lora_B.weight': m.scaling[adapter] for n, m in layers}
+    state = get_peft_model_state_dict(backbone.unet, adapter_name=adapter)
+    return {k: (v*strength.get(k, 1.)).half().contiguous() for k, v in state.items()}
+
 def _kohya_state(backbone, state):
     sgm = sgm_names(list(layer_shapes(backbone.unet))) if backbone.is_xl else {}
     out = {}
-    for k,v in state.items():
+    for k, v in state.items():
         layer, role = k.rsplit('.lora_', 1)
         name = kohya_name('unet', sgm.get(layer, layer))
-        if role=='magnitude_vector': out[f'{name}.dora_scale'] = v.view(-1, *[1]*(state[f'{layer}.lora_A.weight'].ndim-1))
+        if role=='magnitude_vector':
+            ones = [1]*(state[f'{layer}.lora_A.weight'].ndim-1)
+            out[f'{name}.dora_scale'] = v.view(-1, *ones)
         else: out[f"{name}.lora_{dict(A='down', B='up')[role[0]]}.weight"] = v
         if role=='A.weight': out[f'{name}.alpha'] = torch.tensor(float(len(v)))   # the strength is in the weights
     return out
 
+# %% ../nbs/04_lora.ipynb #38188774
 def _whole(backbone, adapter, names): # what the adapter adds to whole parameters
     unet, out = backbone.unet, {}
     added = getattr(unet, '_offsets', {}).get(adapter, {})

@@ -19,10 +19,21 @@ _HOME = r'(?:/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+[^\\/\s"\'<>|,;:)]+|~\w*|/r
 _START = r'(?:file:/{0,2}[^\\/\s]*(?=/)|[A-Za-z]:(?=[\\/]))?' # of an absolute path, before its first separator
 _WHOLE = re.compile(rf'\s*(?:{_START}[\\/]|~[\w.-]*(?:[\\/]|$))', re.I)
 _PART = r'[^\s\\/"\'<>|,;)]'
-_WITHIN = re.compile(rf'(?<![\w.:/\\~-])(?:{_START}[\\/]+(?:{_PART}+[\\/]+)+|~\w*[\\/]+(?:{_PART}+[\\/]+)*){_PART}*', re.I)
-_SECRET = re.compile(r'\b(?:hf_|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-|AKIA|AIza|eyJ)[\w.-]{12,}|\bBearer\s+\S+|(?<=://)[^/\s@]+@|'
-                     r'(?<=[?&])(?:\w*token|\w*key|\w*secret|sig(?:nature)?|password)=[^&\s]+', re.I)
+_WITHIN = re.compile(rf'(?<![\w.:/\\~-])(?:{_START}[\\/]+(?:{_PART}+[\\/]+)+|~\w*[\\/]+(?:{_PART}+[\\/]+)*){_PART}*',
+                     re.I)
+_SECRET = re.compile(r'\b(?:hf_|gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-|AKIA|AIza|eyJ)[\w.-]{12,}'
+                     r'|\bBearer\s+\S+|(?<=://)[^/\s@]+@'
+                     r'|(?<=[?&])(?:\w*token|\w*key|\w*secret|sig(?:nature)?|password)=[^&\s]+', re.I)
 
+def scrub_text(text:str # any text
+              )->str: # without absolute paths, user names in them, tokens
+    "A text that may be published"
+    text, home = _SECRET.sub('[removed]', text), os.path.expanduser('~')
+    if len(home) > 2: text = re.sub(re.escape(home)+r'(?=[\\/\s"\',;:)]|$)', '~', text) # first, as it may hold spaces
+    if _WHOLE.match(text) and '://' not in text.split('file://')[-1]: return _last(text)
+    return _WITHIN.sub(lambda m: _last(m[0]), text)
+
+# %% ../nbs/03_rights.ipynb #d95cabcc
 def _user_names()->set:
     "Names that must not appear as a part of a path: of the home folder and of the login"
     names = {Path(os.path.expanduser('~')).name, *(os.environ.get(k, '') for k in ('USER', 'USERNAME', 'LOGNAME'))}
@@ -34,52 +45,53 @@ def _last(text:str)->str:
     last = re.split(r'[\\/]+', bare.strip().rstrip('\\/'))[-1]
     return '~' if last in _user_names() or last.startswith('~') else last
 
-def scrub_text(text:str # any text
-              )->str: # without absolute paths, user names in them, tokens
-    "A text that may be published"
-    text, home = _SECRET.sub('[removed]', text), os.path.expanduser('~')
-    if len(home) > 2: text = re.sub(re.escape(home)+r'(?=[\\/\s"\',;:)]|$)', '~', text) # first, as it may hold spaces
-    if _WHOLE.match(text) and '://' not in text.split('file://')[-1]: return _last(text)
-    return _WITHIN.sub(lambda m: _last(m[0]), text)
-
 # %% ../nbs/03_rights.ipynb #a590f9ca
-_PRIVATE = re.compile(r'(.*[_-])?(token|secret|password|passwd|(api|access|private)_?key|authorization|'
-                      r'credentials?|user|user_?name|login|host_?name|host|e_?mail|cwd)$', re.I)
-
 def scrub(value # settings, seeds, hashes ...: dataclass, dict, list, number, text, path
          ): # the same as dicts, lists and plain values
     "What JSON can hold and the public may read"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type): value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, dict): return _scrub_dict(value)
     if isinstance(value, (list, tuple, set, frozenset)): return [scrub(v) for v in value]
-    if isinstance(value, (str, os.PathLike)): return scrub_text(os.fsdecode(os.fspath(value)) if isinstance(value, os.PathLike) else str(value))
+    if isinstance(value, (str, os.PathLike)): return scrub_text(_as_text(value))
     if value is None or isinstance(value, (bool, int)): return value
     if isinstance(value, float): return float(value) if math.isfinite(value) else str(value) # JSON has no NaN
-    if hasattr(value, 'tolist') and math.prod(getattr(value, 'shape', (65,))) <= 64: return scrub(value.tolist()) # small arrays and tensors
+    if hasattr(value, 'tolist') and math.prod(getattr(value, 'shape', (65,))) <= 64:
+        return scrub(value.tolist()) # small arrays and tensors
     text = str(value)
     return text if re.fullmatch(r'torch\.\w+|cpu|mps|cuda(:\d+)?', text) else type(value).__name__ # dtypes, devices
+
+def _as_text(value)->str: return os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
+
+# %% ../nbs/03_rights.ipynb #db8ce069
+_PRIVATE = re.compile(r'(.*[_-])?(token|secret|password|passwd|(api|access|private)_?key|authorization|'
+                      r'credentials?|user|user_?name|login|host_?name|host|e_?mail|cwd)$', re.I)
 
 def _scrub_dict(d:dict)->dict:
     "Entries whose name is private lose their value; names that become equal get a number"
     out = {}
     for k, v in d.items():
-        name = base = scrub_text(os.fsdecode(k) if isinstance(k, os.PathLike) else str(k))
+        name = base = scrub_text(_as_text(k))
         n = 1
-        while name in out: name = f'{base} ({(n := n+1)})'
+        while name in out:
+            n += 1
+            name = f'{base} ({n})'
         out[name] = '[removed]' if isinstance(v, str) and v and _PRIVATE.match(name) else scrub(v)
     return out
 
 # %% ../nbs/03_rights.ipynb #86a44e9e
-SOURCE_TYPES = {k: f'http://cv.iptc.org/newscodes/digitalsourcetype/{v}'
-                for k, v in dict(photo='compositeWithTrainedAlgorithmicMedia', none='trainedAlgorithmicMedia').items()}
-_NS = dict(x='adobe:ns:meta/', rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#', dc='http://purl.org/dc/elements/1.1/',
-           Iptc4xmpExt='http://iptc.org/std/Iptc4xmpExt/2008-02-29/', stylekit='urn:x-stylekit:1.0/')
+_IPTC = 'http://cv.iptc.org/newscodes/digitalsourcetype/'
+SOURCE_TYPES = dict(photo=_IPTC+'compositeWithTrainedAlgorithmicMedia', none=_IPTC+'trainedAlgorithmicMedia')
+_NS = dict(x='adobe:ns:meta/', rdf='http://www.w3.org/1999/02/22-rdf-syntax-ns#',
+           dc='http://purl.org/dc/elements/1.1/', Iptc4xmpExt='http://iptc.org/std/Iptc4xmpExt/2008-02-29/',
+           stylekit='urn:x-stylekit:1.0/')
 
 def _escape(text:str)->str:
     "Text for XML: markup escaped, characters that XML cannot hold left out"
     text = re.sub('[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]', '', text)
     return text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;').replace('\r', '&#13;')
 
+# %% ../nbs/03_rights.ipynb #2e64d908
 def xmp_packet(source:str, # key of `SOURCE_TYPES`
                rights:str='', # rights statement, may be empty
                run:dict=None # record of the run, scrubbed already; `None`: leave it out
@@ -87,15 +99,34 @@ def xmp_packet(source:str, # key of `SOURCE_TYPES`
     "The XMP packet, the same for every image format"
     ns = ' '.join(f'xmlns:{k}="{v}"' for k, v in _NS.items() if k not in ('x', 'rdf'))
     body = f'<Iptc4xmpExt:DigitalSourceType>{SOURCE_TYPES[source]}</Iptc4xmpExt:DigitalSourceType>'
-    if rights: body += f'<dc:rights><rdf:Alt><rdf:li xml:lang="x-default">{_escape(rights)}</rdf:li></rdf:Alt></dc:rights>'
+    if rights:
+        item = f'<rdf:li xml:lang="x-default">{_escape(rights)}</rdf:li>'
+        body += f'<dc:rights><rdf:Alt>{item}</rdf:Alt></dc:rights>'
     if run is not None: body += f'<stylekit:run>{_escape(json.dumps(run))}</stylekit:run>'
-    return (f'<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="{_NS["x"]}"><rdf:RDF xmlns:rdf="{_NS["rdf"]}">'
-            f'<rdf:Description rdf:about="" {ns}>{body}</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="w"?>')
+    return ('<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+            f'<x:xmpmeta xmlns:x="{_NS["x"]}"><rdf:RDF xmlns:rdf="{_NS["rdf"]}">'
+            f'<rdf:Description rdf:about="" {ns}>{body}</rdf:Description>'
+            '</rdf:RDF></x:xmpmeta><?xpacket end="w"?>')
 
 # %% ../nbs/03_rights.ipynb #5f8a9785
+def parse_xmp(packet # bytes or str
+             )->dict: # `source_type` (an address), `source` (key of `SOURCE_TYPES` or `None`), `rights`, `run`
+    "Our three properties of an XMP packet of any origin"
+    with explain_errors('XMP metadata cannot be read'):
+        text = (packet.decode('utf-8') if isinstance(packet, bytes) else packet).strip('\0 \n\r\t\ufeff')
+        if re.search(r'<!(DOCTYPE|ENTITY)', text, re.I):
+            raise StylekitError('XMP metadata declare a document type: not read, as that can be an attack')
+        root = ET.fromstring(text)
+        address, run = _property(root, 'Iptc4xmpExt', 'DigitalSourceType'), _property(root, 'stylekit', 'run')
+        source = {v: k for k, v in SOURCE_TYPES.items()}.get(address)
+        return dict(source_type=address, source=source, rights=_property(root, 'dc', 'rights'),
+                    run=json.loads(run) if run else None)
+
+# %% ../nbs/03_rights.ipynb #a29a8c6c
 def _property(root, prefix:str, name:str)->str:
     "Text of an XMP property, written as an element, a list of languages, a link or an attribute"
-    tag, li, link = f'{{{_NS[prefix]}}}{name}', f'{{{_NS["rdf"]}}}li', f'{{{_NS["rdf"]}}}resource'
+    tag = f'{{{_NS[prefix]}}}{name}'
+    li, link = f'{{{_NS["rdf"]}}}li', f'{{{_NS["rdf"]}}}resource'
     for el in root.iter():
         if tag in el.attrib: return el.attrib[tag]
         if el.tag == tag:
@@ -103,38 +134,29 @@ def _property(root, prefix:str, name:str)->str:
             return (el.get(link) or (el if item is None else item).text or '').strip()
     return ''
 
-def parse_xmp(packet # bytes or str
-             )->dict: # `source_type` (an address), `source` (key of `SOURCE_TYPES` or `None`), `rights`, `run`
-    "Our three properties of an XMP packet of any origin"
-    with explain_errors('XMP metadata cannot be read'):
-        text = (packet.decode('utf-8') if isinstance(packet, bytes) else packet).strip('\0 \n\r\t\ufeff')
-        if re.search(r'<!(DOCTYPE|ENTITY)', text, re.I): raise StylekitError('XMP metadata declare a document type: not read, as that can be an attack')
-        root = ET.fromstring(text)
-        kind, run = _property(root, 'Iptc4xmpExt', 'DigitalSourceType'), _property(root, 'stylekit', 'run')
-        source = {v: k for k, v in SOURCE_TYPES.items()}.get(kind)
-        return dict(source_type=kind, source=source, rights=_property(root, 'dc', 'rights'), run=json.loads(run) if run else None)
-
 # %% ../nbs/03_rights.ipynb #9b443f0a
 @contextmanager
 def _explain_encoder(path):
     "Refusals of an encoder in words; errors of the system pass on to `atomic_path`"
     try: yield
-    except OSError as e:
-        if e.errno is None: raise StylekitError(f'{path} cannot be encoded: {e}; use PNG or a smaller image') from e
-        raise
-    except (ValueError, RuntimeError, struct.error) as e: raise StylekitError(f'{path} cannot be encoded: {e}; use PNG or a smaller image') from e
+    except (OSError, ValueError, RuntimeError, struct.error) as e:
+        if isinstance(e, OSError) and e.errno is not None: raise
+        raise StylekitError(f'{path} cannot be encoded: {e}; use PNG or a smaller image') from e
 
 # %% ../nbs/03_rights.ipynb #61c0e42b
+_JPEG = dict(format='JPEG', quality=95, subsampling=0)
 _WRITERS = {'.png': dict(format='PNG'), '.webp': dict(format='WEBP', lossless=True, exact=True),
-            '.jpg': dict(format='JPEG', quality=95, subsampling=0), '.jpeg': dict(format='JPEG', quality=95, subsampling=0)}
+            '.jpg': _JPEG, '.jpeg': _JPEG}
 _LONGEST = dict(WEBP=16383, JPEG=65500) # pixels of a side that the format can hold
 METADATA = ('full', 'minimal', 'none')
 
 def _choice(name:str, value, among):
     "`value` if it is one of `among`"
-    if not isinstance(value, str) or value not in among: raise StylekitError(f'{name} {value!r} is not one of {", ".join(map(repr, among))}')
+    if not isinstance(value, str) or value not in among:
+        raise StylekitError(f'{name} {value!r} is not one of {", ".join(map(repr, among))}')
     return value
 
+# %% ../nbs/03_rights.ipynb #4120e10c
 def _save_options(fmt:str, xmp:str)->dict:
     "How Pillow is handed the packet: a text chunk in PNG, an argument elsewhere"
     if not xmp: return {}
@@ -146,8 +168,10 @@ def _save_options(fmt:str, xmp:str)->dict:
 
 def _check_room(fmt:str, xmp:str, path):
     "A JPEG segment holds 64 KB, and a longer packet would be lost"
-    if fmt == 'JPEG' and len(xmp.encode()) > 65502-29:
-        raise StylekitError(f'{path}: the run record has {len(xmp.encode())//1024} KB, JPEG holds 64: save as PNG or WebP, or use metadata="minimal"')
+    n = len(xmp.encode())
+    if fmt == 'JPEG' and n > 65502-29:
+        raise StylekitError(f'{path}: the run record has {n//1024} KB, JPEG holds 64: '
+                            'save as PNG or WebP, or use metadata="minimal"')
 
 # %% ../nbs/03_rights.ipynb #d7f5e68b
 def check_output(path, # where a picture shall be written
@@ -162,11 +186,18 @@ def check_output(path, # where a picture shall be written
     if path.is_dir(): raise StylekitError(f'{path} is a folder: give the name of a file in it')
     fmt = _WRITERS[_choice(f'{path}: suffix', path.suffix.lower(), _WRITERS)]['format']
     if size and max(size) > _LONGEST.get(fmt, max(size)):
-        raise StylekitError(f'{path} cannot be encoded: {fmt} holds at most {_LONGEST[fmt]} pixels a side; use PNG or a smaller image')
+        raise StylekitError(f'{path} cannot be encoded: {fmt} holds at most {_LONGEST[fmt]} pixels a side; '
+                            'use PNG or a smaller image')
+    _check_writable(path)
+    return path
+
+# %% ../nbs/03_rights.ipynb #16612ffc
+def _check_writable(path:Path):
+    "The nearest folder that is there must let us write"
     home = next(p for p in path.absolute().parents if p.exists())
     if not home.is_dir(): raise StylekitError(f'cannot write {path}: part of the path is a file')
-    if not os.access(home, os.W_OK | os.X_OK): raise StylekitError(f'cannot write {path}: you may not write there: choose another folder')
-    return path
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise StylekitError(f'cannot write {path}: you may not write there: choose another folder')
 
 # %% ../nbs/03_rights.ipynb #820bb923
 def _in_profile(im, # PIL RGB or RGBA, in sRGB
@@ -176,16 +207,20 @@ def _in_profile(im, # PIL RGB or RGBA, in sRGB
     with explain_errors('the colour profile cannot be used', 'save without it'):
         target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = target.profile.xcolor_space.strip()
-        if space != 'RGB': raise StylekitError(f'the colour profile is for {space}, and results are RGB: save without it')
+        if space != 'RGB':
+            raise StylekitError(f'the colour profile is for {space}, and results are RGB: save without it')
         if 'sRGB' in ImageCms.getProfileDescription(target): return im
-        out = ImageCms.profileToProfile(im.convert('RGB'), ImageCms.createProfile('sRGB'), target, outputMode='RGB')
+        srgb = ImageCms.createProfile('sRGB')
+        out = ImageCms.profileToProfile(im.convert('RGB'), srgb, target, outputMode='RGB')
     if im.mode == 'RGBA': out.putalpha(im.getchannel('A'))
     return out
 
+# %% ../nbs/03_rights.ipynb #48df8287
 def _as_the_format_can(im, fmt:str, path, background, profile:bytes)->tuple: # PIL, options for its `save`
     "Transparency and profile, as far as the format holds them"
     if im.mode == 'RGBA' and fmt == 'JPEG':
-        warnings.warn(f'{Path(path).name}: JPEG holds no transparency, so it is laid over {background}; PNG and WebP keep it')
+        warnings.warn(f'{Path(path).name}: JPEG holds no transparency, so it is laid over {background}; '
+                      'PNG and WebP keep it')
         im = flatten(im, background)
     return (_in_profile(im, profile), dict(icc_profile=profile)) if profile else (im, {})
 
@@ -201,10 +236,8 @@ def save_output(image, # PIL, array (H, W, 3 or 4) or tensor (3, H, W) in [0, 1]
                 rescue:bool=False # if it can't be written there: beside it, under a name that works
                )->Path: # where it is
     "Write an image with its origin inside, whole or not at all"
-    _choice('metadata', metadata, METADATA), _choice('source', source, tuple(SOURCE_TYPES))
+    xmp = _packet(info, rights, source, metadata)
     im = open_image(image, max_pixels=2**31, min_side=1, max_aspect=float('inf'), name='output image').pixels
-    run = scrub(info or {}) if metadata == 'full' else None
-    xmp = '' if metadata == 'none' else xmp_packet(source, scrub_text(rights or ''), run)
     try:
         path = check_output(path, im.size)
         return _write(im, path, xmp, background, profile)
@@ -212,6 +245,15 @@ def save_output(image, # PIL, array (H, W, 3 or 4) or tensor (3, H, W) in [0, 1]
         if not rescue: raise
         return _rescue(im, path, xmp, e)
 
+# %% ../nbs/03_rights.ipynb #4d100339
+def _packet(info, rights:str, source:str, metadata:str)->str:
+    "As much of the record as `metadata` lets out"
+    _choice('metadata', metadata, METADATA)
+    _choice('source', source, tuple(SOURCE_TYPES))
+    if metadata == 'none': return ''
+    return xmp_packet(source, scrub_text(rights or ''), scrub(info or {}) if metadata == 'full' else None)
+
+# %% ../nbs/03_rights.ipynb #1b23c25a
 def _write(im, path:Path, xmp:str, background, profile:bytes)->Path:
     "Encode and write, whole or not at all"
     options = dict(_WRITERS[path.suffix.lower()])
@@ -257,8 +299,18 @@ def parse_parameters(text:str # as other programs write it
     has_settings = len(pairs) > 2 or any(k == 'Steps' for k, _ in pairs)
     words = '\n'.join(lines[:-1] if has_settings else lines)
     prompt, _, negative = words.partition('Negative prompt:')
-    found = dict(prompt=prompt.strip(), negative_prompt=negative.strip(), settings={k: v.strip('" ') for k, v in pairs} if has_settings else {})
+    settings = {k: v.strip('" ') for k, v in pairs} if has_settings else {}
+    found = dict(prompt=prompt.strip(), negative_prompt=negative.strip(), settings=settings)
     return {k: v for k, v in found.items() if v}
+
+# %% ../nbs/03_rights.ipynb #a37a71f1
+def read_parameters(path # PNG, JPEG or WebP of any origin
+                   )->dict: # as `parse_parameters`
+    "What the program that drew a picture says about it"
+    from PIL import Image
+    with explain_errors(f'cannot read {Path(path).name}'), Image.open(path) as im:
+        text = im.info.get('parameters') if im.format == 'PNG' else _comment(im.getexif())
+    return parse_parameters(text) if isinstance(text, str) and text.strip() else {}
 
 def _comment(exif)->str:
     "The user comment of EXIF: eight bytes say how it is written"
@@ -267,11 +319,3 @@ def _comment(exif)->str:
     if not raw.startswith(b'UNICODE\0'): return bytes(raw[8:]).decode('utf-8', 'replace')
     body = bytes(raw[8:])
     return body.decode('utf-16-be' if body[:1] == b'\0' else 'utf-16-le', 'replace')
-
-def read_parameters(path # PNG, JPEG or WebP of any origin
-                   )->dict: # as `parse_parameters`
-    "What the program that drew a picture says about it"
-    from PIL import Image
-    with explain_errors(f'cannot read {Path(path).name}'), Image.open(path) as im:
-        text = im.info.get('parameters') if im.format == 'PNG' else _comment(im.getexif())
-    return parse_parameters(text) if isinstance(text, str) and text.strip() else {}

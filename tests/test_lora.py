@@ -368,6 +368,11 @@ def test_block_numbers_of_the_first_code(base, pair, tmp_path, prefix):
     flat = (lambda l: ldm(base)(l).replace('.', '_')) if prefix.endswith('_') else ldm(base)
     assert strength_of(base, write(tmp_path/'a.safetensors', ab(pair, prefix, rename=flat)), pair)[0] == 1
 
+def test_the_outer_layers_have_stabilitys_names_in_the_module_too():
+    names = {'conv_in': 'input_blocks.0.0', 'conv_out': 'out.2', 'conv_norm_out': 'out.0',
+             'time_embedding.linear_1': 'time_embed.0', 'add_embedding.linear_2': 'label_emb.0.2'}
+    assert sgm_names([*names]) == names
+
 def test_old_diffusers(base, pair, tmp_path):
     old = {}
     for l, p in pair.items():
