@@ -269,7 +269,8 @@ def _table_rows(found:dict)->dict: # of `searched`; table -> method -> arguments
     "The default, and the rivals at their best, with the default's own loop around them"
     best = {m: search_space(m)[0] | f['best'] for m, f in found.items()}
     rivals = {m: how for m, how in best.items() if m != 'sms'}
-    rows = dict(main=dict(unchanged=None, default={}) | rivals, ablation=ablation(), shots=dict(default={}))
+    main = {'unchanged': None, 'default': {}, 'independent noise': dict(noise='independent')} | rivals
+    rows = dict(main=main, ablation=ablation(), shots=dict(default={}))
     return rows | dict(added=added(best['dds'])) if 'dds' in best else rows
 
 def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the corpus; what is made; what is measured
