@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from fastcore.basics import patch
 import torch, torch.nn.functional as F
 from .backbone import hub_copy
 from .core import asset, explain_errors, one_line, pick_device, user_path
@@ -31,9 +32,11 @@ CLIP_NORM = ((.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 def image_norm(path, usual:tuple=CLIP_NORM)->tuple: # mean, deviation
     "How a model wants its pixels, as its own `preprocessor_config.json` says"
     from huggingface_hub import try_to_load_from_cache
-    f = path/'preprocessor_config.json' if (path := Path(path)).is_dir() else try_to_load_from_cache(str(path), 'preprocessor_config.json')
-    said = json.loads(Path(f).read_text()) if isinstance(f, (str, Path)) and Path(f).exists() else {}
-    return tuple(tuple(said.get(k, v)) for k, v in zip(('image_mean', 'image_std'), usual))
+    path, name = Path(path), 'preprocessor_config.json'
+    file = path/name if path.is_dir() else try_to_load_from_cache(str(path), name)
+    exists = isinstance(file, (str, Path)) and Path(file).exists()
+    config = json.loads(Path(file).read_text()) if exists else {}
+    return tuple(tuple(config.get(k, v)) for k, v in zip(('image_mean', 'image_std'), usual))
 
 # %% ../nbs/07a_clip.ipynb #00820a42
 def token_ids(tokenizer, tower, # a text tower, for the length of its context and its device
@@ -41,8 +44,11 @@ def token_ids(tokenizer, tower, # a text tower, for the length of its context an
              )->torch.Tensor: # (B, tokens) long
     "Token ids of texts, cut to the context"
     texts = [texts] if isinstance(texts, str) else list(texts)
-    return tokenizer(texts, padding=pad, max_length=tower.config.max_position_embeddings, truncation=True, return_tensors='pt').input_ids.to(next(tower.parameters()).device)
+    context = tower.config.max_position_embeddings
+    tokens = tokenizer(texts, padding=pad, max_length=context, truncation=True, return_tensors='pt')
+    return tokens.input_ids.to(next(tower.parameters()).device)
 
+# %% ../nbs/07a_clip.ipynb #9974a01c
 @dataclass(eq=False)
 class Clip:
     "A frozen CLIP"
@@ -60,36 +66,45 @@ class Clip:
     def device(self): return self.model.device
     @property
     def temperature(self)->float: return self.model.logit_scale.exp().item()   # τ: what a cosine is multiplied by
-
     @cached_property
     def sha256(self)->str: return weights_sha256(self.model)
 
-    def ids(self, texts:list, pad='longest')->torch.Tensor: # (B, tokens) long
-        "Token ids"
-        return token_ids(self.tokenizer, self.model.text_model, texts, pad)
+# %% ../nbs/07a_clip.ipynb #a2850d7a
+@patch
+def ids(self:Clip, texts:list, pad='longest')->torch.Tensor: # (B, tokens) long
+    "Token ids"
+    return token_ids(self.tokenizer, self.model.text_model, texts, pad)
 
-    @torch.no_grad()
-    def read(self, texts:list)->torch.Tensor: # (B, D), of length 1
-        "What words are to it"
-        return F.normalize(self.model.text_projection(self.model.text_model(self.ids(texts)).pooler_output), dim=-1)
+@patch
+@torch.no_grad()
+def read(self:Clip, texts:list)->torch.Tensor: # (B, D), of length 1
+    "What words are to it"
+    pooled = self.model.text_model(self.ids(texts)).pooler_output
+    return F.normalize(self.model.text_projection(pooled), dim=-1)
 
-    @torch.no_grad()
-    def see(self, images, # PIL images, paths, arrays, tensors, or what has an `image`
-            batch:int=32)->torch.Tensor: # (N, D), of length 1
-        "What pictures are to it: the shorter side scaled, the middle cut out, as CLIPs are trained"
-        todo, out = iter(images), []
-        while some := [self._pixels(im) for im in islice(todo, batch)]:
-            out.append(self.model.visual_projection(self.model.vision_model(pixel_values=torch.cat(some).to(self.device)).pooler_output))
-        return F.normalize(torch.cat(out), dim=-1)
+# %% ../nbs/07a_clip.ipynb #d166a20f
+@patch
+@torch.no_grad()
+def see(self:Clip, images, # PIL images, paths, arrays, tensors, or what has an `image`
+        batch:int=32)->torch.Tensor: # (N, D), of length 1
+    "What pictures are to it: the shorter side scaled, the middle cut out, as CLIPs are trained"
+    todo, out = iter(images), []
+    while some := [self._pixels(im) for im in islice(todo, batch)]:
+        pooled = self.model.vision_model(pixel_values=torch.cat(some).to(self.device)).pooler_output
+        out.append(self.model.visual_projection(pooled))
+    return F.normalize(torch.cat(out), dim=-1)
 
-    def _pixels(self, im):
-        x = image_to_tensor(load_image(getattr(im, 'image', im)))
-        h, w = x.shape[-2:]
-        k = self.size/min(h, w)
-        x = F.interpolate(x, size=(max(self.size, round(h*k)), max(self.size, round(w*k))), mode='bicubic', antialias=True, align_corners=False).clamp(0, 1) if k != 1 else x
-        top, left = (x.shape[-2]-self.size)//2, (x.shape[-1]-self.size)//2
-        x = x[..., top:top+self.size, left:left+self.size]
-        return (x-x.new_tensor(self.mean).view(3, 1, 1))/x.new_tensor(self.std).view(3, 1, 1)
+@patch
+def _pixels(self:Clip, im):
+    x = image_to_tensor(load_image(getattr(im, 'image', im)))
+    h, w = x.shape[-2:]
+    k = self.size/min(h, w)
+    if k != 1:
+        size = max(self.size, round(h*k)), max(self.size, round(w*k))
+        x = F.interpolate(x, size=size, mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (x.shape[-2]-self.size)//2, (x.shape[-1]-self.size)//2
+    x = x[..., top:top+self.size, left:left+self.size]
+    return (x-x.new_tensor(self.mean).view(3, 1, 1))/x.new_tensor(self.std).view(3, 1, 1)
 
 # %% ../nbs/07a_clip.ipynb #e5eb6cc4
 def model_folder(name # folder, or hub id of a model that transformers reads
@@ -100,6 +115,7 @@ def model_folder(name # folder, or hub id of a model that transformers reads
     def wanted(names): return [n for n in names if re.fullmatch(r'[^/]+\.(json|txt)|model[^/]*\.safetensors', n)]
     return hub_copy(str(name), wanted)[0]
 
+# %% ../nbs/07a_clip.ipynb #07ffaffb
 def load_clip(name=None, # folder or hub id of a CLIP that transformers reads; `None` or 'mini': the embedded one
               device=None # see `pick_device`
              )->Clip:
@@ -111,6 +127,10 @@ def load_clip(name=None, # folder or hub id of a CLIP that transformers reads; `
     what = 'mini' if mini else one_line(name, 60)
     with explain_errors(f'no CLIP to be had from {what!r}', 'give a folder with its model and tokenizer'):
         path = asset('mini/clip') if mini else model_folder(name)
-        tokens, norm = (asset('mini/tokenizer'), ((.5,)*3,)*2) if mini else (path, None)
-        model, tok = CLIPModel.from_pretrained(path, use_safetensors=True).float(), CLIPTokenizer.from_pretrained(tokens)
-    return Clip('mini' if mini else user_path(name).name, model.to(pick_device(device)), tok, *(norm or image_norm(path)))
+        tokens = asset('mini/tokenizer') if mini else path
+        model = CLIPModel.from_pretrained(path, use_safetensors=True).float()
+        tokenizer = CLIPTokenizer.from_pretrained(tokens)
+    label = 'mini' if mini else user_path(name).name
+    model = model.to(pick_device(device))
+    mean, std = ((.5,)*3, (.5,)*3) if mini else image_norm(path)
+    return Clip(label, model, tokenizer, mean, std)

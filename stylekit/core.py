@@ -66,7 +66,8 @@ def check_whole(name:str, # of the setting, for the message
                 value # int, or an integer of another library
                ):
     "`value` itself if it is a whole number"
-    if isinstance(value, bool) or not hasattr(value, '__index__'): raise StylekitError(f'{name} must be a whole number, got {value!r}')
+    if isinstance(value, bool) or not hasattr(value, '__index__'):
+        raise StylekitError(f'{name} must be a whole number, got {value!r}')
     return value
 
 def plain_number(value # anything
@@ -75,6 +76,7 @@ def plain_number(value # anything
     is_scalar = getattr(value, 'shape', None) == () and hasattr(value, 'item')
     return value.item() if is_scalar else value
 
+# %% ../nbs/00_core.ipynb #c33bb146
 def check_number(name:str, # of the setting, for the message
                  value # int, float, or a scalar of NumPy's or torch's
                 )->float:
@@ -105,19 +107,22 @@ def check_finite(x, # tensor or array
     ok = x.isfinite() if hasattr(x, 'isfinite') else np.isfinite(x)
     if not bool(ok.all()):
         n = ok.size if isinstance(ok, (np.ndarray, np.generic)) else ok.numel()
-        raise StylekitError(f'{name}: {n-int(ok.sum())} of {n} values are NaN or infinite; lower the step size or use float32')
+        raise StylekitError(f'{name}: {n-int(ok.sum())} of {n} values are NaN or infinite; '
+                            'lower the step size or use float32')
     return x
 
 # %% ../nbs/00_core.ipynb #39cceb75
 _RESERVED = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?$', re.I) # device names on Windows, whatever their suffix
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]|\.\.|^\.|\.$')
 
 def safe_name(name:str, # of a style, a run, a weight file
               what:str='name' # for the message
              )->str: # unchanged
     "`name` if it can be one file name on any system and cannot leave its folder"
     ok = isinstance(name, str) and name and name == name.strip() and len(name.encode('utf-8', 'replace')) <= 200
-    if not ok or re.search(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]|\.\.|^\.|\.$', name) or _RESERVED.match(name):
-        raise StylekitError(f'{what} {name!r} is not a plain file name: use letters, digits, "-", "_" and single dots, no folders')
+    if not ok or _UNSAFE.search(name) or _RESERVED.match(name):
+        raise StylekitError(f'{what} {name!r} is not a plain file name: '
+                            'use letters, digits, "-", "_" and single dots, no folders')
     return name
 
 # %% ../nbs/00_core.ipynb #d3eebfb5
@@ -130,10 +135,17 @@ def user_path(path # text or path, as a user writes it
 _mine = set()   # temporary files that this process is writing
 
 def _temporary(path:Path)->Path:
-    "A hidden name beside `path` that says which process of which machine writes it; the suffix tells writers the format"
+    "A hidden name beside `path` that says which process of which machine writes it, with the suffix of the format"
     host = hashlib.sha256(platform.node().encode()).hexdigest()[:4]
     return path.with_name(f'.{path.stem[:60]}.stylekit-{host}-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}')
 
+def _usual_mode(tmp:Path)->int:
+    "The mode that the user wants files to have: safetensors lets nobody else read its own"
+    with open(tmp, 'xb') as f: mode = os.fstat(f.fileno()).st_mode
+    tmp.unlink()
+    return mode
+
+# %% ../nbs/00_core.ipynb #738ae128
 @contextmanager
 def atomic_path(path # where the file shall be; its folders are made
                ):
@@ -145,8 +157,7 @@ def atomic_path(path # where the file shall be; its folders are made
             if path.is_dir(): raise StylekitError(f'{path} is a folder: give the name of a file in it')
             path.parent.mkdir(parents=True, exist_ok=True)
             _mine.add(tmp)
-            with open(tmp, 'xb') as f: mode = os.fstat(f.fileno()).st_mode   # as the user wants files: safetensors lets nobody else read its own
-            tmp.unlink()
+            mode = _usual_mode(tmp)
             yield tmp
             if not tmp.exists(): raise StylekitError(f'nothing was written for {path}')
             with open(tmp, 'rb+') as f: os.fsync(f.fileno()) # else a power cut can leave the new name with no content
@@ -157,22 +168,31 @@ def atomic_path(path # where the file shall be; its folders are made
         _mine.discard(tmp)
 
 # %% ../nbs/00_core.ipynb #4614fb59
-_WRITE_HELP = {'ENOSPC': 'the disk is full: free some space', 'EDQUOT': 'your quota is used up: free some space',
-               'EACCES': 'you may not write there: choose another folder', 'EPERM': 'you may not write there: choose another folder',
-               'EROFS': 'that disk is read-only: choose another folder', 'ENAMETOOLONG': 'the name is too long',
-               'ENOTDIR': 'part of the path is a file', 'EEXIST': 'part of the path is a file'}
+_FULL, _ELSEWHERE = 'free some space', 'choose another folder'
+_WRITE_HELP = {
+    'ENOSPC': f'the disk is full: {_FULL}',
+    'EDQUOT': f'your quota is used up: {_FULL}',
+    'EACCES': f'you may not write there: {_ELSEWHERE}',
+    'EPERM': f'you may not write there: {_ELSEWHERE}',
+    'EROFS': f'that disk is read-only: {_ELSEWHERE}',
+    'ENAMETOOLONG': 'the name is too long',
+    'ENOTDIR': 'part of the path is a file',
+    'EEXIST': 'part of the path is a file'}
 
+def _write_error(path, code:int, e:Exception)->StylekitError:
+    return StylekitError(f'cannot write {path}: {_WRITE_HELP.get(errno.errorcode.get(code), str(e))}')
+
+# %% ../nbs/00_core.ipynb #6361b5a5
 @contextmanager
 def _explain_write(path):
     "`OSError` while writing `path` becomes a `StylekitError` with the remedy"
     try: yield
     except StylekitError: raise
-    except OSError as e:
-        raise StylekitError(f'cannot write {path}: {_WRITE_HELP.get(errno.errorcode.get(e.errno), str(e))}') from e
+    except OSError as e: raise _write_error(path, e.errno, e) from e
     except Exception as e:
         code = re.search(r'os error (\d+)', str(e))   # safetensors says an OSError in words
         if not code: raise
-        raise StylekitError(f'cannot write {path}: {_WRITE_HELP.get(errno.errorcode.get(int(code[1])), str(e))}') from e
+        raise _write_error(path, int(code[1]), e) from e
 
 # %% ../nbs/00_core.ipynb #415fcecf
 _CRUMB = re.compile(r'\..*\.stylekit-([0-9a-f]{4})-(\d+)-[0-9a-f]{8}(\.\w+)?')
@@ -189,9 +209,12 @@ def _is_crumb(path:Path)->bool:
     found = _CRUMB.fullmatch(path.name)
     if not found or path in _mine: return False
     host, pid = found[1], int(found[2])
-    if os.name == 'nt' or host != _CRUMB.fullmatch(_temporary(path).name)[1]: return time.time() - path.stat().st_mtime > 86400
+    here = _CRUMB.fullmatch(_temporary(path).name)[1]
+    if os.name == 'nt' or host != here: # who lives there cannot be asked
+        return time.time() - path.stat().st_mtime > 86400
     return pid == os.getpid() or not _is_alive(pid)
 
+# %% ../nbs/00_core.ipynb #1eccdd38
 def sweep_crumbs(folder # a folder that may not exist; the folders in it are looked at too
                 )->list: # of the paths removed
     "Remove what a killed process left half-written; what another one is writing now stays"
@@ -214,6 +237,7 @@ def _try_lock(f)->bool:
         warnings.warn(f'this disk knows no locks ({e.strerror}): take care that no second run writes there')
     return True
 
+# %% ../nbs/00_core.ipynb #33423d6b
 def _open_lock(path:Path): # the open file; None if another process holds it
     "The lock file, held; opened anew if its last owner removed it meanwhile"
     while True:
@@ -224,6 +248,14 @@ def _open_lock(path:Path): # the open file; None if another process holds it
         if path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat()): return f
         f.close()
 
+def _release_lock(path:Path, f, fresh:bool):
+    "Remove the lock file, and its folder if it is `fresh` and still empty"
+    if os.name != 'nt': path.unlink(missing_ok=True)   # Windows removes no file that is open
+    f.close()
+    folder = path.parent
+    if fresh and folder.is_dir() and not any(folder.iterdir()): folder.rmdir()
+
+# %% ../nbs/00_core.ipynb #d67a8d8d
 @contextmanager
 def folder_lock(folder, # made if it is not there, and gone again if nothing came of it
                 held:bool=True # False: one of several processes that work together, and not the first
@@ -235,17 +267,15 @@ def folder_lock(folder, # made if it is not there, and gone again if nothing cam
     folder = user_path(folder)
     path, fresh = folder/'.stylekit.lock', not folder.exists()
     with _explain_write(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         f = _open_lock(path)
     if f is None:
-        raise StylekitError(f'another run is writing into {folder.name!r}: wait until it has ended, or give another folder')
+        raise StylekitError(f'another run is writing into {folder.name!r}: '
+                            'wait until it has ended, or give another folder')
     try:
         sweep_crumbs(folder)
         yield
-    finally:
-        if os.name != 'nt': path.unlink(missing_ok=True)   # Windows removes no file that is open
-        f.close()
-        if fresh and path.parent.is_dir() and not any(path.parent.iterdir()): path.parent.rmdir()
+    finally: _release_lock(path, f, fresh)
 
 # %% ../nbs/00_core.ipynb #120f34c0
 @contextmanager
@@ -264,7 +294,8 @@ def deferred_interrupt(on_interrupt # called without arguments when Ctrl-C is pr
         if old is not None: signal.signal(signal.SIGINT, old)
 
 # %% ../nbs/00_core.ipynb #dd5307c1
-_NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory|ALLOC_FAILED|unable to allocate", re.I)
+_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory"
+                        '|ALLOC_FAILED|unable to allocate', re.I)
 
 def is_out_of_memory(e:BaseException)->bool:
     "Does this error say that memory ran out, of a GPU or of the computer?"
@@ -312,27 +343,38 @@ def pick_device(device=None # 'cuda', 'cuda:1', 'mps', 'cpu', or `None` for the 
                )->str:
     "A device that exists"
     import torch
-    gpus, mps = torch.cuda.device_count() if torch.cuda.is_available() else 0, torch.backends.mps.is_available()
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
     if device is None: return 'cuda' if gpus else 'mps' if mps else 'cpu'
     with explain_errors(f'unknown device {device!r}', 'use "cuda", "mps" or "cpu"'): d = torch.device(device)
     there = {'cpu': True, 'mps': mps, 'cuda': (d.index or 0) < gpus}.get(d.type)
     if there is None: raise StylekitError(f'device {device!r} is not supported: use "cuda", "mps" or "cpu"')
-    if not there: raise StylekitError(f'device {str(d)!r} is not available here: use {pick_device()!r}, or in Colab pick a GPU under Runtime')
+    if not there:
+        raise StylekitError(f'device {str(d)!r} is not available here: use {pick_device()!r}, '
+                            'or in Colab pick a GPU under Runtime')
     return str(d)
 
 # %% ../nbs/00_core.ipynb #9f566157
 _DTYPES = dict(fp32='float32', float='float32', fp16='float16', half='float16', bf16='bfloat16')
 
+def _best_dtype(kind:str): # torch.dtype
+    "16 bits on CUDA; a T4 has bfloat16 only as a slow imitation"
+    import torch
+    if kind != 'cuda': return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
 def pick_dtype(device:str, # as of `pick_device`
-               dtype=None # torch dtype, its name ('float16', 'fp16', ...), or `None`: 16 bits on CUDA, float32 elsewhere
+               dtype=None # torch dtype, its name ('float16', 'fp16', ...); `None`: 16 bits on CUDA, float32 elsewhere
               ): # torch.dtype
     "The number type of the frozen weights; bfloat16 where the GPU has it, as float16 overflows in some autoencoders"
     import torch
     kind = torch.device(device).type
-    if dtype is None: return torch.float32 if kind != 'cuda' else torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16   # a T4 has it only as a slow imitation
+    if dtype is None: return _best_dtype(kind)
     d = getattr(torch, _DTYPES.get(dtype, dtype), None) if isinstance(dtype, str) else dtype
-    if d not in (torch.float32, torch.float16, torch.bfloat16): raise StylekitError(f'dtype {dtype!r} is not one of float32, bfloat16, float16')
-    if d == torch.float16 and kind == 'cpu': raise StylekitError('float16 is very slow on the CPU: use float32 or bfloat16')
+    if d not in (torch.float32, torch.float16, torch.bfloat16):
+        raise StylekitError(f'dtype {dtype!r} is not one of float32, bfloat16, float16')
+    if d == torch.float16 and kind == 'cpu':
+        raise StylekitError('float16 is very slow on the CPU: use float32 or bfloat16')
     return d
 
 # %% ../nbs/00_core.ipynb #9f6143ac
@@ -361,6 +403,8 @@ def asset(*parts # folder and file names below stylekit/assets
          )->Path: # which exists
     "A file or folder shipped with stylekit"
     import stylekit
-    p = Path(stylekit.__file__).parent.joinpath('assets', *[safe_name(s, 'asset') for part in parts for s in str(part).split('/')])
-    if not p.exists(): raise StylekitError(f'{"/".join(map(str, parts))} is not among the files shipped with stylekit')
+    names = [safe_name(name, 'asset') for part in parts for name in str(part).split('/')]
+    p = Path(stylekit.__file__).parent.joinpath('assets', *names)
+    if not p.exists():
+        raise StylekitError(f'{"/".join(map(str, parts))} is not among the files shipped with stylekit')
     return p

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from fastcore.basics import patch
 import torch
 from .core import StylekitError, check_whole, digest, file_sha256
 from .images import image_to_tensor, load_image
@@ -25,6 +26,7 @@ def split_by_name(name:str, val:float=.1, test:float=.2 # shares
     h = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)/16**8
     return 'test' if h < test else 'val' if h < test+val else 'train'
 
+# %% ../nbs/07b_grids.ipynb #ac4cd5a0
 @dataclass(frozen=True, eq=False)
 class Shot:
     "A picture, what it shows and how"
@@ -51,34 +53,42 @@ class Grid:
     def __init__(self, shots, # Shots
                  categories=None, styles=None): # names, in order; default those of the shots
         self.shots = list(shots)
-        self.categories = tuple(categories or dict.fromkeys(s.category for s in self.shots))
-        self.styles = tuple(styles or dict.fromkeys(s.style for s in self.shots))
-        if lost := {s.category for s in self.shots}-{*self.categories} | {s.style for s in self.shots}-{*self.styles}:
-            raise StylekitError(f'{", ".join(sorted(lost))}: neither a category nor a style of this grid')
+        there, looks = [dict.fromkeys(getattr(s, key) for s in self.shots) for key in ('category', 'style')]
+        self.categories = tuple(categories or there)
+        self.styles = tuple(styles or looks)
+        lost = {*there}-{*self.categories} | {*looks}-{*self.styles}
+        if lost: raise StylekitError(f'{", ".join(sorted(lost))}: neither a category nor a style of this grid')
     def __len__(self): return len(self.shots)
     def __iter__(self): return iter(self.shots)
     def __repr__(self):
         return f'Grid({len(self)} pictures, {len(self.categories)} categories × {len(self.styles)} styles)'
-    def where(self, f)->'Grid': # f(Shot) -> bool
-        "The part for which `f` holds"
-        return Grid(filter(f, self.shots), self.categories, self.styles)
-    def split(self, name:str)->'Grid':
-        "'train', 'val' or 'test'"
-        if name not in SPLITS: raise StylekitError(f'no split {name!r}: there are {", ".join(SPLITS)}')
-        return self.where(lambda s: s.split == name)
     @property
     def cells(self)->Counter: return Counter((s.category, s.style) for s in self.shots) # (category, style) -> pictures
-    def labels(self)->tuple: # (N,) long twice
-        "Places of each picture's category and style"
-        at = lambda values, key: torch.tensor([values.index(getattr(s, key)) for s in self.shots])
-        return at(self.categories, 'category'), at(self.styles, 'style')
+
+# %% ../nbs/07b_grids.ipynb #3a8c20de
+@patch
+def where(self:Grid, f)->Grid: # f(Shot) -> bool
+    "The part for which `f` holds"
+    return Grid(filter(f, self.shots), self.categories, self.styles)
+
+@patch
+def split(self:Grid, name:str)->Grid:
+    "'train', 'val' or 'test'"
+    if name not in SPLITS: raise StylekitError(f'no split {name!r}: there are {", ".join(SPLITS)}')
+    return self.where(lambda s: s.split == name)
+
+@patch
+def labels(self:Grid)->tuple: # (N,) long twice
+    "Places of each picture's category and style"
+    def places(values, key): return torch.tensor([values.index(getattr(s, key)) for s in self.shots])
+    return places(self.categories, 'category'), places(self.styles, 'style')
 
 # %% ../nbs/07b_grids.ipynb #4382ae24
 def few(grid:Grid, n:int, # pictures of each cell
         seed:int=0)->Grid:
     "`n` shots of every cell, by lot; cells that are empty stay so"
     if check_whole('shots', n) < 1: raise StylekitError(f'at least one shot, not {n}')
-    lot = lambda s: digest(seed, s.category, s.style, s.name)
+    def lot(shot): return digest(seed, shot.category, shot.style, shot.name)
     drawn, short = [], {}
     for cell in grid.cells:
         here = sorted((s for s in grid if (s.category, s.style) == cell), key=lot)
@@ -97,10 +107,11 @@ def crossed(grid:Grid, share:float=.25, # of the cells that are held out
     "Cells to hold out, spread evenly over categories and styles"
     K, S = len(grid.categories), len(grid.styles)
     if K < 2 or S < 2: raise StylekitError('pairs can be held out of a grid of at least two categories and two styles')
-    row, col = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist() for n in (K, S))
+    row, col = [torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist() for n in (K, S)]
     wide = min(max(1, round(share*S)), S-1)     # cells held out of each category, side by side, one further in the next
-    if not 0 <= check_whole('fold', fold) < S//wide:
-        raise StylekitError(f'fold={fold}: with {wide} of {S} styles held out of each category there are {S//wide} folds')
+    folds = S//wide
+    if not 0 <= check_whole('fold', fold) < folds:
+        raise StylekitError(f'fold={fold}: with {wide} of {S} styles held out of each category there are {folds} folds')
     def style(k, j): return grid.styles[col[(k*max(1, S//K)+fold*wide+j)%S]]
     held = {(grid.categories[row[k]], style(k, j)) for k in range(K) for j in range(wide)}
     for s in grid.styles:                       # a style keeps one category at least
@@ -122,7 +133,8 @@ def duplicates(grid:Grid, tol:float=.02, # root mean square difference of the sm
 # %% ../nbs/07b_grids.ipynb #3adaeaef
 NOTICES = {
     'DomainNet': (('clipart', 'infograph', 'painting', 'quickdraw', 'real', 'sketch'),
-                  'DomainNet (Peng et al., ICCV 2019): pictures of many holders, gathered under a fair-use notice for research; '
+                  'DomainNet (Peng et al., ICCV 2019): pictures of many holders, '
+                  'gathered under a fair-use notice for research; '
                   'their terms are at its home page. Not for products.'),
     'PACS': (('art_painting', 'cartoon', 'photo', 'sketch'),
              'PACS (Li et al., ICCV 2017): the authors state no licence for the pictures. '
@@ -138,26 +150,39 @@ def _official(root, style)->dict: # 'style/category/file' -> split, as DomainNet
     named = {s: f.read_text().splitlines() for s, f in lists.items() if f.exists()}
     return {line.split()[0]: s for s, lines in named.items() for line in lines if line.strip()}
 
+# %% ../nbs/07b_grids.ipynb #2430b1a8
+def _words(folder:Path)->str: return folder.name.replace('_', ' ').replace('-', ' ').lower()
+
+def _folder_shot(root:Path, path:Path, official:dict)->Shot: # root/style/category/picture; see `_official`
+    "A picture of a folder; the lists know no third part, so some of their train pictures are for validation"
+    style, category = path.parents[1], path.parents[0]
+    name = f'{_words(category)}/{path.stem}'
+    split = official.get(path.relative_to(root).as_posix(), '')
+    if split == 'train' and split_by_name(name, test=0) == 'val': split = 'val'
+    return Shot(_words(category), _words(style), name, path, split)
+
+def _folder_shots(root:Path)->tuple: # Shots; did any list say what is train and what is test?
+    shots, listed = [], False
+    for style in _folders(root):
+        official = _official(root, style.name)
+        listed = listed or bool(official)
+        for category in _folders(style):
+            pictures = list_pictures(category, below=False, shapes=False, may_be_empty=True)
+            shots += [_folder_shot(root, p.path, official) for p in pictures]
+    return shots, listed
+
+# %% ../nbs/07b_grids.ipynb #2a0a3e5f
 def read_grid(root, # folder with style/category/picture
               report=print # report(text): what is known of a collection's terms
              )->Grid:
     "A grid from a folder; DomainNet, PACS and Office-Home too"
     root = Path(root)
     if not root.is_dir(): raise StylekitError(f'no folder {str(root)!r}')
-    shots, lists, words = [], {}, lambda d: d.name.replace('_', ' ').replace('-', ' ').lower()
-    for style in _folders(root):
-        told = _official(root, style.name)
-        lists |= told
-        for category in _folders(style):
-            for p in (f.path for f in list_pictures(category, below=False, shapes=False, may_be_empty=True)):
-                name = f'{words(category)}/{p.stem}'
-                said = told.get(p.relative_to(root).as_posix(), '')
-                if said == 'train' and split_by_name(name, test=0) == 'val': said = 'val'   # their lists know no third part
-                shots.append(Shot(words(category), words(style), name, p, said))
+    shots, listed = _folder_shots(root)
     if not shots:
         raise StylekitError(f'{str(root)!r} holds no pictures as style/category/picture ({", ".join(PICTURES)})')
     learnt = {s.category for s in shots if s.split == 'train'}
-    if not lists: # few pictures, and the lot of the names took all of a category
+    if not listed: # few pictures, and the lot of the names took all of a category
         shots = [s if s.category in learnt else replace(s, split='train') for s in shots]
     grid = Grid(shots)
     if len(grid.styles) < 2 or len(grid.categories) < 2:

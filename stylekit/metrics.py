@@ -13,7 +13,7 @@ import dataclasses, math, os, re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 import torch, torch.nn.functional as F
 from .clip import image_norm, load_clip, model_folder, weights_sha256
 from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors, user_path
@@ -47,23 +47,31 @@ class Measured:
     note: str = '' # a warning or a by-product
     ids: tuple = dataclasses.field(default=(), compare=False) # names of the pairs
     each: tuple = dataclasses.field(default=(), compare=False) # one value per pair
-    def __repr__(self):
-        "One line"
-        f = f'.{_decimals(self.value, *(self.interval or ()))}f'
-        span = f' [{self.interval[0]:{f}}, {self.interval[1]:{f}}]' if self.interval else ''
-        parts = [f'n={self.n}'] + [f'n_ref={self.n_ref}']*(self.n_ref is not None) + [self.note]*bool(self.note)
-        return f'{self.name} {self.value:{f}}{span} ({", ".join(parts)})'
-    @property
-    def key(self)->dict:
-        "What two values must share to be comparable"
-        return {k: getattr(self, k) for k in _KEY + ('n',)*self.estimator.startswith('biased')}
+
+# %% ../nbs/12_metrics.ipynb #eb7e5021
+@patch
+def __repr__(self:Measured):
+    "One line"
+    interval = self.interval or ()
+    digits = f'.{_decimals(self.value, *interval)}f'
+    span = f' [{interval[0]:{digits}}, {interval[1]:{digits}}]' if interval else ''
+    counts = [f'n={self.n}'] + [f'n_ref={self.n_ref}']*(self.n_ref is not None)
+    notes = [self.note] if self.note else []
+    return f'{self.name} {self.value:{digits}}{span} ({", ".join(counts+notes)})'
+
+@patch(as_prop=True)
+def key(self:Measured)->dict:
+    "What two values must share to be comparable"
+    fields = _KEY + ('n',)*self.estimator.startswith('biased')
+    return {k: getattr(self, k) for k in fields}
 
 # %% ../nbs/12_metrics.ipynb #b1968745
 def _draws(n:int, times:int, seed:int)->torch.Tensor: # (times, n) float64: how often each item was drawn
     "Bootstrap weights"
-    g = torch.Generator().manual_seed(seed)
-    idx = torch.randint(n, (times, n), generator=g)
-    return torch.zeros(times, n, dtype=torch.float64).scatter_add_(1, idx, torch.ones(times, n, dtype=torch.float64))
+    generator = torch.Generator().manual_seed(seed)
+    idx = torch.randint(n, (times, n), generator=generator)
+    counts = torch.zeros(times, n, dtype=torch.float64)
+    return counts.scatter_add_(1, idx, torch.ones(times, n, dtype=torch.float64))
 
 def _span(values:torch.Tensor)->tuple: # (lo, hi)
     "The middle 95 %"
@@ -78,61 +86,88 @@ def mean_interval(values, # one number per image
     return _span(_draws(len(v), times, seed) @ v/len(v)) if len(v) > 1 else None
 
 # %% ../nbs/12_metrics.ipynb #edeceb41
-def check_comparable(a:Measured, b:Measured):
+def check_comparable(a:Measured,
+                     b:Measured
+                    ):
     "Refuse two values read from different rulers"
-    if not isinstance(b, Measured): raise StylekitError(f'{a!r} compares only with another measured value, not with {b!r}; take `.value` if you know better')
-    if wrong := [f'{k} ({a.key.get(k)!r} and {b.key.get(k)!r})' for k in {**a.key, **b.key} if a.key.get(k) != b.key.get(k)]:
-        raise StylekitError(f'{a.name} and {b.name} cannot be compared, they differ in {", ".join(wrong)}: measure both in the same way')
+    if not isinstance(b, Measured):
+        raise StylekitError(f'{a!r} compares only with another measured value, not with {b!r}; '
+                            'take `.value` if you know better')
+    differing = [k for k in {**a.key, **b.key} if a.key.get(k) != b.key.get(k)]
+    if not differing: return
+    wrong = ', '.join(f'{k} ({a.key.get(k)!r} and {b.key.get(k)!r})' for k in differing)
+    raise StylekitError(f'{a.name} and {b.name} cannot be compared, they differ in {wrong}: '
+                        'measure both in the same way')
 
-def _difference(a:Measured, b:Measured)->Measured:
-    "a - b, pair by pair where possible"
-    check_comparable(a, b)
-    each = tuple(x-y for x, y in zip(a.each, b.each)) if a.each and a.ids == b.ids else ()
-    return dataclasses.replace(a, value=a.value-b.value, name=f'Δ {a.name}', interval=mean_interval(each) if each else None, note='', each=each)
+# %% ../nbs/12_metrics.ipynb #10ebb9e0
+@patch
+def __sub__(self:Measured, other:Measured)->Measured:
+    "The difference, pair by pair where possible"
+    check_comparable(self, other)
+    paired = self.each and self.ids == other.ids
+    each = tuple(x-y for x, y in zip(self.each, other.each)) if paired else ()
+    interval = mean_interval(each) if each else None
+    return dataclasses.replace(self, value=self.value-other.value, name=f'Δ {self.name}',
+                               interval=interval, note='', each=each)
 
-def _less(a:Measured, b:Measured)->bool:
-    check_comparable(a, b)
-    return a.value < b.value
-
-Measured.__sub__, Measured.__lt__ = _difference, _less
+@patch
+def __lt__(self:Measured, other:Measured)->bool:
+    "Which is smaller, where the rulers are the same"
+    check_comparable(self, other)
+    return self.value < other.value
 
 # %% ../nbs/12_metrics.ipynb #cbc82536
 def _tensor(im, name:str)->torch.Tensor: # (1, 3, H, W) in [0, 1]
     "One image; tensors keep their precision"
     if not torch.is_tensor(im): return image_to_tensor(load_image(im, min_side=1, name=name))
     if im.ndim == 4 and len(im) == 1: im = im[0]
-    if im.ndim != 3 or im.shape[0] != 3: raise StylekitError(f'{name} has shape {tuple(im.shape)}; expected (3, H, W) in [0, 1]')
+    if im.ndim != 3 or im.shape[0] != 3:
+        raise StylekitError(f'{name} has shape {tuple(im.shape)}; expected (3, H, W) in [0, 1]')
     check_range(f'{name}: a pixel', check_finite(im, name), -1e-3, 1+1e-3)
     return im.detach()[None].float().cpu().clamp(0, 1)
 
 def _each_tensor(images):
     "Images one by one, as they may differ in size; files are opened only when their turn comes"
-    if isinstance(images, (str, os.PathLike)) or hasattr(images, 'getbands'): raise StylekitError('a metric takes several images: put the one into a list')
+    if isinstance(images, (str, os.PathLike)) or hasattr(images, 'getbands'):
+        raise StylekitError('a metric takes several images: put the one into a list')
     if not len(images): raise StylekitError('no images were given')
-    for i, im in images.items() if isinstance(images, Mapping) else enumerate(images): yield _tensor(im, f'image {i!r}')
+    items = images.items() if isinstance(images, Mapping) else enumerate(images)
+    for i, im in items: yield _tensor(im, f'image {i!r}')
 
+# %% ../nbs/12_metrics.ipynb #a9c70ea6
 def as_tensors(images # (N, 3, H, W) in [0, 1], a list of PIL images, paths, arrays or tensors, or a dict of them
               )->list: # of (1, 3, H, W) float32 in [0, 1]
     "Images in any of the accepted forms"
     return list(_each_tensor(images))
 
 # %% ../nbs/12_metrics.ipynb #5689338e
+def _pairs_by_id(a:Mapping, b:Mapping)->tuple: # as `as_pairs`
+    "Pairs of one id, in the order of the first"
+    left = [k for k in a if k not in b]
+    right = [k for k in b if k not in a]
+    if left or right:
+        raise StylekitError(f'ids without a partner: only in the first {left[:10]}, '
+                            f'only in the second {right[:10]}; complete or remove them')
+    return tuple(a), dict(a), {k: b[k] for k in a}
+
+# %% ../nbs/12_metrics.ipynb #25d0deb3
 def as_pairs(a, # see `as_tensors`; a dict is paired by id
              b # the same form, as many
             )->tuple: # ids, dict, dict; both in the order of the ids, images as they were given
     "Images that belong together"
-    if isinstance(a, Mapping) != isinstance(b, Mapping): raise StylekitError('one side has ids, the other has not: give two dicts, or two lists in one order')
-    if isinstance(a, Mapping):
-        left, right = [k for k in a if k not in b], [k for k in b if k not in a]
-        if left or right: raise StylekitError(f'ids without a partner: only in the first {left[:10]}, only in the second {right[:10]}; complete or remove them')
-        return tuple(a), dict(a), {k: b[k] for k in a}
-    if len(a) != len(b): raise StylekitError(f'{len(a)} images against {len(b)}: pairs by position need as many, or use dicts from id to image')
+    if isinstance(a, Mapping) != isinstance(b, Mapping):
+        raise StylekitError('one side has ids, the other has not: give two dicts, or two lists in one order')
+    if isinstance(a, Mapping): return _pairs_by_id(a, b)
+    if len(a) != len(b):
+        raise StylekitError(f'{len(a)} images against {len(b)}: pairs by position need as many, '
+                            'or use dicts from id to image')
     if not len(a): raise StylekitError('no images were given')
     return tuple(range(len(a))), dict(enumerate(a)), dict(enumerate(b))
 
 # %% ../nbs/12_metrics.ipynb #59dd1da4
 IMAGENET = ((.485, .456, .406), (.229, .224, .225)) # mean and deviation of its photographs, as most networks expect
 
+# %% ../nbs/12_metrics.ipynb #b6a871d1
 class Features:
     "A frozen network as a ruler: images to vectors and to maps"
     def __init__(self,
@@ -140,26 +175,47 @@ class Features:
                  module:torch.nn.Module, # put into evaluation mode and frozen
                  size:int, # pixels, both sides; aspect ratio is not kept
                  layers:tuple=(), # names of submodules whose outputs are the maps
-                 resize:str='bicubic', # or 'bilinear', both antialiased; 'none' takes images as they are, which must then have `size`
+                 resize:str='bicubic', # or 'bilinear', both antialiased; 'none': images must have `size`
                  mean:tuple=(0., 0., 0.), # subtracted from values in [0, 1]
                  std:tuple=(1., 1., 1.), # divided by
                  read=None, # (module, (N, 3, size, size)) -> (N, D) or (N, D, h, w); `None`: call the module
                  reads:str='', # what that is, in words, as it is part of the ruler; '': the module's output
                  keys:str=None, # submodule whose output `structure` compares; `None`: the last of `layers`
-                 words=None, # (module, list of texts) -> (N, D): how a network that also reads puts words among its vectors
+                 words=None, # (module, list of texts) -> (N, D), for a network that also reads
                  batch:int=16, # images at a time
                  device=None, # see `pick_device`
                  keep:int=0): # how many files' features to remember
-        if resize not in ('bicubic', 'bilinear', 'none'): raise StylekitError(f"resize {resize!r} is not one of 'bicubic', 'bilinear', 'none'")
-        missing = [l for l in (*layers, *filter(None, [keys])) if l not in dict(module.named_modules())]
-        if missing: raise StylekitError(f'{name} has no layers {missing}: see `module.named_modules()`')
-        if read and not reads: raise StylekitError(f'{name}: say in `reads` what the function `read` takes from the network, as it is part of the ruler')
-        self.name, self.size, self.layers, self.resize, self.mean, self.std = name, size, tuple(layers), resize, tuple(mean), tuple(std)
-        self.device, self.batch, self.read, self.keys = pick_device(device), batch, read or (lambda net, x: net(x)), keys
-        self.reads, self.words = reads or 'output', words
-        self.module = module.eval().requires_grad_(False).to(self.device)
-        self.sha256, self.keep, self._kept = weights_sha256(self.module), keep, {}
-    def __repr__(self): return f'Features({self.name}, {self.size} px {self.resize}, sha256 {self.sha256[:8]})'
+        store_attr('name,size,resize,read,reads,keys,words,batch,keep')
+        store_attr('layers,mean,std', cast=True)
+        self._check(module)
+        self._freeze(module, pick_device(device))
+
+# %% ../nbs/12_metrics.ipynb #1cb642b1
+@patch
+def _check(self:Features, module):
+    "Refuse what would be no ruler; without `read` the module itself is called"
+    if self.resize not in ('bicubic', 'bilinear', 'none'):
+        raise StylekitError(f"resize {self.resize!r} is not one of 'bicubic', 'bilinear', 'none'")
+    asked = (*self.layers, self.keys) if self.keys else self.layers
+    missing = [l for l in asked if l not in dict(module.named_modules())]
+    if missing: raise StylekitError(f'{self.name} has no layers {missing}: see `module.named_modules()`')
+    if self.read and not self.reads:
+        raise StylekitError(f'{self.name}: say in `reads` what the function `read` takes from the network, '
+                            'as it is part of the ruler')
+    self.read = self.read or (lambda net, x: net(x))
+    self.reads = self.reads or 'output'
+
+# %% ../nbs/12_metrics.ipynb #3782b765
+@patch
+def _freeze(self:Features, module, device):
+    "The network in evaluation mode on its device, and the hash of its weights"
+    self.device = device
+    self.module = module.eval().requires_grad_(False).to(device)
+    self.sha256 = weights_sha256(self.module)
+    self._kept = {}
+
+@patch
+def __repr__(self:Features): return f'Features({self.name}, {self.size} px {self.resize}, sha256 {self.sha256[:8]})'
 
 # %% ../nbs/12_metrics.ipynb #9a89108d
 def _file_key(image, kind): # None: not a file
@@ -167,48 +223,67 @@ def _file_key(image, kind): # None: not a file
     s = os.stat(image)
     return kind, os.path.abspath(image), s.st_mtime_ns, s.st_size
 
-def _remembered(self:Features, kind, images, compute)->list: # compute(images) -> an entry for each; the entries, in order
+def _remember(self:Features, keys, entries):
+    "Keep the latest of them, in the order of their use"
+    for key, entry in zip(keys, entries):
+        self._kept.pop(key, None)
+        if key: self._kept[key] = entry
+    surplus = max(0, len(self._kept)-self.keep)
+    for key in list(self._kept)[:surplus]: del self._kept[key]
+
+# %% ../nbs/12_metrics.ipynb #6aabddad
+def _remembered(self:Features,
+                kind, # of entry, part of the key
+                images, # see `as_tensors`
+                compute # (images) -> an entry for each
+               )->list: # entries, in order
+    "Entries of images, computed only for files that are not remembered"
     images = images if isinstance(images, Mapping) else dict(enumerate(images))
     keys = {i: _file_key(im, kind) for i,im in images.items()}
     todo = {i: images[i] for i,k in keys.items() if k not in self._kept}
     fresh = dict(zip(todo, compute(todo))) if todo or not images else {}
-    out = [fresh[i] if i in fresh else self._kept[k] for i,k in keys.items()]
-    for k, v in zip(keys.values(), out): self._kept.pop(k, None), self._kept.update({k: v} if k else {})   # the latest at the end
-    for k in list(self._kept)[:max(0, len(self._kept)-self.keep)]: del self._kept[k]
-    return out
+    entries = [fresh[i] if i in fresh else self._kept[k] for i,k in keys.items()]
+    _remember(self, keys.values(), entries)
+    return entries
 
 # %% ../nbs/12_metrics.ipynb #9c119416
 def _resized(self:Features, x:torch.Tensor)->torch.Tensor:
     "One image (1, 3, H, W) as the network expects it"
     size = (self.size,)*2
     if tuple(x.shape[2:]) != size:
-        if self.resize == 'none': raise StylekitError(f'{self.name} takes {size} pixels and does not resize, got {tuple(x.shape[2:])}')
+        if self.resize == 'none':
+            raise StylekitError(f'{self.name} takes {size} pixels and does not resize, got {tuple(x.shape[2:])}')
         x = F.interpolate(x, size=size, mode=self.resize, antialias=True, align_corners=False).clamp(0, 1)
-    return (x-x.new_tensor(self.mean).view(3,1,1))/x.new_tensor(self.std).view(3,1,1)
+    mean, std = x.new_tensor(self.mean), x.new_tensor(self.std)
+    return (x-mean.view(3,1,1))/std.view(3,1,1)
 
 def _batches(self:Features, images):
     "(batch, 3, size, size) on the network's device"
     resized = (_resized(self, t) for t in _each_tensor(images))
-    while batch := list(islice(resized, self.batch)): yield torch.cat(batch).to(self.device)
+    while batch := list(islice(resized, self.batch)):
+        yield torch.cat(batch).to(self.device)
 
+# %% ../nbs/12_metrics.ipynb #bc654dd7
 @torch.no_grad()
-def _vectors(self:Features,
-             images # see `as_tensors`
-            )->torch.Tensor: # (N, D) float32 on the CPU
-    "One vector per image; maps are averaged over places"
+def _vectors(self:Features, images)->torch.Tensor: # (N, D) float32 on the CPU
+    "One vector per image, always read anew"
     out = []
     for x in _batches(self, images):
         y = self.read(self.module, x)
         if not torch.is_tensor(y) or y.ndim not in (2, 4):
-            raise StylekitError(f'{self.name} returned {type(y).__name__} {tuple(getattr(y, "shape", ()))}: give `read` a function that returns (N, D)')
-        out.append((y.mean((2, 3)) if y.ndim == 4 else y).float().cpu())
+            shape = tuple(getattr(y, 'shape', ()))
+            raise StylekitError(f'{self.name} returned {type(y).__name__} {shape}: '
+                                'give `read` a function that returns (N, D)')
+        if y.ndim == 4: y = y.mean((2, 3))
+        out.append(y.float().cpu())
     return check_finite(torch.cat(out), f'features of {self.name}')
 
 @patch
 def __call__(self:Features, images # see `as_tensors`
             )->torch.Tensor: # (N, D) float32 on the CPU
     "One vector per image; maps are averaged over places"
-    return torch.stack(_remembered(self, 'vector', images, lambda some: _vectors(self, some))) if self.keep else _vectors(self, images)
+    if not self.keep: return _vectors(self, images)
+    return torch.stack(_remembered(self, 'vector', images, lambda some: _vectors(self, some)))
 
 # %% ../nbs/12_metrics.ipynb #f0873b8a
 def _as_map(y, name:str)->torch.Tensor: # (N, C, h, w)
@@ -217,39 +292,52 @@ def _as_map(y, name:str)->torch.Tensor: # (N, C, h, w)
     if y.ndim == 3:
         side = math.isqrt(y.shape[1])
         y = y[:, y.shape[1]-side*side:].transpose(1, 2).unflatten(2, (side, side))
-    if y.ndim != 4: raise StylekitError(f'layer {name} gives shape {tuple(y.shape)}, neither a map (N, C, h, w) nor tokens (N, T, C)')
+    if y.ndim != 4:
+        raise StylekitError(f'layer {name} gives shape {tuple(y.shape)}, '
+                            'neither a map (N, C, h, w) nor tokens (N, T, C)')
     return y.float().cpu()
 
+# %% ../nbs/12_metrics.ipynb #653c1956
 @torch.no_grad()
 def _maps(self:Features,
           images, # see `as_tensors`
           layers:tuple=None # names of submodules; `None`: `self.layers`
          )->list: # one (N, C, h, w) float32 per layer, on the CPU
-    "Maps of inner layers"
-    layers, modules, seen = layers or self.layers, dict(self.module.named_modules()), {}
-    if not layers or any(l not in modules for l in layers): raise StylekitError(f'{self.name} has no layers {layers}: name some of its submodules in `layers`')
-    hooks = [modules[l].register_forward_hook(lambda m, i, o, l=l: seen.setdefault(l, []).append(_as_map(o, l))) for l in layers]
+    "Maps of inner layers, always read anew"
+    layers = layers or self.layers
+    modules = dict(self.module.named_modules())
+    if not layers or any(l not in modules for l in layers):
+        raise StylekitError(f'{self.name} has no layers {layers}: name some of its submodules in `layers`')
+    seen = {}
+    def record(layer): # a hook
+        return lambda m, args, output: seen.setdefault(layer, []).append(_as_map(output, layer))
+    hooks = [modules[l].register_forward_hook(record(l)) for l in layers]
     try:
         for x in _batches(self, images): self.read(self.module, x)
     finally:
         for h in hooks: h.remove()
     return [torch.cat(seen[l]) for l in layers]
 
+# %% ../nbs/12_metrics.ipynb #614d26e4
 @patch
 def maps(self:Features, images, # see `as_tensors`
          layers:tuple=None # names of submodules; `None`: `self.layers`
         )->list: # one (N, C, h, w) float32 per layer, on the CPU
     "Maps of inner layers"
     if not self.keep: return _maps(self, images, layers)
-    rows = _remembered(self, tuple(layers or self.layers), images, lambda some: list(zip(*_maps(self, some, layers))))
+    def per_image(some): return list(zip(*_maps(self, some, layers)))
+    rows = _remembered(self, tuple(layers or self.layers), images, per_image)
     return [torch.stack(m) for m in zip(*rows)]
 
 # %% ../nbs/12_metrics.ipynb #bed2ac98
 def _clip(clip)->dict: # arguments of `Features`
-    layers = [f'vision_model.encoder.layers.{i}' for i in range(clip.model.config.vision_config.num_hidden_layers)]
-    read = lambda net, x: net.visual_projection(net.vision_model(pixel_values=x).pooler_output)
-    return dict(name=clip.name, module=clip.model, size=clip.size, layers=layers, mean=clip.mean, std=clip.std, read=read, reads='image embedding',
-                words=lambda net, texts: clip.read(texts), keys=f'{layers[-1]}.self_attn.k_proj')
+    "A CLIP: pictures and words to one space"
+    n_layers = clip.model.config.vision_config.num_hidden_layers
+    layers = [f'vision_model.encoder.layers.{i}' for i in range(n_layers)]
+    def read(net, x): return net.visual_projection(net.vision_model(pixel_values=x).pooler_output)
+    return dict(name=clip.name, module=clip.model, size=clip.size, layers=layers, mean=clip.mean, std=clip.std,
+                read=read, reads='image embedding', words=lambda net, texts: clip.read(texts),
+                keys=f'{layers[-1]}.self_attn.k_proj')
 
 # %% ../nbs/12_metrics.ipynb #b0b67ce6
 _ASK = 'give a folder with its config.json and safetensors'
@@ -257,57 +345,100 @@ _ASK = 'give a folder with its config.json and safetensors'
 def _model_type(folder:Path, name:str)->str: # as 'clip' or 'vit'
     "What kind of network a folder holds, by its own words; its name would be a guess"
     what = f'no network to be had from {name!r}'
-    if not (folder/'config.json').is_file(): raise StylekitError(f'{what}: it has no config.json; {_ASK}')
-    config = parse_json((folder/'config.json').read_bytes(), f'config.json of {name}')
+    file = folder/'config.json'
+    if not file.is_file(): raise StylekitError(f'{what}: it has no config.json; {_ASK}')
+    config = parse_json(file.read_bytes(), f'config.json of {name}')
     kind = config.get('model_type') if isinstance(config, dict) else None
     if not isinstance(kind, str): raise StylekitError(f'{what}: its config.json names no model_type; {_ASK}')
     if not any(folder.glob('*.safetensors')): raise StylekitError(f'{what}: it holds no safetensors; {_ASK}')
     return kind
 
+# %% ../nbs/12_metrics.ipynb #686f1158
 def _vit(name, path)->dict: # arguments of `Features`
     "DINO, DINOv2 and their like"
     from transformers import AutoModel
-    with explain_errors(f'no network to be had from {name!r}', _ASK): net = AutoModel.from_pretrained(path, use_safetensors=True).float()
+    with explain_errors(f'no network to be had from {name!r}', _ASK):
+        net = AutoModel.from_pretrained(path, use_safetensors=True).float()
     net.pooler = None   # DINO has none: transformers would make one up
-    names, (mean, std) = [n for n, _ in net.named_modules()], image_norm(path, IMAGENET)
-    return dict(name=name, module=net, size=net.config.image_size, layers=[n for n in names if re.fullmatch(r'(encoder\.)?layers?\.\d+', n)], mean=mean, std=std,
-                read=lambda net, x: net(pixel_values=x).last_hidden_state[:, 0], reads='class token', keys=[n for n in names if n.endswith(('.k_proj', '.key'))][-1])
+    names = [n for n, _ in net.named_modules()]
+    layers = [n for n in names if re.fullmatch(r'(encoder\.)?layers?\.\d+', n)]
+    keys = [n for n in names if n.endswith(('.k_proj', '.key'))]
+    mean, std = image_norm(path, IMAGENET)
+    def read(net, x): return net(pixel_values=x).last_hidden_state[:, 0]
+    return dict(name=name, module=net, size=net.config.image_size, layers=layers, mean=mean, std=std,
+                read=read, reads='class token', keys=keys[-1])
 
 # %% ../nbs/12_metrics.ipynb #d25b8b69
+def _conv_weights(state:dict, name:str)->dict: # number of the layer -> (out, in, k, k)
+    "Weights of AlexNet's or VGG's convolutions by torchvision's names"
+    weights = {int(k.split('.')[1]): v for k, v in state.items()
+               if k.startswith('features.') and k.endswith('weight')}
+    if not weights or any(w.ndim != 4 for w in weights.values()):
+        raise StylekitError(f'{name} holds neither AlexNet nor VGG without batch norm: '
+                            'wrap other networks in `Features(...)`')
+    return weights
+
+def _conv_chain(weights:dict, # see `_conv_weights`
+                alex:bool # AlexNet's strides and poolings
+               )->torch.nn.Sequential: # to the last ReLU, weights not loaded
+    "The network to whose layers those numbers belong"
+    chain = torch.nn.Sequential()
+    for i in sorted(weights):
+        if len(chain) < i: chain.append(torch.nn.MaxPool2d(3 if alex else 2, 2))
+        n_out, n_in = weights[i].shape[:2]
+        side = weights[i].shape[2]
+        first = dict(stride=4, padding=2) if side == 11 else dict(padding=side//2)
+        chain.append(torch.nn.Conv2d(n_in, n_out, side, **first))
+        chain.append(torch.nn.ReLU())
+    return chain
+
+# %% ../nbs/12_metrics.ipynb #29362f0f
+def _compared_relus(chain, alex:bool)->list: # names
+    "Every ReLU of AlexNet; of VGG the last one before each pooling and at the end"
+    def last(i): return i+1 == len(chain) or isinstance(chain[i+1], torch.nn.MaxPool2d)
+    return [str(i) for i, m in enumerate(chain) if isinstance(m, torch.nn.ReLU) and (alex or last(i))]
+
 def _chain(path, size)->dict: # arguments of `Features`
     "AlexNet or VGG to the last ReLU, from a file of torchvision's names"
-    with explain_errors(f'cannot read {path.name}'): state = torch.load(path, weights_only=True, map_location='cpu')
-    weights = {int(k.split('.')[1]): v for k, v in state.items() if k.startswith('features.') and k.endswith('weight')}
-    if not weights or any(w.ndim != 4 for w in weights.values()): raise StylekitError(f'{path.name} holds neither AlexNet nor VGG without batch norm: wrap other networks in `Features(...)`')
-    alex, chain = weights[min(weights)].shape[-1] == 11, torch.nn.Sequential()
-    for i, (out, inp, k, _) in sorted((i, w.shape) for i, w in weights.items()):
-        if len(chain) < i: chain.append(torch.nn.MaxPool2d(3 if alex else 2, 2))
-        chain.append(torch.nn.Conv2d(inp, out, k, stride=4 if k == 11 else 1, padding=2 if k == 11 else k//2)).append(torch.nn.ReLU())
+    with explain_errors(f'cannot read {path.name}'):
+        state = torch.load(path, weights_only=True, map_location='cpu')
+    weights = _conv_weights(state, path.name)
+    alex = weights[min(weights)].shape[-1] == 11
+    chain = _conv_chain(weights, alex)
     with explain_errors(f'{path.name} is no AlexNet or VGG', 'wrap other networks in `Features(...)`'):
-        chain.load_state_dict({k.removeprefix('features.'): v.float() for k, v in state.items() if k.startswith('features.')})
-    relus = [i for i, m in enumerate(chain) if isinstance(m, torch.nn.ReLU) and (alex or i+1 == len(chain) or isinstance(chain[i+1], torch.nn.MaxPool2d))]
-    return dict(name=path.stem, module=chain, size=size or 224, layers=[str(i) for i in relus], mean=IMAGENET[0], std=IMAGENET[1])
+        prefix = 'features.'
+        chain.load_state_dict({k.removeprefix(prefix): v.float() for k, v in state.items() if k.startswith(prefix)})
+    return dict(name=path.stem, module=chain, size=size or 224, layers=_compared_relus(chain, alex),
+                mean=IMAGENET[0], std=IMAGENET[1])
 
 # %% ../nbs/12_metrics.ipynb #2b3e9b70
-def load_features(name:str='mini', # the embedded CLIP; the folder or hub id of a CLIP or a ViT such as DINO; a file with AlexNet's or VGG's weights
+def _network_of(name, device)->dict: # arguments of `Features`
+    "A CLIP or a ViT from a folder or the hub"
+    label = user_path(name).name
+    with explain_errors(f'no network to be had from {label!r}', _ASK):
+        folder = Path(model_folder(name))
+    if _model_type(folder, label) == 'clip': return _clip(load_clip(name, device))
+    return _vit(label, folder)
+
+# %% ../nbs/12_metrics.ipynb #af863b10
+def load_features(name:str='mini', # the embedded CLIP; folder or hub id of a CLIP or ViT (DINO); file of AlexNet or VGG
                   device=None, # see `pick_device`
                   size:int=None # of the pictures, pixels, for AlexNet and VGG (default 224); the others have their own
                  )->Features:
     "A published network as a ruler; CLIPs read words, too"
     from transformers import logging
     logging.disable_progress_bar() # stderr is for what went wrong
-    p = user_path(name)
-    if name == 'mini': how = _clip(load_clip())
-    elif p.is_file(): how = _chain(p, size)
-    elif '/' not in str(name) and not p.is_dir():
-        raise StylekitError(f"no features {str(name)!r}: there are 'mini', `judge_features()`, the folder or hub id of a CLIP or ViT, a file of AlexNet or VGG, "
-                            'and `Features(...)` for a network of your own; published networks do not come with stylekit, and nothing takes their place')
+    path = user_path(name)
+    if name == 'mini': net = _clip(load_clip())
+    elif path.is_file(): net = _chain(path, size)
+    elif '/' in str(name) or path.is_dir(): net = _network_of(name, 'cpu')
     else:
-        with explain_errors(f'no network to be had from {p.name!r}', _ASK): folder = Path(model_folder(name))
-        kind = _model_type(folder, p.name)
-        how = _clip(load_clip(name, 'cpu')) if kind == 'clip' else _vit(p.name, folder)
-    if size not in (None, how['size']): raise StylekitError(f"{how['name']} reads {how['size']} pixels and no other size")
-    return Features(**how, device=device)
+        raise StylekitError(f"no features {str(name)!r}: there are 'mini', `judge_features()`, the folder or hub id of "
+                            'a CLIP or ViT, a file of AlexNet or VGG, and `Features(...)` for a network of your own; '
+                            'published networks do not come with stylekit, and nothing takes their place')
+    if size not in (None, net['size']):
+        raise StylekitError(f"{net['name']} reads {net['size']} pixels and no other size")
+    return Features(**net, device=device)
 
 # %% ../nbs/12_metrics.ipynb #c3e1e4b6
 def judge_features(judge=None # `stylekit.mini.judge.Judge`; `None`: load it
@@ -315,34 +446,47 @@ def judge_features(judge=None # `stylekit.mini.judge.Judge`; `None`: load it
     "The neutral judge, EfficientNet-Lite0 trained by others on ImageNet"
     from stylekit.mini.judge import Judge, STAGES
     judge = judge or Judge()
-    return Features(judge.name, judge.net, judge.size, [f'_blocks.{i}' for i in STAGES], mean=IMAGENET[0], std=IMAGENET[1],
-                    read=lambda net, x: net.extract_features(x), reads='pooled features', batch=judge.batch, device=judge.device)
+    layers = [f'_blocks.{i}' for i in STAGES]
+    def read(net, x): return net.extract_features(x)
+    return Features(judge.name, judge.net, judge.size, layers, mean=IMAGENET[0], std=IMAGENET[1],
+                    read=read, reads='pooled features', batch=judge.batch, device=judge.device)
 
 # %% ../nbs/12_metrics.ipynb #61c65a6e
-PUBLISHED = {} # 'LPIPS-alex': dict(metric='pd', sha256=..., resolution='224×224', resize='bicubic', norm=..., estimator=...)
+# 'LPIPS-alex': dict(metric='pd', sha256=..., resolution='224×224', resize='bicubic', norm=..., estimator=...)
+PUBLISHED = {}
 
-def _ruler(metric:str, net:Features, estimator:str, sha256:str='')->dict: # `estimator` names the layers or what was read
+def _ruler(metric:str,
+           net:Features,
+           estimator:str, # names the layers or what was read
+           sha256:str='' # '': the network's own
+          )->dict:
     "Fields of a `Measured` that come from the network; the name by `PUBLISHED`"
-    r = dict(sha256=sha256 or net.sha256, resolution=f'{net.size}×{net.size}', resize=net.resize, norm=f'(x-{net.mean})/{net.std}', estimator=estimator)
-    names = [k for k, pin in PUBLISHED.items() if pin == dict(r, metric=metric)]
-    return dict(r, backbone=net.name, name=names[0] if names else f'{metric}[{net.name}]', standard=bool(names))
+    fields = dict(sha256=sha256 or net.sha256, resolution=f'{net.size}×{net.size}', resize=net.resize,
+                  norm=f'(x-{net.mean})/{net.std}', estimator=estimator)
+    names = [k for k, pin in PUBLISHED.items() if pin == dict(fields, metric=metric)]
+    name = names[0] if names else f'{metric}[{net.name}]'
+    return dict(fields, backbone=net.name, name=name, standard=bool(names))
 
 # %% ../nbs/12_metrics.ipynb #47f402f2
 def _check_sets(name:str, x, y):
     if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1]:
-        raise StylekitError(f'{name} needs two sets of at least 2 vectors of one length, got {tuple(x.shape)} and {tuple(y.shape)}')
+        raise StylekitError(f'{name} needs two sets of at least 2 vectors of one length, '
+                            f'got {tuple(x.shape)} and {tuple(y.shape)}')
 
 def _centred_root(x:torch.Tensor)->tuple: # mean (D,), R (min(n, D), D) with R'R the covariance
     x = x.double()
-    return x.mean(0), torch.linalg.qr(x-x.mean(0), mode='r').R/math.sqrt(len(x)-1)
+    mean = x.mean(0)
+    return mean, torch.linalg.qr(x-mean, mode='r').R/math.sqrt(len(x)-1)
 
 def frechet(x:torch.Tensor, # (n, D) vectors
             y:torch.Tensor # (m, D)
            )->float: # >= 0
     "Fréchet distance of the Gaussians fitted to `x` and `y` (Dowson and Landau 1982; Heusel et al. 2017)"
     _check_sets('frechet', x, y)
-    (mx, rx), (my, ry) = _centred_root(x), _centred_root(y)
-    d = (mx-my).square().sum() + rx.square().sum() + ry.square().sum() - 2*torch.linalg.svdvals(rx @ ry.T).sum()
+    mx, rx = _centred_root(x)
+    my, ry = _centred_root(y)
+    both = torch.linalg.svdvals(rx @ ry.T).sum() # trace of the root of the product of the covariances
+    d = (mx-my).square().sum() + rx.square().sum() + ry.square().sum() - 2*both
     return max(d.item(), 0.)
 
 # %% ../nbs/12_metrics.ipynb #98104de5
@@ -360,6 +504,7 @@ def rbf_kernel(x:torch.Tensor, # (n, D)
     x, y = F.normalize(x.double(), dim=1), F.normalize(y.double(), dim=1)
     return torch.exp((x @ y.T - 1)/sigma**2)
 
+# %% ../nbs/12_metrics.ipynb #f7fd5376
 def _within(k:torch.Tensor, w:torch.Tensor)->torch.Tensor: # (times,)
     "Mean similarity of two different members, members weighted by the rows of w"
     k = k - k.diag().diag()
@@ -372,16 +517,13 @@ def mmd2(kxx:torch.Tensor, # (n, n) kernel
          wy:torch.Tensor=None # (times, m)
         )->torch.Tensor: # (times,)
     "Unbiased squared maximum mean discrepancy (Gretton et al. 2012)"
-    wx, wy = [kxx.new_ones(1, len(k)) if w is None else w for w, k in ((wx, kxx), (wy, kyy))]
-    return _within(kxx, wx) + _within(kyy, wy) - 2*((wx @ kxy)*wy).sum(1)/(wx.sum(1)*wy.sum(1))
+    if wx is None: wx = kxx.new_ones(1, len(kxx))
+    if wy is None: wy = kxx.new_ones(1, len(kyy))
+    across = ((wx @ kxy)*wy).sum(1)/(wx.sum(1)*wy.sum(1))
+    return _within(kxx, wx) + _within(kyy, wy) - 2*across
 
 # %% ../nbs/12_metrics.ipynb #88d30207
 ENOUGH = 5000 # images from which the Fréchet distance is extrapolated
-
-def _as_vectors(images, net:Features)->torch.Tensor: # (N, D)
-    "Features of images, or vectors as they are"
-    if torch.is_tensor(images) and images.ndim == 2: return check_finite(images, 'features')
-    return net(images)
 
 def frechet_infinite(x:torch.Tensor, # (n, D)
                      y:torch.Tensor, # (m, D)
@@ -389,11 +531,20 @@ def frechet_infinite(x:torch.Tensor, # (n, D)
                      seed:int=0
                     )->float: # may be a little below 0
     "The Fréchet distance read off a line over 1/N at 1/N = 0, both sets shrunk in proportion"
-    g, shares = torch.Generator().manual_seed(seed), torch.linspace(.4, 1, points)
-    pick = lambda v, share: v[torch.randperm(len(v), generator=g)[:max(2, round(len(v)*share.item()))]]
-    d = [frechet(pick(x, s), pick(y, s)) for s in shares]
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.linspace(.4, 1, points)
+    def subset(v, share):
+        n = max(2, round(len(v)*share.item()))
+        return v[torch.randperm(len(v), generator=generator)[:n]]
+    d = torch.tensor([frechet(subset(x, s), subset(y, s)) for s in shares], dtype=torch.float64)
     lines = torch.stack([torch.ones(points), 1/shares], 1).double()
-    return torch.linalg.lstsq(lines, torch.tensor(d, dtype=torch.float64)[:, None]).solution[0].item()
+    return torch.linalg.lstsq(lines, d[:, None]).solution[0].item()
+
+# %% ../nbs/12_metrics.ipynb #7bde0509
+def _as_vectors(images, net:Features)->torch.Tensor: # (N, D)
+    "Features of images, or vectors as they are"
+    if torch.is_tensor(images) and images.ndim == 2: return check_finite(images, 'features')
+    return net(images)
 
 def fd(images, # (N, 3, H, W), list or dict of images, or vectors (N, D) of `net`
        ref, # the same, of the style
@@ -402,21 +553,37 @@ def fd(images, # (N, 3, H, W), list or dict of images, or vectors (N, D) of `net
       )->Measured:
     "Fréchet distance between two sets of images; lower is nearer"
     x, y = _as_vectors(images, net), _as_vectors(ref, net)
-    many = min(len(x), len(y)) >= ENOUGH
-    value, estimator = (frechet_infinite(x, y, seed=seed), 'extrapolated to infinite n, both sets') if many else (frechet(x, y), 'biased, plain')
-    return Measured(value, n=len(x), n_ref=len(y), note='' if many else 'indicative', **_ruler('fd', net, f'{estimator}; {net.reads}'))
+    if min(len(x), len(y)) >= ENOUGH:
+        value, note = frechet_infinite(x, y, seed=seed), ''
+        estimator = 'extrapolated to infinite n, both sets'
+    else:
+        value, note = frechet(x, y), 'indicative'
+        estimator = 'biased, plain'
+    ruler = _ruler('fd', net, f'{estimator}; {net.reads}')
+    return Measured(value, n=len(x), n_ref=len(y), note=note, **ruler)
 
 # %% ../nbs/12_metrics.ipynb #d29f9bd1
+def _mmd2_interval(kernels:tuple, # within x (n, n), within y (m, m), across (n, m)
+                   times:int, seed:int)->torch.Tensor: # (times,), or `None` for three images or fewer
+    "Bootstrap values of `mmd2`; a draw of one image alone has none and is left out"
+    n, m = kernels[2].shape
+    if min(n, m) <= 3: return None
+    values = mmd2(*kernels, _draws(n, times, seed), _draws(m, times, seed+1))
+    return values[values.isfinite()]
+
 def _kernel_distance(metric, estimator, images, ref, net, kernel, scale, times, seed):
     "An unbiased kernel distance with its interval; the biased estimate as a note"
     x, y = _as_vectors(images, net), _as_vectors(ref, net)
     _check_sets(metric, x, y)
-    ks = kernel(x, x), kernel(y, y), kernel(x, y)
-    boot = mmd2(*ks, _draws(len(x), times, seed), _draws(len(y), times, seed+1)) if min(len(x), len(y)) > 3 else None
-    biased = (ks[0].mean() + ks[1].mean() - 2*ks[2].mean()).item()
-    return Measured(mmd2(*ks).item()*scale, n=len(x), n_ref=len(y), interval=None if boot is None else _span(boot[boot.isfinite()]*scale),
-                    note=f'biased {biased*scale:.3g}' if metric == 'mmd' else '', **_ruler(metric, net, f'{estimator}; {net.reads}'))
+    kernels = kernel(x, x), kernel(y, y), kernel(x, y)
+    draws = _mmd2_interval(kernels, times, seed)
+    interval = None if draws is None else _span(draws*scale)
+    biased = (kernels[0].mean() + kernels[1].mean() - 2*kernels[2].mean()).item()
+    note = f'biased {biased*scale:.3g}' if metric == 'mmd' else ''
+    ruler = _ruler(metric, net, f'{estimator}; {net.reads}')
+    return Measured(mmd2(*kernels).item()*scale, n=len(x), n_ref=len(y), interval=interval, note=note, **ruler)
 
+# %% ../nbs/12_metrics.ipynb #94cf8ae6
 def kid(images, # see `fd`
         ref, # the same, of the style
         net:Features,
@@ -434,36 +601,51 @@ def mmd(images, # see `fd`
         seed:int=0
        )->Measured:
     "Kernel distance of CMMD, ×1000, unbiased; the published biased estimate is in the note"
-    return _kernel_distance('mmd', f'unbiased, rbf kernel sigma {sigma:g}, ×1000', images, ref, net, lambda a, b: rbf_kernel(a, b, sigma), 1000, times, seed)
+    estimator = f'unbiased, rbf kernel sigma {sigma:g}, ×1000'
+    def kernel(a, b): return rbf_kernel(a, b, sigma)
+    return _kernel_distance('mmd', estimator, images, ref, net, kernel, 1000, times, seed)
 
 # %% ../nbs/12_metrics.ipynb #2c35d31d
 def _paired(ids:tuple, each:torch.Tensor, seed:int, **ruler)->Measured:
     "The mean over pairs"
     v = tuple(each.double().tolist())
-    return Measured(sum(v)/len(v), n=len(v), interval=mean_interval(v, seed=seed), ids=ids, each=v, **ruler)
+    interval = mean_interval(v, seed=seed)
+    return Measured(sum(v)/len(v), n=len(v), interval=interval, ids=ids, each=v, **ruler)
 
 def _map_pairs(metric:str, f, a, b, net:Features, layers:tuple, how:str, seed:int, sha256:str='')->Measured:
     "`f` of two lists of maps (1, C, h, w) -> (1,), pair by pair"
     ids, a, b = as_pairs(a, b)
-    maps = lambda images, i: net.maps({k: images[k] for k in ids[i:i+net.batch]}, layers)
-    each = [f(maps(a, i), maps(b, i)) for i in range(0, len(ids), net.batch)]
-    return _paired(ids, torch.cat(each), seed, **_ruler(metric, net, f'{how}; {", ".join(layers)}', sha256))
+    each = []
+    for i in range(0, len(ids), net.batch):
+        batch = ids[i:i+net.batch]
+        ma, mb = [net.maps({k: images[k] for k in batch}, layers) for images in (a, b)]
+        each.append(f(ma, mb))
+    ruler = _ruler(metric, net, f'{how}; {", ".join(layers)}', sha256)
+    return _paired(ids, torch.cat(each), seed, **ruler)
 
 # %% ../nbs/12_metrics.ipynb #178460bc
-def _unit(x): return x/(x.square().sum(1, keepdim=True).sqrt()+1e-10) # a place where all channels are 0 stays 0
+def _unit(x):
+    "Channels scaled to length 1; a place where all are 0 stays 0"
+    return x/(x.square().sum(1, keepdim=True).sqrt()+1e-10)
 
 def _perceptual(ma:list, mb:list, linear:list=None)->torch.Tensor: # (N,)
+    "Weighted squared differences of unit channels, mean over places, summed over layers"
     weights = linear or [torch.ones(m.shape[1]) for m in ma]
-    return sum(((_unit(a)-_unit(b)).square()*w.view(-1, 1, 1)).sum(1).mean((1, 2)) for a, b, w in zip(ma, mb, weights))
+    def of_layer(a, b, w): return ((_unit(a)-_unit(b)).square()*w.view(-1, 1, 1)).sum(1).mean((1, 2))
+    return sum(of_layer(a, b, w) for a, b, w in zip(ma, mb, weights))
 
+# %% ../nbs/12_metrics.ipynb #079324d4
 def lpips_heads(path # file of LPIPS's linear layers, 'lin0.model.1.weight' ...
                )->list: # one (C,) float32 per layer
     "Channel weights as LPIPS stores them"
-    with explain_errors(f'cannot read {path}'): heads = torch.load(path, weights_only=True, map_location='cpu')
+    with explain_errors(f'cannot read {path}'):
+        heads = torch.load(path, weights_only=True, map_location='cpu')
     names = [f'lin{i}.model.1.weight' for i in range(len(heads))]
-    if set(names) != set(heads): raise StylekitError(f'{path} holds {sorted(heads)[:3]}, not the linear layers of LPIPS')
+    if set(names) != set(heads):
+        raise StylekitError(f'{path} holds {sorted(heads)[:3]}, not the linear layers of LPIPS')
     return [heads[n].flatten().float() for n in names]
 
+# %% ../nbs/12_metrics.ipynb #5019f70c
 def pd(a, # see `as_pairs`
        b,
        net:Features, # with layers
@@ -471,56 +653,74 @@ def pd(a, # see `as_pairs`
        seed:int=0 # of the bootstrap
       )->Measured:
     "Perceptual distance; lower is more alike"
-    if linear and len(linear) != len(net.layers): raise StylekitError(f'{len(linear)} linear weights for {len(net.layers)} layers of {net.name}')
-    sha = digest(net.sha256, *[w.numpy().tobytes() for w in linear]) if linear else ''
-    how = f'unit channels, {"learned weights" if linear else "no weights"}, mean over places'
-    return _map_pairs('pd', lambda x, y: _perceptual(x, y, linear), a, b, net, net.layers, how, seed, sha)
+    if linear and len(linear) != len(net.layers):
+        raise StylekitError(f'{len(linear)} linear weights for {len(net.layers)} layers of {net.name}')
+    sha256 = digest(net.sha256, *[w.numpy().tobytes() for w in linear]) if linear else ''
+    weights = 'learned weights' if linear else 'no weights'
+    estimator = f'unit channels, {weights}, mean over places'
+    def f(ma, mb): return _perceptual(ma, mb, linear)
+    return _map_pairs('pd', f, a, b, net, net.layers, estimator, seed, sha256)
 
 # %% ../nbs/12_metrics.ipynb #7c124347
-def _luminance(x): return (x*x.new_tensor([.299, .587, .114]).view(3, 1, 1)).sum(1, keepdim=True)
-
 def _pixel_pair(name:str, i, x, y, side:int)->tuple:
     "One pair as tensors of one size"
     x, y = _tensor(x, f'image {i!r}'), _tensor(y, f'image {i!r}')
     sizes = f'{tuple(x.shape[2:])} and {tuple(y.shape[2:])}'
-    if x.shape != y.shape: raise StylekitError(f'{name} compares images of one size, pair {i!r} has {sizes}: resize one of them')
-    if min(x.shape[2:]) < side: raise StylekitError(f'{name} needs at least {side} pixels a side, pair {i!r} has {sizes}')
+    if x.shape != y.shape:
+        raise StylekitError(f'{name} compares images of one size, pair {i!r} has {sizes}: resize one of them')
+    if min(x.shape[2:]) < side:
+        raise StylekitError(f'{name} needs at least {side} pixels a side, pair {i!r} has {sizes}')
     return x, y
 
 def _pixel_pairs(name:str, f, a, b, estimator:str, standard:bool, seed:int, side:int=1)->Measured:
     "`f` of two images (1, 3, H, W) of one size -> (1,), pair by pair"
-    (ids, a, b), each, sizes = as_pairs(a, b), [], set()
+    ids, a, b = as_pairs(a, b)
+    each, sizes = [], set()
     for i in ids:
         x, y = _pixel_pair(name, i, a[i], b[i], side)
-        each.append(f(x, y)); sizes.add(f'{x.shape[3]}×{x.shape[2]}')
+        each.append(f(x, y))
+        sizes.add(f'{x.shape[3]}×{x.shape[2]}')
     resolution = sizes.pop() if len(sizes) == 1 else 'mixed'
-    return _paired(ids, torch.cat(each), seed, name=name, resolution=resolution, resize='none', estimator=estimator, standard=standard)
+    return _paired(ids, torch.cat(each), seed, name=name, resolution=resolution, resize='none',
+                   estimator=estimator, standard=standard)
+
+# %% ../nbs/12_metrics.ipynb #d3e58b60
+def _luminance(x): return (x*x.new_tensor([.299, .587, .114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 def _ssim(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (N, 3, H, W) twice -> (N,)
+    "Means, variances and covariance under a Gaussian window"
     t = torch.arange(-5, 6, dtype=torch.float64)
-    w = torch.exp(-t**2/(2*1.5**2)); w = (w/w.sum())
-    blur = lambda x: F.conv2d(F.conv2d(x, w.view(1, 1, 11, 1)), w.view(1, 1, 1, 11))
+    w = torch.exp(-t**2/(2*1.5**2))
+    w = w/w.sum()
+    def blur(x): return F.conv2d(F.conv2d(x, w.view(1, 1, 11, 1)), w.view(1, 1, 1, 11))
     a, b = _luminance(a.double()), _luminance(b.double())
     ma, mb = blur(a), blur(b)
-    va, vb, cov = blur(a*a)-ma*ma, blur(b*b)-mb*mb, blur(a*b)-ma*mb
-    return ((2*ma*mb+1e-4)*(2*cov+9e-4)/((ma*ma+mb*mb+1e-4)*(va+vb+9e-4))).mean((1, 2, 3))
+    va, vb = blur(a*a)-ma*ma, blur(b*b)-mb*mb
+    cov = blur(a*b)-ma*mb
+    similarity = (2*ma*mb+1e-4)*(2*cov+9e-4)/((ma*ma+mb*mb+1e-4)*(va+vb+9e-4))
+    return similarity.mean((1, 2, 3))
 
-# %% ../nbs/12_metrics.ipynb #bce3f83d
 def ssim(a, # see `as_pairs`
          b, # the same sizes
          seed:int=0 # of the bootstrap
         )->Measured:
     "Structural similarity of the luminance (Wang et al. 2004), at most 1; higher is more alike"
-    return _pixel_pairs('ssim', _ssim, a, b, 'luminance, gaussian window 11, sigma 1.5, range 1', True, seed, side=11)
+    estimator = 'luminance, gaussian window 11, sigma 1.5, range 1'
+    return _pixel_pairs('ssim', _ssim, a, b, estimator, True, seed, side=11)
+
+# %% ../nbs/12_metrics.ipynb #bce3f83d
+def _psnr(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (N, 3, H, W) twice -> (N,) in dB
+    error = (a.double()-b.double()).square().mean((1, 2, 3))
+    return -10*torch.log10(error.clamp(min=1e-10))
 
 def psnr(a, # see `as_pairs`
          b, # the same sizes
          seed:int=0 # of the bootstrap
         )->Measured:
     "Peak signal-to-noise ratio in dB over RGB; equal images count as 100 dB"
-    f = lambda x, y: -10*torch.log10((x.double()-y.double()).square().mean((1, 2, 3)).clamp(min=1e-10))
-    return _pixel_pairs('psnr', f, a, b, 'rgb, range 1, at most 100 dB', True, seed)
+    return _pixel_pairs('psnr', _psnr, a, b, 'rgb, range 1, at most 100 dB', True, seed)
 
+# %% ../nbs/12_metrics.ipynb #a7e11de5
 def edge_f1(a, # see `as_pairs`
             b, # the same sizes
             tol:int=1, # pixels an edge may have moved
@@ -529,7 +729,9 @@ def edge_f1(a, # see `as_pairs`
            )->Measured:
     "F1 of the Sobel edges of the luminance, in [0, 1]; higher is more alike"
     from stylekit.mini.judge import edge_f1 as f1
-    return _pixel_pairs('edge_f1', lambda x, y: f1(x, y, tol, thresh), a, b, f'sobel, tolerance {tol} px, threshold {thresh:g}', False, seed)
+    estimator = f'sobel, tolerance {tol} px, threshold {thresh:g}'
+    def f(x, y): return f1(x, y, tol, thresh)
+    return _pixel_pairs('edge_f1', f, a, b, estimator, False, seed)
 
 # %% ../nbs/12_metrics.ipynb #3619db98
 def _self_similarity(m:torch.Tensor)->torch.Tensor: # (N, C, h, w) -> (N, hw, hw) cosines
@@ -547,31 +749,39 @@ def cfsd(content, # see `as_pairs`
          seed:int=0 # of the bootstrap
         )->Measured:
     "Content feature structural distance: KL of self-similarities, mean over places; lower keeps more. Not symmetric"
-    return _map_pairs('cfsd', _cfsd, content, stylised, net, (layer or net.layers[-1],), 'cosine, softmax, KL(content‖stylised)', seed)
+    layers = (layer or net.layers[-1],)
+    return _map_pairs('cfsd', _cfsd, content, stylised, net, layers, 'cosine, softmax, KL(content‖stylised)', seed)
+
+# %% ../nbs/12_metrics.ipynb #31b039d5
+def _structure(ma:list, mb:list)->torch.Tensor: # (N,)
+    return (_self_similarity(ma[0])-_self_similarity(mb[0])).square().mean((1, 2))
 
 def structure(content, # see `as_pairs`
               stylised, # the same ids or order
               net:Features,
-              layer:str=None, # `None`: `net.keys`, or else the last of `net.layers`; keys of DINO's layer 11 in the paper
+              layer:str=None, # `None`: `net.keys`, or the last of `net.layers`; keys of DINO's layer 11 in the paper
               seed:int=0 # of the bootstrap
              )->Measured:
     "Mean squared difference of cosine self-similarities; lower keeps more"
-    f = lambda ma, mb: (_self_similarity(ma[0])-_self_similarity(mb[0])).square().mean((1, 2))
-    return _map_pairs('structure', f, content, stylised, net, (layer or net.keys or net.layers[-1],), 'cosine self-similarity, squared difference', seed)
+    layers = (layer or net.keys or net.layers[-1],)
+    estimator = 'cosine self-similarity, squared difference'
+    return _map_pairs('structure', _structure, content, stylised, net, layers, estimator, seed)
 
 # %% ../nbs/12_metrics.ipynb #327fd794
 def _gram(m:torch.Tensor)->torch.Tensor: # (N, C, h, w) -> (N, C, C)
     x = m.flatten(2)
     return x @ x.transpose(1, 2)/m[0].numel()
 
+def _gram_distance(ma:list, mb:list)->torch.Tensor: # (N,)
+    return sum((_gram(x)-_gram(y)).square().sum((1, 2)) for x, y in zip(ma, mb))
+
 def gram(a, # see `as_pairs`
          b, # style pictures, the same ids or order
          net:Features, # with layers
          seed:int=0 # of the bootstrap
         )->Measured:
-    "Squared distance of Gram matrices, each divided by C·h·w, summed over layers (Johnson et al. 2016); lower is nearer"
-    f = lambda ma, mb: sum((_gram(x)-_gram(y)).square().sum((1, 2)) for x, y in zip(ma, mb))
-    return _map_pairs('gram', f, a, b, net, net.layers, 'gram/Chw, squared Frobenius norm', seed)
+    "Squared distance of Gram matrices over C·h·w, summed over layers (Johnson et al. 2016); lower is nearer"
+    return _map_pairs('gram', _gram_distance, a, b, net, net.layers, 'gram/Chw, squared Frobenius norm', seed)
 
 # %% ../nbs/12_metrics.ipynb #0ba81cb4
 def similarity(a, # see `as_pairs`
@@ -581,7 +791,12 @@ def similarity(a, # see `as_pairs`
               )->Measured:
     "Cosine of the two vectors, in [-1, 1]; higher is more alike"
     ids, a, b = as_pairs(a, b)
-    return _paired(ids, F.cosine_similarity(net(a), net(b)), seed, **_ruler('similarity', net, f'cosine; {net.reads}'))
+    cosines = F.cosine_similarity(net(a), net(b))
+    return _paired(ids, cosines, seed, **_ruler('similarity', net, f'cosine; {net.reads}'))
+
+# %% ../nbs/12_metrics.ipynb #04f2d12b
+def _unit_vectors(images, net:Features)->torch.Tensor: # (N, D), of length 1
+    return F.normalize(net(images), dim=1)
 
 def direction(content, # see `as_pairs`
               stylised, # the same ids or order
@@ -590,12 +805,13 @@ def direction(content, # see `as_pairs`
               net:Features,
               seed:int=0 # of the bootstrap
              )->Measured:
-    "Cosine of each picture's change and of the change from `source` to `target` (Gal et al. 2022), in [-1, 1]; higher is better"
+    "Cosine of each change with that from `source` to `target` (Gal et al. 2022), in [-1, 1]; higher is better"
     ids, a, b = as_pairs(content, stylised)
-    u = lambda images: F.normalize(net(images), dim=1)
-    way = u(target).mean(0)-u(source).mean(0)
-    m = _paired(ids, F.cosine_similarity(u(b)-u(a), way[None]), seed, **_ruler('direction', net, f'cosine of changes of unit vectors; {net.reads}'))
-    return dataclasses.replace(m, n_ref=len(target))
+    wanted = _unit_vectors(target, net).mean(0) - _unit_vectors(source, net).mean(0)
+    change = _unit_vectors(b, net) - _unit_vectors(a, net)
+    ruler = _ruler('direction', net, f'cosine of changes of unit vectors; {net.reads}')
+    measured = _paired(ids, F.cosine_similarity(change, wanted[None]), seed, **ruler)
+    return dataclasses.replace(measured, n_ref=len(target))
 
 # %% ../nbs/12_metrics.ipynb #8204d332
 def _ranked(own:torch.Tensor, # (n, m) bool: which columns are right
@@ -612,15 +828,17 @@ def identified(outputs, # see `as_pairs`
               )->Measured:
     "Share of the results whose own content is among the `k` most alike of all contents, in [0, 1]; higher is better"
     ids, a, b = as_pairs(outputs, contents)
-    u = lambda images: F.normalize(net(images), dim=1)
-    rank = _ranked(torch.eye(len(ids), dtype=torch.bool), u(a) @ u(b).T)
-    return dataclasses.replace(_paired(ids, (rank < k).double(), seed, **_ruler('identified', net, f'top {k}, cosine; {net.reads}')), n_ref=len(ids))
+    likeness = _unit_vectors(a, net) @ _unit_vectors(b, net).T
+    rank = _ranked(torch.eye(len(ids), dtype=torch.bool), likeness)
+    ruler = _ruler('identified', net, f'top {k}, cosine; {net.reads}')
+    return dataclasses.replace(_paired(ids, (rank < k).double(), seed, **ruler), n_ref=len(ids))
 
 # %% ../nbs/12_metrics.ipynb #46c76719
 @torch.no_grad()
 def _read(texts:list, net:Features)->torch.Tensor: # (N, D), of length 1
     if not net.words: raise StylekitError(f'{net.name} does not read: take a CLIP, as `load_features(folder)`')
-    return F.normalize(check_finite(net.words(net.module, list(texts)).float().cpu(), f'words of {net.name}'), dim=1)
+    vectors = net.words(net.module, list(texts)).float().cpu()
+    return F.normalize(check_finite(vectors, f'words of {net.name}'), dim=1)
 
 def clip_score(images, # see `as_pairs`
                captions, # texts, the same ids or order
@@ -632,6 +850,7 @@ def clip_score(images, # see `as_pairs`
     each = 100*F.cosine_similarity(net(a), _read(texts.values(), net)).clamp(min=0)
     return _paired(ids, each, seed, **_ruler('clip_score', net, f'100·max(cos, 0); {net.reads}'))
 
+# %% ../nbs/12_metrics.ipynb #90de37b3
 def zero_shot(images, # see `as_pairs`
               captions, # texts, the same ids or order
               net:Features, # that reads
@@ -642,10 +861,12 @@ def zero_shot(images, # see `as_pairs`
     "Share of the pictures whose caption is among the `k` that fit best, in [0, 1]; higher is better"
     ids, a, texts = as_pairs(images, captions)
     choices = list(dict.fromkeys(choices or texts.values()))
-    if missing := [t for t in texts.values() if t not in choices]: raise StylekitError(f'captions that are no choice: {missing[:5]}; add them')
-    own = torch.tensor([[t==c for c in choices] for t in texts.values()])
-    rank = _ranked(own, F.normalize(net(a), dim=1) @ _read(choices, net).T)
-    return dataclasses.replace(_paired(ids, (rank < k).double(), seed, **_ruler('zero_shot', net, f'top {k}, cosine; {net.reads}')), n_ref=len(choices))
+    missing = [t for t in texts.values() if t not in choices]
+    if missing: raise StylekitError(f'captions that are no choice: {missing[:5]}; add them')
+    right = torch.tensor([[t==c for c in choices] for t in texts.values()])
+    rank = _ranked(right, _unit_vectors(a, net) @ _read(choices, net).T)
+    ruler = _ruler('zero_shot', net, f'top {k}, cosine; {net.reads}')
+    return dataclasses.replace(_paired(ids, (rank < k).double(), seed, **ruler), n_ref=len(choices))
 
 # %% ../nbs/12_metrics.ipynb #f064ea57
 def art_fd(outputs, # see `as_pairs`

@@ -10,14 +10,15 @@ __all__ = ['MAX_CAPTION', 'CAPTIONS', 'TABLES', 'PICTURES', 'name_words', 'decod
 import csv, io, json, os, re, unicodedata, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from fastcore.basics import patch
 from .core import StylekitError, explain_errors, user_path
 from .images import RAW, image_size
 
 # %% ../nbs/00c_pictures.ipynb #ea551cc9
 def _letters(stem:str)->str:
     "Letters with their marks, and numbers; blanks for all else"
-    kept = (c if unicodedata.category(c)[0] in 'LMN' or c in '\u200c\u200d' else ' ' for c in unicodedata.normalize('NFC', stem))
-    return ''.join(kept)
+    def is_kept(c): return unicodedata.category(c)[0] in 'LMN' or c in '\u200c\u200d'
+    return ''.join(c if is_kept(c) else ' ' for c in unicodedata.normalize('NFC', stem))
 
 _NOTHING = re.compile(r'img|dsc[nf]?|pxl|mvimg|gopr|dji|wa|image|photo|picture|untitled|unnamed|screenshot|copy')
 
@@ -28,6 +29,7 @@ def _is_word(w:str)->bool: # in lower case
     hexadecimal = re.fullmatch('[a-f]{6,}', w) and re.search('[bcdf]{3}|[ae]{3}', w)   # facade and decade are words
     return not hexadecimal and not re.fullmatch('[b-df-hj-np-tv-xz]{6,}', w)
 
+# %% ../nbs/00c_pictures.ipynb #8a20654c
 def name_words(stem:str # of a file name
               )->str: # '' if it says nothing
     "The words in a file name: no numbers, no camera names, no hashes"
@@ -37,8 +39,10 @@ def name_words(stem:str # of a file name
     return ' '.join(w for w in words if _is_word(w))
 
 # %% ../nbs/00c_pictures.ipynb #5b352435
-_MARKS = ((b'\xef\xbb\xbf', 'utf-8-sig'), (b'\xff\xfe\0\0', 'utf-32'), (b'\0\0\xfe\xff', 'utf-32'), (b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16'))
-_GUESSES = (('cp932', '[\u3040-\u30ff]'), ('gb18030', '[\u4e00-\u9fff]{2}'), ('cp1251', '[А-Яа-яЁё]{3}'), ('cp1252', ''), ('latin-1', ''))
+_MARKS = ((b'\xef\xbb\xbf', 'utf-8-sig'), (b'\xff\xfe\0\0', 'utf-32'), (b'\0\0\xfe\xff', 'utf-32'),
+          (b'\xff\xfe', 'utf-16'), (b'\xfe\xff', 'utf-16'))
+_GUESSES = (('cp932', '[\u3040-\u30ff]'), ('gb18030', '[\u4e00-\u9fff]{2}'), ('cp1251', '[А-Яа-яЁё]{3}'),
+            ('cp1252', ''), ('latin-1', ''))
 
 def decode_text(data:bytes)->tuple: # the text, and its encoding if that was guessed, else ''
     "Text of any usual encoding"
@@ -61,12 +65,14 @@ def read_text(path # of a small text file
              )->tuple: # one line without line breaks, the encoding if it was guessed
     "What a text file says, on one line"
     path = Path(path)
+    refused = f'{path.name} is no caption'
     with explain_errors(f'cannot read {path.name}'):
-        if path.stat().st_size > 1<<20: raise StylekitError(f'{path.name} is no caption: it holds {path.stat().st_size:,} bytes')
+        size = path.stat().st_size
+        if size > 1<<20: raise StylekitError(f'{refused}: it holds {size:,} bytes')
         text, guessed = decode_text(path.read_bytes())
     text = ' '.join(unicodedata.normalize('NFC', text).split())
-    if len(text) > MAX_CAPTION: raise StylekitError(f'{path.name} is no caption: it holds {len(text):,} characters')
-    if any(unicodedata.category(c) == 'Cc' for c in text): raise StylekitError(f'{path.name} is no caption: it is not a text')
+    if len(text) > MAX_CAPTION: raise StylekitError(f'{refused}: it holds {len(text):,} characters')
+    if any(unicodedata.category(c) == 'Cc' for c in text): raise StylekitError(f'{refused}: it is not a text')
     return text, guessed
 
 # %% ../nbs/00c_pictures.ipynb #87569e5d
@@ -82,6 +88,7 @@ def _row(record, what:str)->tuple: # file name, caption
     if file is None: raise StylekitError(f'{what}: no file name; it stands under one of {", ".join(_FILE_FIELDS)}')
     return unicodedata.normalize('NFC', file.strip().replace('\\', '/')), ' '.join(text.split())[:MAX_CAPTION]
 
+# %% ../nbs/00c_pictures.ipynb #47dd16a2
 def _csv_rows(text:str): # yields records
     "Rows of a CSV with or without a header"
     first = text.split('\n', 1)[0]
@@ -90,7 +97,8 @@ def _csv_rows(text:str): # yields records
     head = [c.strip().lower() for c in rows[0]] if rows else []
     named = any(c in _FILE_FIELDS for c in head) and any(c in _TEXT_FIELDS for c in head)
     fields = head if named else [_FILE_FIELDS[0], _TEXT_FIELDS[0]]
-    for n, r in enumerate(rows[1:] if named else rows, 1): yield dict(zip(fields, _as_many(r, fields, mark, n)))
+    for n, r in enumerate(rows[1:] if named else rows, 1):
+        yield dict(zip(fields, _as_many(r, fields, mark, n)))
 
 def _as_many(row:list, fields:list, mark:str, n:int)->list: # as many as there are fields
     "A caption with commas and without quotes is whole where it is the last of two fields"
@@ -99,26 +107,33 @@ def _as_many(row:list, fields:list, mark:str, n:int)->list: # as many as there a
     raise ValueError(f'row {n} has more fields than there are titles: put quotes around captions with {mark!r}')
 
 # %% ../nbs/00c_pictures.ipynb #77dceb56
+def _table_records(path:Path):
+    "What a table of captions holds, by its ending"
+    with explain_errors(f'cannot read {path.name}'):
+        if path.stat().st_size > 1<<28:
+            raise StylekitError(f'{path.name} holds more than 256 MB: that is no table of captions')
+        text = decode_text(path.read_bytes())[0]
+        suffix = path.suffix.lower()
+        if suffix == '.jsonl': return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return json.loads(text) if suffix == '.json' else list(_csv_rows(text))
+
+# %% ../nbs/00c_pictures.ipynb #5cc6f0d4
 def read_captions(path # .csv, .tsv, .jsonl or .json
                  )->dict: # file name as it stands there -> caption
     "A table of captions"
     path, out = user_path(path), {}
-    with explain_errors(f'cannot read {path.name}'):
-        if path.stat().st_size > 1<<28: raise StylekitError(f'{path.name} holds more than 256 MB: that is no table of captions')
-        text = decode_text(path.read_bytes())[0]
-        if path.suffix.lower() == '.jsonl': records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        elif path.suffix.lower() == '.json': records = json.loads(text)
-        else: records = list(_csv_rows(text))
+    records = _table_records(path)
     if isinstance(records, dict): records = [dict(file_name=k, text=v) for k, v in records.items()]
     with explain_errors(f'{path.name} is no table of captions'): rows = list(records)
     for i, record in enumerate(rows, 1):
         name, caption = _row(record, f'{path.name}, row {i}')
-        if out.get(name, caption) != caption: warnings.warn(f'{path.name}: {name} has two captions, the last one counts')
+        twice = out.get(name, caption) != caption
+        if twice: warnings.warn(f'{path.name}: {name} has two captions, the last one counts')
         if caption: out[name] = caption
     return out
 
 # %% ../nbs/00c_pictures.ipynb #9f12e50d
-CAPTIONS = ('.txt', '.caption', '.captions') # endings of captions beside a picture, after its name with or without its own ending
+CAPTIONS = ('.txt', '.caption', '.captions') # beside a picture, after its name with or without its own ending
 TABLES = ('metadata.jsonl', 'metadata.csv')
 
 def name_key(name:str)->str: # equal for names that some file system takes for one
@@ -136,16 +151,20 @@ class _Beside:
             if t not in self.files: continue
             try: self.table |= {name_key(k): v for k, v in read_captions(folder/self.files[t]).items()}
             except StylekitError as e: warnings.warn(str(e))   # the pictures have names, too
-    def find(self, path:Path)->tuple: # caption, the file it is from
-        "The text beside a picture, or in the table of its folder"
-        for base in (path.stem, path.name):
-            for suffix in CAPTIONS:
-                name = self.files.get(name_key(base+suffix))
-                if name is None: continue
-                text, guessed = read_text(self.folder/name)
-                if guessed: warnings.warn(f'{name} is not in UTF-8: read as {guessed}')
-                if text: return text, name
-        return next(((self.table[k], 'metadata') for k in (name_key(path.name), name_key(path.stem)) if k in self.table), ('', ''))
+
+# %% ../nbs/00c_pictures.ipynb #b0a20fdc
+@patch
+def find(self:_Beside, path:Path)->tuple: # caption, the file it is from
+    "The text beside a picture, or in the table of its folder"
+    for name in [base+suffix for base in (path.stem, path.name) for suffix in CAPTIONS]:
+        file = self.files.get(name_key(name))
+        if file is None: continue
+        text, guessed = read_text(self.folder/file)
+        if guessed: warnings.warn(f'{file} is not in UTF-8: read as {guessed}')
+        if text: return text, file
+    for key in (name_key(path.name), name_key(path.stem)):
+        if key in self.table: return self.table[key], 'metadata'
+    return '', ''
 
 # %% ../nbs/00c_pictures.ipynb #43073bb1
 def image_caption(path, # of a picture
@@ -160,33 +179,29 @@ def _keyed(table:dict)->dict: return {name_key(name): caption for name, caption 
 
 def _caption(path:Path, template:str, beside=None)->tuple: # caption, where it is from
     "As `image_caption`, with where it is from: a file's name, 'metadata', 'name' or ''"
-    with explain_errors(f'cannot read what stands beside {path.name}'): text, source = (beside or _Beside(path.parent)).find(path)
-    words = '' if text else name_words(path.stem)
-    return (text, source) if text else (template.replace('{}', words), 'name') if words else ('', '')
+    with explain_errors(f'cannot read what stands beside {path.name}'):
+        text, source = (beside or _Beside(path.parent)).find(path)
+    if text: return text, source
+    words = name_words(path.stem)
+    return (template.replace('{}', words), 'name') if words else ('', '')
 
 # %% ../nbs/00c_pictures.ipynb #e4d773ba
 _WEIGHTS = re.compile(r'<(?:lora|lyco|hypernet):[^<>]*>|\([^()]*:\s*\d*\.?\d+\s*\)|\[[^\[\]]*:\s*\d*\.?\d+\s*\]')
 
 def warn_weights(captions):
     "One warning for all captions that hold another program's language"
-    found = [m[0] for c in captions if (m := _WEIGHTS.search(c))]
-    if found: warnings.warn(f'{found[0][:40]!r} in a caption means nothing here, it is read as it stands' + (f' ({len(found)} captions)' if len(found) > 1 else ''))
+    found = [m[0] for m in map(_WEIGHTS.search, captions) if m]
+    if not found: return
+    many = f' ({len(found)} captions)' if len(found) > 1 else ''
+    warnings.warn(f'{found[0][:40]!r} in a caption means nothing here, it is read as it stands{many}')
 
 # %% ../nbs/00c_pictures.ipynb #477bb2fb
-PICTURES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.heic', '.heif', '.avif')
-_NAMED = PICTURES+RAW+('.svg', '.psd', '.eps', '.jxl', '.jp2') # a picture to its owner: it gets a record, with why it can't be opened
+PICTURES = ('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.tif', '.tiff', '.bmp', '.gif', '.heic', '.heif',
+            '.avif')
+# a picture to its owner: it gets a record, with why it can't be opened
+_NAMED = PICTURES+RAW+('.svg', '.psd', '.eps', '.jxl', '.jp2')
 _SKIPPED = ('__MACOSX', '@eaDir', 'Thumbs.db')
 _HEADS = re.compile(rb'\x89PNG\r\n|\xff\xd8\xff|RIFF.{4}WEBP|II\*\0|MM\0\*|GIF8[79]a|.{4}ftyp(avi|hei|mif1)', re.S)
-
-@dataclass(frozen=True)
-class PictureFile:
-    "A file of a folder that looks like a picture"
-    path: Path
-    name: str              # its place in the folder, as 'shoes/red.jpg'
-    caption: str = ''      # '' if nothing is known
-    caption_from: str = '' # a file's name, 'metadata', 'name', 'table' or ''
-    shape: tuple = ()      # (width, height), upright; () if it can't be opened
-    error: str = ''        # why it can't be used
 
 def _looks_like_picture(path:Path)->bool:
     "By its ending, or else by its first bytes"
@@ -196,6 +211,17 @@ def _looks_like_picture(path:Path)->bool:
     try:
         with open(path, 'rb') as f: return bool(_HEADS.match(f.read(16)))
     except OSError: return False
+
+# %% ../nbs/00c_pictures.ipynb #8cd912d7
+@dataclass(frozen=True)
+class PictureFile:
+    "A file of a folder that looks like a picture"
+    path: Path
+    name: str              # its place in the folder, as 'shoes/red.jpg'
+    caption: str = ''      # '' if nothing is known
+    caption_from: str = '' # a file's name, 'metadata', 'name', 'table' or ''
+    shape: tuple = ()      # (width, height), upright; () if it can't be opened
+    error: str = ''        # why it can't be used
 
 # %% ../nbs/00c_pictures.ipynb #9d5dad2f
 def _walk(folder:Path, below:bool): # yields (folder, names of files, error)
@@ -209,11 +235,14 @@ def _walk(folder:Path, below:bool): # yields (folder, names of files, error)
     for e in seen if below else ():
         if e.is_dir(follow_symlinks=False): yield from _walk(Path(e.path), below)
 
+# %% ../nbs/00c_pictures.ipynb #809d8412
 def _read(folder:Path, path:Path, template:str, beside:list, table:dict, look:bool)->PictureFile:
     "The record of one file; whatever goes wrong is its own"
     name = path.relative_to(folder).as_posix()
-    caption, source, shape, error = '', '', (), ''
-    if not name_key(name).isprintable(): return PictureFile(path, ascii(name)[1:-1], error='its name cannot be written as text: rename it')
+    if not name_key(name).isprintable():
+        return PictureFile(path, ascii(name)[1:-1], error='its name cannot be written as text: rename it')
+    caption, source = '', ''
+    shape, error = (), ''
     try:
         caption, source = _from_table(table, name), 'table'
         if not caption: caption, source = _caption_of(path, name, template, beside)
@@ -237,6 +266,24 @@ def _caption_of(path:Path, name:str, template:str, beside:list)->tuple: # captio
     return text, source
 
 # %% ../nbs/00c_pictures.ipynb #8b6f59e2
+def _caption_table(captions)->dict: # key of a name -> caption; see `list_pictures`
+    if not captions: return {}
+    return _keyed(captions if isinstance(captions, dict) else read_captions(captions))
+
+def _listed(folder:Path, template:str, below:bool, leave_out, table:dict, shapes:bool)->list: # of PictureFiles
+    "As `list_pictures`, in the order of the folders"
+    out, beside = [], {}
+    shut = leave_out and user_path(leave_out).resolve()
+    for d, names, error in _walk(folder, below):
+        if shut and (d.resolve() == shut or shut in d.resolve().parents): continue
+        if error and d == folder: raise StylekitError(f'{str(folder)!r} {error}')
+        if error: out.append(PictureFile(d, d.relative_to(folder).as_posix(), error=f'the folder {error}'))
+        beside[d] = _Beside(d, names)
+        above = [beside[p] for p in (*reversed(d.parents), d) if p in beside]
+        out += [_read(folder, d/n, template, above, table, shapes) for n in names if _looks_like_picture(d/n)]
+    return out
+
+# %% ../nbs/00c_pictures.ipynb #1fe8ed40
 def list_pictures(folder, # of pictures
                   template:str='{}', # around captions from file names, as 'a photo of a {}'
                   below:bool=True, # those in folders in it, too
@@ -247,17 +294,9 @@ def list_pictures(folder, # of pictures
                  )->list: # of PictureFiles, by name
     "Every file of a folder that looks like a picture"
     folder = picture_folder(folder)
-    if template.count('{}') != 1: raise StylekitError(f'the template {template[:60]!r} must hold one {{}}, where the words of the file name go')
-    table = captions if isinstance(captions, dict) else read_captions(captions) if captions else {}
-    table, out, beside = _keyed(table), [], {}
-    shut = leave_out and user_path(leave_out).resolve()
-    for d, names, error in _walk(folder, below):
-        if shut and (d.resolve() == shut or shut in d.resolve().parents): continue
-        if error and d == folder: raise StylekitError(f'{str(folder)!r} {error}')
-        if error: out.append(PictureFile(d, d.relative_to(folder).as_posix(), error=f'the folder {error}'))
-        beside[d] = _Beside(d, names)
-        above = [beside[p] for p in (*reversed(d.parents), d) if p in beside]
-        out += [_read(folder, d/n, template, above, table, shapes) for n in names if _looks_like_picture(d/n)]
+    if template.count('{}') != 1:
+        raise StylekitError(f'the template {template[:60]!r} must hold one {{}}, where the words of the file name go')
+    out = _listed(folder, template, below, leave_out, _caption_table(captions), shapes)
     if not (out or may_be_empty): raise StylekitError(_nothing_here(folder, below))
     warn_weights([p.caption for p in out])
     return sorted(out, key=lambda p: p.name)
@@ -265,7 +304,8 @@ def list_pictures(folder, # of pictures
 # %% ../nbs/00c_pictures.ipynb #29f0b696
 def picture_folder(folder)->Path: # that exists; `~` is the home folder
     "`folder` as a path that can be listed"
-    if not isinstance(folder, (str, os.PathLike)) or not str(folder).strip(): raise StylekitError(f'{str(folder)[:60]!r} is no folder')
+    if not isinstance(folder, (str, os.PathLike)) or not str(folder).strip():
+        raise StylekitError(f'{str(folder)[:60]!r} is no folder')
     with explain_errors(f'cannot read {str(folder)!r}'):
         path = user_path(folder)
         if path.is_file(): raise StylekitError(f'{str(path)!r} is a file: give a folder of pictures')
@@ -274,13 +314,12 @@ def picture_folder(folder)->Path: # that exists; `~` is the home folder
 
 def _nothing_here(folder:Path, below:bool)->str:
     "What to say of a folder without pictures; a trainer's folders of folders hold them further down"
-    empty = f'{str(folder)!r} holds no pictures: {", ".join(PICTURES)} are read'
     for d, names, _ in () if below else _walk(folder, True):
-        depth = len(d.relative_to(folder).parts)
-        where = {1: 'one below', 2: 'two below'}.get(depth, 'further below')
-        if any(_looks_like_picture(d/n) for n in names):
-            return f'{str(folder)!r} itself holds no pictures, they are {where}, in {d.relative_to(folder).as_posix()!r}: give that folder'
-    return empty
+        if not any(_looks_like_picture(d/n) for n in names): continue
+        place = d.relative_to(folder)
+        where = {1: 'one below', 2: 'two below'}.get(len(place.parts), 'further below')
+        return f'{str(folder)!r} itself holds no pictures, they are {where}, in {place.as_posix()!r}: give that folder'
+    return f'{str(folder)!r} holds no pictures: {", ".join(PICTURES)} are read'
 
 # %% ../nbs/00c_pictures.ipynb #bb09b516
 def name_twins(pictures:list, # of PictureFiles

@@ -47,17 +47,24 @@ def _check_int(value, what):
 
 def _check_float(value, what):
     if isinstance(value, bool) or not isinstance(value, (int, float)): _wrong(what, 'a number', value)
-    if isinstance(value, int) and abs(value) >= _LARGEST or not math.isfinite(value): _wrong(what, 'a finite number', value)
+    too_large = isinstance(value, int) and abs(value) >= _LARGEST
+    if too_large or not math.isfinite(value): _wrong(what, 'a finite number', value)
     return float(value)
 
+# %% ../nbs/00a_records.ipynb #8675f13b
 def _check_plain(kind:type, name:str):
     def check(value, what):
         if not isinstance(value, kind): _wrong(what, name, value)
         return value
     return check
 
-_CHECKS = {int: _check_int, float: _check_float, str: _check_plain(str, 'a text'), bool: _check_plain(bool, 'true or false'),
-           type(None): _check_plain(type(None), 'null'), bytes: _check_plain(bytes, 'bytes')}
+_CHECKS = {
+    int: _check_int,
+    float: _check_float,
+    str: _check_plain(str, 'a text'),
+    bool: _check_plain(bool, 'true or false'),
+    type(None): _check_plain(type(None), 'null'),
+    bytes: _check_plain(bytes, 'bytes')}
 
 # %% ../nbs/00a_records.ipynb #74a94046
 def _check_union(value, options, what):
@@ -74,6 +81,7 @@ def _check_tuple(value, kinds, what):
     if len(kinds) != len(value): _wrong(what, f'a list of {len(kinds)}', value)
     return tuple(check_value(v, k, f'{what}[{i}]') for i, (v, k) in enumerate(zip(value, kinds)))
 
+# %% ../nbs/00a_records.ipynb #33247d74
 def _check_list(value, kinds, what):
     if not isinstance(value, (list, tuple)): _wrong(what, 'a list', value)
     return [check_value(v, *kinds, f'{what}[{i}]') for i, v in enumerate(value)]
@@ -81,24 +89,28 @@ def _check_list(value, kinds, what):
 def _check_dict(value, kinds, what):
     if not isinstance(value, dict): _wrong(what, 'an object', value)
     key, item = kinds
-    return {check_value(k, key, f'a key of {what}'): check_value(v, item, f'{what}[{one_line(k, 40)}]') for k, v in value.items()}
+    return {check_value(k, key, f'a key of {what}'): check_value(v, item, f'{what}[{one_line(k, 40)}]')
+            for k, v in value.items()}
 
-# %% ../nbs/00a_records.ipynb #c28d9a83
 def _check_choice(value, options, what):
-    if not any(value == o and type(value) is type(o) for o in options): _wrong(what, f'one of {", ".join(map(str, options))}', value)
+    if not any(value == o and type(value) is type(o) for o in options):
+        _wrong(what, f'one of {", ".join(map(str, options))}', value)
     return value
 
-_INSIDE = {Union: _check_union, types.UnionType: _check_union, tuple: _check_tuple, list: _check_list, dict: _check_dict, Literal: _check_choice}
+# %% ../nbs/00a_records.ipynb #c28d9a83
+_INSIDE = {Union: _check_union, types.UnionType: _check_union, tuple: _check_tuple, list: _check_list,
+           dict: _check_dict, Literal: _check_choice}
 
 def check_value(value, # as JSON or torch gave it
-                kind, # a type: int, float, str, bool, list[...], tuple[...], dict[str, ...], a union, Literal, a dataclass, torch.Tensor, Any
+                kind, # int, float, str, bool, list[...], tuple[...], dict[str, ...], a union, Literal, a class, Any
                 what:str='the value' # for the message
                ):
     "`value` in the form that `kind` names, or a `StylekitError` that says what it must be"
     if kind in (Any, object): return value
     if kind in _CHECKS: return _CHECKS[kind](value, what)
     if is_dataclass(kind): return _check_record(value, kind, what)
-    if get_origin(kind) in _INSIDE: return _INSIDE[get_origin(kind)](value, get_args(kind), what)
+    origin = get_origin(kind)
+    if origin in _INSIDE: return _INSIDE[origin](value, get_args(kind), what)
     plain = {list: 'a list', dict: 'an object', tuple: 'a list'}
     if kind is tuple and isinstance(value, list): value = tuple(value)
     if not isinstance(value, kind): _wrong(what, plain.get(kind, f'a {kind.__name__}'), value)
@@ -118,6 +130,13 @@ def _check_limits(value, meta, what):
         if 'lo' in meta and v < meta['lo']: _wrong(what, f'at least {meta["lo"]}', v)
         if 'hi' in meta and v > meta['hi']: _wrong(what, f'at most {meta["hi"]}', v)
 
+# %% ../nbs/00a_records.ipynb #10f261c1
+def _check_keys(data:dict, known:list, what:str):
+    unknown = sorted(map(str, set(data) - {f.name for f in known}))
+    if not unknown: return
+    names = ', '.join(f.name for f in known)
+    raise StylekitError(f'{what} has the unknown key {one_line(unknown[0], 60)!r}; there are {names}')
+
 def read_record(cls, # a dataclass
                 data, # an object of JSON
                 what:str='the record', # for the message
@@ -126,8 +145,7 @@ def read_record(cls, # a dataclass
     "The dataclass that `data` describes; what is missing, unknown, of another type or out of range is refused by name"
     if not isinstance(data, dict): _wrong(what, 'an object', data)
     kinds, known = get_type_hints(cls), [f for f in fields(cls) if f.init]
-    unknown = [] if extra else sorted(map(str, set(data) - {f.name for f in known}))
-    if unknown: raise StylekitError(f'{what} has the unknown key {one_line(unknown[0], 60)!r}; there are {", ".join(f.name for f in known)}')
+    if not extra: _check_keys(data, known, what)
     given = {}
     for f in known:
         if f.name in data:
@@ -167,10 +185,12 @@ def payload_hash(data # what JSON can hold
 def seal(record:Record)->dict:
     "The record as an object with its kind and its hash"
     data = record.to_json()
-    if taken := {'kind', 'sha256'} & set(data): raise TypeError(f'a record cannot have the field {taken.pop()}: the file has one of its own')
+    taken = {'kind', 'sha256'} & set(data)
+    if taken: raise TypeError(f'a record cannot have the field {taken.pop()}: the file has one of its own')
     data = dict(kind=record.kind) | data
     return data | dict(sha256=payload_hash(data))
 
+# %% ../nbs/00a_records.ipynb #5b20fe38
 def unseal(cls, # a `Record`
            data, # as `seal` gave it
            what:str, # for the message
@@ -180,15 +200,20 @@ def unseal(cls, # a `Record`
     if not isinstance(data, dict): _wrong(what, 'an object', data)
     data = dict(data)
     seal, kind = data.pop('sha256', None), data.get('kind')
-    if kind != cls.kind: raise StylekitError(f'{what} is no {cls.kind} of stylekit' + (f' but a {one_line(kind, 40)}' if isinstance(kind, str) else ''))
+    if kind != cls.kind:
+        other = f' but a {one_line(kind, 40)}' if isinstance(kind, str) else ''
+        raise StylekitError(f'{what} is no {cls.kind} of stylekit{other}')
     if seal != payload_hash(data): raise StylekitError(f'{what} was changed after stylekit wrote it: {do}')
     del data['kind']
     return cls.from_json(data, what)
 
-def unseal_if_sealed(cls, data, what:str, do:str="copy it again, or take 'sha256' out of it if you changed it yourself" # as for `unseal`
+# %% ../nbs/00a_records.ipynb #b37806bd
+def unseal_if_sealed(cls, data, what:str, # as for `unseal`
+                     do:str="copy it again, or take 'sha256' out of it if you changed it yourself"
                     ):
     "As `unseal`; what has no hash, as an earlier version or a person leaves it, is read by its types alone"
-    if not isinstance(data, dict) or 'sha256' in data or data.get('kind', cls.kind) != cls.kind: return unseal(cls, data, what, do)
+    sealed = not isinstance(data, dict) or 'sha256' in data
+    if sealed or data.get('kind', cls.kind) != cls.kind: return unseal(cls, data, what, do)
     return cls.from_json({k: v for k, v in data.items() if k != 'kind'}, what)
 
 # %% ../nbs/00a_records.ipynb #cca37dc9
@@ -229,22 +254,36 @@ def read_lines(path, *kinds)->list: # as for `parse_line`; of records
 
 # %% ../nbs/00a_records.ipynb #50e84dc9
 def save_state(path, # its folders are made
-               state, # what `torch.load(weights_only=True)` reads back: tensors, numbers, texts, lists, dicts; or a dataclass of them
+               state, # tensors, numbers, texts, lists, dicts: `torch.load(weights_only=True)`'s; or a dataclass of them
                kind:str # one word, as 'checkpoint'; nothing else is read as this
               )->Path:
     "Write a state with its hash, whole or not at all"
     import torch
     if is_dataclass(state): state = {f.name: getattr(state, f.name) for f in fields(state)}
-    torch.save(state, body := io.BytesIO())
-    head = f'stylekit {kind} {body.getbuffer().nbytes} {hashlib.sha256(body.getbuffer()).hexdigest()}\n'
+    file = io.BytesIO()
+    torch.save(state, file)
+    body = file.getbuffer()
+    head = f'stylekit {kind} {body.nbytes} {hashlib.sha256(body).hexdigest()}\n'
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         f.write(head.encode())
-        f.write(body.getbuffer())
+        f.write(body)
     return user_path(path)
 
 # %% ../nbs/00a_records.ipynb #83f13d0e
 _HEAD = re.compile(rb'stylekit ([\w-]{1,40}) (\d{1,15}) ([0-9a-f]{64})\n')
+_AGAIN = 'delete it to start anew'
 
+def _state_body(raw:bytes, kind:str, name:str)->memoryview:
+    "What stands behind the head of a state's file, if it is what the head says"
+    head = _HEAD.match(raw[:200])
+    if not head or head[1].decode() != kind:
+        raise StylekitError(f'{name} is damaged, or no {kind} of stylekit: {_AGAIN}')
+    body = memoryview(raw)[head.end():]
+    if len(body) != int(head[2]) or hashlib.sha256(body).hexdigest() != head[3].decode():
+        raise StylekitError(f'{name} is damaged or half-written: {_AGAIN}')
+    return body
+
+# %% ../nbs/00a_records.ipynb #d05f4071
 def load_state(path, kind:str, # as for `save_state`
                cls=None, # a dataclass whose fields the state must have; default a dict as it is
                device='cpu'
@@ -252,13 +291,10 @@ def load_state(path, kind:str, # as for `save_state`
     "A state that `save_state` wrote"
     import torch
     path = user_path(path)
-    again = 'delete it to start anew'
     with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
-    head, body = _HEAD.match(raw[:200]), memoryview(raw)
-    if not head or head[1].decode() != kind: raise StylekitError(f'{path.name} is damaged, or no {kind} of stylekit: {again}')
-    body = body[head.end():]
-    if len(body) != int(head[2]) or hashlib.sha256(body).hexdigest() != head[3].decode(): raise StylekitError(f'{path.name} is damaged or half-written: {again}')
-    with explain_errors(f'{path.name} is damaged', again): state = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
+    body = _state_body(raw, kind, path.name)
+    with explain_errors(f'{path.name} is damaged', _AGAIN):
+        state = torch.load(io.BytesIO(body), weights_only=True, map_location=device)
     return read_record(cls, state, path.name) if cls else state
 
 # %% ../nbs/00a_records.ipynb #916d6164
@@ -268,7 +304,8 @@ def check_run(run_id:str, # in the state
              ):
     "Refuse the state of a run with other settings, images or weights; an unknown run is nobody's"
     if not mine or run_id != mine:
-        raise StylekitError(f'{name} belongs to a run with other settings, images or weights: use its settings, or delete it to start anew')
+        raise StylekitError(f'{name} belongs to a run with other settings, images or weights: '
+                            'use its settings, or delete it to start anew')
 
 # %% ../nbs/00a_records.ipynb #6268590a
 _SEAL = b'stylekit-sha256:'
@@ -284,12 +321,12 @@ def _file_seal(raw:bytes)->tuple: # where the digits begin (-1: no note), digits
     h.update(raw[at+64:])
     return at, raw[at:at+64].decode('ascii', 'replace'), h.hexdigest()
 
+# %% ../nbs/00a_records.ipynb #4768d0d1
 def seal_file(path # a file with `UNSEALED` once in its header
              ):
     "Fill in the hash of a file that another library has just written"
     path = user_path(path)
-    raw = path.read_bytes()
-    at, digits, right = _file_seal(raw)
+    at, digits, right = _file_seal(path.read_bytes())
     if at < 0 or digits.strip('0'): raise StylekitError(f'{path.name} has no room for its hash')
     with open(path, 'r+b') as f:
         f.seek(at)
@@ -302,4 +339,5 @@ def check_sealed(path, # a file that stylekit wrote
     path = user_path(path)
     with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
     at, digits, right = _file_seal(raw)
-    if at < 0 or digits != right: raise StylekitError(f'{path.name} was changed or cut short after stylekit wrote it: {do}')
+    if at < 0 or digits != right:
+        raise StylekitError(f'{path.name} was changed or cut short after stylekit wrote it: {do}')

@@ -33,7 +33,8 @@ def _maps(x, name='x')->Tensor:
     "`x` as float32 or float64 maps, or a refusal"
     if not torch.is_tensor(x): raise StylekitError(f'{name}: expected a tensor (..., h, w), got {type(x).__name__}')
     if x.ndim < 2 or 0 in x.shape[-2:] or not x.is_floating_point():
-        raise StylekitError(f'{name}: expected a floating-point tensor (..., h, w) with h, w >= 1, got {x.dtype} of shape {tuple(x.shape)}')
+        raise StylekitError(f'{name}: expected a floating-point tensor (..., h, w) with h, w >= 1, '
+                            f'got {x.dtype} of shape {tuple(x.shape)}')
     return x.float() if x.dtype.itemsize < 4 else x
 
 def dct2(x:Tensor # (..., h, w), any size
@@ -62,9 +63,10 @@ def frequency(h:int, # rows of the spectrum
 
 # %% ../nbs/01_spectrum.ipynb #38635740
 def _check_cutoff(cutoff):
-    "Refuse a number outside [0, 1] or a tensor of the wrong shape; values of tensors are not read, that would synchronise"
+    "Refuse a number outside [0, 1] or a tensor of the wrong shape; tensors are not read, that would synchronise"
     if getattr(cutoff, 'ndim', 0) > torch.is_tensor(cutoff):
-        raise StylekitError(f'cutoff: expected a number or a tensor (B,), got {type(cutoff).__name__} of shape {tuple(cutoff.shape)}')
+        raise StylekitError('cutoff: expected a number or a tensor (B,), '
+                            f'got {type(cutoff).__name__} of shape {tuple(cutoff.shape)}')
     if not torch.is_tensor(cutoff): check_range('cutoff', cutoff, 0, 1)
 
 def band_mask(h:int, # rows of the spectrum
@@ -84,7 +86,8 @@ def _mask_for(x, cutoff)->Tensor:
     "`band_mask` for the maps `x`, on their device"
     _check_cutoff(cutoff)
     if torch.is_tensor(cutoff) and cutoff.ndim and (x.ndim != 4 or len(cutoff) not in (1, len(x))):
-        raise StylekitError(f'cutoff: {len(cutoff)} cut-offs need maps (B, C, h, w) with B = {len(cutoff)}, got shape {tuple(x.shape)}')
+        n = len(cutoff)
+        raise StylekitError(f'cutoff: {n} cut-offs need maps (B, C, h, w) with B = {n}, got shape {tuple(x.shape)}')
     return band_mask(*x.shape[-2:], cutoff, device=x.device)
 
 def lowpass(x:Tensor, # (..., h, w)
@@ -99,17 +102,20 @@ def radial_spectrum(x:Tensor, # (..., h, w)
                    )->Tensor: # (..., bins), bin b covers frequencies b/bins to (b + 1)/bins
     "Mean energy of a coefficient, per frequency bin"
     h, w = _maps(x).shape[-2:]
-    if not 1 <= bins <= h + w - 1: raise StylekitError(f'bins: a {h}x{w} map has {h+w-1} different frequencies, got bins={bins}')
+    if not 1 <= bins <= h + w - 1:
+        raise StylekitError(f'bins: a {h}x{w} map has {h+w-1} different frequencies, got bins={bins}')
     which = (_order(h, w, x.device)*bins).div(h + w - 1, rounding_mode='floor').flatten()
     energy = dct2(x).square().flatten(-2)
     total = energy.new_zeros(*energy.shape[:-1], bins).index_add(-1, which, energy)
     return total/torch.zeros_like(total).index_add(-1, which, torch.ones_like(energy))
 
+# %% ../nbs/01_spectrum.ipynb #0593b1d0
 def band_energy(x:Tensor, # (..., h, w)
-                edges=(0, .025, .05, .1, .2, .4, 1) # rising cut-offs; the first band is everything up to the first (0: the mean alone)
+                edges=(0, .025, .05, .1, .2, .4, 1) # rising cut-offs; all up to the first is a band (0: the mean)
                )->Tensor: # (..., len(edges)); sums to the energy of x if the last edge is 1
     "Energy of each band between neighbouring cut-offs"
-    if any(b <= a for a, b in zip(edges, edges[1:])): raise StylekitError(f'edges: expected rising cut-offs, got {tuple(edges)}')
+    if any(b <= a for a, b in zip(edges, edges[1:])):
+        raise StylekitError(f'edges: expected rising cut-offs, got {tuple(edges)}')
     energy = dct2(x).square()
     masks = [band_mask(*x.shape[-2:], e, x.device) for e in edges]
     bands = [masks[0]] + [b & ~a for a, b in zip(masks, masks[1:])]
@@ -118,12 +124,14 @@ def band_energy(x:Tensor, # (..., h, w)
 # %% ../nbs/01_spectrum.ipynb #229bff66
 @dataclass(frozen=True)
 class CutoffCurve:
-    "Timestep -> cut-off: `top*min(1, t/t_top)**power`, strict at large t, relaxed at small t; the defaults are the released curve"
+    "Cut-off of a timestep: `top*min(1, t/t_top)**power`, strict at large t, relaxed at small t; released: the defaults"
     top:float=1. # the widest cut-off, in [0, 1]; 0 switches the regulariser off but for the mean
     t_top:float=500 # timestep from which the cut-off is `top`, >= 1
     power:float=1. # shape, >= 0: below 1 stricter, above 1 more relaxed, 0 constant
     def __post_init__(self):
-        for name, lo, hi in (('top', 0, 1), ('t_top', 1, 1e6), ('power', 0, 100)): check_range(name, getattr(self, name), lo, hi)
+        check_range('top', self.top, 0, 1)
+        check_range('t_top', self.t_top, 1, 1e6)
+        check_range('power', self.power, 0, 100)
     def __call__(self, t):
         "Cut-off at `t`: a number for a number, a tensor (B,) for a tensor (B,)"
         if torch.is_tensor(t): return (t/self.t_top).clamp(0, 1)**self.power*self.top
@@ -133,7 +141,8 @@ class CutoffCurve:
 def _kept_difference(z, z_src, cutoff)->Tensor:
     "Spectrum of z - z_src inside the band"
     if z.shape != z_src.shape or z.ndim not in (3, 4):
-        raise StylekitError(f'z and z_src: expected two tensors (B, C, h, w) of one shape, got {tuple(z.shape)} and {tuple(z_src.shape)}')
+        raise StylekitError('z and z_src: expected two tensors (B, C, h, w) of one shape, '
+                            f'got {tuple(z.shape)} and {tuple(z_src.shape)}')
     return dct2(z - z_src)*_mask_for(z, cutoff)
 
 def psr_l1(z:Tensor, # latents being optimised (B, C, h, w)

