@@ -658,11 +658,11 @@ def train_feedforward(folder:FOLDER, # pictures like those to be stylised later;
                       overwrite:bool=False, # replace a generator of this name
                       preset:LESSONS='lessons', # lessons: runs of the optimisation, and a critic; teacher: a network that its gradient taught; gradient: that alone
                       space:choice('latent', 'pixel')=None, # where it works; default pixel with lessons, else latent
-                      areas:whole(0, 1024)=None, # in pixel space: so many areas of one colour; default 16 with lessons; 0 for soft looks
-                      refine:whole(0, 1000)=None, # steps of the optimisation in each lesson; default 30 with lessons, 0 after a teacher
-                      adversarial:number(0, 10)=None, # weight of the critic, in pixel space; default 0.05 with lessons, else 0
+                      areas:whole(0, 1024)=None, # in pixel space, of one colour each, 0 for soft looks; default 16, with a teacher 0
+                      refine:whole(0, 1000)=None, # steps of the optimisation in each lesson; default 30, with a teacher 0
+                      adversarial:number(0, 10)=None, # weight of the critic, in pixel space; default 0.05, with a teacher 0
                       template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
-                      steps:whole(1, 1_000_000)=None, # default 1200; with a teacher 1000, and as many for its pupil
+                      steps:whole(1, 1_000_000)=None, # default 1200, with a teacher 1000 and as many for its pupil
                       batch:whole(1, 1024)=None, # pictures a step; default 8, with a teacher 16
                       lr:number(0, 1)=None, # learning rate; default 0.0012, with a teacher 0.001
                       lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.3, with a teacher 0.05
@@ -677,10 +677,13 @@ def train_feedforward(folder:FOLDER, # pictures like those to be stylised later;
     from stylekit import load_style
     from stylekit.feedforward import FEEDFORWARD_PRESETS, GENERATOR_FILE, train_feedforward as run
     from stylekit.training import place
-    if preset == 'gradient': _refuse(SimpleNamespace(refine=refine, adversarial=adversarial), 'refine adversarial', 'with --preset gradient: there are no lessons')
+    if preset == 'gradient':
+        given = SimpleNamespace(refine=refine, adversarial=adversarial)
+        _refuse(given, 'refine adversarial', 'with --preset gradient: there are no lessons')
     style = load_style(style)
     made = Path(out)/(name or style.name)/GENERATOR_FILE
-    how = dict(space=space, areas=areas, refine=refine, adversarial=adversarial, steps=steps, batch=batch, lr=lr, lam=lam)
+    how = dict(space=space, areas=areas, refine=refine, adversarial=adversarial, steps=steps, batch=batch)
+    how |= dict(lr=lr, lam=lam)
     how |= dict(guidance_scale=guidance_scale, seed=seed, minutes=minutes, teacher=True if preset == 'teacher' else None)
     how |= dict(settings=FEEDFORWARD_PRESETS['lessons' if preset == 'lessons' else 'teacher'])
     how |= dict(backbone=backbone, device=device, dtype=dtype, overwrite=overwrite)
