@@ -95,13 +95,13 @@ def measure(dataset, methods:dict, styles, metrics:dict, **kw # as `evaluate`
 LOOP = ('optimizer', 'schedule', 'steps', 'lr', 'guidance_scale', 't_min', 't_max', 'sampler', 'noise',
         'finish', 'finish_noise', 'finish_guidance')
 START = {name: getattr(settings(), name) for name in LOOP}   # of all that distil: the default's own loop
-AXES = dict(guidance_scale=(1., 2., 4.), guide=('base', 'empty'), t_max=(500, 950), lr=(.07, .14, .28),
+AXES = dict(guidance_scale=(1., 2., 4.), guide=('base', 'empty'), t_max=(500, 950), lr=(.07, .14, .35),
             sampler=('narrowing', 'uniform'))
 TABLE_METHODS = ('sms', 'dds', 'cds', 'img2img')
 
 def search_space(method:str)->tuple: # arguments of `stylize` to start from; setting -> values to try
     "What is searched for a method"
-    if method == 'sms': return dict(START), dict(lam=(.1, .3, 1.), adapt=('reach', 'none')) | AXES
+    if method == 'sms': return dict(START), dict(lam=(.05, .15, .5), adapt=('reach', 'none')) | AXES
     if method == 'img2img':
         return dict(method=method), dict(finish=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
     read = METHODS[method].reads(settings(method=method))
@@ -151,7 +151,7 @@ def ablation()->dict: # row -> arguments of `stylize`
             'no reach': dict(adapt='none'),
             'style matching alone': dict(lam=0., adapt='none'),
             'independent noise': dict(noise='independent'),
-            'random t': dict(sampler='uniform'),
+            'narrowing t': dict(sampler='narrowing'),
             'linear t': dict(sampler='linear'),
             'no last step': dict(finish=0),
             'online fake': dict(fake='shared'),
