@@ -276,7 +276,7 @@ def _table_rows(found:dict)->dict: # of `searched`; table -> method -> arguments
 def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the corpus; what is made; what is measured
                 methods=TABLE_METHODS, # some of them: several processes can share the work
                 names:int=100, seeds=(0,), # test names; half of them for the ablation and the few-shot styles
-                tried:int=8, # validation names of the search
+                tried:int=24, # validation names of the search
                 parts=('main', 'added', 'shots', 'ablation'),
                 workers:int=2, device:str=None, dtype='bf16', report=print
                )->dict: # name -> Table
