@@ -17,14 +17,16 @@ from .data import Corpus
 from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
 
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
-def recipe(areas:int, steps:int=1600)->FeedForwardSettings: # of one colour each, 0: none
+def recipe(areas:int, steps:int=1600, **changes)->FeedForwardSettings: # of one colour each, 0: none
     "The preset `lessons`, somewhat longer, with a checkpoint less often"
-    return replace(FEEDFORWARD_PRESETS['lessons'], areas=areas, steps=steps, check=100)
+    return replace(FEEDFORWARD_PRESETS['lessons'], areas=areas, steps=steps, check=100, **changes)
 
 RECIPES = dict(flat=recipe(16), ink=recipe(4), freehand=recipe(6), pixel=recipe(16), watercolour=recipe(0, 2000))
 PICTURES = 960   # lessons
 
-def make_generator(style:str, examples:list, out, backbone=None, how:FeedForwardSettings=None, report=print)->dict: # folder; default of RECIPES; form -> file
+def make_generator(style:str, examples:list, out, # folder
+                   backbone=None, how:FeedForwardSettings=None, report=print # default of RECIPES
+                  )->dict: # form -> file
     "A network, and the same in whole numbers; what is there is not made again"
     out, b = Path(out), backbone or load_backbone(dtype='bf16')
     made = dict(network=out/style/GENERATOR_FILE, int8=out/style/'int8.onnx')

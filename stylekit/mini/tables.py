@@ -284,6 +284,7 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the c
     corpus, work, kept, metrics = Corpus(Path(data)/'corpus'), Path(work), Path(kept), table_metrics(kept)
     drawing = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report)
     few = {k: metrics[k] for k in ('style', 'edge_f1_src', 'edge_f1_truth')}
+    less = few | dict(pd_truth=metrics['pd_truth'])
     val, test = pick(corpus.names('val', ALIGNED), tried), pick(corpus.names('test', ALIGNED), names)
     rows = _table_rows(searched(kept, work, corpus, val, methods, TABLE_STYLES, few, **drawing))
     styles = dict(main=TABLE_STYLES, added=PART_STYLES, ablation=PART_STYLES)
@@ -292,7 +293,8 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the c
     def make(name):
         shown = test if name == 'main' else test[::2]
         folder = picture_set(corpus, work/f'{name}-pictures', shown, [Path(s).name for s in styles[name]])
-        return kept_table(kept, name, folder, rows[name], styles[name], metrics, seeds, work/'drawn', **drawing)
+        of = metrics if name == 'main' else less
+        return kept_table(kept, name, folder, rows[name], styles[name], of, seeds, work/'drawn', **drawing)
     return {name: make(name) for name in parts if name in rows}
 
 # %% ../../nbs/mini/07_tables.ipynb #2f97c8d3
