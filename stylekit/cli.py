@@ -665,7 +665,7 @@ def train_feedforward(folder:FOLDER, # pictures like those to be stylised later;
                       steps:whole(1, 1_000_000)=None, # default 1200, with a teacher 1000 and as many for its pupil
                       batch:whole(1, 1024)=None, # pictures a step; default 8, with a teacher 16
                       lr:number(0, 1)=None, # learning rate; default 0.0012, with a teacher 0.001
-                      lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.3, with a teacher 0.05
+                      lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.15, with a teacher 0.05
                       guidance_scale:number(0, 100)=None, # how strongly the style is followed; default 1
                       seed:SEED=None, # of first weights, noise and order; default 0
                       minutes:MINUTES=None, # stop after so long; the same command goes on later
