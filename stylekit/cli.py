@@ -1018,7 +1018,10 @@ def main(argv:list=None # default sys.argv[1:]
             else: return _run(argv)
             sys.stdout.flush()
             return 0
-    except SystemExit: raise   # after --help
+    except SystemExit:   # after --help, which argparse writes without a look whether it could
+        try: sys.stdout.flush()
+        except BrokenPipeError: return _closed_pipe()
+        raise
     except BaseException as e: return status_of(e)
     finally: SAY = before
 

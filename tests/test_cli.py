@@ -395,7 +395,7 @@ def test_a_closed_pipe_is_quiet(argv):
     p = process(*argv)
     p.stdout.close()
     p.wait(60)
-    assert p.returncode in ((0, 141) if 'stylize' in argv else (141,)) and p.stderr.read() == b''   # argparse writes the help of a command, and does not look whether it could
+    assert p.returncode in ((0, 141) if 'stylize' in argv else (141,)) and p.stderr.read() == b''   # argparse writes the help of a command, and may not see that it could not
 
 def test_folders_that_bench_cannot_write(tmp_path, capsys, monkeypatch):
     (tmp_path/'file').write_text('x')
