@@ -627,3 +627,10 @@ def test_types_are_shipped():
 def test_import_is_light():
     r = python(['-c', 'import time; t = time.perf_counter(); import stylekit; print(time.perf_counter()-t)'])
     assert float(r.stdout) < .5
+
+def test_help_that_is_left_in_the_buffer(monkeypatch):
+    "argparse writes a help and does not look; what is left is written at the end, when nobody reads any more"
+    class Closed(io.StringIO):
+        def flush(self): raise BrokenPipeError
+    monkeypatch.setattr(sys, 'stdout', Closed())
+    assert main(['stylize', '--help']) == 141

@@ -251,8 +251,8 @@ class BuildPlan:
     looks: tuple = STYLES_BUILT
     rounds: tuple = (StyleRound(), WHITE_ROUND)
     once: tuple = ('watercolour',)       # looks that learn in the first round only
-    longer: tuple = ('flat',)            # looks that go on after the others have ended
-    last: StyleRound = LONG_ROUND        # theirs
+    longer: tuple = ('flat',)            # looks that learn one round more
+    last: StyleRound = LONG_ROUND        # which is this
     decoder_crops: int = 96
     most: int = 600                      # pictures of a style the decoder learns from; of the base four times as many
 
