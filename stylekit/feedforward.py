@@ -104,8 +104,8 @@ class Areas(torch.nn.Module):
 SHAPES = dict(pixel=dict(patch=4, widths=(64, 128, 256), blocks=(2, 2, 4)),
               latent=dict(patch=1, widths=(96, 192), blocks=(2, 3)))
 _LIMITS = dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000), refine=(0, 1000),
-              areas=(0, 1024), lr=(0, 1), edges=(0, 100), zoom=(.1, 1), crop=(.1, 1), sharp=(1, 1000),
-              adversarial=(0, 10))
+               areas=(0, 1024), lr=(0, 1), edges=(0, 100), zoom=(.1, 1), crop=(.1, 1), sharp=(1, 1000),
+               adversarial=(0, 10))
 _GRADIENT = dict(fake='content', relevance='none', lam=.05, lr=.14, sampler='narrowing', t_max=500, steps=1,
                  finish=300, finish_guidance=4.)
 

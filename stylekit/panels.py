@@ -657,7 +657,8 @@ def look(self:SpectrumPanel):
 # %% ../nbs/15b_panels.ipynb #e29495c3
 class ComparePanel(Panel):
     "A grid of λ × guidance; click to adopt"
-    def __init__(self, image=None, style='ink', caption:str=None, *, lam=(0., .15, 10.), guidance_scale=(1., 2., 4.), # values to try
+    def __init__(self, image=None, style='ink', caption:str=None, *,
+                 lam=(0., .15, 10.), guidance_scale=(1., 2., 4.), # values to try
                  target:StylizePanel=None, # whose controls take what is adopted
                  backbone=None, device:str=None, preset:str='fast', seed:int=0, **changes): # as `StylizePanel`
         super().__init__()
