@@ -18,7 +18,9 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, Cond, load_backbone
 from .control_clip import load_control_clip
-from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole, deferred_interrupt, digest, explain_errors, explain_memory, generators, plain_number, user_path
+from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole
+from .core import deferred_interrupt, digest, explain_errors, explain_memory, generators
+from .core import plain_number, user_path
 from .images import image_to_tensor, load_image, open_image, tensor_to_image
 from .pictures import warn_weights
 from .guidance import Steer, attach, detach
@@ -41,6 +43,7 @@ def working_size(w:int, h:int, # of the image, pixels
     inner = max(1, round(w*s)), max(1, round(h*s))
     return inner, tuple(math.ceil(v/multiple)*multiple for v in inner)
 
+# %% ../nbs/08_stylizer.ipynb #d0c1b7a4
 def fit_image(image:Image.Image, inner:tuple, outer:tuple)->torch.Tensor: # (1, 3, H, W) in [0, 1]
     "Scale to `inner`, pad to `outer` by repeating the border"
     if image.size != inner: image = image.resize(inner, Image.LANCZOS)
@@ -55,34 +58,46 @@ def unfit_image(x:torch.Tensor, # (3, H, W) in [0, 1]
     (w, h), (H, W) = inner, x.shape[-2:]
     left, top = (W-w)//2, (H-h)//2
     im = tensor_to_image(x[:, top:top+h, left:left+w])
-    return im if im.size==size else im.resize(size, Image.LANCZOS)
+    return im if im.size == size else im.resize(size, Image.LANCZOS)
 
 # %% ../nbs/08_stylizer.ipynb #7febb20e
 class LatentOptimizer:
-    "Adam on the latents without weight decay; `rms` has one scale per image, the running size of its momentum, so that R and λ act as they are; `sgd` has none"
-    def __init__(self, cfg:Settings, z:torch.Tensor, stretch=1.): # of the steps, one for each image
-        self.cfg, self.k, self.stretch = cfg, 0, stretch
-        self.m, self.v = torch.zeros_like(z), torch.zeros_like(z[:, :1, :1, :1] if cfg.optimizer=='rms' else z)
-    def rate(self)->float:
-        "Half a cosine to 0, or constant; the released schedule is 100 steps of warm-up and a cosine over 1.5·K"
-        c, k = self.cfg, self.k
-        if c.schedule=='constant': return c.lr
-        if c.schedule=='cosine': return c.lr*.5*(1+math.cos(math.pi*k/c.steps))
-        return c.lr*(k/100 if k < 100 else .5*(1+math.cos(math.pi*(k-100)/max(1, 1.5*c.steps-100))))
-    def step(self, z:torch.Tensor, g:torch.Tensor)->torch.Tensor:
-        "The next latents"
-        lr, (b1, b2) = self.rate()*self.stretch, ((.9, .999) if self.cfg.optimizer=='adamw' else (.9, .99))
-        eps = 1e-8 if self.cfg.optimizer=='adamw' else 1e-12
-        self.k += 1
-        if self.cfg.optimizer=='sgd': return z - lr*g
-        self.m = b1*self.m + (1-b1)*g
-        m = self.m/(1-b1**self.k)
-        self.v = b2*self.v + (1-b2)*(m.pow(2).mean((1,2,3), keepdim=True) if self.cfg.optimizer=='rms' else g.pow(2))
-        v = self.v/(1-b2**self.k)
-        if self.cfg.optimizer=='adamw': z = z*(1-lr*.01)
-        return z - lr*m/(v.sqrt()+eps)
+    "Adam on the latents; `rms` has one scale per image, so that R and λ act as they are; `sgd` has none"
+    def __init__(self, cfg:Settings,
+                 z:torch.Tensor, # (B, C, h, w)
+                 stretch=1. # of the steps, one for each image
+                ):
+        self.cfg, self.stretch = cfg, stretch
+        self.k = 0
+        self.m = torch.zeros_like(z)
+        self.v = torch.zeros_like(z[:, :1, :1, :1] if cfg.optimizer=='rms' else z)
     def state_dict(self): return dict(k=self.k, m=self.m, v=self.v)
     def load_state_dict(self, s): self.k, self.m, self.v = s['k'], s['m'], s['v']
+
+# %% ../nbs/08_stylizer.ipynb #b4a9f3d1
+@patch
+def rate(self:LatentOptimizer)->float:
+    "Half a cosine to 0, or constant; the released schedule is 100 steps of warm-up and a cosine over 1.5·K"
+    c, k = self.cfg, self.k
+    if c.schedule=='constant': return c.lr
+    if c.schedule=='cosine': return c.lr*.5*(1+math.cos(math.pi*k/c.steps))
+    if k < 100: return c.lr*k/100
+    return c.lr*(.5*(1+math.cos(math.pi*(k-100)/max(1, 1.5*c.steps-100))))
+
+@patch
+def step(self:LatentOptimizer, z:torch.Tensor, g:torch.Tensor)->torch.Tensor:
+    "The next latents"
+    kind, lr = self.cfg.optimizer, self.rate()*self.stretch
+    b1, b2, eps = (.9, .999, 1e-8) if kind=='adamw' else (.9, .99, 1e-12)
+    self.k += 1
+    if kind=='sgd': return z - lr*g
+    self.m = b1*self.m + (1-b1)*g
+    m = self.m/(1-b1**self.k)
+    size = m.pow(2).mean((1,2,3), keepdim=True) if kind=='rms' else g.pow(2)
+    self.v = b2*self.v + (1-b2)*size
+    v = self.v/(1-b2**self.k)
+    if kind=='adamw': z = z*(1-lr*.01)
+    return z - lr*m/(v.sqrt()+eps)
 
 # %% ../nbs/08_stylizer.ipynb #db18f590
 class Callback:
@@ -103,9 +118,12 @@ class NaNGuard(Callback):
     def before_run(self, run): self.good = run.state_dict()
     def after_step(self, run):
         if run.k%self.every and run.k < run.cfg.steps: return
-        if torch.isfinite(run.z).all(): self.good = run.state_dict(); return
+        if not torch.isfinite(run.z).all(): self.go_back(run)
+        self.good = run.state_dict()
+    def go_back(self, run):
         run.load_state_dict(self.good)
-        run.note = f'the latents became NaN after step {run.k}; the result is from there. A smaller lr or guidance_scale, or float32, helps'
+        run.note = (f'the latents became NaN after step {run.k}; the result is from there. '
+                    'A smaller lr or guidance_scale, or float32, helps')
         warnings.warn(run.note)
         raise Interrupted
 
@@ -118,19 +136,29 @@ class Progress(Callback):
     def after_step(self, run): self.bar.update()
     def after_run(self, run): self.bar.close()
 
+# %% ../nbs/08_stylizer.ipynb #e3d80f17
 class Preview(Callback):
     "Decoded images along the way: shown by `on_image(k, images)`, kept for a GIF"
-    def __init__(self, every:int=10, on_image=None): self.every, self.on_image, self.frames = every, on_image, []
+    def __init__(self, every:int=10, on_image=None):
+        self.every, self.on_image = every, on_image
+        self.frames = []
     def before_run(self, run): self.frames = [run.images()]
     def after_step(self, run):
         if run.k%self.every and run.k < run.cfg.steps: return
         self.frames.append(run.images())
         if self.on_image: self.on_image(run.k, self.frames[-1])
-    def save_gif(self, path:Path, i:int=0, ms:int=80)->Path:
-        "Write image `i`'s frames as an animation that rests on the last"
-        ims = [f[i] for f in self.frames]
-        with atomic_path(path) as tmp: ims[0].save(tmp, format='GIF', save_all=True, append_images=ims[1:], duration=[ms]*(len(ims)-1)+[1500], loop=0)
-        return user_path(path)
+
+@patch
+def save_gif(self:Preview, path:Path,
+             i:int=0, # which image
+             ms:int=80 # milliseconds a frame
+            )->Path:
+    "Write an image's frames as an animation that rests on the last"
+    first, *rest = [f[i] for f in self.frames]
+    times = [ms]*len(rest) + [1500]
+    with atomic_path(path) as tmp:
+        first.save(tmp, format='GIF', save_all=True, append_images=rest, duration=times, loop=0)
+    return user_path(path)
 
 # %% ../nbs/08_stylizer.ipynb #a332ef9c
 @dataclass
@@ -159,25 +187,31 @@ def _check_form(got, own, what:str):
         if not isinstance(got, (list, tuple)) or len(got) != len(own):
             raise ValueError(f'{what} is no list of {len(own)}')
         for g, o in zip(got, own): _check_form(g, o, what)
-    elif not isinstance(got, torch.Tensor) or (got.shape, got.dtype) != (own.shape, own.dtype): raise ValueError(f'{what} is of another shape or type')
-    elif not torch.isfinite(got).all(): raise ValueError(f'{what} is not finite')
+        return
+    if not isinstance(got, torch.Tensor) or (got.shape, got.dtype) != (own.shape, own.dtype):
+        raise ValueError(f'{what} is of another shape or type')
+    if not torch.isfinite(got).all(): raise ValueError(f'{what} is not finite')
 
 def _check_record(rec:dict, n:int): # images
     if not {'t', 'style'} <= {*rec}: raise ValueError('its history is incomplete')
     for name, v in rec.items():
-        _check_form(v, torch.zeros(n, dtype=torch.long if name == 't' else v.dtype, device=v.device), f'{name} of the history')
-    if any(v.is_floating_point() == (name == 't') for name, v in rec.items()):
-        raise ValueError('its history holds numbers of another type')
+        dtype = torch.long if name == 't' else v.dtype
+        _check_form(v, torch.zeros(n, dtype=dtype, device=v.device), f'{name} of the history')
+        if v.is_floating_point() == (name == 't'): raise ValueError('its history holds numbers of another type')
+
+# %% ../nbs/08_stylizer.ipynb #72e6c05b
+def _check_method(learnt:dict, own:dict, z): # what the method learns; z as the run's latents
+    for name, tensors in own.items():
+        if name not in learnt: raise ValueError(f'{name} is missing')
+        if name == 'params': _check_form(learnt[name], tensors, 'the fake LoRA')
+    if 'noise' in learnt: _check_form(learnt['noise'], z, 'the last noise')
 
 def check_state(state:RunState, own:dict): # `state_dict` of the run that wants to go on
     "Is this a state that the run could have come to?"
     for name in ('z', 'gens'): _check_form(getattr(state, name), own[name], name)
     for name in ('m', 'v'): _check_form(getattr(state.opt, name), own['opt'][name], name)
     if not state.k == state.opt.k == len(state.records): raise ValueError('its steps do not add up')
-    for name, tensors in own['method'].items():
-        if name not in state.method: raise ValueError(f'{name} is missing')
-        if name == 'params': _check_form(state.method[name], tensors, 'the fake LoRA')
-    if 'noise' in state.method: _check_form(state.method['noise'], own['z'], 'the last noise')
+    _check_method(state.method, own['method'], own['z'])
     for rec in state.records: _check_record(rec, len(state.z))
     for k, _ in state.changes:
         if not 0 <= k <= state.k: raise ValueError('a change lies outside its steps')
@@ -188,21 +222,28 @@ class Checkpoint(Callback):
     order = -20  # first: the others must see the resumed state
     def __init__(self, path:Path, every:int=50): self.file, self.every = user_path(path), every
     def before_run(self, run):
-        self.path = self.file.with_stem(f'{self.file.stem}-{run.group}') if run.group else self.file  # a list in several batches: a file each
+        self.path = self.file
+        if run.group: self.path = self.file.with_stem(f'{self.file.stem}-{run.group}')   # one file a batch
         if self.path.exists(): self.resume(run)
-    def resume(self, run):
-        state = load_state(self.path, 'checkpoint', RunState, run.z.device)
-        check_run(state.run_id, run.run_id, self.path.name)
-        with explain_errors(f'{self.path.name} does not fit this run', 'delete it to start anew'):
-            check_state(state, run.state_dict())
-            run.load_state_dict(vars(state) | dict(opt=vars(state.opt)))
     def after_step(self, run):
         if run.k%self.every==0: self.save(run)
     def after_run(self, run):
         if not run.complete: self.save(run)
         else: self.path.unlink(missing_ok=True)
-    def save(self, run):
-        if torch.isfinite(run.z).all(): save_or_warn(self.path, run.state_dict(), 'checkpoint')  # else keep the last good one
+
+@patch
+def resume(self:Checkpoint, run):
+    "Go on where the file's run was"
+    state = load_state(self.path, 'checkpoint', RunState, run.z.device)
+    check_run(state.run_id, run.run_id, self.path.name)
+    with explain_errors(f'{self.path.name} does not fit this run', 'delete it to start anew'):
+        check_state(state, run.state_dict())
+        run.load_state_dict(vars(state) | dict(opt=vars(state.opt)))
+
+@patch
+def save(self:Checkpoint, run):
+    "Write the state, or keep the last good one where this one is not finite"
+    if torch.isfinite(run.z).all(): save_or_warn(self.path, run.state_dict(), 'checkpoint')
 
 # %% ../nbs/08_stylizer.ipynb #b9033596
 @dataclass
@@ -214,52 +255,67 @@ class StylizeResult:
     info: dict = field(repr=False)      # run id, seed, hashes, versions
     complete: bool = True           # False after an interrupt
     profile: bytes = field(default=None, repr=False)   # ICC profile of the content image
-    @property
-    def interrupted(self)->bool: return 'interrupted' in self.info.get('note', '')   # by Ctrl-C or a callback: the rest of a list need not begin
-    def save(self, path:Path, # .png, .jpg, .webp
-             keep_profile:bool=False, # in the colour profile of the content image, instead of sRGB
-             **kwargs # to `save_output`: rights, metadata, background, rescue
-            )->Path:
-        "Write the image with its run's metadata"
-        if keep_profile: kwargs['profile'] = self.profile
-        return save_output(self.image, path, info=self.info, source='photo', **kwargs)
     def _repr_png_(self): return self.image._repr_png_()
+    @property
+    def interrupted(self)->bool:
+        "Ended by Ctrl-C or a callback: the rest of a list need not begin"
+        return 'interrupted' in self.info.get('note', '')
+
+@patch
+def save(self:StylizeResult, path:Path, # .png, .jpg, .webp
+         keep_profile:bool=False, # in the colour profile of the content image, instead of sRGB
+         **kwargs # to `save_output`: rights, metadata, background, rescue
+        )->Path:
+    "Write the image with its run's metadata"
+    if keep_profile: kwargs['profile'] = self.profile
+    return save_output(self.image, path, info=self.info, source='photo', **kwargs)
 
 # %% ../nbs/08_stylizer.ipynb #95fd59b7
-_ANY_SIZE = dict(max_pixels=2**31, min_side=1, max_aspect=float('inf'))   # it was looked at before
-
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
-    def __init__(self,
-                 backbone:Backbone, style:Style, cfg:Settings, # what decides the run
-                 images:list, captions:list, # PIL or `OpenedImage`s of one working size, one caption each
-                 seeds:list, # one int each
-                 callbacks:tuple=(), label:str='', group:int=0, # which batch of a longer list this is
+    def __init__(self, backbone:Backbone, style:Style, cfg:Settings,
+                 images:list, # PIL or `OpenedImage`s of one working size
+                 captions:list, # one for each image
+                 seeds:list, # one int for each image
+                 callbacks:tuple=(), label:str='',
+                 group:int=0, # which batch of a longer list this is
                  conditioning=None, # a `guidance.Steer`: two encoders read the styled prompt
                  keep=None # picture of the images' shape, white: this must not change
                 ):
-        self.backbone, self.style, self.cfg, self.captions, self.seeds, self.label, self.group, self.conditioning = backbone, style, cfg, captions, seeds, label or style.name, group, conditioning
-        self._opened = [open_image(im, **_ANY_SIZE) for im in images]
-        images = [o.rgb for o in self._opened]
-        self._images, self.inner, self.outer = images, *_fits(images, backbone, cfg)
-        self.first, self.factors, self.changes = cfg, (1.,)*max(1, len(style.parts)), []
-        self.sizes, self.keep, self._held = [im.size for im in images], _picture_url(keep), ExitStack()
-        self.k, self.note, self.records, self.complete = 0, '', [], False
+        self.backbone, self.style, self.cfg = backbone, style, cfg
+        self.captions, self.seeds, self.conditioning = captions, seeds, conditioning
+        self.label, self.group, self.keep = label or style.name, group, _picture_url(keep)
+        self.first, self.changes = cfg, []   # the settings it began with, and what was changed since
+        self.factors = (1.,)*max(1, len(style.parts))
+        self.k, self.records, self.gens = 0, [], generators(seeds, len(seeds))
+        self.note, self.complete = '', False
         self.stopped = False  # by Ctrl-C or a callback; looked at between two steps
-        self.gens = generators(seeds, len(seeds))
         self.callbacks = sorted((NaNGuard(), *callbacks), key=lambda c: c.order)
+        self._held = ExitStack()
+        self._take_images(images)
         refuse_unread(cfg)
         try: self._begin()
-        except BaseException: self.close(); raise
+        except BaseException:
+            self.close()
+            raise
 
 # %% ../nbs/08_stylizer.ipynb #91c6cd9b
 MEMORY_LEVER = 'lower `resolution`, or stylise fewer images per call'
+_ANY_SIZE = dict(max_pixels=2**31, min_side=1, max_aspect=float('inf'))   # it was looked at before
 
-def _fits(images:list, backbone, cfg)->tuple: # inner (width, height) of each, the outer one they share
-    fits = [working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution) for im in images]
-    if len({f[1] for f in fits}) > 1:
-        raise StylekitError(f'images of one batch must share a working size, got {sorted({f[1] for f in fits})}: run them one by one')
-    return [f[0] for f in fits], fits[0][1]
+@patch
+def _take_images(self:Stylizer, images:list):
+    "The pictures at their own size, and the working size that they share"
+    self._opened = [open_image(im, **_ANY_SIZE) for im in images]
+    self._images = [o.rgb for o in self._opened]
+    self.sizes = [im.size for im in self._images]
+    fits = [working_size(*size, self.backbone.native_size, self.backbone.multiple, self.cfg.resolution)
+            for size in self.sizes]
+    self.inner, outers = zip(*fits)
+    if len(set(outers)) > 1:
+        raise StylekitError(f'images of one batch must share a working size, got {sorted(set(outers))}: '
+                            'run them one by one')
+    self.outer = outers[0]
 
 @patch
 def _begin(self:Stylizer):
@@ -280,41 +336,61 @@ def _begin(self:Stylizer):
 def _identify(self:Stylizer, x:torch.Tensor, # the pixels it works on
               report:Report):
     "The run's id, and what will be recorded with its result"
-    b, style, cfg, about = self.backbone, self.style, self.cfg, self.conditioning and self.conditioning.about
+    b, style = self.backbone, self.style
+    about = self.conditioning and self.conditioning.about
     parts = [style.words, style.scale, style.sha256, b.name, b.sha256, self.captions, self.seeds, x.numpy().tobytes()]
     if self.keep: parts.append(self.keep)
     if about: parts.append(json.dumps(about, sort_keys=True))
-    self.run_id = digest(json.dumps(asdict(cfg), sort_keys=True), *parts)[:16]
-    self.info = dict(stylekit=__version__, method=cfg.method, settings=asdict(cfg), style=style.name, style_sha256=style.sha256,
-                     style_coverage=f'{report.matched}/{report.total}', backbone=b.name, backbone_sha256=b.sha256, run_id=self.run_id)
+    cfg = asdict(self.cfg)
+    self.run_id = digest(json.dumps(cfg, sort_keys=True), *parts)[:16]
+    self.info = dict(stylekit=__version__, method=self.cfg.method, settings=cfg,
+                     style=style.name, style_sha256=style.sha256,
+                     style_coverage=f'{report.matched}/{report.total}',
+                     backbone=b.name, backbone_sha256=b.sha256, run_id=self.run_id)
     if about: self.info['conditioning'] = about
 
 # %% ../nbs/08_stylizer.ipynb #ca1b00ed
 @patch
-def _set_up(self:Stylizer, size)->Report: # how much of the style found its place
-    "Prompts, adapters, and the method that uses them"
-    b, style, cfg = self.backbone, self.style, self.cfg
-    report = add_style(b, style.scaled(cfg.style_scale))
-    prompts = [cfg.prompt.format(style=style.words, caption=c) for c in self.captions]
-    styled, plain, edit, empty, negative = (b.text(p, size) for p in (prompts, self.captions, cfg.edit_prompt.format(style=style.words), '', cfg.negative_prompt))
-    own = b.text(prompts, size, ('style',)) if report.has_text else None
-    words = b.tokens_of(style.words, prompts)
-    if self.conditioning:
-        if own: raise StylekitError(f'{style.name} brings a text encoder of its own, and so does the conditioning: use one of them')
-        attach(b, self.conditioning)
-        styled = Cond(self.conditioning.embeds(prompts))
-        words = words.repeat(1, styled.embeds.shape[1]//words.shape[1])
-    conds = Conds(styled, plain, edit, empty, negative, own, words)
-    if cfg.method not in METHODS: raise StylekitError(f'no method named {cfg.method!r}: choose one of {", ".join(METHODS)}')
-    self.method = METHODS[cfg.method](b, cfg, self.z_src, conds, self.gens, seed=self.seeds[0])
+def _set_up(self:Stylizer, size:tuple # (height, width) it works at
+           )->Report: # how much of the style found its place
+    "Adapters, prompts, and the method that uses them"
+    cfg = self.cfg
+    report = add_style(self.backbone, self.style.scaled(cfg.style_scale))
+    conds = self._read_prompts(size, report)
+    if cfg.method not in METHODS:
+        raise StylekitError(f'no method named {cfg.method!r}: choose one of {", ".join(METHODS)}')
+    make = METHODS[cfg.method]
+    self.method = make(self.backbone, cfg, self.z_src, conds, self.gens, seed=self.seeds[0])
     return report
+
+@patch
+def _read_prompts(self:Stylizer, size:tuple, report:Report)->Conds:
+    "What the scores are told, by the model's text encoder or by those of the conditioning"
+    b, cfg, style = self.backbone, self.cfg, self.style.words
+    prompts = [cfg.prompt.format(style=style, caption=c) for c in self.captions]
+    edit = cfg.edit_prompt.format(style=style)
+    texts = prompts, self.captions, edit, '', cfg.negative_prompt
+    styled, plain, edit, empty, negative = (b.text(t, size) for t in texts)
+    own = b.text(prompts, size, ('style',)) if report.has_text else None
+    words = b.tokens_of(style, prompts)
+    if self.conditioning: styled, words = self._attach_conditioning(prompts, words, own)
+    return Conds(styled, plain, edit, empty, negative, own, words)
+
+@patch
+def _attach_conditioning(self:Stylizer, prompts:list, words:torch.Tensor, own)->tuple:
+    "The styled prompt as the conditioning reads it, and the places of the style's words in that"
+    if own is not None:
+        raise StylekitError(f'{self.style.name} brings a text encoder of its own, and so does the conditioning: '
+                            'use one of them')
+    attach(self.backbone, self.conditioning)
+    styled = Cond(self.conditioning.embeds(prompts))
+    return styled, words.repeat(1, styled.embeds.shape[1]//words.shape[1])
 
 # %% ../nbs/08_stylizer.ipynb #d0762048
 @patch
 def step(self:Stylizer):
     "One iteration, without a word from the device"
-    progress = self.k/self.cfg.steps
-    t, noise = self.method.draw(self.gens, progress)
+    t, noise = self.method.draw(self.gens, self.k/self.cfg.steps)
     with explain_memory(MEMORY_LEVER):
         with torch.no_grad(): g, rec = self.method.gradient(self.z, t, noise)
         self._move(self.opt.step(self.z, g))
@@ -324,13 +400,13 @@ def step(self:Stylizer):
         if self.k==self.cfg.steps: self._move(self.method.finish(self.z, self.gens))
 
 @patch
-def _move(self:Stylizer, z):
+def _move(self:Stylizer, z:torch.Tensor): # where the latents would go
     self.z = z if self.may is None else torch.lerp(self.z, z, self.may)
 
-_URL = 'data:image/png;base64,'
-
+# %% ../nbs/08_stylizer.ipynb #c84e7f20
 @patch
-def _free(self:Stylizer, keep:str)->torch.Tensor: # (1, 1, h, w) in [0, 1], 0: stays as it is; None: all may change
+def _free(self:Stylizer, keep:str # see `_picture_url`
+         )->torch.Tensor: # (1, 1, h, w) in [0, 1], 0: stays as it is; None: all may change
     if not keep: return
     x = fit_image(fitting_mask(keep, self.sizes), self.inner[0], self.outer).mean(1, keepdim=True)
     return 1-F.adaptive_avg_pool2d(x, self.z_src.shape[-2:]).to(self.z_src)
@@ -339,16 +415,26 @@ def fitting_mask(keep, # a picture, or one as `_picture_url` gives it
                  sizes:list, # (width, height) of the images
                  name:str='the mask')->Image.Image: # RGB
     "The mask, if it has the shape of every image; another size of the same shape is fine, to one pixel"
-    mask = load_image(base64.b64decode(keep.partition(',')[2]) if isinstance(keep, str) and keep.startswith(_URL) else keep)
+    mask = load_image(_picture_file(keep))
     for w, h in sizes:
         if abs(mask.width*h - mask.height*w) > max(*mask.size, w, h):
-            raise StylekitError(f'{name} has {mask.width}×{mask.height} pixels and the picture {w}×{h}: draw it on the picture, in its shape')
+            raise StylekitError(f'{name} has {mask.width}×{mask.height} pixels and the picture {w}×{h}: '
+                                'draw it on the picture, in its shape')
     return mask
 
+# %% ../nbs/08_stylizer.ipynb #3fb2a96c
+_URL = 'data:image/png;base64,'
+
+def _is_url(keep)->bool: return isinstance(keep, str) and keep.startswith(_URL)
+
 def _picture_url(keep)->str: # a PNG as a data URL, so that JSON and a browser can have it; '' for none
-    if keep is None or keep is False or isinstance(keep, str) and (not keep or keep.startswith(_URL)): return keep or ''
+    if keep is None or keep is False or keep == '': return ''
+    if _is_url(keep): return keep
     load_image(keep).convert('L').save(file := io.BytesIO(), 'PNG')
     return _URL + base64.b64encode(file.getvalue()).decode()
+
+def _picture_file(keep): # the bytes of a data URL; anything else as it is
+    return base64.b64decode(keep.partition(',')[2]) if _is_url(keep) else keep
 
 # %% ../nbs/08_stylizer.ipynb #78ae2156
 @patch
@@ -363,14 +449,17 @@ def iterate(self:Stylizer): # yields after each step; then `results`, and `close
             yield self.k
         self.complete = True
     except Interrupted:
-        if not self.note: self.stopped, self.note = True, f'interrupted after step {self.k}'
+        if not self.note:   # the NaN guard has said why
+            self.stopped = True
+            self.note = f'interrupted after step {self.k}'
     for c in self.callbacks: c.after_run(self)
 
 @patch
 def run(self:Stylizer)->list: # a StylizeResult for each image
     "Run to the end, or to an interrupt, with the result so far"
+    def stop(): self.stopped = True   # at the end of the step: a half-done one could not be resumed
     try:
-        with explain_memory(MEMORY_LEVER), deferred_interrupt(lambda: setattr(self, 'stopped', True)):   # a half-done step could not be resumed
+        with explain_memory(MEMORY_LEVER), deferred_interrupt(stop):
             for _ in self.iterate(): pass
         return self.results()
     finally: self.close()  # whatever happened, the UNet is as it was
@@ -383,13 +472,27 @@ def images(self:Stylizer)->list:
     return [unfit_image(*fitted) for fitted in zip(x, self.inner, self.sizes)]
 
 @patch
+def _history(self:Stylizer)->dict: # name -> (steps, B); NaN where a step had none: with λ = 0 no spectrum is asked for
+    none = torch.full((len(self.seeds),), torch.nan, device=self.z.device)
+    names = dict.fromkeys(k for r in self.records for k in r)
+    return {k: torch.stack([r.get(k, none) for r in self.records]).cpu() for k in names}
+
+@patch
+def _about(self:Stylizer, i:int)->dict: # what is recorded with image `i`
+    info = self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k,
+                            complete=self.complete, note=self.note)
+    def short(f, v): return digest(v) if f=='keep' and v else v   # a mask by its hash
+    if self.changes: info['changes'] = [[k, {f: short(f, v) for f,v in c.items()}] for k,c in self.changes]
+    return info
+
+@patch
 def results(self:Stylizer)->list:
     "What the run came to, one result per image"
-    names = dict.fromkeys(k for r in self.records for k in r)   # with λ = 0 nobody asks for the spectrum's part
-    hist = {k: torch.stack([r.get(k, torch.full((len(self.seeds),), torch.nan, device=self.z.device)) for r in self.records]).cpu() for k in names}
-    return [StylizeResult(o.finish(im), self.cfg, {k: v[:, i].tolist() for k,v in hist.items()},
-                          self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k, complete=self.complete, note=self.note) | (dict(changes=[[k, {f: digest(v) if f=='keep' and v else v for f,v in c.items()}] for k,c in self.changes]) if self.changes else {}), self.complete, o.profile)
-            for i, (o, im) in enumerate(zip(self._opened, self.images()))]
+    history, out = self._history(), []
+    for i, (opened, im) in enumerate(zip(self._opened, self.images())):
+        own = {k: v[:, i].tolist() for k,v in history.items()}
+        out.append(StylizeResult(opened.finish(im), self.cfg, own, self._about(i), self.complete, opened.profile))
+    return out
 
 # %% ../nbs/08_stylizer.ipynb #5fe3d545
 @patch
@@ -397,24 +500,30 @@ def state_dict(self:Stylizer)->dict:
     "All that a resumed run needs to end bit for bit as this one would"
     return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(),
                 gens=[g.get_state() for g in self.gens], records=list(self.records), changes=list(self.changes))
+
 @patch
 def load_state_dict(self:Stylizer, s:dict):
     "Go on where `state_dict` was taken"
     self._restore(s['changes'])
-    self.k, self.z, self.records = s['k'], s['z'], list(s['records'])
-    self.opt.load_state_dict(s['opt']); self.method.load_state_dict(s['method'])
+    self.k, self.z = s['k'], s['z']
+    self.records = list(s['records'])
+    self.opt.load_state_dict(s['opt'])
+    self.method.load_state_dict(s['method'])
     for g,v in zip(self.gens, s['gens']): g.set_state(v.cpu())
+
 @patch
 def close(self:Stylizer):
     "Take the run's adapters off, and let the next run have the backbone"
     self._held.close()
+
 @patch
 def _take_off(self:Stylizer):
     for a in ('fake', 'style'): self.backbone.remove(a)
     if getattr(self.backbone, '_steer', None) is self.conditioning is not None: detach(self.backbone)
 
 # %% ../nbs/08_stylizer.ipynb #f415eaf1
-LIVE = ('lam', 'cutoff', 't_cutoff', 'cutoff_power', 'guidance_scale', 'relevance_floor', 'lr', 't_min', 't_max', 'fake_noise', 'style_scale', 'finish')
+LIVE = ('lam', 'cutoff', 't_cutoff', 'cutoff_power', 'guidance_scale', 'relevance_floor', 'lr', 't_min', 't_max',
+        'fake_noise', 'style_scale', 'finish')
 
 @patch
 def change(self:Stylizer, keep=None, # picture, white: this must not change any more; False: all may
@@ -422,17 +531,38 @@ def change(self:Stylizer, keep=None, # picture, white: this must not change any 
            **fields # of Settings, among LIVE
           ):
     "Other settings from the next step on"
-    if fixed := [f for f in fields if f not in LIVE]: raise StylekitError(f'{", ".join(fixed)} cannot change during a run: {", ".join(LIVE)}, mix and keep can')
+    fixed = [f for f in fields if f not in LIVE]
+    if fixed:
+        raise StylekitError(f'{", ".join(fixed)} cannot change during a run: {", ".join(LIVE)}, mix and keep can')
     fields = {f: plain_number(v) for f,v in fields.items()}
-    cfg, factors = refuse_unread(changed(self.cfg, fields)), self.factors if mix is None else tuple(check_range('mix', check_number('mix', m), -100, 100) for m in mix)
-    if len(factors) != len(self.factors): raise StylekitError(f'mix needs a factor for each of {self.style.name}, got {len(factors)}')
-    may = self.may if keep is None else self._free(fields.setdefault('keep', _picture_url(keep)))
+    cfg = refuse_unread(changed(self.cfg, fields))
+    factors = self.factors if mix is None else self._check_mix(mix)
+    may = self.may
+    if keep is not None:
+        fields.setdefault('keep', _picture_url(keep))
+        may = self._free(fields['keep'])
     if mix is not None: fields['mix'] = factors
-    if (cfg.style_scale, factors) != (self.cfg.style_scale, self.factors): add_style(self.backbone, self._scaled(cfg, factors))
-    self.may = may   # nothing has changed where one of these was refused
-    self.cfg, self.factors, self.opt.cfg = cfg, factors, cfg
+    self._set_strength(cfg, factors)
+    self.cfg, self.opt.cfg = cfg, cfg   # nothing has changed where one of these was refused
+    self.factors, self.may = factors, may
     self.method.change(cfg)
     self.changes.append((self.k, fields))
+
+# %% ../nbs/08_stylizer.ipynb #ad30e5b8
+@patch
+def _check_mix(self:Stylizer, mix)->tuple: # factors
+    factors = tuple(check_range('mix', check_number('mix', m), -100, 100) for m in mix)
+    if len(factors) != len(self.factors):
+        raise StylekitError(f'mix needs a factor for each of {self.style.name}, got {len(factors)}')
+    return factors
+
+@patch
+def _set_strength(self:Stylizer, cfg:Settings, factors:tuple):
+    "Put the style on again, where it is to be stronger, weaker or mixed otherwise"
+    if (cfg.style_scale, factors) == (self.cfg.style_scale, self.factors): return
+    parts = tuple(p.scaled(f) for p,f in zip(self.style.parts or (self.style,), factors))
+    style = replace(self.style, parts=parts) if self.style.parts else parts[0]
+    add_style(self.backbone, style.scaled(cfg.style_scale))
 
 @patch
 def _restore(self:Stylizer, changes:list):
@@ -441,11 +571,6 @@ def _restore(self:Stylizer, changes:list):
     for _, c in changes: now |= c
     self.change(**now)
     self.changes = list(changes)
-
-@patch
-def _scaled(self:Stylizer, cfg, factors)->Style:
-    parts = tuple(p.scaled(f) for p,f in zip(self.style.parts or (self.style,), factors))
-    return (replace(self.style, parts=parts) if self.style.parts else parts[0]).scaled(cfg.style_scale)
 
 # %% ../nbs/08_stylizer.ipynb #d77d7c8c
 class Changes(Callback):
@@ -464,34 +589,35 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             caption='', # what the image shows, without the style; one for all, or a list
             *, backbone=None, # folder, hub id or Backbone; default the embedded model
             preset='fast', # 'fast', 'paper', a rival's name, or Settings
-            steps:int=None, lam:float=None, # iterations; λ of the spectrum regularisation, ≥ 0
+            steps:int=None, # iterations
+            lam:float=None, # λ of the spectrum regularisation, ≥ 0
             cutoff:float=None, # kept share of the spectrum at the top of the curve, in [0, 1]
             guidance_scale:float=None, # of the style score
             seed=None, # int, the same for each image, or a list; default drawn and recorded
-            device:str=None,
+            device:str=None, # default a GPU where there is one
             method:str=None, # 'sms', or a rival to compare with: see `baselines`
             callbacks:tuple=(), # see `Callback`
-            conditioning=None, # ControlClip, the folder of one, or a `guidance.Steer`: two encoders read the styled prompt
-            keep=None, # picture of the image's shape, white: this must not change; stays what the autoencoder makes of it
+            conditioning=None, # ControlClip, its folder, or a `guidance.Steer`: two encoders read the styled prompt
+            keep=None, # picture of the image's shape, white: stays as the autoencoder shows it
             independent:bool=False, # images run one by one, so that none shares a fake LoRA
             **changes # more fields of Settings
            ): # StylizeResult, or a list of them
     "Stylise one image or several: the thing stays, the look changes (SMS, arXiv 2503.07601)"
     many = isinstance(image, (list, tuple))
     images, captions = _pairs(image if many else [image], caption)
-    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks):
-        raise StylekitError('callbacks must be a list of `Callback` objects')
+    _check_callbacks(callbacks)
     cfg = settings(preset, method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
-    style, backbone, seeds = load_style(style), load_backbone(backbone, device), caller_seeds(seed, len(images))
-    if keep := _picture_url(keep): fitting_mask(keep, [im.size for im in images])   # before any work
-    if conditioning is not None and not isinstance(conditioning, Steer): conditioning = Steer(load_control_clip(conditioning, backbone))
-    out, stopped = [None]*len(images), False
-    for n, group in enumerate(_groups(images, backbone, cfg, independent)):
-        its = lambda all: [all[i] for i in group]
-        run = Stylizer(backbone, style, cfg, its(images), its(captions), its(seeds), () if stopped else callbacks, group=n, conditioning=conditioning, keep=keep)
-        run.stopped = stopped  # after Ctrl-C the rest comes back as it is, marked
-        for i,r in zip(group, run.run()): out[i] = r
-        stopped = run.stopped
+    style, backbone = load_style(style), load_backbone(backbone, device)
+    seeds, keep = caller_seeds(seed, len(images)), _picture_url(keep)
+    if keep: fitting_mask(keep, [im.size for im in images])   # before any work
+    if conditioning is not None and not isinstance(conditioning, Steer):
+        conditioning = Steer(load_control_clip(conditioning, backbone))
+    groups = _groups(images, backbone, cfg, independent)
+    def make_run(n, group, callbacks):
+        its_images, its_captions, its_seeds = ([of[i] for i in group] for of in (images, captions, seeds))
+        return Stylizer(backbone, style, cfg, its_images, its_captions, its_seeds, callbacks,
+                        group=n, conditioning=conditioning, keep=keep)
+    out = _run_groups(groups, make_run, callbacks)
     return out if many else out[0]
 
 # %% ../nbs/08_stylizer.ipynb #36b67c19
@@ -499,15 +625,33 @@ def _pairs(images, caption)->tuple: # OpenedImages, a caption each
     images = [open_image(im) for im in images]
     if not images: raise StylekitError('no images: give at least one')
     captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
-    if len(captions) != len(images): raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
+    if len(captions) != len(images):
+        raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
     if any(not isinstance(c, str) or not c.strip() for c in captions):
-        raise StylekitError('the caption is empty or no text: say in a few words what the image shows, as in caption="a cat face"')
+        raise StylekitError('the caption is empty or no text: say in a few words what the image shows, '
+                            'as in caption="a cat face"')
     warn_weights(captions)
     return images, captions
 
-def _groups(images, backbone, cfg, independent):
-    "Indices of images that run together: those with one working size"
+def _check_callbacks(callbacks):
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks):
+        raise StylekitError('callbacks must be a list of `Callback` objects')
+
+# %% ../nbs/08_stylizer.ipynb #6cf2d01e
+def _groups(images, backbone, cfg, independent)->list: # of lists of places
+    "Which images run together: those with one working size"
     if independent: return [[i] for i in range(len(images))]
     groups = {}
-    for i,im in enumerate(images): groups.setdefault(working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution)[1], []).append(i)
+    for i, im in enumerate(images):
+        _, outer = working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution)
+        groups.setdefault(outer, []).append(i)
     return list(groups.values())
+
+def _run_groups(groups, make_run, callbacks)->list: # results in the order of the images
+    out, stopped = {}, False
+    for n, group in enumerate(groups):
+        run = make_run(n, group, () if stopped else callbacks)
+        run.stopped = stopped  # after Ctrl-C the rest comes back as it is, marked
+        out |= zip(group, run.run())
+        stopped = run.stopped
+    return [out[i] for i in range(len(out))]
