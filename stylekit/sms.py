@@ -183,9 +183,9 @@ class Settings:
     cutoff_power: float = 1.       # 1: straight line (paper)
     sampler: str = 'uniform'       # narrowing (paper), linear, uniform, released
     t_min: int = 100
-    t_max: int = 950
+    t_max: int = 850
     noise: str = 'antithetic'      # antithetic: steps in pairs, see `Method.draw`; independent: each by itself (paper)
-    lr: float = .35                # rms: how far a step moves the latents, which have unit variance
+    lr: float = .28                # rms: how far a step moves the latents, which have unit variance
     optimizer: str = 'rms'         # rms: one scale per image; adam: one per element; adamw: released; sgd: none
     schedule: str = 'cosine'       # of lr: half a cosine to 0; constant; released (a cosine that ends too late)
     weight: str = 'one'            # w_t: one, sigma2 (released), or variance (1 − ᾱ_t)

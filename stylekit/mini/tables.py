@@ -94,7 +94,8 @@ def measure(dataset, methods:dict, styles, metrics:dict, **kw # as `evaluate`
 # %% ../../nbs/mini/07_tables.ipynb #11818923
 LOOP = ('optimizer', 'schedule', 'steps', 'lr', 'guidance_scale', 't_min', 't_max', 'sampler', 'noise',
         'finish', 'finish_noise', 'finish_guidance')
-START = {name: getattr(settings(), name) for name in LOOP}   # of all that distil: the default's own loop
+START = {name: getattr(settings(), name) for name in LOOP}   # of all that distil: the default's own loop,
+START |= dict(lr=.35, t_max=950)                             # as it was when the searches were made
 AXES = dict(guidance_scale=(1., 2., 4.), guide=('base', 'empty'), t_max=(500, 950), lr=(.07, .14, .35),
             sampler=('narrowing', 'uniform'))
 TABLE_METHODS = ('sms', 'dds', 'cds', 'img2img')
