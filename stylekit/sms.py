@@ -214,7 +214,9 @@ class Settings:
         for f in fields(self): object.__setattr__(self, f.name, _plain_value(getattr(self, f.name)))
         _check_settings(self)
     @property
-    def curve(self)->CutoffCurve: return CutoffCurve(self.cutoff, self.t_cutoff, self.cutoff_power)
+    def curve(self)->CutoffCurve:
+        "How much of the spectrum is kept at which timestep"
+        return CutoffCurve(self.cutoff, self.t_cutoff, self.cutoff_power)
 
 # %% ../nbs/06_sms.ipynb #594d951c
 RELEASED = Settings(preset='paper', steps=500, guidance_scale=4.5, guide='empty', style_scale=.8,
