@@ -36,6 +36,7 @@ def known_hosts(host:str, # that the page is bound to
     if host not in LOOPBACK: names |= {socket.gethostname(), socket.getfqdn()}
     return {n.lower().rstrip('.') for n in names if n}
 
+# %% ../nbs/15c_app.ipynb #fc4801ab
 def is_known(host:str, # header of a request, perhaps with a port
              known:set, numbers:bool # are all IP addresses known?
             )->bool:
@@ -53,21 +54,31 @@ class Gate:
     def __init__(self, host:str='127.0.0.1', port:int=8866, token:str='', # '': none is asked for
                  hosts=(), # more names of this machine
                  max_kernels:int=4):
-        self.known, self.numbers, self.token, self.max_kernels = known_hosts(host, hosts), host not in LOOPBACK, token, max_kernels
+        self.known, self.numbers = known_hosts(host, hosts), host not in LOOPBACK
+        self.token, self.max_kernels = token, max_kernels
         self.cookie, self.visitor = f'stylekit-{port}', f'stylekit-{port}-visitor'     # names of cookies
-        self.kernels, self.leaving, self.coming, self.held = {}, set(), 0, {}
-    def stranger(self, request)->str: # tornado's; '' or why it is refused
-        "Host and Origin"
-        headers = request.headers
-        if not is_known(request.host or '', self.known, self.numbers): return 'This page does not go by that name. Open it by the address that was printed when it was started.'
-        origin = headers.get('Origin')
-        if origin and origin.partition('://')[2] != request.host: return 'Another web page asked for this one.'
-        if headers.get('Sec-Fetch-Site') not in ('cross-site', 'same-site'): return ''
-        clicked = headers.get('Sec-Fetch-Dest')=='document' and headers.get('Sec-Fetch-User')=='?1'
-        return '' if clicked and request.method=='GET' else 'Another web page asked for this one.'
+        self.kernels, self.leaving = {}, set()
+        self.coming, self.held = 0, {}
+
+# %% ../nbs/15c_app.ipynb #ee6f5d43
+@patch
+def stranger(self:Gate, request)->str: # tornado's; '' or why it is refused
+    "Host and Origin"
+    headers, from_elsewhere = request.headers, 'Another web page asked for this one.'
+    if not is_known(request.host or '', self.known, self.numbers):
+        return ('This page does not go by that name. '
+                'Open it by the address that was printed when it was started.')
+    origin = headers.get('Origin')
+    if origin and origin.partition('://')[2] != request.host: return from_elsewhere
+    if headers.get('Sec-Fetch-Site') not in ('cross-site', 'same-site'): return ''
+    clicked = headers.get('Sec-Fetch-Dest')=='document' and headers.get('Sec-Fetch-User')=='?1'
+    return '' if clicked and request.method=='GET' else from_elsewhere
 
 # %% ../nbs/15c_app.ipynb #ca275975
 HOLD = 3.     # seconds in which the place of a page that has gone is kept for its owner
+
+def _cookie(request, name:str)->str: # '' if there is none
+    return request.cookies[name].value if name in request.cookies else ''
 
 @patch
 def has_token(self:Gate, request)->bool:
@@ -77,9 +88,7 @@ def has_token(self:Gate, request)->bool:
     given.append(_cookie(request, self.cookie))
     return any(hmac.compare_digest(v.encode(), self.token.encode()) for v in given)
 
-def _cookie(request, name:str)->str: # '' if there is none
-    return request.cookies[name].value if name in request.cookies else ''
-
+# %% ../nbs/15c_app.ipynb #eba9d5d8
 @patch
 def full(self:Gate, held:int=0)->bool: # places that are kept for others
     "Are all places taken?"
@@ -96,25 +105,51 @@ def has_place(self:Gate, request)->bool:
     self.held = {v: until for v, until in self.held.items() if until > time.monotonic()}
     return not self.full(len({*self.held}-{_cookie(request, self.visitor)}))
 
+# %% ../nbs/15c_app.ipynb #9a8f40ce
 @patch
 def refusal(self:Gate, request)->tuple: # status and a sentence; None: come in
     if why := self.stranger(request): return 403, why
     if not self.has_token(request): return 403, 'This page needs its link: ask whoever started it.'
-    if request.path=='/' and request.method != 'GET': return 405, 'This page can only be opened.'
-    if request.path=='/' and 'token' in request.query_arguments and self.token: return 302, ''
-    if request.path=='/' and not self.has_place(request): return 503, f'All {self.max_kernels} places are taken. This page asks again by itself; a place is free when somebody closes theirs.'
+    if request.path != '/': return None
+    if request.method != 'GET': return 405, 'This page can only be opened.'
+    if 'token' in request.query_arguments and self.token: return 302, ''
+    if self.has_place(request): return None
+    return 503, (f'All {self.max_kernels} places are taken. This page asks again by itself; '
+                 'a place is free when somebody closes theirs.')
 
 # %% ../nbs/15c_app.ipynb #df2d9274
 def _page(text:str)->str:
     style = 'font:18px/1.5 sans-serif;max-width:32em;margin:15vh auto;padding:0 1em;color:#222;background:#fff'
-    return f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stylekit</title></head><body style="{style}"><main><h1>stylekit</h1><p>{html.escape(text)}</p></main></body></html>'
+    return ('<!doctype html><html lang="en"><head><meta charset="utf-8"><title>stylekit</title></head>'
+            f'<body style="{style}"><main><h1>stylekit</h1><p>{html.escape(text)}</p></main></body></html>')
 
 async def _patient(gate:Gate, request)->tuple: # status and a sentence
     "The refusal; a page that is loaded again may ask a moment before its old kernel is let go"
     until = time.monotonic()+HOLD
-    while (refused := gate.refusal(request)) and refused[0]==503 and time.monotonic() < until: await asyncio.sleep(.1)
-    return refused or (302, '')
+    while True:
+        refused = gate.refusal(request)
+        if not refused: return 302, ''
+        if refused[0]!=503 or time.monotonic() >= until: return refused
+        await asyncio.sleep(.1)
 
+# %% ../nbs/15c_app.ipynb #7ecbcac1
+def _let_in(gate:Gate, handler): # tornado's
+    "With the cookies that the next request shows"
+    known = _cookie(handler.request, gate.visitor) or secrets.token_urlsafe(9)
+    for name, value in ((gate.cookie, gate.token), (gate.visitor, known)):
+        handler.set_cookie(name, value, httponly=True, samesite='Lax', path='/')
+    handler.set_header('Referrer-Policy', 'no-referrer')
+    handler.redirect('/')
+
+async def _answer(gate:Gate, handler): # tornado's
+    "To a request that the gate refuses"
+    status, why = await _patient(gate, handler.request)
+    if status==302: return _let_in(gate, handler)
+    handler.set_status(status)
+    if status==503: handler.set_header('Refresh', '10')
+    handler.finish(_page(why))
+
+# %% ../nbs/15c_app.ipynb #62154423
 def _rules(gate:Gate)->list: # of tornado
     "First in the list: a request that the gate refuses goes no further"
     from tornado.routing import Matcher, Rule
@@ -123,18 +158,7 @@ def _rules(gate:Gate)->list: # of tornado
         def match(self, request): return None if gate.refusal(request) is None else {}
     class Refuse(RequestHandler):
         def check_xsrf_cookie(self): pass
-        async def prepare(self):
-            status, why = await _patient(gate, self.request)
-            if status==302: return self._let_in()
-            self.set_status(status)
-            if status==503: self.set_header('Refresh', '10')
-            self.finish(_page(why))
-        def _let_in(self):
-            known = _cookie(self.request, gate.visitor) or secrets.token_urlsafe(9)
-            for name, value in ((gate.cookie, gate.token), (gate.visitor, known)):
-                self.set_cookie(name, value, httponly=True, samesite='Lax', path='/')
-            self.set_header('Referrer-Policy', 'no-referrer')
-            self.redirect('/')
+        async def prepare(self): await _answer(gate, self)
     return [Rule(Refused(), Refuse)]
 
 # %% ../nbs/15c_app.ipynb #9e27bf28
@@ -155,9 +179,8 @@ def _count_kernels(gate:Gate, manager):
     manager.start_kernel, manager.shutdown_kernel = start_kernel, shutdown_kernel
 
 # %% ../nbs/15c_app.ipynb #b79fda85
-def serve(gate:Gate, argv:list=None): # default sys.argv[1:]
-    "Voilà behind the gate, until Ctrl-C"
-    from voila.app import Voila
+def _goodbye(gate:Gate):
+    "What answers a page that is closed or loaded again"
     from voila.shutdown_kernel_handler import VoilaShutdownKernelHandler
     class Goodbye(VoilaShutdownKernelHandler):
         def check_xsrf_cookie(self): pass      # the gate has seen where it comes from
@@ -167,16 +190,34 @@ def serve(gate:Gate, argv:list=None): # default sys.argv[1:]
                 await self.kernel_manager.shutdown_kernel(kernel_id, now=True)
             self.set_status(204)
             self.finish()
+    return Goodbye
+
+# %% ../nbs/15c_app.ipynb #e9b4f2d0
+def serve(gate:Gate, argv:list=None): # default sys.argv[1:]
+    "Voilà behind the gate, until Ctrl-C"
+    from voila.app import Voila
+    goodbye = _goodbye(gate)
     class Page(Voila):
         def init_settings(self):
             settings = super().init_settings()
             _count_kernels(gate, self.kernel_manager)
             return settings
         def init_handlers(self):
-            return [*_rules(gate), (r'/voila/api/shutdown/(.*)', Goodbye), *super().init_handlers()]
+            return [*_rules(gate), (r'/voila/api/shutdown/(.*)', goodbye), *super().init_handlers()]
     Page.launch_instance(argv=sys.argv[1:] if argv is None else argv)
 
 # %% ../nbs/15c_app.ipynb #71a0cc99
+def _server_options(port:int, host:str, browser:bool, max_upload:int, silence:float)->dict: # as of `app_command`
+    return {'Voila.ip': host, 'Voila.port': port, 'Voila.port_retries': 0, 'Voila.open_browser': browser,
+            'VoilaConfiguration.show_tracebacks': False, 'VoilaConfiguration.file_allowlist': '[]',
+            'MappingKernelManager.cull_idle_timeout': max(1, round(silence)),
+            'MappingKernelManager.cull_interval': max(1, round(silence/4)),
+            'Voila.tornado_settings': f"{{'websocket_max_message_size': {2*max_upload}}}"}
+
+# %% ../nbs/15c_app.ipynb #d99b753b
+_SERVE = ('import json, os; from stylekit.app import Gate, serve; '
+          'serve(Gate(**json.loads(os.environ.pop("STYLEKIT_GATE", "{}"))))')
+
 def app_command(page:Path, port:int=8866, host:str='127.0.0.1', browser:bool=True,
                 max_upload:int=20_000_000, # bytes
                 silence:float=90. # seconds after which a closed tab's run and kernel are ended
@@ -185,14 +226,42 @@ def app_command(page:Path, port:int=8866, host:str='127.0.0.1', browser:bool=Tru
     check_range('port', check_whole('port', port), 1, 65535)
     check_range('silence', silence, 1, 86400)
     if not find_spec('voila'): raise StylekitError("the page needs Voilà: pip install 'stylekit[app]'")
-    said = {'Voila.ip': host, 'Voila.port': port, 'Voila.port_retries': 0, 'Voila.open_browser': browser, 'VoilaConfiguration.show_tracebacks': False, 'VoilaConfiguration.file_allowlist': '[]',
-            'MappingKernelManager.cull_idle_timeout': max(1, round(silence)), 'MappingKernelManager.cull_interval': max(1, round(silence/4)),
-            'Voila.tornado_settings': f"{{'websocket_max_message_size': {2*max_upload}}}"}
-    code = 'import json, os; from stylekit.app import Gate, serve; serve(Gate(**json.loads(os.environ.pop("STYLEKIT_GATE", "{}"))))'
-    return [sys.executable, '-c', code, str(page), *(f'--{k}={v}' for k,v in said.items())]
+    options = _server_options(port, host, browser, max_upload, silence)
+    return [sys.executable, '-c', _SERVE, str(page), *(f'--{k}={v}' for k,v in options.items())]
 
 # %% ../nbs/15c_app.ipynb #9b8c8291
-def app(port:int=8866, host:str='127.0.0.1', browser:bool=True, # '0.0.0.0' opens it to the network, for those who have the link
+def _check_app(patience, max_kernels, token, hosts): # as of `app`
+    check_range('patience', patience, 1, 86400)
+    check_range('max_kernels', check_whole('max_kernels', max_kernels), 1, 1000)
+    if not re.fullmatch(r'[A-Za-z0-9._~-]*', token or ''):
+        raise StylekitError('token must be of letters, digits and . _ ~ - only: it stands in a link')
+    if wrong := [h for h in hosts if not re.fullmatch(r'[A-Za-z0-9.-]+', h)]:
+        raise StylekitError(f'hosts: {wrong[0]!r} is no name of a machine, as studio.example')
+
+def _say_where(host, port, token):
+    "The link"
+    if host in LOOPBACK and not token: return
+    name = socket.gethostname() if host in ('0.0.0.0', '::') else host
+    secret = f'?token={token}' if token else ''
+    who = f'anybody who can reach {host}:{port} can use this page'
+    if token: who = 'whoever has this link can use the page'
+    print(f'stylekit: {who}: http://{name}:{port}/{secret}', file=sys.stderr, flush=True)
+
+# %% ../nbs/15c_app.ipynb #5cd96389
+def _wait_for(command:list, gate:dict): # as of `app_command`; arguments of `Gate`
+    "Run the server until Ctrl-C"
+    try: status = subprocess.run(command, env=os.environ | dict(STYLEKIT_GATE=json.dumps(gate))).returncode
+    except KeyboardInterrupt: return
+    if status: raise StylekitError(f'Voilà ended with status {status}: is port {gate["port"]} taken?')
+
+def _with_token(host:str, token:str)->str: # None: a fresh one off loopback
+    if token is not None: return token
+    return '' if host in LOOPBACK else secrets.token_urlsafe(24)
+
+# %% ../nbs/15c_app.ipynb #489ade6b
+def app(port:int=8866, # where the page is served
+        host:str='127.0.0.1', # '0.0.0.0' opens it to the network, for those who have the link
+        browser:bool=True, # open one
         style:str='ink', backbone:str=None, device:str=None, # see `stylize`
         max_upload:int=20_000_000, silence:float=90., # see `app_command`
         patience:float=60., # seconds: nobody holds the device longer while others wait
@@ -201,27 +270,13 @@ def app(port:int=8866, host:str='127.0.0.1', browser:bool=True, # '0.0.0.0' open
         hosts=() # more names by which the page may be asked for, behind a proxy
        ):
     "Serve the page until Ctrl-C"
-    check_range('patience', patience, 1, 86400)
-    check_range('max_kernels', check_whole('max_kernels', max_kernels), 1, 1000)
-    if not re.fullmatch(r'[A-Za-z0-9._~-]*', token or ''):
-        raise StylekitError('token must be of letters, digits and . _ ~ - only: it stands in a link')
-    if wrong := [h for h in hosts if not re.fullmatch(r'[A-Za-z0-9.-]+', h)]:
-        raise StylekitError(f'hosts: {wrong[0]!r} is no name of a machine, as studio.example')
-    open_ = host not in LOOPBACK
-    token = token if token is not None else secrets.token_urlsafe(24) if open_ else ''
+    _check_app(patience, max_kernels, token, hosts)
+    token = _with_token(host, token)
     gate = dict(host=host, port=port, token=token, hosts=list(hosts), max_kernels=max_kernels)
+    given = dict(style=style, max_upload=max_upload, silence=silence, patience=patience)
+    given |= {k: v for k,v in dict(backbone=backbone, device=device).items() if v}
     with tempfile.TemporaryDirectory(prefix='stylekit-') as d:
-        how = dict(style=style, max_upload=max_upload, silence=silence, patience=patience) | {k: v for k,v in dict(backbone=backbone, device=device).items() if v}
-        command = app_command(write_page(Path(d), **how), port, host, browser and not token, max_upload, silence)
+        page = write_page(Path(d), **given)
+        command = app_command(page, port, host, browser and not token, max_upload, silence)
         _say_where(host, port, token)
-        try: status = subprocess.run(command, env=os.environ | dict(STYLEKIT_GATE=json.dumps(gate))).returncode
-        except KeyboardInterrupt: return
-    if status: raise StylekitError(f'Voilà ended with status {status}: is port {port} taken?')
-
-def _say_where(host, port, token):
-    "The link"
-    if host in LOOPBACK and not token: return
-    name = socket.gethostname() if host in ('0.0.0.0', '::') else host
-    secret = f'?token={token}' if token else ''
-    who = 'whoever has this link can use the page' if token else f'anybody who can reach {host}:{port} can use this page'
-    print(f'stylekit: {who}: http://{name}:{port}/{secret}', file=sys.stderr, flush=True)
+        _wait_for(command, gate)

@@ -36,12 +36,14 @@ class Kind:
         try: return self.read(text)
         except (ValueError, TypeError) as e: raise argparse.ArgumentTypeError(str(e)) from None
 
+# %% ../nbs/16_cli.ipynb #ec1d39f8
 def _span(lo, hi)->str: return f'at least {lo:,}' if hi is None else f'{lo:,} to {hi:,}'
 
 def _read_number(text, kind, lo, hi, what):
     try: value = kind(text)
     except ValueError: raise ValueError(f'{text!r} is not {what}') from None
-    if not lo <= value <= (math.inf if hi is None else hi): raise ValueError(f'{text} is out of range: {_span(lo, hi)}')
+    if not lo <= value <= (math.inf if hi is None else hi):
+        raise ValueError(f'{text} is out of range: {_span(lo, hi)}')
     return value
 
 def whole(lo:int, # smallest allowed
@@ -74,6 +76,7 @@ def _expand_style(text:str)->str:
     if os.path.exists(text): return text
     return '+'.join(os.path.expanduser(p.strip()) for p in text.split('+'))
 
+# %% ../nbs/16_cli.ipynb #43104177
 def _read_template(text:str)->str:
     if text.count('{}') != 1 or re.search(r'[{}]', text.replace('{}', '')):
         raise ValueError(f'{text!r} must hold one {{}}, where the words of the file name go')
@@ -85,11 +88,19 @@ def _read_pair(text:str)->str:
         raise ValueError(f'{text!r} must say {{c}} and {{s}}, for category and style')
     return text
 
-PATH, FILE, FOLDER = (Kind(name, _expand) for name in ('PATH', 'FILE', 'FOLDER'))
-STYLE, MODEL, TEXT = Kind('STYLE', _expand_style), Kind('MODEL', _expand), Kind('TEXT')
-TEMPLATE, PAIR = Kind('TEXT', _read_template), Kind('TEXT', _read_pair)
+# %% ../nbs/16_cli.ipynb #27e2e9c9
+PATH = Kind('PATH', _expand)
+FILE = Kind('FILE', _expand)
+FOLDER = Kind('FOLDER', _expand)
+STYLE = Kind('STYLE', _expand_style)
+MODEL = Kind('MODEL', _expand)
+TEXT = Kind('TEXT')
+TEMPLATE = Kind('TEXT', _read_template)
+PAIR = Kind('TEXT', _read_pair)
 SEED = replace(whole(0, 2**63-1), span='0 to 2**63-1')
-DTYPE, DEVICE, MINUTES = choice('float32', 'bfloat16', 'float16'), Kind('DEVICE', _expand), number(0, 1_000_000)
+DTYPE = choice('float32', 'bfloat16', 'float16')
+DEVICE = Kind('DEVICE', _expand)
+MINUTES = number(0, 1_000_000)
 
 # %% ../nbs/16_cli.ipynb #cf970c4d
 def several(kind:Kind # of each
@@ -115,16 +126,17 @@ def _help_line(comment:str, kind, default)->str:
     facts = '; '.join(p for p in (getattr(kind, 'span', ''), shown) if p)
     return f'{comment or ""} [{facts}]'.replace(' []', '').replace('%', '%%')
 
+# %% ../nbs/16_cli.ipynb #d0a400b3
 def _add(parser, name:str, param, comment:str):
     "One parameter as an option, or as what stands without one"
     kind, default = param.annotation, param.default
-    how = dict(action='store_true') if kind is bool else dict(type=kind, metavar=kind.name)
+    reading = dict(action='store_true') if kind is bool else dict(type=kind, metavar=kind.name)
     if default is param.empty:   # it stands for itself
         many = dict(nargs='*') if param.kind is param.VAR_POSITIONAL else {}
-        return parser.add_argument(name, help=_help_line(comment, kind, None), **many, **how)
+        return parser.add_argument(name, help=_help_line(comment, kind, None), **many, **reading)
     flags = list(dict.fromkeys([_flag(name), f'--{name}']))   # with hyphens as is the custom, or as in Python
     if name in SHORT: flags.insert(0, f'-{SHORT[name]}')
-    parser.add_argument(*flags, dest=name, help=_help_line(comment, kind, default), **how)
+    parser.add_argument(*flags, dest=name, help=_help_line(comment, kind, default), **reading)
 
 # %% ../nbs/16_cli.ipynb #9f4260b6
 class _Help(argparse.HelpFormatter):
@@ -144,6 +156,7 @@ class _Parser(argparse.ArgumentParser):
         hint = f'did you mean {near[0]}?' if near else f'see {self.prog} --help'
         raise StylekitError(f'{message} ({hint})')
 
+# %% ../nbs/16_cli.ipynb #9e6b8fa6
 def common(json:bool=False, # results as JSON, one object a line; nothing else goes to stdout
            quiet:bool=False # nothing but results and errors
           ):
@@ -205,6 +218,15 @@ def _refuse_existing(path:Path, overwrite:bool, do:str='give another --out'):
     if path.exists() and not overwrite:
         raise StylekitError(f'{path} is there already: {do}, or --overwrite replaces it')
 
+def _named_outright(images:list, out:Path, overwrite:bool, endings:tuple)->Path:
+    "A file that was asked for by its own name"
+    if len(images) > 1:
+        raise StylekitError(f'--out {out} is a file, but there are {len(images)} images: give a folder')
+    _writable(out, images)
+    for path in (out, *(out.with_suffix(e) for e in endings)): _refuse_existing(path, overwrite)
+    return out
+
+# %% ../nbs/16_cli.ipynb #2e948fce
 def out_paths(images:list, # paths
               style:str, # its name
               out:str, # file for one image, folder for several
@@ -214,12 +236,7 @@ def out_paths(images:list, # paths
     "Where each result goes, and that it can go there"
     if not str(out).strip(): raise StylekitError('--out is empty: give a file or a folder')
     out = Path(out).expanduser()
-    if out.suffix and not out.is_dir():
-        if len(images) > 1:
-            raise StylekitError(f'--out {out} is a file, but there are {len(images)} images: give a folder')
-        _writable(out, images)
-        for path in (out, *(out.with_suffix(e) for e in endings)): _refuse_existing(path, overwrite)
-        return [out]
+    if out.suffix and not out.is_dir(): return [_named_outright(images, out, overwrite, endings)]
     paths = [out/f'{Path(im).stem}-{style}.png' for im in images]
     if len(set(paths)) < len(paths):
         raise StylekitError('two images share a name, so one result would overwrite the other: '
@@ -229,7 +246,8 @@ def out_paths(images:list, # paths
 # %% ../nbs/16_cli.ipynb #93c8f398
 def _new_style_name(name:str):
     from stylekit.lora import built_in_styles
-    if name.casefold() in built_in_styles(): raise StylekitError(f'{name!r} comes with stylekit and stays: give another --name')
+    if name.casefold() in built_in_styles():
+        raise StylekitError(f'{name!r} comes with stylekit and stays: give another --name')
 
 # %% ../nbs/16_cli.ipynb #14334c86
 def _refuse(options, # a namespace; None and False: not given
@@ -284,6 +302,7 @@ def fills_frame(image # PIL
     even = abs(border-np.median(border, 0)).max(1) < 16
     return bool(even.mean() < .6)
 
+# %% ../nbs/16_cli.ipynb #f340af7f
 _KNOWS = ('the embedded model knows icons, single things on an even ground; '
           'for photographs use --backbone with a model of Stable Diffusion')
 
@@ -320,6 +339,7 @@ def _run_checkpoint(path:Path):
             super().before_run(run)
     return Resume(path)
 
+# %% ../nbs/16_cli.ipynb #b9307dd9
 def _is_of_run(path:Path, run_id:str)->bool:
     "Is this the unfinished picture of that run?"
     from stylekit import read_output
@@ -339,10 +359,6 @@ def _keep_unfinished(result, path:Path):
                             f'the same command with --seed {seed} goes on')
 
 # %% ../nbs/16_cli.ipynb #5fb1fa36
-def _settings_of(o)->dict:
-    how = {k: getattr(o, k) for k in 'preset method steps lam cutoff guidance_scale resolution'.split()}
-    return {k: v for k, v in how.items() if v is not None}
-
 def _stylize_one(o, image, caption:str, path:Path, run)->bool: # is it whole?
     "Run, save, and say where it is"
     from stylekit.stylizer import Preview, Progress
@@ -354,21 +370,38 @@ def _stylize_one(o, image, caption:str, path:Path, run)->bool: # is it whole?
     for old in _unfinished(path, result.info['run_id']): old.unlink()
     about = {k: result.info[k] for k in ('seed', 'caption', 'run_id')}
     SAY.result(path, command='stylize', file=path, complete=result.complete, **about)
-    if preview: SAY.result(preview.save_gif(path.with_suffix('.gif')), command='stylize', file=path.with_suffix('.gif'))
+    gif = path.with_suffix('.gif')
+    if preview: SAY.result(preview.save_gif(gif), command='stylize', file=gif)
     if not result.complete: SAY.note(result.info['note'])
     return result.complete
+
+# %% ../nbs/16_cli.ipynb #9abec058
+def _given(o, names:str)->dict: # a namespace; names with spaces between
+    return {k: getattr(o, k) for k in names.split()}
+
+def _settings_of(o)->dict:
+    given = _given(o, 'preset method steps lam cutoff guidance_scale resolution')
+    return {k: v for k, v in given.items() if v is not None}
+
+def _opened(images:list, paths:list)->list:
+    "The pictures: a bad one, or a place where a result cannot go, is named before any work"
+    from stylekit.images import open_image
+    pictures = [open_image(im) for im in images]
+    for path, picture in zip(paths, pictures): check_output(path, picture.size)
+    return pictures
+
+# %% ../nbs/16_cli.ipynb #9aae9dca
+def _sample_image()->str: return str(asset('samples', f'{SAMPLE}.shaded.png'))
 
 def _stylize_images(o)->int: # exit status
     "One picture after the other"
     from stylekit.backbone import load_backbone
     from stylekit import load_style
-    from stylekit.images import open_image
     from stylekit.stylizer import stylize as run
-    if not o.images: o.images, o.caption = [str(asset('samples', f'{SAMPLE}.shaded.png'))], o.caption or SAMPLE_CAPTION
+    if not o.images: o.images, o.caption = [_sample_image()], o.caption or SAMPLE_CAPTION
     style, captions = load_style(o.style or 'ink', o.words), _captions(o)
     paths = out_paths(o.images, style.name, o.out, o.overwrite, ('.gif',)*o.gif)
-    pictures = [open_image(im) for im in o.images]   # a bad one is named before any work
-    for path, picture in zip(paths, pictures): check_output(path, picture.size)
+    pictures = _opened(o.images, paths)
     mask, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
     control = _control(o, model, style)
     run = partial(run, style=style, backbone=model, seed=o.seed, conditioning=control, keep=mask, **_settings_of(o))
@@ -381,14 +414,11 @@ def _stylize_images(o)->int: # exit status
 # %% ../nbs/16_cli.ipynb #12edbec8
 def _generate(o)->int: # exit status
     "One pass of a network for each picture"
-    from stylekit.images import open_image
     from stylekit.feedforward import FeedForward
-    images = o.images or [str(asset('samples', f'{SAMPLE}.shaded.png'))]
+    images = o.images or [_sample_image()]
     network = FeedForward.load(o.generator, o.backbone, o.device)
     paths = out_paths(images, network.about['style'], o.out, o.overwrite)
-    pictures = [open_image(im) for im in images]   # a bad one is named before any work
-    for path, picture in zip(paths, pictures): check_output(path, picture.size)
-    for image, path in zip(pictures, paths):
+    for image, path in zip(_opened(images, paths), paths):
         path = network(image, o.resolution).save(path, rescue=True)
         SAY.result(path, command='stylize', file=path, complete=True)
     return 0
@@ -402,26 +432,38 @@ def _say_progress(p): # a FolderProgress
     if SAY.bar: print(f'\r\x1b[K{p}', end='\n' if p.done == p.of else '', file=sys.stderr, flush=True)
     else: SAY.note(p)
 
+def _say_folder(done, out:str): # a FolderProgress at its end
+    text = (f'{done.there} pictures in {out}, {done.made} of them made now; {len(done.failed)} failed: '
+            f'see {Path(out)/"manifest.jsonl"}')
+    if SAY.json: SAY.note(text)
+    else: SAY.result(text)
+
+# %% ../nbs/16_cli.ipynb #2ee4a111
 def _stylize_folder(o)->int: # exit status
     "Folder in, folder out"
     from stylekit import load_style
     from stylekit.folders import stylize_folder
     from stylekit.training import place
     style = None if o.generator else load_style(o.style or 'ink', o.words)
-    how = dict(generator=o.generator, backbone=o.backbone, device=o.device, workers=o.workers or 1, batch=o.batch or 8)
-    how |= dict(template=o.template or '{}', seed=o.seed or 0, overwrite=o.overwrite, captions=o.captions)
-    done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **how, **_settings_of(o))
+    options = _given(o, 'generator backbone device overwrite captions') | _settings_of(o)
+    options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', seed=o.seed or 0)
+    done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **options)
     if place()[0]: return 0
-    text = (f'{done.there} pictures in {o.out}, {done.made} of them made now; {len(done.failed)} failed: '
-            f'see {Path(o.out)/"manifest.jsonl"}')
-    if SAY.json: SAY.note(text)
-    else: SAY.result(text)
+    _say_folder(done, o.out)
     return 1 if done.failed else 0
 
 # %% ../nbs/16_cli.ipynb #1625ac4c
 METHOD = choice('sms', 'img2img', 'sds', 'dds', 'vsd', 'pds', 'csd', 'nfsd', 'cds', 'ssd', 'lusd')
 PRESET = choice('fast', 'paper', *METHOD.choices[1:])
 
+def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
+    o.images = list(o.images)
+    is_folder = len(o.images) == 1 and os.path.isdir(o.images[0])
+    _check_options(o, is_folder)
+    if is_folder: return _stylize_folder(o)
+    return _generate(o) if o.generator else _stylize_images(o)
+
+# %% ../nbs/16_cli.ipynb #60c9fdd2
 def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sample that comes with stylekit
             style:STYLE=None, # a style's name, the path of a LoRA, or a mix, as ink:0.7+flat:0.3; default ink
             caption:TEXT=None, # what the image shows, in a few words; default a .txt beside it, or its name
@@ -449,12 +491,7 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
             gif:bool=False # also write an animation of the run
            )->int: # exit status
     "Change the look of images, keep what they show"
-    o = SimpleNamespace(**locals())
-    o.images = list(images)
-    is_folder = len(images) == 1 and os.path.isdir(images[0])
-    _check_options(o, is_folder)
-    if is_folder: return _stylize_folder(o)
-    return _generate(o) if generator else _stylize_images(o)
+    return _stylize(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #ec7071b2
 def _style_facts(style)->dict: # of a LoRA's header
@@ -468,6 +505,7 @@ def _fact(name:str, value:str)->str: # for a person
     if name == 'base': return f'for {value}'
     return f'{value} {name}' if value.isdigit() else f'{name}: {value}'
 
+# %% ../nbs/16_cli.ipynb #6efcfced
 def _list_style(name:str):
     "One line of the list"
     from stylekit import load_style
@@ -487,6 +525,15 @@ def _list_styles()->int: # exit status
             broken += 1
     return 1 if broken else 0
 
+# %% ../nbs/16_cli.ipynb #299606bd
+def _say_fit(model, style):
+    "How much of a LoRA finds its place in a model"
+    from stylekit.lora import add_style
+    report = add_style(model, style)
+    model.remove('style')
+    facts = dict(name=style.name, words=style.words, matched=report.matched, total=report.total, report=str(report))
+    SAY.result(f'{style.name:12} {style.words}\n{"":12} {report}', command='styles', **facts)
+
 def styles(*files:STYLE, # LoRA files to look into; none: list the styles that are there
            backbone:MODEL=None # the model they are to fit; default the embedded one
           )->int: # exit status
@@ -495,14 +542,10 @@ def styles(*files:STYLE, # LoRA files to look into; none: list the styles that a
         _refuse(SimpleNamespace(backbone=backbone), 'backbone', 'without a LoRA file')
         return _list_styles()
     from stylekit.backbone import load_backbone
-    from stylekit.lora import add_style, load_style
+    from stylekit.lora import load_style
     found = [load_style(f) for f in files]
     model = load_backbone(backbone)
-    for s in found:
-        report = add_style(model, s)
-        model.remove('style')
-        facts = dict(name=s.name, words=s.words, matched=report.matched, total=report.total, report=str(report))
-        SAY.result(f'{s.name:12} {s.words}\n{"":12} {report}', command='styles', **facts)
+    for style in found: _say_fit(model, style)
     return 0
 
 # %% ../nbs/16_cli.ipynb #102e39e1
@@ -520,6 +563,7 @@ def _unpacked(text):
     with contextlib.suppress(ValueError, RecursionError): return json.loads(text) if text[:1] in '{[' else text
     return text
 
+# %% ../nbs/16_cli.ipynb #310707d8
 def _weights_info(path)->dict:
     head = _safetensors_header(path)
     meta = head.pop('__metadata__', None)
@@ -551,6 +595,7 @@ def _control_info(path)->dict:
     from stylekit.control_clip import read_control_clip
     return dict(kind='Control-CLIP', about=read_control_clip(path)[0].to_json())
 
+# %% ../nbs/16_cli.ipynb #f59fbc2e
 def _folder_info(path)->dict:
     "Of a folder that holds one thing: a style, a network, a Control-CLIP"
     if (path/'control_clip.safetensors').exists(): return _control_info(path)
@@ -580,6 +625,7 @@ def _info_path(name:str)->Path:
     known = [asset('styles')/name, *asset('generators').glob(f'{name}.*')]
     return next((p for p in known if p.exists()), Path(name))
 
+# %% ../nbs/16_cli.ipynb #9c643a89
 def info(*files:PATH # pictures, LoRAs, networks, recipes; or the folder of one
         )->int: # exit status
     "What files say about themselves: how a picture was made, what a LoRA or a network was trained on"
@@ -608,13 +654,20 @@ def _trained(line:TrainingLine, made:Path, **data)->int: # exit status
     if cut: SAY.note(f'cut short{"" if made.exists() else ", and there is no result yet"}: run again to go on')
     return 1 if cut else 0
 
-_FEW = 8   # pictures
-
-def _count_pictures(folder:Path)->int:
-    from stylekit.pictures import list_pictures
-    return len(list_pictures(folder, below=False, shapes=False, may_be_empty=True)) if folder.is_dir() else 0
-
 # %% ../nbs/16_cli.ipynb #9e711a95
+def _learn_lora(o)->int: # exit status; `o`: what was given to `train_lora`
+    from stylekit.finetune import LORA_FILE, train_lora as run
+    name = o.name or Path(o.folder).resolve().name
+    _new_style_name(name)
+    made = Path(o.out)/name/LORA_FILE
+    options = _given(o, 'out template names rank steps batch lr prior seed backbone device dtype minutes overwrite')
+    line = TrainingLine()
+    shown = [(o.preview, _caption_of(o.preview))] if o.preview else []
+    run(o.folder, name, o.words, dora=o.dora or None, previews=shown, report=line, **options)
+    SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
+    return _trained(line, made, command='train-lora', name=name)
+
+# %% ../nbs/16_cli.ipynb #8691e1a1
 def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
                name:TEXT=None, # the style's name; default the folder's
                words:TEXT=None, # what a prompt says to ask for the style; default its name
@@ -636,66 +689,85 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
                dtype:DTYPE=None # number type of the frozen weights
               )->int: # exit status
     "Learn a style from a folder of pictures"
-    from stylekit.finetune import LORA_FILE, train_lora as run
-    name = name or Path(folder).resolve().name
-    _new_style_name(name)
-    made = Path(out)/name/LORA_FILE
-    how = dict(rank=rank, dora=dora or None, steps=steps, batch=batch, lr=lr, prior=prior, seed=seed)
-    how |= dict(backbone=backbone, device=device, dtype=dtype, minutes=minutes, overwrite=overwrite)
-    line = TrainingLine()
-    shown = [(preview, _caption_of(preview))] if preview else []
-    run(folder, name, words, out=out, template=template, previews=shown, names=names, report=line, **how)
-    SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
-    return _trained(line, made, command='train-lora', name=name)
+    return _learn_lora(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #6549b5e3
 LESSONS = choice('lessons', 'teacher', 'gradient')
 
-def train_feedforward(folder:FOLDER, # pictures like those to be stylised later; captions in .txt files of the same name
-                      style:STYLE='ink', # a style's name, the path of a LoRA, or a mix
-                      name:TEXT=None, # of the generator; default the style's
-                      out:FOLDER='generators', # folder for generators
-                      overwrite:bool=False, # replace a generator of this name
-                      preset:LESSONS='lessons', # lessons: runs of the optimisation, and a critic; teacher: a network that its gradient taught; gradient: that alone
-                      space:choice('latent', 'pixel')=None, # where it works; default pixel with lessons, else latent
-                      areas:whole(0, 1024)=None, # in pixel space, of one colour each, 0 for soft looks; default 16, with a teacher 0
-                      refine:whole(0, 1000)=None, # steps of the optimisation in each lesson; default 30, with a teacher 0
-                      adversarial:number(0, 10)=None, # weight of the critic, in pixel space; default 0.05, with a teacher 0
-                      template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
-                      steps:whole(1, 1_000_000)=None, # default 1200, with a teacher 1000 and as many for its pupil
-                      batch:whole(1, 1024)=None, # pictures a step; default 8, with a teacher 16
-                      lr:number(0, 1)=None, # learning rate; default 0.0012, with a teacher 0.001
-                      lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.15, with a teacher 0.05
-                      guidance_scale:number(0, 100)=None, # how strongly the style is followed; default 1
-                      seed:SEED=None, # of first weights, noise and order; default 0
-                      minutes:MINUTES=None, # stop after so long; the same command goes on later
-                      backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
-                      device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
-                      dtype:DTYPE=None # number type of the frozen weights
-                     )->int: # exit status
-    "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
+def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_feedforward`
     from stylekit import load_style
     from stylekit.feedforward import FEEDFORWARD_PRESETS, GENERATOR_FILE, train_feedforward as run
     from stylekit.training import place
-    if preset == 'gradient':
-        given = SimpleNamespace(refine=refine, adversarial=adversarial)
-        _refuse(given, 'refine adversarial', 'with --preset gradient: there are no lessons')
-    style = load_style(style)
-    made = Path(out)/(name or style.name)/GENERATOR_FILE
-    how = dict(space=space, areas=areas, refine=refine, adversarial=adversarial, steps=steps, batch=batch)
-    how |= dict(lr=lr, lam=lam)
-    how |= dict(guidance_scale=guidance_scale, seed=seed, minutes=minutes, teacher=True if preset == 'teacher' else None)
-    how |= dict(settings=FEEDFORWARD_PRESETS['lessons' if preset == 'lessons' else 'teacher'])
-    how |= dict(backbone=backbone, device=device, dtype=dtype, overwrite=overwrite)
+    if o.preset == 'gradient': _refuse(o, 'refine adversarial', 'with --preset gradient: there are no lessons')
+    style = load_style(o.style)
+    made = Path(o.out)/(o.name or style.name)/GENERATOR_FILE
+    options = _given(o, 'template space areas refine adversarial steps batch lr lam guidance_scale '
+                        'seed minutes backbone device dtype overwrite')
+    settings = FEEDFORWARD_PRESETS['lessons' if o.preset == 'lessons' else 'teacher']
     line = TrainingLine()
-    run(style, folder, name, out=Path(out), template=template, report=line, **how)
+    run(style, o.folder, o.name, out=Path(o.out), settings=settings, report=line,
+        teacher=True if o.preset == 'teacher' else None, **options)
     if place()[0]: return 0
     return _trained(line, made, command='train-feedforward', name=made.parent.name)
+
+# %% ../nbs/16_cli.ipynb #76f96820
+def train_feedforward(
+        folder:FOLDER, # pictures like those to be stylised later; captions in .txt files of the same name
+        style:STYLE='ink', # a style's name, the path of a LoRA, or a mix
+        name:TEXT=None, # of the generator; default the style's
+        out:FOLDER='generators', # folder for generators
+        overwrite:bool=False, # replace a generator of this name
+        # lessons: runs of the optimisation, and a critic; teacher: a network that its gradient taught;
+        # gradient: that alone
+        preset:LESSONS='lessons',
+        space:choice('latent', 'pixel')=None, # where it works; default pixel with lessons, else latent
+        areas:whole(0, 1024)=None, # in pixel space, of one colour each, 0 for soft looks; default 16, with a teacher 0
+        refine:whole(0, 1000)=None, # steps of the optimisation in each lesson; default 30, with a teacher 0
+        adversarial:number(0, 10)=None, # weight of the critic, in pixel space; default 0.05, with a teacher 0
+        template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
+        steps:whole(1, 1_000_000)=None, # default 1200, with a teacher 1000 and as many for its pupil
+        batch:whole(1, 1024)=None, # pictures a step; default 8, with a teacher 16
+        lr:number(0, 1)=None, # learning rate; default 0.0012, with a teacher 0.001
+        lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.15, with a teacher 0.05
+        guidance_scale:number(0, 100)=None, # how strongly the style is followed; default 1
+        seed:SEED=None, # of first weights, noise and order; default 0
+        minutes:MINUTES=None, # stop after so long; the same command goes on later
+        backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
+        device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
+        dtype:DTYPE=None # number type of the frozen weights
+       )->int: # exit status
+    "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
+    return _learn_feedforward(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #1e272603
 CONTROL_MODE = choice('embedding', 'adapter', 'lora', 'lora+adapter', 'full')
 CONTROL_LOSS = choice('uniform', 'subtract', 'clamp', 'grl', 'both', 'T1', 'T2', 'T1+T2')
 
+_FEW = 8   # pictures
+
+def _count_pictures(folder:Path)->int:
+    from stylekit.pictures import list_pictures
+    return len(list_pictures(folder, below=False, shapes=False, may_be_empty=True)) if folder.is_dir() else 0
+
+def _few_cells(folder:Path):
+    "Warn where a look has too few pictures"
+    styles = sorted(p for p in folder.glob('*') if p.is_dir())
+    thin = [s.name for s in styles if sum(map(_count_pictures, s.glob('*/'))) < _FEW]
+    if not thin: return
+    SAY.note(f'fewer than {_FEW} pictures of {", ".join(thin[:3])}: asking for such a look changes next to nothing')
+
+# %% ../nbs/16_cli.ipynb #428fb795
+def _learn_control_clip(o)->int: # exit status; `o`: what was given to `train_control_clip`
+    from stylekit.control_clip import CONTROL_FILE, TEMPLATES, train_control_clip as run
+    made = Path(o.out)/CONTROL_FILE
+    options = _given(o, 'out mode loss weight steps batch seed shots overwrite device minutes')
+    templates = (o.template,) if o.template else TEMPLATES
+    _few_cells(Path(o.folder))
+    line = TrainingLine()
+    run(o.folder, o.clip, templates=templates, report=line, **options)
+    return _trained(line, made, command='train-control-clip')
+
+# %% ../nbs/16_cli.ipynb #a85edaf8
 def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
                        out:FOLDER='control', # folder of their own for the two encoders
                        overwrite:bool=False, # replace the encoders that another training left there
@@ -712,21 +784,7 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
                        device:DEVICE=None # cpu, cuda, cuda:1, mps; default the best there is
                       )->int: # exit status
     "Learn a category encoder and a style encoder from few pictures"
-    from stylekit.control_clip import CONTROL_FILE, TEMPLATES, train_control_clip as run
-    made = Path(out)/CONTROL_FILE
-    how = dict(mode=mode, loss=loss, weight=weight, steps=steps, batch=batch, seed=seed, shots=shots)
-    how |= dict(templates=(template,) if template else TEMPLATES, overwrite=overwrite)
-    _few_cells(Path(folder))
-    line = TrainingLine()
-    run(folder, clip, out=out, device=device, minutes=minutes, report=line, **how)
-    return _trained(line, made, command='train-control-clip')
-
-def _few_cells(folder:Path):
-    "Warn where a look has too few pictures"
-    styles = sorted(p for p in folder.glob('*') if p.is_dir())
-    thin = [s.name for s in styles if sum(map(_count_pictures, s.glob('*/'))) < _FEW]
-    if not thin: return
-    SAY.note(f'fewer than {_FEW} pictures of {", ".join(thin[:3])}: asking for such a look changes next to nothing')
+    return _learn_control_clip(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #aebee8dc
 def export(generator:PATH, # name, file or folder of a generator
@@ -761,6 +819,7 @@ class Question(Record):
     template: str
     backbone: str
 
+# %% ../nbs/16_cli.ipynb #00785b43
 QUESTION = 'evaluation.json'
 
 def _ask(question:Question, out:Path, overwrite:bool):
@@ -780,10 +839,39 @@ def _read_methods(text:str): # names, or what a JSON file says
     if not ok: raise ValueError(f'{text} must be an object: name -> settings, or null for the content as it is')
     return found
 
-METHOD_NAMES, USUAL_METHODS = Kind('NAME,...', _read_methods), ('unchanged', 'img2img', 'dds', 'sms')
+METHOD_NAMES = Kind('NAME,...', _read_methods)
+USUAL_METHODS = ('unchanged', 'img2img', 'dds', 'sms')
 
+# %% ../nbs/16_cli.ipynb #6f7cf0de
 def _as_list(value): return list(value) if isinstance(value, tuple) else value
 
+def _table_lines(table):
+    "A line of JSON for each value"
+    for row in table.rows:
+        for name, m in row.values.items():
+            SAY.result('', command='evaluate', style=row.style, method=row.method, metric=name, value=m.value,
+                       interval=m.interval, higher_is_better=table.high[name])
+
+def _say_table(table, out:str):
+    if SAY.json: _table_lines(table)
+    else: SAY.result(table.text())
+    for line in table.remarks: SAY.note(line)
+    SAY.note(f'{Path(out)/"table.html"} shows it with the pictures')
+
+# %% ../nbs/16_cli.ipynb #641a905e
+def _evaluate(o)->int: # exit status; `o`: what was given to `evaluate`
+    from stylekit.evaluate import evaluate as run
+    methods, styles = _as_list(o.methods), _as_list(o.styles)
+    metrics, seeds = _as_list(o.metrics), _as_list(o.seeds)
+    name = Path(o.folder).resolve().name
+    question = Question(name, methods, styles, metrics, seeds, o.template, o.backbone or '')
+    begin = partial(_ask, question, Path(o.out), o.overwrite)   # once no other run can write there
+    options = _given(o, 'out backbone device dtype workers batch template')
+    table = run(o.folder, methods, styles, metrics, seeds=seeds, begin=begin, report=SAY.note, **options)
+    _say_table(table, o.out)
+    return 1 if table.failed else 0
+
+# %% ../nbs/16_cli.ipynb #d53cb5c5
 def evaluate(folder:FOLDER, # content pictures; beside them truth/STYLE/ and references/STYLE/, if there are any
              methods:METHOD_NAMES=USUAL_METHODS, # names of methods or presets, or a .json: name -> settings
              styles:several(STYLE)=('ink',), # names or paths
@@ -799,24 +887,7 @@ def evaluate(folder:FOLDER, # content pictures; beside them truth/STYLE/ and ref
              dtype:DTYPE=None # number type of the frozen weights
             )->int: # exit status
     "Compare methods on a folder of pictures"
-    from stylekit.evaluate import evaluate as run
-    methods, styles, metrics, seeds = map(_as_list, (methods, styles, metrics, seeds))
-    question = Question(Path(folder).resolve().name, methods, styles, metrics, seeds, template, backbone or '')
-    begin = partial(_ask, question, Path(out), overwrite)   # once no other run can write there
-    how = dict(backbone=backbone, device=device, dtype=dtype, workers=workers, batch=batch, template=template, begin=begin)
-    table = run(folder, methods, styles, metrics, seeds=seeds, out=out, report=SAY.note, **how)
-    if SAY.json: _table_lines(table)
-    else: SAY.result(table.text())
-    for line in table.remarks: SAY.note(line)
-    SAY.note(f'{Path(out)/"table.html"} shows it with the pictures')
-    return 1 if table.failed else 0
-
-def _table_lines(table):
-    "A line of JSON for each value"
-    for row in table.rows:
-        for name, m in row.values.items():
-            SAY.result('', command='evaluate', style=row.style, method=row.method, metric=name, value=m.value,
-                       interval=m.interval, higher_is_better=table.high[name])
+    return _evaluate(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #9dc45925
 def app(port:whole(1, 65535)=8866, # where the page is served
@@ -834,7 +905,8 @@ def app(port:whole(1, 65535)=8866, # where the page is served
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app import app as run
-    run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token, hosts or ())
+    run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token,
+        hosts or ())
 
 # %% ../nbs/16_cli.ipynb #3ee5bf55
 def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside ours
@@ -851,17 +923,11 @@ def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside 
     wrong = [v for v in variants if v not in VARIANTS]
     if wrong: raise StylekitError(f'no variant {wrong[0]!r}: there are {", ".join(map(repr, VARIANTS))}')
     chosen, report = {v: VARIANTS[v] for v in variants}, SAY.note if SAY.json else SAY.result
-    got = run(clone, folder, size, rounds, device, dtype, chosen, shape, report)
-    for name, cost in got.items() if SAY.json else (): SAY.result('', command='bench', variant=name, **vars(cost))
+    costs = run(clone, folder, size, rounds, device, dtype, chosen, shape, report)
+    if not SAY.json: return
+    for name, cost in costs.items(): SAY.result('', command='bench', variant=name, **vars(cost))
 
 # %% ../nbs/16_cli.ipynb #184194fc
-def _words()->dict: # command -> its options
-    found = {}
-    for name, f in COMMANDS.items():
-        flags = [s for a in make_parser(f, f'stylekit {name}')._actions for s in a.option_strings]
-        found[name] = ' '.join(sorted(s for s in flags if s.startswith('--') and '_' not in s))
-    return found
-
 _BASH = '''_stylekit() {
   local word="${COMP_WORDS[COMP_CWORD]}" options=""
   if [ "$COMP_CWORD" = 1 ]; then COMPREPLY=($(compgen -W "%s" -- "$word")); return; fi
@@ -872,6 +938,14 @@ _BASH = '''_stylekit() {
 }
 complete -o filenames -F _stylekit stylekit'''
 
+def _words()->dict: # command -> its options
+    found = {}
+    for name, f in COMMANDS.items():
+        flags = [s for a in make_parser(f, f'stylekit {name}')._actions for s in a.option_strings]
+        found[name] = ' '.join(sorted(s for s in flags if s.startswith('--') and '_' not in s))
+    return found
+
+# %% ../nbs/16_cli.ipynb #297f3408
 def completion(shell:choice('bash', 'zsh') # which one
               ): # exit status
     "Print a script that teaches a shell the commands and options: eval \"$(stylekit completion bash)\""
@@ -884,6 +958,8 @@ def completion(shell:choice('bash', 'zsh') # which one
 _FUNCTIONS = (stylize, styles, info, train_lora, train_control_clip, train_feedforward,
               export, evaluate, bench, app, completion)
 COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
+
+# %% ../nbs/16_cli.ipynb #25fdd6fa
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style STYLE --caption TEXT --out FILE|FOLDER
@@ -945,6 +1021,7 @@ def _is_interrupt(e:BaseException)->bool:
         e = e.__cause__ or e.__context__
     return False
 
+# %% ../nbs/16_cli.ipynb #64c4ad55
 _SYSTEM = {errno.ENOSPC: 'free some space', errno.EDQUOT: 'free some space', errno.EROFS: 'choose another folder',
            errno.EACCES: 'choose another file or folder', errno.EPERM: 'choose another file or folder',
            errno.ENAMETOOLONG: 'use a shorter one', errno.ENOTDIR: 'part of the path is a file'}
@@ -953,12 +1030,15 @@ _MEMORY = 'memory ran out: use a smaller --batch, fewer --workers or a smaller -
 def _tell(text:str):
     with contextlib.suppress(OSError, ValueError): print(f'stylekit: {text}', file=sys.stderr, flush=True)
 
-# %% ../nbs/16_cli.ipynb #bd88728d
 def _closed_pipe()->int: # exit status
     "Nobody reads on: let nothing more be written to stdout, also not at the end"
     with contextlib.suppress(OSError, ValueError, io.UnsupportedOperation):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
+
+# %% ../nbs/16_cli.ipynb #bd88728d
+def _with_flags(text:str)->str: # a message of the library, as it is said here
+    return re.sub(r'(?<!-)\boverwrite(=True)?$', '--overwrite', text)
 
 def status_of(e:BaseException)->int: # exit status
     "Say in one line what went wrong"
@@ -966,7 +1046,7 @@ def status_of(e:BaseException)->int: # exit status
     if _is_interrupt(e):
         _tell(one_line(e) if isinstance(e, KeyboardInterrupt) and str(e) else 'interrupted')
         return 130
-    if isinstance(e, StylekitError): _tell(re.sub(r'(?<!-)\boverwrite(=True)?$', '--overwrite', str(e)))   # as it is said here
+    if isinstance(e, StylekitError): _tell(_with_flags(str(e)))
     elif isinstance(e, MemoryError) or type(e).__name__ == 'OutOfMemoryError': _tell(_MEMORY)
     elif isinstance(e, OSError) and e.errno in _SYSTEM:
         _tell(one_line(': '.join(map(str, filter(None, (e.strerror, e.filename, _SYSTEM[e.errno]))))))
@@ -984,21 +1064,33 @@ def _check_text(argv:list):
             shown = os.fsencode(a).decode('utf-8', 'replace')
             raise StylekitError(f'the argument {shown!r} is not UTF-8: rename the file') from None
 
+def _command(name:str):
+    "The function of this name, or what was perhaps meant"
+    if name in COMMANDS: return COMMANDS[name]
+    near = difflib.get_close_matches(name, COMMANDS, 1, .5)
+    meant = f'did you mean {near[0]}? There' if near else 'there'
+    raise StylekitError(f'no command {name!r}: {meant} are {", ".join(COMMANDS)}')
+
+# %% ../nbs/16_cli.ipynb #a5a606df
 def _run(argv:list)->int: # exit status
     "Find the command, read its options, call it"
     global SAY
     _check_text(argv)
-    if argv[0] not in COMMANDS:
-        near = difflib.get_close_matches(argv[0], COMMANDS, 1, .5)
-        meant = f'did you mean {near[0]}? There' if near else 'there'
-        raise StylekitError(f'no command {argv[0]!r}: {meant} are {", ".join(COMMANDS)}')
-    f = COMMANDS[argv[0]]
+    f = _command(argv[0])
     args = vars(make_parser(f, f'stylekit {argv[0]}').parse_intermixed_args(argv[1:]))
     SAY = Output(args.pop('json', False), args.pop('quiet', False))
     parameters = inspect.signature(f).parameters.values()
-    several = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
-    given = args.pop(several[0], []) if several else []
+    listed = [p.name for p in parameters if p.kind is p.VAR_POSITIONAL]
+    given = args.pop(listed[0], []) if listed else []
     return f(*given, **args) or 0
+
+def _answer(argv:list)->int: # exit status
+    "The version, the help, or a command"
+    if argv[:1] in (['--version'], ['-V']): print(f'stylekit {__version__}')
+    elif not argv or argv[0] in ('-h', '--help', 'help'): print(HELP)
+    else: return _run(argv)
+    sys.stdout.flush()
+    return 0
 
 # %% ../nbs/16_cli.ipynb #7144c089
 def _lenient(stream):
@@ -1010,14 +1102,9 @@ def main(argv:list=None # default sys.argv[1:]
     "Run a command; whatever goes wrong is one line on stderr and a status"
     global SAY
     argv, before = list(sys.argv[1:] if argv is None else argv), SAY
-    _lenient(sys.stdout), _lenient(sys.stderr)
+    for stream in (sys.stdout, sys.stderr): _lenient(stream)
     try:
-        with plain_warnings():
-            if argv[:1] in (['--version'], ['-V']): print(f'stylekit {__version__}')
-            elif not argv or argv[0] in ('-h', '--help', 'help'): print(HELP)
-            else: return _run(argv)
-            sys.stdout.flush()
-            return 0
+        with plain_warnings(): return _answer(argv)
     except SystemExit:   # after --help, which argparse writes without a look whether it could
         try: sys.stdout.flush()
         except BrokenPipeError: return _closed_pipe()

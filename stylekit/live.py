@@ -32,7 +32,7 @@ class Recipe(Record):
     keep: str = ''          # mask at the start, a PNG as a data URL
     steps_done: int | None = None      # the run ended here; None: at its last step
     backbone: str | None = None        # folder or hub id; None: the embedded model
-    conditioning: dict[str, Any] | None = None  # the two encoders that read the prompt, see `guidance.Steer.about`; None: the model's own
+    conditioning: dict[str, Any] | None = None  # two encoders, `guidance.Steer.about`; None: the model's own
     style_sha256: str = ''  # of what was loaded; '' unknown
     backbone_sha256: str = ''
     stylekit: str = __version__
@@ -54,6 +54,7 @@ def pixels_sha256(image # PIL
     "SHA-256 of a picture's size and pixels, whatever file they came from"
     return hashlib.sha256(f'{image.size}'.encode()+image.convert('RGB').tobytes()).hexdigest()
 
+# %% ../nbs/15_live.ipynb #3f1bc45d
 @patch
 def text(self:Recipe)->str:
     "As JSON, with a hash"
@@ -70,12 +71,15 @@ def save(self:Recipe, path # .json
 def _recipe_data(recipe)->tuple: # what it says as JSON, its name for messages
     "Of a path, a text or a dict"
     if isinstance(recipe, dict): return recipe, 'the recipe'
-    if isinstance(recipe, str) and recipe.lstrip().startswith('{'): return parse_json(recipe, 'the recipe'), 'the recipe'
-    if not isinstance(recipe, (str, Path)): raise StylekitError(f'a recipe is a path, its text or a dict, not {type(recipe).__name__}')
+    if isinstance(recipe, str) and recipe.lstrip().startswith('{'):
+        return parse_json(recipe, 'the recipe'), 'the recipe'
+    if not isinstance(recipe, (str, Path)):
+        raise StylekitError(f'a recipe is a path, its text or a dict, not {type(recipe).__name__}')
     name = Path(recipe).name
     with explain_errors(f'cannot read {name}'): raw = Path(recipe).read_bytes()
     return parse_json(raw, name), name
 
+# %% ../nbs/15_live.ipynb #c92de09d
 def load_recipe(recipe # path of a JSON file, its text, a dict, or a Recipe
                )->Recipe:
     "Read a recipe, every field checked; whoever edits one takes its 'sha256' out"
@@ -95,83 +99,65 @@ def code(self:Recipe, image:str='picture.png')->str:
     return '\n'.join(lines)
 
 # %% ../nbs/15_live.ipynb #c11b0e02
-def _is_picture(recipe)->bool: return isinstance(recipe, (str, Path)) and Path(recipe).suffix.lower() in ('.png', '.jpg', '.jpeg', '.webp')
+def _is_picture(recipe)->bool:
+    return isinstance(recipe, (str, Path)) and Path(recipe).suffix.lower() in ('.png', '.jpg', '.jpeg', '.webp')
 
+def _check_recorded(run, name:str): # what a picture says of its run
+    if not isinstance(run, dict):
+        raise StylekitError(f'{name} has no record of a run: it was saved without, or comes from another program')
+    if run.get('method') == 'feed-forward':
+        raise StylekitError(f'{name} was made by a network in one pass: give that network the same picture')
+    missing = [k for k in ('settings', 'seed', 'caption', 'style', 'run_id') if k not in run]
+    if missing:
+        raise StylekitError(f'the record in {name} lacks {", ".join(missing)}: it cannot be made again from that')
+
+# %% ../nbs/15_live.ipynb #760e6e0a
 def recorded_run(path # of a picture that stylekit made
                 )->dict: # settings, seed, caption, style, run_id, ...
     "The record in a picture, if a run can be made from it again"
     run, name = read_output(path)['run'], Path(path).name
-    if not isinstance(run, dict): raise StylekitError(f'{name} has no record of a run: it was saved without, or comes from another program')
-    if run.get('method') == 'feed-forward': raise StylekitError(f'{name} was made by a network in one pass: give that network the same picture')
-    missing = [k for k in ('settings', 'seed', 'caption', 'style', 'run_id') if k not in run]
-    if missing: raise StylekitError(f'the record in {name} lacks {", ".join(missing)}: it cannot be made again from that')
+    _check_recorded(run, name)
     with explain_errors(f'the record in {name} is damaged'):
         masked = any('keep' in c for _, c in run.get('changes', []))
-    if masked: raise StylekitError(f'the record in {name} has only the hash of a mask: use the recipe that the panel saves')
+    if masked:
+        raise StylekitError(f'the record in {name} has only the hash of a mask: use the recipe that the panel saves')
     return run
 
 # %% ../nbs/15_live.ipynb #c11b0e03
-def _replay_picture(path, image, backbone, conditioning, callbacks):
-    from stylekit.stylizer import Callback, Changes, Interrupted, stylize
-    from stylekit.sms import Settings
-    run = recorded_run(path)
-    if image is None: raise StylekitError(f'{path.name} holds all but the picture it was made from: give that as image=')
-    if run.get('conditioning') and conditioning is None: raise StylekitError(f'{path.name} was made with two encoders: give them as conditioning=')
+def _refuse_other(now, run:dict, name:str): # the run that would be made, the record, the picture's name
+    "The record was of something else: say of what, as far as hashes tell"
+    for what in ('style', 'backbone'):
+        if now.info[f'{what}_sha256'] != run.get(f'{what}_sha256'):
+            raise StylekitError(f'{name} was made with another {what}')
+    raise StylekitError(f'{name} was made from another picture, with others, or with a mask')
+
+def _same_run(run:dict, name:str):
+    "A callback that refuses any run but the recorded one, and ends where that ended"
+    from stylekit.stylizer import Callback, Interrupted
     class SameRun(Callback):
         order = -100   # before anything is drawn
         def before_run(self, now):
-            if now.run_id == run['run_id']: return
-            other = next((k for k in ('style', 'backbone') if now.info[f'{k}_sha256'] != run.get(f'{k}_sha256')), '')
-            raise StylekitError(f'{path.name} was made with another {other}' if other else f'{path.name} was made from another picture, with others, or with a mask')
+            if now.run_id != run['run_id']: _refuse_other(now, run, name)
         def after_step(self, now):
             if now.k == run.get('steps_done') and now.k < now.cfg.steps: raise Interrupted
-    with explain_errors(f'the record in {path.name} is damaged'):
-        cfg = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in run['settings'].items()})
-    return stylize(image, run['style'], run['caption'], backbone=backbone, preset=cfg, seed=run['seed'], conditioning=conditioning,
-                   callbacks=[SameRun(), Changes(run.get('changes', [])), *callbacks])
+    return SameRun()
 
-# %% ../nbs/15_live.ipynb #cdb4de68
-def _spec(mix:list): # (style, strength) pairs as `load_style` takes them
-    return mix[0][0] if len(mix)==1 and mix[0][1]==1 else [tuple(s) for s in mix]
-
-def _same(what:str, recipe:str, found:str): # hashes; '': unknown
-    if recipe and found != recipe:
-        raise StylekitError(f'the recipe was made with another {what} (SHA-256 {recipe[:12]}…, this one has {found[:12]}…): give the right one as {what}=')
-
-def _found(what:str, name, load): # load(name) -> what it names
-    try: return load(name)
-    except StylekitError as e: raise StylekitError(f'the {what} of the recipe is not here: {e}. Say where it is with {what}=') from e
-
-# %% ../nbs/15_live.ipynb #19b416f1
-def replay(recipe, # Recipe, its path, or its JSON; or the path of a picture that stylekit made, which holds its run's record
-           image=None, # the picture it was made with
-           backbone=None, # default the recipe's own
-           conditioning=None, # as in `stylize`; needed if the recipe had one
-           callbacks:tuple=(),
-           style=None # default the recipe's own; needed where that was a file which is not here
-          ): # StylizeResult
-    "Make the image of a recipe again, without a panel"
-    if _is_picture(recipe): return _replay_picture(Path(recipe), image, backbone, conditioning, callbacks)
-    if image is None: raise StylekitError('a recipe does not hold the picture: give the one it was made with as image=')
-    from stylekit.backbone import load_backbone
-    from stylekit.lora import load_style
+# %% ../nbs/15_live.ipynb #eab47cba
+def _replay_picture(path, image, backbone, conditioning, callbacks):
     from stylekit.stylizer import Changes, stylize
-    r, picture = load_recipe(recipe), open_image(image)
-    _same('picture', r.image_sha256, pixels_sha256(picture.rgb))
-    if r.conditioning and conditioning is None: raise StylekitError('the recipe was made with two encoders: give them as conditioning=')
-    style, backbone = _found('style', style or _spec(r.style), load_style), _found('backbone', backbone or r.backbone, load_backbone)
-    _same('style', r.style_sha256, style.sha256)
-    _same('backbone', r.backbone_sha256, backbone.sha256)
-    cfg = _settings(r)
-    ends = [_stop_after(r.steps_done)] if r.steps_done not in (None, cfg.steps) else []
-    return stylize(picture, style, r.caption, backbone=backbone, preset=cfg, seed=r.seed, keep=r.keep or None,
-                   conditioning=conditioning, callbacks=[Changes(r.changes), *ends, *callbacks])
+    run, name = recorded_run(path), path.name
+    if image is None: raise StylekitError(f'{name} holds all but the picture it was made from: give that as image=')
+    if run.get('conditioning') and conditioning is None:
+        raise StylekitError(f'{name} was made with two encoders: give them as conditioning=')
+    same = _same_run(run, name)
+    with explain_errors(f'the record in {name} is damaged'): cfg = _as_settings(run['settings'])
+    return stylize(image, run['style'], run['caption'], backbone=backbone, preset=cfg, seed=run['seed'],
+                   conditioning=conditioning, callbacks=[same, Changes(run.get('changes', [])), *callbacks])
 
-# %% ../nbs/15_live.ipynb #f3345d7d
-def _settings(r:Recipe):
+# %% ../nbs/15_live.ipynb #06a684fe
+def _as_settings(fields:dict): # as JSON has them: lists for tuples
     from stylekit.sms import Settings
-    known = {f: tuple(v) if isinstance(v, list) else v for f,v in r.settings.items()}
-    with explain_errors('the settings of the recipe'): return Settings(**known)
+    return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 def _stop_after(step:int):
     from stylekit.stylizer import Callback, Interrupted
@@ -180,6 +166,58 @@ def _stop_after(step:int):
         def after_step(self, run):
             if run.k==step: raise Interrupted
     return Stop()
+
+# %% ../nbs/15_live.ipynb #cdb4de68
+def _spec(mix:list): # (style, strength) pairs as `load_style` takes them
+    return mix[0][0] if len(mix)==1 and mix[0][1]==1 else [tuple(s) for s in mix]
+
+def _same(what:str, recipe:str, found:str): # hashes; '': unknown
+    if recipe and found != recipe:
+        raise StylekitError(f'the recipe was made with another {what} '
+                            f'(SHA-256 {recipe[:12]}…, this one has {found[:12]}…): give the right one as {what}=')
+
+def _found(what:str, name, load): # load(name) -> what it names
+    try: return load(name)
+    except StylekitError as e:
+        raise StylekitError(f'the {what} of the recipe is not here: {e}. Say where it is with {what}=') from e
+
+# %% ../nbs/15_live.ipynb #44483df0
+def _recipe_models(r:Recipe, style, backbone): # as of `replay`; None: the recipe's own
+    "Style and backbone of a recipe, which must be the very ones"
+    from stylekit.backbone import load_backbone
+    from stylekit.lora import load_style
+    style = _found('style', style or _spec(r.style), load_style)
+    backbone = _found('backbone', backbone or r.backbone, load_backbone)
+    _same('style', r.style_sha256, style.sha256)
+    _same('backbone', r.backbone_sha256, backbone.sha256)
+    return style, backbone
+
+# %% ../nbs/15_live.ipynb #19b416f1
+def replay(recipe, # Recipe, its path or JSON; or the path of a picture that stylekit made and that holds its record
+           image=None, # the picture it was made with
+           backbone=None, # default the recipe's own
+           conditioning=None, # as in `stylize`; needed if the recipe had one
+           callbacks:tuple=(),
+           style=None # default the recipe's own; needed where that was a file which is not here
+          ): # StylizeResult
+    "Make the image of a recipe again, without a panel"
+    if _is_picture(recipe): return _replay_picture(Path(recipe), image, backbone, conditioning, callbacks)
+    if image is None:
+        raise StylekitError('a recipe does not hold the picture: give the one it was made with as image=')
+    r, picture = load_recipe(recipe), open_image(image)
+    _same('picture', r.image_sha256, pixels_sha256(picture.rgb))
+    if r.conditioning and conditioning is None:
+        raise StylekitError('the recipe was made with two encoders: give them as conditioning=')
+    style, backbone = _recipe_models(r, style, backbone)
+    return _replay_run(r, picture, style, backbone, conditioning, callbacks)
+
+# %% ../nbs/15_live.ipynb #f3345d7d
+def _replay_run(r:Recipe, picture, style, backbone, conditioning, callbacks):
+    from stylekit.stylizer import Changes, stylize
+    with explain_errors('the settings of the recipe'): cfg = _as_settings(r.settings)
+    ends = [_stop_after(r.steps_done)] if r.steps_done not in (None, cfg.steps) else []
+    return stylize(picture, style, r.caption, backbone=backbone, preset=cfg, seed=r.seed, keep=r.keep or None,
+                   conditioning=conditioning, callbacks=[Changes(r.changes), *ends, *callbacks])
 
 # %% ../nbs/15_live.ipynb #181ba990
 _MODELS = weakref.WeakValueDictionary()   # (source, device, age) -> Backbone
@@ -191,6 +229,7 @@ def _age(source)->float: # of a folder's newest file; 0 for the embedded model a
     if not source or not folder.is_dir(): return 0
     return max((p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file()), default=0)
 
+# %% ../nbs/15_live.ipynb #26030681
 def shared_backbone(source=None, # as for `load_backbone`
                     device:str=None):
     "The model of this source, loaded once for all panels and runs"
@@ -210,8 +249,10 @@ MEMORY = 'use a smaller picture, a lower resolution=, or a smaller model'   # th
 def out_of_memory(error:BaseException)->bool:
     "Did memory run out?"
     if isinstance(error, MemoryError) or type(error).__name__=='OutOfMemoryError': return True
-    return isinstance(error, RuntimeError) and bool(re.search(r'out of memory|allocate memory|not enough memory', str(error), re.I))
+    if not isinstance(error, RuntimeError): return False
+    return bool(re.search(r'out of memory|allocate memory|not enough memory', str(error), re.I))
 
+# %% ../nbs/15_live.ipynb #9056c260
 def in_words(error:BaseException, lever:str=MEMORY # what helps against too little memory
             )->str: # one line
     "What a panel shows of an error"
@@ -226,6 +267,15 @@ def free_memory():
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../nbs/15_live.ipynb #a4fa5acc
+def _as_mix(style)->list: # [style, strength] of each
+    styles = style if isinstance(style, list) else [style]
+    return [[s[0], float(s[1])] if isinstance(s, (list, tuple)) else [s, 1.] for s in styles]
+
+def _check_caption(caption):
+    if isinstance(caption, str) and caption.strip(): return
+    raise StylekitError('the caption is empty or no text: say in a few words what the image shows, as in "a cat face"')
+
+# %% ../nbs/15_live.ipynb #1b8b7a09
 class LiveRun:
     "A stylisation whose settings follow what is wanted, step by step"
     def __init__(self, image, # path, PIL image, array or tensor
@@ -235,22 +285,34 @@ class LiveRun:
                  preset='fast', seed:int=None, keep=None, conditioning=None, # as in `stylize`
                  snapshots:int=24, # states to rewind to
                  queue:bool=False, # take turns with other processes of ours on the device
-                 patience:float=60., # seconds, with `queue`: nobody holds the device longer while others wait, and nobody who is paused
+                 patience:float=60., # seconds, with `queue`: the longest that one holds the device while others wait
                  **changes # fields of Settings
                 ):
         from stylekit.sms import settings
         self.opened = open_image(image)   # with its transparency, which the result gets back
-        self.image = self.opened.rgb
-        if not isinstance(caption, str) or not caption.strip(): raise StylekitError('the caption is empty or no text: say in a few words what the image shows, as in "a cat face"')
-        self.mix = [[s, 1.] if not isinstance(s, (list, tuple)) else [s[0], float(s[1])] for s in (style if isinstance(style, list) else [style])]
-        self.caption, self.source, self.device, self.conditioning = caption, backbone, device, conditioning
-        self.cfg, self.seed, self.keep = settings(preset, **changes), caller_seeds(seed, 1)[0], keep
-        self.queue, self.patience, self._turn, self._paused = queue, patience, None, 0.
-        # ready, waiting, loading, running, paused; then stopped, done or error
-        self.state, self.note, self.trouble, self.listeners = 'ready', '', '', []
-        self.run, self.result, self._recipe = None, None, None
-        self._lock, self._wanted, self._back, self._stop, self._shots = threading.Lock(), {}, None, False, []
-        self._every, self._steps = max(1, self.cfg.steps//snapshots), None
+        _check_caption(caption)
+        self.caption, self.mix = caption, _as_mix(style)
+        self.source, self.device = backbone, device
+        self.cfg, self.seed = settings(preset, **changes), caller_seeds(seed, 1)[0]
+        self.keep, self.conditioning = keep, conditioning
+        self.queue, self.patience = queue, patience
+        self._clear(snapshots)
+
+# %% ../nbs/15_live.ipynb #77d05888
+@patch
+def _clear(self:LiveRun, snapshots:int):
+    "Nothing done, nothing wanted yet"
+    self.image = self.opened.rgb
+    self.state = 'ready'     # waiting, loading, running, paused; then stopped, done or error
+    self.note, self.trouble = '', ''
+    self.listeners = []
+    self.run, self.result = None, None
+    self._recipe = None
+    self._lock, self._wanted = threading.Lock(), {}
+    self._back, self._stop = None, False
+    self._turn, self._paused = None, 0.
+    self._shots, self._steps = [], None
+    self._every = max(1, self.cfg.steps//snapshots)
 
 # %% ../nbs/15_live.ipynb #5ec4ec32
 @patch
@@ -310,25 +372,36 @@ def _locked(path:Path): # the open file; None if somebody else holds it
 class Turn:
     "Who may use a device, among all processes of this user: first come, first served"
     def __init__(self, device:str):
-        self.device, self.file, self.ticket, self.since = device, None, None, 0.
+        self.device, self.name = device, device.replace(':', '-')
+        self.file, self.ticket = None, None
+        self.since = 0.
         try: import fcntl
         except ImportError: self.home = None   # no such locks on Windows: everybody's turn
         else: self.home = _home()
-        self.name = device.replace(':', '-')
-    def _tickets(self)->list: # of those who live, the oldest first
-        alive = []
-        for path in sorted(self.home.glob(f'{self.name}.*.ticket')):
-            if self.ticket and path==self.ticket[0]: alive.append(path); continue
-            if (file := _locked(path)) is None: alive.append(path); continue
-            path.unlink(missing_ok=True)       # its owner is dead
+
+# %% ../nbs/15_live.ipynb #66927e5f
+@patch
+def _tickets(self:Turn)->list: # of those who live, the oldest first
+    alive = []
+    for path in sorted(self.home.glob(f'{self.name}.*.ticket')):
+        mine = self.ticket and path==self.ticket[0]
+        file = None if mine else _locked(path)
+        if file is None: alive.append(path)
+        else:                                  # its owner is dead
+            path.unlink(missing_ok=True)
             file.close()
-        return alive
-    def waiting(self)->int:
-        "How many others wait"
-        return sum(not self.ticket or p != self.ticket[0] for p in self._tickets()) if self.home else 0
-    def ahead(self)->int:
-        "How many will have their turn before this one, besides who has it now"
-        return self._tickets().index(self.ticket[0]) if self.ticket else 0
+    return alive
+
+@patch
+def waiting(self:Turn)->int:
+    "How many others wait"
+    if not self.home: return 0
+    return sum(not self.ticket or p != self.ticket[0] for p in self._tickets())
+
+@patch
+def ahead(self:Turn)->int:
+    "How many will have their turn before this one, besides who has it now"
+    return self._tickets().index(self.ticket[0]) if self.ticket else 0
 
 # %% ../nbs/15_live.ipynb #8443f8fd
 @patch
@@ -345,6 +418,7 @@ def take(self:Turn)->bool:
     self._leave()
     return True
 
+# %% ../nbs/15_live.ipynb #794bfbcd
 @patch
 def _leave(self:Turn):
     "Out of the queue"
@@ -377,7 +451,8 @@ def claim(device:str, # as of `pick_device`
     if other is None or other is owner or other.ended: _BUSY[device] = owner
     elif getattr(other, 'abandoned', lambda: False)():
         other.stop()
-        raise StylekitError(f'another run was going on on {device} that nobody sees any more: it is stopped now, press Start again')
+        raise StylekitError(f'another run was going on on {device} that nobody sees any more: '
+                            'it is stopped now, press Start again')
     else: raise StylekitError(f'another run is going on on {device}: stop it first')
 
 def release(owner):
@@ -400,7 +475,9 @@ def _start(self:LiveRun):
 @patch
 def _take_orders(self:LiveRun):
     "Rewind, then what is wanted and not yet so"
-    with self._lock: wanted, back, self._wanted, self._back = self._wanted, self._back, {}, None
+    with self._lock:
+        wanted, back = self._wanted, self._back
+        self._wanted, self._back = {}, None
     if back is not None: wanted = self._rewind(back) | wanted
     held = self._held()
     fresh = {f: v for f,v in wanted.items() if v != held.get(f)}
@@ -412,9 +489,11 @@ def _take_orders(self:LiveRun):
 def _take_each(self:LiveRun, orders:dict, refused:StylekitError):
     "What can be followed of some orders that could not be followed together"
     self.trouble = str(refused)
-    for f, v in orders.items() if len(orders) > 1 else ():
+    if len(orders)==1: return
+    for f, v in orders.items():
         with contextlib.suppress(StylekitError): self.run.change(**{f: v})
 
+# %% ../nbs/15_live.ipynb #28696958
 @patch
 def _rewind(self:LiveRun, back:int)->dict: # what held before, and shall hold now
     shot = next((s for s in reversed(self._shots) if s['k'] <= back), None)
@@ -422,7 +501,8 @@ def _rewind(self:LiveRun, back:int)->dict: # what held before, and shall hold no
     held = self._held()
     if self._steps is None: self._start()
     self.run.load_state_dict(shot)
-    self.run.complete, self.run.note, self.run.stopped, self.result = False, '', False, None
+    self.run.complete, self.run.stopped = False, False
+    self.run.note, self.result = '', None
     self._shots = [s for s in self._shots if s['k'] <= shot['k']]
     return held
 
@@ -431,7 +511,8 @@ def _rewind(self:LiveRun, back:int)->dict: # what held before, and shall hold no
 def _held(self:LiveRun)->dict: # what could be wanted -> what holds
     from stylekit.stylizer import LIVE
     held = dict(mix=self.run.factors, keep=self.run.keep) if self.run else {}
-    for _, c in self.run.changes if self.run else (): held |= {f: v for f,v in c.items() if f in ('mix', 'keep')}
+    for _, c in self.run.changes if self.run else ():
+        held |= {f: v for f,v in c.items() if f in ('mix', 'keep')}
     return {f: getattr(self.run.cfg, f) for f in LIVE} | held
 
 # %% ../nbs/15_live.ipynb #9b638dfe
@@ -454,9 +535,14 @@ def _advance(self:LiveRun)->bool:
         self.tell('loading')
         self._start()
     with self._lock: stop, self._stop = self._stop, False
-    if stop: return self._end('stopped')
+    return self._end('stopped') if stop else self._step()
+
+# %% ../nbs/15_live.ipynb #e57cf291
+@patch
+def _step(self:LiveRun)->bool:
     self._take_orders()
-    if self.k%self._every==0 and not any(s['k']==self.k for s in self._shots): self._shots.append(self.run.state_dict())
+    if self.k%self._every==0 and not any(s['k']==self.k for s in self._shots):
+        self._shots.append(self.run.state_dict())
     if next(self._steps, None) is None or self.k==self.run.cfg.steps:
         for _ in self._steps: pass
         return self._end('done' if self.run.complete else 'stopped')
@@ -504,12 +590,17 @@ def _mine(self:LiveRun)->bool:
     self._turn = self._turn or Turn(pick_device(self.device))
     if self._turn.overdue(self.patience) and self._turn.waiting(): self._turn.give()
     if self._turn.take(): return True
-    ahead = self._turn.ahead()
-    before = f' {ahead} wait before it.' if ahead > 1 else ' One waits before it.' if ahead else ''
-    note = f'Another picture is being made; this one goes on when it is done, or after {self.patience:g} seconds of each.{before}'
+    note = self._queue_note(self._turn.ahead())
     if (self.state, self.note) != ('waiting', note): self.tell('waiting', note)
     return False
 
+@patch
+def _queue_note(self:LiveRun, ahead:int)->str: # how many wait before it
+    before = f' {ahead} wait before it.' if ahead > 1 else ' One waits before it.' if ahead else ''
+    return (f'Another picture is being made; this one goes on when it is done, '
+            f'or after {self.patience:g} seconds of each.{before}')
+
+# %% ../nbs/15_live.ipynb #97abe8f2
 @patch
 def idle(self:LiveRun):
     "Called now and then while it is paused: others may have the device after a while"
@@ -520,29 +611,47 @@ def idle(self:LiveRun):
 def has_turn(self:LiveRun)->bool: return not self.queue or self._turn is not None and self._turn.file is not None
 
 # %% ../nbs/15_live.ipynb #94763cf8
+@patch
+def _public_source(self:LiveRun):
+    "The model's name as others may read it; None: the embedded one"
+    given = self.source
+    name = given if given is None or isinstance(given, (str, Path)) else given.name
+    return public_name(name) if name not in (None, 'mini') else None
+
+@patch
+def _public_mix(self:LiveRun)->list:
+    return [(public_name(getattr(s, 'path', None) or s), w) for s,w in self.mix]
+
+# %% ../nbs/15_live.ipynb #7a5ffa25
 @patch(as_prop=True)
 def recipe(self:LiveRun)->Recipe:
     "How to have this image again"
     if self._recipe: return self._recipe
-    run, given = self.run, self.source
-    name = given if given is None or isinstance(given, (str, Path)) else given.name
-    changes = [(k, dict(c)) for k,c in run.changes] if run else []
-    mix = [(public_name(getattr(s, 'path', None) or s), w) for s,w in self.mix]
-    return Recipe(pixels_sha256(self.image), self.caption, mix, asdict(self.cfg), self.seed, changes, run.keep if run else '',
-                  self.k if run and self.k < self.cfg.steps else None, public_name(name) if name not in (None, 'mini') else None,
-                  self.conditioning.about if self.conditioning else None, run.style.sha256 if run else '', run.backbone.sha256 if run else '')
+    run = self.run
+    return Recipe(pixels_sha256(self.image), self.caption, self._public_mix(), asdict(self.cfg), self.seed,
+                  changes=[(k, dict(c)) for k,c in run.changes] if run else [],
+                  keep=run.keep if run else '',
+                  steps_done=self.k if run and self.k < self.cfg.steps else None,
+                  backbone=self._public_source(),
+                  conditioning=self.conditioning.about if self.conditioning else None,
+                  style_sha256=run.style.sha256 if run else '',
+                  backbone_sha256=run.backbone.sha256 if run else '')
 
+# %% ../nbs/15_live.ipynb #1e11a44d
 @patch
 def let_go(self:LiveRun):
     "Keep result and recipe, give back the rest: a panel that is closed is still held by the notebook's history"
     self._recipe = self.recipe
-    self.run, self._shots, self._steps, self.model, self.listeners = None, [], None, None, []
+    self.run, self.model = None, None
+    self._shots, self._steps = [], None
+    self.listeners = []
 
 # %% ../nbs/15_live.ipynb #ef095251
 class Worker:
     "Drives a run in a thread of its own"
     def __init__(self, run:LiveRun):
-        self.run, self._go, self.thread, self._turn = run, threading.Event(), None, threading.Lock()
+        self.run, self.thread = run, None
+        self._go, self._turn = threading.Event(), threading.Lock()
         self._go.set()
     def start(self):
         self._go.set()
@@ -550,19 +659,25 @@ class Worker:
             if self.alive: return          # it sees that there is more to do
             self.thread = threading.Thread(target=self._work, daemon=True, name='stylekit run')
             self.thread.start()
-    def _work(self):
-        while True:
-            if not self._go.is_set(): self._stand()
-            if self.run.advance(): continue
-            with self._turn:               # a rewind may have come while the last picture was shown
-                if not self.run.ended: continue
-                self.thread = None
-                return
-    def _stand(self):
-        self.run.tell('paused')            # said here, not by `pause`: the step in progress must end first
-        while not self._go.wait(.5): getattr(self.run, 'idle', lambda: None)()
     @property
     def alive(self)->bool: return self.thread is not None and self.thread.is_alive()
+
+# %% ../nbs/15_live.ipynb #06378889
+@patch
+def _work(self:Worker):
+    while True:
+        if not self._go.is_set(): self._stand()
+        if self.run.advance(): continue
+        with self._turn:               # a rewind may have come while the last picture was shown
+            if not self.run.ended: continue
+            self.thread = None
+            return
+
+@patch
+def _stand(self:Worker):
+    self.run.tell('paused')            # said here, not by `pause`: the step in progress must end first
+    while not self._go.wait(.5):
+        getattr(self.run, 'idle', lambda: None)()
 
 # %% ../nbs/15_live.ipynb #7f6af943
 @patch
@@ -579,6 +694,7 @@ def stop(self:Worker):
     self._go.set()
     if not self.alive: self.run.advance()
 
+# %% ../nbs/15_live.ipynb #b69571ef
 @patch
 def wait(self:Worker, timeout:float=None)->bool: # has it ended?
     "Until the run ends; Ctrl-C stops the run, not just the waiting"
@@ -603,22 +719,29 @@ class Ticker(Worker):
         self.run.tell('paused')
     @property
     def alive(self)->bool: return self.on
-    def tick(self):
-        "Make steps for a while"
-        until = time.monotonic()+self.seconds
-        while self.on and self._go.is_set():
-            self.on = self.run.advance()
-            if time.monotonic() > until: break
-    def wait(self, timeout:float=None)->bool:
-        until = time.monotonic()+(timeout or float('inf'))
-        try:
-            while self.on and self._go.is_set() and time.monotonic() < until: self.tick()
-        except KeyboardInterrupt: self.stop()
-        return not self.on
-    def stop(self):
-        self.run.stop()
-        self._go.set()
-        while self.on: self.tick()
+
+# %% ../nbs/15_live.ipynb #81165cdd
+@patch
+def tick(self:Ticker):
+    "Make steps for a while"
+    until = time.monotonic()+self.seconds
+    while self.on and self._go.is_set():
+        self.on = self.run.advance()
+        if time.monotonic() > until: break
+
+@patch
+def wait(self:Ticker, timeout:float=None)->bool:
+    until = time.monotonic()+(timeout or float('inf'))
+    try:
+        while self.on and self._go.is_set() and time.monotonic() < until: self.tick()
+    except KeyboardInterrupt: self.stop()
+    return not self.on
+
+@patch
+def stop(self:Ticker):
+    self.run.stop()
+    self._go.set()
+    while self.on: self.tick()
 
 # %% ../nbs/15_live.ipynb #38889b54
 def in_colab()->bool: return 'google.colab' in sys.modules
@@ -631,11 +754,18 @@ def engine_for(run:LiveRun):
 class Budget:
     "Lets views have a share of the time"
     def __init__(self, share:float=.08, gap:float=.1, clock=time.perf_counter): # of the whole; seconds between two
-        self.share, self.gap, self.clock = share, gap, clock
-        self.spent, self.begun, self.last = 0., clock(), -gap
-    def due(self)->bool: return self.clock()-self.last >= self.gap and self.spent <= self.share*(self.clock()-self.begun)
-    def __enter__(self): self._at = self.clock(); return self
-    def __exit__(self, *_): self.last = self.clock(); self.spent += self.last-self._at
+        self.share, self.gap = share, gap
+        self.clock, self.begun = clock, clock()
+        self.spent, self.last = 0., -gap
+    def due(self)->bool:
+        rested = self.clock()-self.last >= self.gap
+        return rested and self.spent <= self.share*(self.clock()-self.begun)
+    def __enter__(self):
+        self._at = self.clock()
+        return self
+    def __exit__(self, *_):
+        self.last = self.clock()
+        self.spent += self.last-self._at
 
 # %% ../nbs/15_live.ipynb #ff8c53da
 def jpeg(image, quality:int=85)->bytes: # PIL

@@ -18,8 +18,10 @@ import traitlets as T
 from fastcore.basics import patch
 from .core import StylekitError, caller_seeds, changed, safe_name
 from .images import load_image, open_image, sample
-from .live import Budget, LiveRun, Ticker, claim, engine_for, free_memory, in_colab, in_words, jpeg, out_of_memory, release, shared_backbone
-from .views import BeforeAfter, CutoffEditor, MaskBrush, Picture, PictureDrop, Pulse, Saver, Slider, Status, figure_png, tip
+from .live import Budget, LiveRun, Ticker, claim, engine_for, free_memory, in_colab, in_words, jpeg
+from .live import out_of_memory, release, shared_backbone
+from .views import BeforeAfter, CutoffEditor, MaskBrush, Picture, PictureDrop, Pulse, Saver, Slider, Status
+from .views import figure_png, tip
 
 # %% ../nbs/15b_panels.ipynb #64db6365
 _PANELS = {}      # where it was made -> the panel that was made there last
@@ -42,7 +44,8 @@ class Panel(W.VBox):
     def __init__(self, **kw):
         super().__init__(**kw)
         self.add_class('sk-panel')
-        self.status, self.engine, self._pending, self.closed = Status(), None, [], False
+        self.status, self.engine = Status(), None
+        self._pending, self.closed = [], False
         self.pulse = Pulse(period=250 if in_colab() else 1000, always=in_colab() or in_voila())
         self.pulse.observe(self.safely(lambda _: self._beat()), 'beat')
         self.pulse.on_msg(lambda w, content, buffers: self._view(content))
@@ -50,12 +53,15 @@ class Panel(W.VBox):
         if in_colab():
             from google.colab import output
             output.enable_custom_widget_manager()
-    def _replace(self):
-        "End the panel that was made here before"
-        place = _place(self)
-        old = _PANELS.get(place, lambda: None)()
-        if old is not None: old.shut()
-        if place: _PANELS[place] = weakref.ref(self)
+
+# %% ../nbs/15b_panels.ipynb #89d8be77
+@patch
+def _replace(self:Panel):
+    "End the panel that was made here before"
+    place = _place(self)
+    old = _PANELS.get(place, lambda: None)()
+    if old is not None: old.shut()
+    if place: _PANELS[place] = weakref.ref(self)
 
 # %% ../nbs/15b_panels.ipynb #766803f7
 @patch
@@ -78,6 +84,7 @@ def _beat(self:Panel):
     while self._pending: self._pending.pop(0)()
     if isinstance(self.engine, Ticker): self.engine.tick()
 
+# %% ../nbs/15b_panels.ipynb #84eb32d2
 @patch
 def safely(self:Panel, f, clears:bool=False): # does it take an older error away?
     "`f` as a callback, its errors shown in the panel"
@@ -111,6 +118,7 @@ def family(panel:Panel)->list:
             if w is panel: todo += vars(w).values()
     return list(found.values())
 
+# %% ../nbs/15b_panels.ipynb #dbc49fd4
 @patch
 def stop_work(self:Panel):
     "End whatever goes on here"
@@ -148,6 +156,7 @@ def _view(self:Panel, said:dict):
 def unseen(self:Panel)->bool: # has it been shown, and is its page gone?
     return self.pulse.beat > 0 and time.monotonic()-self.pulse.last > UNSEEN
 
+# %% ../nbs/15b_panels.ipynb #a44dd946
 @patch
 def go(self:Panel, working):
     "Answer the page as long as `working()`, whatever the kernel's main thread does"
@@ -171,6 +180,9 @@ def named(widget, name:str): # to find it by, in tests and style sheets
 
 def row(*widgets)->W.HBox: return named(W.HBox(widgets), 'buttons')
 
+def _grid(cells, n:int, width:int)->W.GridBox: # widgets; columns; pixels of a cell, at most
+    return W.GridBox(cells, layout=dict(grid_template_columns=f'repeat({n}, minmax(0, {width}px))', grid_gap='8px'))
+
 WIDE = dict(style=dict(description_width='118px'), layout=dict(width='98%'))
 
 # %% ../nbs/15b_panels.ipynb #61ac00f6
@@ -185,18 +197,37 @@ LAM_ENDS = dict(l2=(1e-2, 100.), l1=(1e-5, .1))   # of the slider; the size of �
 
 CURVE = dict(cutoff='cutoff', t_cutoff='t_cutoff', cutoff_power='power')   # setting -> trait of the curve
 
+def _typed(name:str)->dict: # of a setting
+    "The least and the most that may be typed, as `Slider` has them"
+    from stylekit.sms import RANGES
+    lowest, highest = RANGES[name]
+    return dict(lowest=float(lowest), highest=float(highest))
+
+# %% ../nbs/15b_panels.ipynb #2a74922b
+def _structure_slider(cfg)->Slider: # Settings
+    return slide('Keep structure', 'lam', cfg.lam, *LAM_ENDS[cfg.regulariser], 0,
+                 'To the right: coarse shapes stay where they are. To the left: the style may move them; '
+                 'at the very left nothing is held.', 'λ', log=True, zero=True, **_typed('lam'))
+
+def _strength_slider(cfg)->Slider: # Settings
+    return slide('Style strength', 'guidance', cfg.guidance_scale, 0, 10, .1,
+                 'How strongly each step is pulled to the style; 1 is as the style was learnt.',
+                 's, guidance scale', **_typed('guidance_scale'))
+
+# %% ../nbs/15b_panels.ipynb #76aef332
+def _focus_slider(cfg)->Slider: # Settings
+    return slide('Focus', 'relevance', cfg.relevance_floor, 0, 1, .05,
+                 'To the right: what has nothing to do with the style is left alone.', '1 − the least R', reverse=True)
+
+def _speed_slider(cfg)->Slider: # Settings
+    return slide('Step size', 'lr', cfg.lr, 1e-3, 1, 0,
+                 'How far the picture moves in a step: larger is faster and rougher.', 'η', log=True, **_typed('lr'))
+
 def controls(cfg # Settings to start from
             )->dict: # setting -> widget
     "The sliders that act while a run goes on; each holds its setting as it is"
-    from stylekit.sms import RANGES
-    def ends(name): return dict(zip(('lowest', 'highest'), map(float, RANGES[name])))
-    return dict(
-        lam=slide('Keep structure', 'lam', cfg.lam, *LAM_ENDS[cfg.regulariser], 0, 'To the right: coarse shapes stay where they are. To the left: the style may move them; at the very left nothing is held.',
-                  'λ', log=True, zero=True, **ends('lam')),
-        guidance_scale=slide('Style strength', 'guidance', cfg.guidance_scale, 0, 10, .1, 'How strongly each step is pulled to the style; 1 is as the style was learnt.',
-                             's, guidance scale', **ends('guidance_scale')),
-        relevance_floor=slide('Focus', 'relevance', cfg.relevance_floor, 0, 1, .05, 'To the right: what has nothing to do with the style is left alone.', '1 − the least R', reverse=True),
-        lr=slide('Step size', 'lr', cfg.lr, 1e-3, 1, 0, 'How far the picture moves in a step: larger is faster and rougher.', 'η', log=True, **ends('lr')))
+    return dict(lam=_structure_slider(cfg), guidance_scale=_strength_slider(cfg),
+                relevance_floor=_focus_slider(cfg), lr=_speed_slider(cfg))
 
 # %% ../nbs/15b_panels.ipynb #5abd0d3a
 def unread(cfg # Settings
@@ -242,56 +273,104 @@ class StylizePanel(Panel):
                  references=(), # pictures of the style, whose spectrum is shown beside the others
                  patience:float=60., # seconds, see `LiveRun`
                  silence:float=90., # under Voilà: seconds without a pulse of the page after which the run stops
-                 **changes # fields of Settings
-                ):
+                 **changes): # fields of Settings
         super().__init__()
-        from stylekit.sms import settings
-        self.model, self.device, self.simple, self.max_upload, self.queue, self.silence = backbone, device, simple, max_upload, queue, silence
-        self.patience, self.missing = patience, ''
-        cfg = settings(preset, changes.pop('method', None), **changes)
-        self.preset, self.fixed, self.run = (cfg.preset if isinstance(preset, str) else preset), changes, None
-        self.references = [load_image(r) for r in references]
-        self.opened = open_image(image if image is not None else sample('owl'))
-        self.picture = self.opened.rgb
-        styles = style if isinstance(style, list) else [style]
-        mix = [list(s) if isinstance(s, (tuple, list)) else [s, 1.] for s in styles]
-        self._make(cfg, mix, caption or ('an owl' if image is None else ''), caller_seeds(seed)[0])
-        self._arrange()
-        self.say('Ready. Say what the picture shows, and press Start.')
-    @property
-    def result(self): return self.run and self.run.result   # StylizeResult
-    @property
-    def recipe(self): return self.run and self.run.recipe   # see `live.Recipe`
-    def save(self, path # .png, .jpg, .webp
-            )->Path:
-        "Write the picture, and its recipe as JSON beside it"
-        if not self.result: raise StylekitError('there is no picture yet: press Start, and wait for the end or press Stop')
-        self.recipe.save(Path(path).with_suffix('.json'))
-        return self.result.save(path)
-    def wait(self, timeout:float=None):
-        "Until the run has ended; Ctrl-C stops it"
-        if self.engine: self.engine.wait(timeout)
-        return self.result
+        self.model, self.device = backbone, device
+        self.simple, self.max_upload = simple, max_upload
+        self.queue, self.patience = queue, patience
+        self.silence, self.missing = silence, ''
+        cfg = self._start_settings(preset, changes)
+        self._start_pictures(image, references)
+        self._build(cfg, style, caption or ('an owl' if image is None else ''), seed)
+
+# %% ../nbs/15b_panels.ipynb #ee9bd191
+@patch
+def _start_settings(self:StylizePanel, preset, changes:dict): # Settings
+    from stylekit.sms import settings
+    cfg = settings(preset, changes.pop('method', None), **changes)
+    self.preset = cfg.preset if isinstance(preset, str) else preset
+    self.fixed, self.run = changes, None
+    return cfg
+
+@patch
+def _start_pictures(self:StylizePanel, image, references):
+    self.references = [load_image(r) for r in references]
+    self.opened = open_image(image if image is not None else sample('owl'))
+    self.picture = self.opened.rgb
+
+@patch
+def _build(self:StylizePanel, cfg, style, caption:str, seed):
+    styles = style if isinstance(style, list) else [style]
+    mix = [list(s) if isinstance(s, (tuple, list)) else [s, 1.] for s in styles]
+    self._make(cfg, mix, caption, caller_seeds(seed)[0])
+    self._arrange()
+    self.say('Ready. Say what the picture shows, and press Start.')
+
+# %% ../nbs/15b_panels.ipynb #b6437b91
+@patch(as_prop=True)
+def result(self:StylizePanel): return self.run and self.run.result   # StylizeResult
+
+@patch(as_prop=True)
+def recipe(self:StylizePanel): return self.run and self.run.recipe   # see `live.Recipe`
+
+@patch
+def save(self:StylizePanel, path # .png, .jpg, .webp
+        )->Path:
+    "Write the picture, and its recipe as JSON beside it"
+    if not self.result:
+        raise StylekitError('there is no picture yet: press Start, and wait for the end or press Stop')
+    self.recipe.save(Path(path).with_suffix('.json'))
+    return self.result.save(path)
+
+@patch
+def wait(self:StylizePanel, timeout:float=None):
+    "Until the run has ended; Ctrl-C stops it"
+    if self.engine: self.engine.wait(timeout)
+    return self.result
 
 # %% ../nbs/15b_panels.ipynb #fe6ceccd
 @patch
 def _make(self:StylizePanel, cfg, mix, caption, seed):
     "The widgets"
-    self._make_what(cfg, mix, caption, seed)
+    self._make_what(mix, caption, seed)
     self.controls, self.curve = controls(cfg), named(CutoffEditor(), 'cutoff')
     write_controls(cfg, self.controls, self.curve)
-    self.start, self.pause, self.stop_, self.back = (self.button(*a) for a in (
-        ('Start', self._start, 'Begin, from the picture as it is', 'start'), ('Pause', self._pause, 'Stand still; press again to go on', 'pause'),
-        ('Stop', self._stop, 'End here and keep the picture as it is', 'stop'), ('Rewind', self._rewind, 'Back to the step chosen beside this, with the settings as they are now', 'rewind')))
+    self._make_buttons()
     self.to = slide('to step', 'to', 0, 0, max(1, cfg.steps), 1, 'The step to go back to', whole=True)
     self.bar = W.IntProgress(0, 0, cfg.steps, layout=dict(width='98%'))
-    self.view, self.brush = BeforeAfter(before=jpeg(self.picture), after=jpeg(self.picture)), named(MaskBrush(image=jpeg(self.picture)), 'brush')
-    alts = dict(Losses='curves of the pulls of style and spectrum, step by step', Spectra='curves of the energy at each frequency', Relevance='the source, and where the style acts')
-    self.plots = {n: named(Picture(alt=a), 'plot') for n, a in alts.items()}
+    self._make_views()
+    self._make_savers()
+
+@patch
+def _make_buttons(self:StylizePanel):
+    self.start = self.button('Start', self._start, 'Begin, from the picture as it is', 'start')
+    self.pause = self.button('Pause', self._pause, 'Stand still; press again to go on', 'pause')
+    self.stop_ = self.button('Stop', self._stop, 'End here and keep the picture as it is', 'stop')
+    back = 'Back to the step chosen beside this, with the settings as they are now'
+    self.back = self.button('Rewind', self._rewind, back, 'rewind')
+
+# %% ../nbs/15b_panels.ipynb #36764185
+_PLOTS = dict(Losses='curves of the pulls of style and spectrum, step by step',   # name of a tab -> what it shows
+              Spectra='curves of the energy at each frequency',
+              Relevance='the source, and where the style acts')
+
+@patch
+def _make_views(self:StylizePanel):
+    picture = jpeg(self.picture)
+    self.view = BeforeAfter(before=picture, after=picture)
+    self.brush = named(MaskBrush(image=picture), 'brush')
+    self.plots = {n: named(Picture(alt=alt), 'plot') for n, alt in _PLOTS.items()}
     self.told = named(W.HTML('<i>nothing has been changed yet</i>'), 'log-box')
-    self.savers = [self._saver(self._png, 'save', 'Save picture', 'stylized.png', 'The picture, with how it was made in its metadata'),
-                   self._saver(lambda: self.recipe.text(), 'recipe', 'Save recipe', 'recipe.json', 'All settings and changes: the same picture can be made again'),
-                   self._saver(lambda: self.recipe.code(), 'code', 'Copy as code', '', 'The run as Python')]
+
+# %% ../nbs/15b_panels.ipynb #b974062b
+@patch
+def _make_savers(self:StylizePanel):
+    self.savers = [
+        self._saver(self._png, 'save', 'Save picture', 'stylized.png',
+                    'The picture, with how it was made in its metadata'),
+        self._saver(lambda: self.recipe.text(), 'recipe', 'Save recipe', 'recipe.json',
+                    'All settings and changes: the same picture can be made again'),
+        self._saver(lambda: self.recipe.code(), 'code', 'Copy as code', '', 'The run as Python')]
 
 @patch
 def _saver(self:StylizePanel, make, name, label, file, plain)->Saver:
@@ -299,64 +378,98 @@ def _saver(self:StylizePanel, make, name, label, file, plain)->Saver:
 
 # %% ../nbs/15b_panels.ipynb #db223759
 @patch
-def _make_what(self:StylizePanel, cfg, mix, caption, seed):
+def _make_what(self:StylizePanel, mix, caption, seed):
     "What is fixed at Start: picture, caption, styles, preset, seed"
-    from stylekit.lora import styles
-    said = {str(s): w for s,w in mix}
-    self.upload = named(PictureDrop(self.safely(self._coming), self.safely(self._uploaded), self.safely(self._no_picture), max_bytes=self.max_upload,
+    heard = [self.safely(f) for f in (self._coming, self._uploaded, self._no_picture)]
+    self.upload = named(PictureDrop(*heard, max_bytes=self.max_upload,
                                     tip='A picture file; it may be dropped or pasted here as well'), 'upload')
-    self.caption = named(W.Text(caption, description='Shows', placeholder='a cat face', tooltip='What the picture shows, in a few words, without the style', **WIDE), 'caption')
-    self.styles = {n: slide(n, f'style-{Path(n).stem}', said.get(n, 0.), 0, 1.5, .05, f'How much of the style {n}; 0: not at all', lowest=0., highest=2.)
-                   for n in dict.fromkeys([*said, *styles()])}
+    self.caption = named(W.Text(caption, description='Shows', placeholder='a cat face',
+                                tooltip='What the picture shows, in a few words, without the style', **WIDE), 'caption')
+    self._make_styles({str(s): w for s,w in mix})
+    self._make_presets()
+    self.seed = named(W.IntText(seed, description='Seed', tooltip='The same seed and recipe give the same picture',
+                                style=dict(description_width='50px'), layout=dict(width='180px')), 'seed')
+
+# %% ../nbs/15b_panels.ipynb #ab636474
+@patch
+def _make_styles(self:StylizePanel, given:dict): # name -> strength
+    from stylekit.lora import styles
+    self.styles = {n: slide(n, f'style-{Path(n).stem}', given.get(n, 0.), 0, 1.5, .05,
+                            f'How much of the style {n}; 0: not at all', lowest=0., highest=2.)
+                   for n in dict.fromkeys([*given, *styles()])}
+
+@patch
+def _make_presets(self:StylizePanel):
     known = {'fast': 'fast', 'paper': 'paper'}
     own = self.preset if isinstance(self.preset, str) else 'as given'
     if self.preset not in known.values(): known = {own: self.preset} | known
     self.presets = named(W.Dropdown(options=[*known.items()], value=self.preset, description='Preset',
                                     tooltip='Settings to start from', **WIDE), 'preset')
-    self.seed = named(W.IntText(seed, description='Seed', tooltip='The same seed and recipe give the same picture', style=dict(description_width='50px'), layout=dict(width='180px')), 'seed')
 
 # %% ../nbs/15b_panels.ipynb #3ee98dd1
 @patch
 def _arrange(self:StylizePanel):
     "Where they stand, and who listens to whom"
-    self.tabs = named(W.Tab([*self.plots.values(), self.brush, self.told], titles=[*self.plots, 'Protect', 'Changes']), 'tabs')
-    c, buttons = self.controls, row(self.start, self.pause, self.stop_)
-    if self.simple:
-        left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self._make_choice(), c['guidance_scale'], c['lam'], self._make_detail(), buttons, self.bar, self.status]
-        right = [self.view, row(*self.savers[:2])]
-    else:
-        left = [row(self.upload, self.seed), self.caption, *self.styles.values(), self.presets, *c.values(), W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve]
-        right = [buttons, row(self.back, self.to), self.bar, self.status, self.view, row(*self.savers), self.tabs]
+    tabs = [*self.plots.values(), self.brush, self.told]
+    self.tabs = named(W.Tab(tabs, titles=[*self.plots, 'Protect', 'Changes']), 'tabs')
+    left, right = self._simple_columns() if self.simple else self._full_columns()
     self.children = [self.pulse, columns(left, right)]
-    for w in (*c.values(), *self.styles.values()): w.observe(self.safely(lambda _: self._want()), 'value')
-    self.curve.observe(self.safely(lambda _: self._want()), ['t_cutoff', 'cutoff', 'power'])
+    self._listen()
+    self._buttons()
+
+@patch
+def _simple_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
+    left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self._make_choice(),
+            self.controls['guidance_scale'], self.controls['lam'], self._make_detail(),
+            row(self.start, self.pause, self.stop_), self.bar, self.status]
+    return left, [self.view, row(*self.savers[:2])]
+
+@patch
+def _full_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
+    left = [row(self.upload, self.seed), self.caption, *self.styles.values(), self.presets, *self.controls.values(),
+            W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve]
+    right = [row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status, self.view,
+             row(*self.savers), self.tabs]
+    return left, right
+
+# %% ../nbs/15b_panels.ipynb #accc1e11
+@patch
+def _listen(self:StylizePanel):
+    "Who listens to whom"
+    want = self.safely(lambda _: self._want())
+    plot = self.safely(lambda _: self._plot())
+    for w in (*self.controls.values(), *self.styles.values()): w.observe(want, 'value')
+    self.curve.observe(want, ['t_cutoff', 'cutoff', 'power'])
     self.brush.observe(self.safely(lambda ch: self.run and self.run.want(keep=ch['new'])), 'mask')
     self.presets.observe(self.safely(lambda ch: self._use_preset(ch['new'])), 'value')
-    self.tabs.observe(self.safely(lambda _: self._plot()), 'selected_index')
-    self.pulse.observe(self.safely(lambda _: self._plot()), 'dark')
-    self._buttons()
+    self.tabs.observe(plot, 'selected_index')
+    self.pulse.observe(plot, 'dark')
 
 # %% ../nbs/15b_panels.ipynb #bc8683de
 @patch
 def _make_choice(self:StylizePanel)->W.Dropdown:
     "One style instead of a mix"
     chosen = max(self.styles, key=lambda n: self.styles[n].value)
-    self.choice = named(W.Dropdown(options=list(self.styles), value=chosen, description='Style', tooltip='Fixed while a picture is made', **WIDE), 'choice')
+    self.choice = named(W.Dropdown(options=list(self.styles), value=chosen, description='Style',
+                                   tooltip='Fixed while a picture is made', **WIDE), 'choice')
     self.choice.observe(self.safely(lambda ch: self._choose(ch['new'], ch['old'])), 'value')
     return self.choice
 
 @patch
 def _choose(self:StylizePanel, name:str, before:str):
-    if self.run and self.run.going and name not in dict(self.run.mix):
+    going = self.run and self.run.going
+    if going and name not in dict(self.run.mix):
         self.choice.value = before
         raise StylekitError(f'this picture is made in the style {before}: press Stop, then choose another')
-    if self.run and self.run.going: return
+    if going: return
     for n, s in self.styles.items(): s.value = float(n==name)
 
+# %% ../nbs/15b_panels.ipynb #3ba29a03
 @patch
 def _make_detail(self:StylizePanel)->Slider:
     "The height of the cut-off curve instead of its shape"
-    self.detail = slide('Hold details', 'detail', self.curve.cutoff, 0, 1, .05, 'To the right: fine structure is held as well, not only coarse shapes.', 'cut-off')
+    self.detail = slide('Hold details', 'detail', self.curve.cutoff, 0, 1, .05,
+                        'To the right: fine structure is held as well, not only coarse shapes.', 'cut-off')
     T.link((self.detail, 'value'), (self.curve, 'cutoff'))
     return self.detail
 
@@ -372,12 +485,14 @@ def _uploaded(self:StylizePanel, name:str, data:bytes, note:str=''):
     except Exception as e: return self._no_picture(in_words(e))
     self._take_picture(opened)
     self.say('', error=True)
-    picture = self.picture
-    self.say(f'{picture.width} × {picture.height} pixels{", " if note else ""}{note}. Say what the picture shows, and press Start.')
+    size = f'{self.picture.width} × {self.picture.height} pixels'
+    self.say(f'{size}{", " if note else ""}{note}. Say what the picture shows, and press Start.')
 
+# %% ../nbs/15b_panels.ipynb #d030d18d
 @patch
 def _take_picture(self:StylizePanel, opened):
-    self.opened, self.picture, self.missing = opened, opened.rgb, ''
+    self.opened, self.picture = opened, opened.rgb
+    self.missing = ''
     self._show_picture(jpeg(self.picture))
 
 @patch
@@ -402,6 +517,7 @@ def kept_fixed(self:StylizePanel, preset # name, or Settings
     off = unread(changed(base, self.fixed))
     return {f: v for f, v in self.fixed.items() if f not in off}
 
+# %% ../nbs/15b_panels.ipynb #73931769
 @patch
 def _use_preset(self:StylizePanel, preset):
     from stylekit.sms import settings
@@ -428,31 +544,37 @@ def _want(self:StylizePanel):
 # %% ../nbs/15b_panels.ipynb #9d7c7188
 @patch
 def _start(self:StylizePanel):
-    if self.run and self.run.going: raise StylekitError('a run is going on here: stop it first')
-    if self.missing: raise StylekitError(f'{self.missing}: choose one, then press Start')
-    if not self._mix(): raise StylekitError('no style is chosen: give one of them a strength above 0')
+    self._check_ready()
     if self.run: self.run.let_go()
-    how = self.kept_fixed(self.preset) | read_controls(self.controls, self.curve)
+    wanted = self.kept_fixed(self.preset) | read_controls(self.controls, self.curve)
     self.run = LiveRun(self.opened, self._mix(), self.caption.value, backbone=self.model, device=self.device,
                        preset=self.preset, seed=self.seed.value, keep=self.brush.mask or None,
-                       queue=self.queue, patience=self.patience, **how)
+                       queue=self.queue, patience=self.patience, **wanted)
     self.begun_preset, self.run.abandoned = self.preset, self.unseen
     self.to.max = self.to.highest = self.bar.max = self.run.cfg.steps
     self.run.listeners.append(self._look)
     self.engine = engine_for(self.run)
     self._begin()
 
+@patch
+def _check_ready(self:StylizePanel):
+    if self.run and self.run.going: raise StylekitError('a run is going on here: stop it first')
+    if self.missing: raise StylekitError(f'{self.missing}: choose one, then press Start')
+    if not self._mix(): raise StylekitError('no style is chosen: give one of them a strength above 0')
+
 # %% ../nbs/15b_panels.ipynb #52df91da
 @patch
 def _begin(self:StylizePanel):
     "The engine goes, and the views count anew"
-    self.previews, self.looks, self.begun, self.last_said = Budget(.05), Budget(.02, .5), time.monotonic(), 0.
+    self.previews, self.looks = Budget(.05), Budget(.02, .5)
+    self.begun, self.last_said = time.monotonic(), 0.
     self.shown_state, self.logged = '', 0
     run = self.run
     self.engine.start()
     self.go(lambda: run.going)
     self._buttons()
 
+# %% ../nbs/15b_panels.ipynb #acd1fd80
 @patch
 def _pause(self:StylizePanel):
     if self.run.state=='paused': self.engine.resume()
@@ -494,7 +616,8 @@ def let_go(self:StylizePanel):
 def _buttons(self:StylizePanel):
     run = self.run
     going = bool(run) and run.going
-    self.start.disabled, self.pause.disabled, self.stop_.disabled = going, not going, not going
+    self.start.disabled, self.pause.disabled = going, not going
+    self.stop_.disabled = not going
     self.back.disabled = self.to.disabled = not (run and run.run)
     self.pause.description = 'Resume' if going and run.state=='paused' else 'Pause'
     for s in self.savers: s.enabled = bool(self.result)
@@ -507,18 +630,26 @@ def _buttons(self:StylizePanel):
 def _look(self:StylizePanel, run:LiveRun):
     now = time.monotonic()
     if self.closed or run is not self.run: return
-    if in_voila() and now-max(self.pulse.last, self.begun) > self.silence and not run.ended: run.stop()
+    unheard = now-max(self.pulse.last, self.begun) > self.silence
+    if in_voila() and unheard and not run.ended: run.stop()
     if run.trouble:
         self.say(run.trouble, error=True)
         run.trouble = ''
     if run.ended: return self._look_last(run)
-    if self.previews.due() and run.run and run.has_turn and run.state=='running' and (self.view.ready or now-self.seen_at > 2):
-        with self.previews: self.view.show(run.run.images()[0])   # picture out
-        self.seen_at = now
+    self._preview(run, now)
     changed = self.shown_state != (run.state, run.has_turn)
     if changed or now-self.last_said > .1: self._look_at_step(run, changed)
     if self.looks.due() and run.has_turn:
         with self.looks: self._plot()
+
+# %% ../nbs/15b_panels.ipynb #121e1303
+@patch
+def _preview(self:StylizePanel, run:LiveRun, now:float): # seconds, as of `time.monotonic`
+    "The picture so far, if views have time for it and the page has shown the last one"
+    if not self.previews.due() or not run.run or not run.has_turn or run.state!='running': return
+    if not self.view.ready and now-self.seen_at <= 2: return
+    with self.previews: self.view.show(run.run.images()[0])   # picture out
+    self.seen_at = now
 
 # %% ../nbs/15b_panels.ipynb #36706c46
 @patch
@@ -542,6 +673,7 @@ def _in_words(self:StylizePanel, run:LiveRun)->str:
     if not run.has_turn: return f'{paused} Others may have the turn now; Resume gets in line again.'
     return f'{paused} After {run.patience:g} seconds the turn goes to whoever waits.'
 
+# %% ../nbs/15b_panels.ipynb #3ac443b9
 @patch
 def _look_last(self:StylizePanel, run:LiveRun):
     "How it ended"
@@ -558,28 +690,39 @@ def _look_last(self:StylizePanel, run:LiveRun):
     self.bar.value = self.to.value = run.k
 
 # %% ../nbs/15b_panels.ipynb #ef0a09d9
-StylizePanel.seen_at, StylizePanel.logged, StylizePanel.shown_state, StylizePanel.begun = 0., 0, '', 0.
+StylizePanel.seen_at, StylizePanel.begun = 0., 0.
+StylizePanel.logged, StylizePanel.shown_state = 0, ''
 
 def _short(value)->str: # of a change
     if isinstance(value, float): return f'{value:.3g}'
     if isinstance(value, tuple): return '(' + ', '.join(f'{x:.3g}' for x in value) + ')'
     return 'mask' if isinstance(value, str) and value else str(value)
 
+def _log_line(step:int, change:dict)->str: # HTML
+    return html.escape(f'step {step}: ' + ', '.join(f'{f} {_short(v)}' for f,v in change.items()))
+
 @patch
 def _log(self:StylizePanel):
     changes = self.run.run.changes if self.run.run else []
     self.logged = len(changes)
-    lines = [html.escape(f'step {k}: ' + ', '.join(f'{f} {_short(v)}' for f,v in c.items())) for k,c in reversed(changes)]
-    self.told.value = f'<div class="sk-log">{"<br>".join(lines)}</div>' if lines else '<i>nothing has been changed yet</i>'
+    lines = '<br>'.join(_log_line(k, c) for k,c in reversed(changes))
+    self.told.value = f'<div class="sk-log">{lines}</div>' if lines else '<i>nothing has been changed yet</i>'
 
 # %% ../nbs/15b_panels.ipynb #be5ac1a6
 @patch
 def _png(self:StylizePanel)->bytes:
-    with tempfile.TemporaryDirectory() as d: return self.result.save(Path(d)/'stylized.png').read_bytes()   # picture out
+    with tempfile.TemporaryDirectory() as d:
+        return self.result.save(Path(d)/'stylized.png').read_bytes()   # picture out
 
 # %% ../nbs/15b_panels.ipynb #f10713d2
 def _no_axes(axs):
-    for a in axs: a.set_xticks([]), a.set_yticks([])
+    for ax in axs:
+        ax.set_xticks([])
+        ax.set_yticks([])
+
+def _titled(ax, title:str, xlabel:str=''):
+    ax.set_title(title, fontsize=8)
+    if xlabel: ax.set_xlabel(xlabel, fontsize=7)
 
 # %% ../nbs/15b_panels.ipynb #c2fc3727
 @patch
@@ -594,30 +737,49 @@ def _plot(self:StylizePanel):
 # %% ../nbs/15b_panels.ipynb #6e4f6f26
 @patch
 def _losses(self:StylizePanel, axs):
-    recs = list(self.run.run.records)
-    for ax, (k, title) in zip(axs, dict(style='pull of the style, rms of R⊙g', psr='pull of the spectrum, rms before λ').items()):
-        points = [(i, r[k]) for i,r in enumerate(recs) if k in r]
-        if points: ax.plot(*zip(*[(i, float(v[0])) for i,v in points]), lw=1)
-        ax.set_title(title, fontsize=8), ax.set_xlabel('step', fontsize=7)
+    records = list(self.run.run.records)
+    titles = dict(style='pull of the style, rms of R⊙g', psr='pull of the spectrum, rms before λ')
+    for ax, (k, title) in zip(axs, titles.items()):
+        points = [(i, float(r[k][0])) for i,r in enumerate(records) if k in r]
+        if points: ax.plot(*zip(*points), lw=1)
+        _titled(ax, title, 'step')
+
+# %% ../nbs/15b_panels.ipynb #96c79c9e
+@patch
+def _reference_latents(self:StylizePanel, backbone, device): # (B, C, h, w)
+    "Of the pictures of the style, encoded once"
+    from stylekit.images import image_to_tensor
+    from torch import cat
+    if not hasattr(self, '_style_z'):
+        xs = [image_to_tensor(r.resize(self.picture.size)) for r in self.references]
+        self._style_z = cat([backbone.encode(x.to(device)) for x in xs])
+    return self._style_z
 
 @patch
 def _spectra(self:StylizePanel, ax):
     from stylekit.spectrum import radial_spectrum
     run = self.run.run
-    if self.references and not hasattr(self, '_style_z'):
-        from stylekit.images import image_to_tensor
-        from torch import cat
-        self._style_z = cat([run.backbone.encode(image_to_tensor(r.resize(self.picture.size)).to(run.z.device)) for r in self.references])
-    for z, label in ((run.z_src, 'source'), (run.z, 'now'), *([(self._style_z, 'style')] if self.references else [])): ax.semilogy(radial_spectrum(z, 24).mean((0, 1)).cpu(), lw=1.2, label=label)
-    ax.set_title('energy of the latents, coarse to fine', fontsize=8), ax.legend(fontsize=7, frameon=False)
+    drawn = dict(source=run.z_src, now=run.z)
+    if self.references: drawn['style'] = self._reference_latents(run.backbone, run.z.device)
+    for label, z in drawn.items():
+        ax.semilogy(radial_spectrum(z, 24).mean((0, 1)).cpu(), lw=1.2, label=label)
+    _titled(ax, 'energy of the latents, coarse to fine')
+    ax.legend(fontsize=7, frameon=False)
 
+# %% ../nbs/15b_panels.ipynb #5b4a2701
 @patch
 def _relevance(self:StylizePanel, axs):
     grid, cfg = getattr(self.run.run.method, 'grid', None), self.run.run.cfg
-    axs[0].imshow(self.picture), axs[0].set_title('source', fontsize=8)
-    if grid is not None: axs[1].imshow(grid(grid.ts[1:2].long(), cfg.relevance_floor)[0, 0].cpu(), cmap='magma', vmin=0, vmax=1)
-    else: axs[1].text(.5, .5, 'asked anew at every step' if cfg.relevance=='released' else 'everywhere alike', ha='center', fontsize=8)
-    axs[1].set_title('where the style acts (R)', fontsize=8), _no_axes(axs)
+    axs[0].imshow(self.picture)
+    _titled(axs[0], 'source')
+    if grid is None:
+        where = 'asked anew at every step' if cfg.relevance=='released' else 'everywhere alike'
+        axs[1].text(.5, .5, where, ha='center', fontsize=8)
+    else:
+        relevance = grid(grid.ts[1:2].long(), cfg.relevance_floor)[0, 0]
+        axs[1].imshow(relevance.cpu(), cmap='magma', vmin=0, vmax=1)
+    _titled(axs[1], 'where the style acts (R)')
+    _no_axes(axs)
 
 # %% ../nbs/15b_panels.ipynb #bb0d1534
 class SpectrumPanel(Panel):
@@ -628,31 +790,45 @@ class SpectrumPanel(Panel):
         super().__init__()
         self.pictures = [load_image(i) for i in images] or [sample('owl', 'shaded'), sample('owl', 'ink')]
         for p in self.pictures: p.thumbnail((side, side))
-        self.cut = slide('Cut-off', 'cut', cutoff, 0, 1, .01, 'How much of the spectrum is kept, from coarse to fine', 'cut-off')
-        self.views = [[Picture(alt='what is kept'), Picture(alt='what is left out')] for _ in self.pictures]
-        self.plot = named(Picture(alt='curves of the energy at each frequency'), 'plot')
+        self._make(cutoff)
         self.cut.observe(self.safely(lambda _: self.look()), 'value')
         self.pulse.observe(self.safely(lambda _: self.look()), 'dark')
-        self.children = [self.pulse, self.cut, columns(*([W.HTML('<b>kept</b>, and what is left out'), named(W.HBox(v), 'pairs')] for v in self.views)), self.plot, self.status]
         self.safely(self.look)()
+
+# %% ../nbs/15b_panels.ipynb #c3c5d930
+@patch
+def _make(self:SpectrumPanel, cutoff:float):
+    "The widgets"
+    self.cut = slide('Cut-off', 'cut', cutoff, 0, 1, .01, 'How much of the spectrum is kept, from coarse to fine',
+                     'cut-off')
+    self.views = [[Picture(alt='what is kept'), Picture(alt='what is left out')] for _ in self.pictures]
+    self.plot = named(Picture(alt='curves of the energy at each frequency'), 'plot')
+    pairs = [[W.HTML('<b>kept</b>, and what is left out'), named(W.HBox(v), 'pairs')] for v in self.views]
+    self.children = [self.pulse, self.cut, columns(*pairs), self.plot, self.status]
 
 # %% ../nbs/15b_panels.ipynb #59e74158
 @patch
 def look(self:SpectrumPanel):
     "Draw what the slider says"
     from stylekit.images import image_to_tensor, tensor_to_image
-    from stylekit.spectrum import lowpass, radial_spectrum
+    from stylekit.spectrum import lowpass
     xs = [image_to_tensor(p) for p in self.pictures]
     for x, (kept, rest) in zip(xs, self.views):
         low = lowpass(x, self.cut.value)
-        kept.value, rest.value = jpeg(tensor_to_image(low.clamp(0, 1))), jpeg(tensor_to_image((x-low+.5).clamp(0, 1)))
-    def draw(ax):
-        for i, x in enumerate(xs):
-            e = radial_spectrum(x[0].mean(0), 48)
-            ax.semilogy([(b+.5)/48 for b in range(48)], e, lw=1.2, label=f'picture {i+1}')
-        ax.axvline(self.cut.value, color='#d33', lw=1)
-        ax.set_xlabel('frequency, coarse to fine', fontsize=7), ax.set_title('energy of the grey picture', fontsize=8), ax.legend(fontsize=7, frameon=False)
-    self.plot.value = figure_png(draw, size=(5, 1.9), dark=self.pulse.dark)
+        kept.value = jpeg(tensor_to_image(low.clamp(0, 1)))
+        rest.value = jpeg(tensor_to_image((x-low+.5).clamp(0, 1)))
+    self.plot.value = figure_png(lambda ax: self._draw(ax, xs), size=(5, 1.9), dark=self.pulse.dark)
+
+@patch
+def _draw(self:SpectrumPanel, ax, xs): # pictures (1, 3, h, w)
+    from stylekit.spectrum import radial_spectrum
+    middles = [(b+.5)/48 for b in range(48)]
+    for i, x in enumerate(xs):
+        energy = radial_spectrum(x[0].mean(0), 48)
+        ax.semilogy(middles, energy, lw=1.2, label=f'picture {i+1}')
+    ax.axvline(self.cut.value, color='#d33', lw=1)
+    _titled(ax, 'energy of the grey picture', 'frequency, coarse to fine')
+    ax.legend(fontsize=7, frameon=False)
 
 # %% ../nbs/15b_panels.ipynb #e29495c3
 class ComparePanel(Panel):
@@ -662,24 +838,40 @@ class ComparePanel(Panel):
                  target:StylizePanel=None, # whose controls take what is adopted
                  backbone=None, device:str=None, preset:str='fast', seed:int=0, **changes): # as `StylizePanel`
         super().__init__()
-        self.opened, self.chosen, self.target = open_image(image if image is not None else sample('owl')), None, target
+        self.opened = open_image(image if image is not None else sample('owl'))
         self.picture = self.opened.rgb
-        how = dict(device=device, preset=preset, seed=seed) | changes
-        self.cells = {(l, g): (how | dict(lam=l, guidance_scale=g)) for l in lam for g in guidance_scale}
-        self.style, self.caption, self.backbone, self.results, self.now = style, caption or ('an owl' if image is None else ''), backbone, {}, None
-        self.views = {c: Picture(value=jpeg(self.picture), alt=f'λ {c[0]:g}, guidance {c[1]:g}') for c in self.cells}
-        self.picks = {c: self.button('Adopt', lambda c=c: self.adopt(c), f'Use λ {c[0]:g} and guidance {c[1]:g}', 'adopt', disabled=True) for c in self.cells}
-        self.start = self.button('Start', self._start, 'Draw every picture of the grid', 'start')
-        self.stop_ = self.button('Stop', self._stop, 'End here and keep what is there', 'stop', disabled=True)
-        label = lambda c: W.HTML(f'<small>λ {c[0]:g} · guidance {c[1]:g}</small>')
-        grid = W.GridBox([named(W.VBox([self.views[c], row(label(c), self.picks[c])]), 'cell') for c in self.cells],
-                         layout=dict(grid_template_columns=f'repeat({len(guidance_scale)}, minmax(0, 220px))', grid_gap='8px'))
-        self.children = [self.pulse, row(self.start, self.stop_), self.status, grid]
+        self.chosen, self.target = None, target
+        base = dict(device=device, preset=preset, seed=seed) | changes
+        self.cells = {(l, g): (base | dict(lam=l, guidance_scale=g)) for l in lam for g in guidance_scale}
+        self.style, self.caption = style, caption or ('an owl' if image is None else '')
+        self.backbone, self.now = backbone, None
+        self.results = {}
+        self._make(len(guidance_scale))
         self.say('λ grows downwards, guidance to the right.')
+
+# %% ../nbs/15b_panels.ipynb #d0a3b421
+@patch
+def _make(self:ComparePanel, n:int): # columns
+    "The widgets"
+    self.views, self.picks = {}, {}
+    boxes = [self._cell(c) for c in self.cells]
+    self.start = self.button('Start', self._start, 'Draw every picture of the grid', 'start')
+    self.stop_ = self.button('Stop', self._stop, 'End here and keep what is there', 'stop', disabled=True)
+    self.children = [self.pulse, row(self.start, self.stop_), self.status, _grid(boxes, n, 220)]
+
+@patch
+def _cell(self:ComparePanel, cell:tuple): # (λ, guidance)
+    lam, scale = cell
+    self.views[cell] = Picture(value=jpeg(self.picture), alt=f'λ {lam:g}, guidance {scale:g}')
+    self.picks[cell] = self.button('Adopt', lambda: self.adopt(cell), f'Use λ {lam:g} and guidance {scale:g}', 'adopt',
+                                   disabled=True)
+    label = W.HTML(f'<small>λ {lam:g} · guidance {scale:g}</small>')
+    return named(W.VBox([self.views[cell], row(label, self.picks[cell])]), 'cell')
 
 # %% ../nbs/15b_panels.ipynb #b9b28a62
 @patch(as_prop=True)
 def ended(self:ComparePanel)->bool: return self.state in ('done', 'stopped', 'error')
+
 @patch
 def advance(self:ComparePanel)->bool:
     "One step of the run in progress, or the first of the next"
@@ -690,12 +882,17 @@ def advance(self:ComparePanel)->bool:
         self.now = c, LiveRun(self.opened, self.style, self.caption, backbone=self.backbone, **self.cells[c])
     run = self.now[1]
     run.advance()
-    if run.ended and run.state=='error': self.say(run.note, True); self.state = 'error'; return self._end(False)
-    return True
+    if not run.ended or run.state!='error': return True
+    self.say(run.note, True)
+    self.state = 'error'
+    return self._end(False)
+
+# %% ../nbs/15b_panels.ipynb #b8a469cb
 @patch
 def stop(self:ComparePanel):
     self.state = 'stopped'
     if self.now: self.now[1].stop()
+
 @patch
 def tell(self:ComparePanel, state=None, note=None): self.state = state or self.state
 
@@ -704,6 +901,7 @@ def tell(self:ComparePanel, state=None, note=None): self.state = state or self.s
 def wait(self:ComparePanel, timeout:float=None)->dict: # (λ, guidance) -> StylizeResult
     if self.engine: self.engine.wait(timeout)
     return self.results
+
 @patch
 def adopt(self:ComparePanel, cell:tuple): # (λ, guidance)
     "Make a cell's settings the ones to go on with"
@@ -718,8 +916,10 @@ def adopt(self:ComparePanel, cell:tuple): # (λ, guidance)
 # %% ../nbs/15b_panels.ipynb #2e342e1c
 @patch
 def _start(self:ComparePanel):
-    for how in self.cells.values(): LiveRun(self.opened, self.style, self.caption, **how)   # what is wrong is said before any work
-    self.todo, self.now, self.state = [c for c in self.cells if c not in self.results], None, 'running'
+    for given in self.cells.values():                 # what is wrong is said before any work
+        LiveRun(self.opened, self.style, self.caption, **given)
+    self.todo = [c for c in self.cells if c not in self.results]
+    self.now, self.state = None, 'running'
     self.start.disabled, self.stop_.disabled = True, False
     self.engine = engine_for(self)
     self.engine.start()
@@ -728,17 +928,20 @@ def _start(self:ComparePanel):
 @patch
 def _stop(self:ComparePanel): self.engine.stop()
 
+# %% ../nbs/15b_panels.ipynb #22fb2c64
 @patch
 def _keep(self:ComparePanel, cell, run):
     if run.state != 'done': return
-    self.results[cell], self.views[cell].value, self.picks[cell].disabled = run.result, jpeg(run.result.image), False
+    self.results[cell] = run.result
+    self.views[cell].value, self.picks[cell].disabled = jpeg(run.result.image), False
     run.let_go()
     self.say(f'{len(self.results)} of {len(self.cells)} pictures.')
 
 @patch
 def _end(self:ComparePanel, say:bool=True)->bool:
     self.state = self.state if self.state in ('stopped', 'error') else 'done'
-    self.start.disabled, self.stop_.disabled, self.now = False, True, None
+    self.start.disabled, self.stop_.disabled = False, True
+    self.now = None
     if say: self.say(f'{len(self.results)} of {len(self.cells)} pictures. Click Adopt below the one you like.')
     return False
 
@@ -767,18 +970,36 @@ class LoraPanel(Panel):
                  strength:float=.35, # of the redrawing, in (0, 1)
                  backbone=None, device:str=None, out='styles', **changes): # to `train_lora`
         super().__init__()
-        self.watched, self.words, self.strength = load_image(watch) if watch is not None else sample('owl'), caption, strength
+        self.watched = load_image(watch) if watch is not None else sample('owl')
+        self.words, self.strength = caption, strength
         self.backbone, self.how = backbone, dict(device=device, out=out) | changes
-        self.style, self.frames, self.checks, self.thread = None, [], [], None
-        self._enough, self._stopping, self.trained = False, False, ('', '')    # folder and name of the training
-        self.folder = named(W.Text(str(folder), description='Folder', placeholder='pictures/', tooltip='Where the pictures of the style are; captions in .txt files of the same name', **WIDE), 'folder')
-        self.name = named(W.Text(name, description='Name', placeholder='the folder\'s', tooltip='The style is found by this name later', **WIDE), 'name')
-        self.start = self.button('Train', self._start, 'Begin, or go on where it was', 'start')
-        self.good = self.button('Good enough', self._good, 'End at the next check and keep the best weights so far', 'good', disabled=True)
-        self.stop_ = self.button('Stop', self.stop_work, 'End at once; Train goes on later from the last check', 'stop', disabled=True)
-        self.view, self.strip, self.plot = BeforeAfter(before=jpeg(self.watched), after=jpeg(self.watched)), row(), named(Picture(alt='curves of the error on learnt and held-out pictures'), 'plot')
-        self.children = [self.pulse, columns([self.folder, self.name, row(self.start, self.good, self.stop_), self.status, self.plot], [self.view, self.strip])]
+        self.style, self.thread = None, None
+        self.frames, self.checks = [], []
+        self._enough, self._stopping = False, False
+        self.trained = '', ''    # folder and name of the training
+        self._make_fields(str(folder), name)
+        self._make_views()
         self.say('Give a folder of 1 to some dozens of pictures of one style.')
+
+# %% ../nbs/15b_panels.ipynb #fb32ba3a
+@patch
+def _make_fields(self:LoraPanel, folder:str, name:str):
+    where = 'Where the pictures of the style are; captions in .txt files of the same name'
+    self.folder = named(W.Text(folder, description='Folder', placeholder='pictures/', tooltip=where, **WIDE), 'folder')
+    self.name = named(W.Text(name, description='Name', placeholder='the folder\'s',
+                             tooltip='The style is found by this name later', **WIDE), 'name')
+    self.start = self.button('Train', self._start, 'Begin, or go on where it was', 'start')
+    self.good = self.button('Good enough', self._good, 'End at the next check and keep the best weights so far', 'good',
+                            disabled=True)
+    self.stop_ = self.button('Stop', self.stop_work, 'End at once; Train goes on later from the last check', 'stop',
+                             disabled=True)
+
+@patch
+def _make_views(self:LoraPanel):
+    self.view, self.strip = BeforeAfter(before=jpeg(self.watched), after=jpeg(self.watched)), row()
+    self.plot = named(Picture(alt='curves of the error on learnt and held-out pictures'), 'plot')
+    left = [self.folder, self.name, row(self.start, self.good, self.stop_), self.status, self.plot]
+    self.children = [self.pulse, columns(left, [self.view, self.strip])]
 
 # %% ../nbs/15b_panels.ipynb #64c8d9e3
 @patch
@@ -813,7 +1034,9 @@ def _start(self:LoraPanel):
     claim(pick_device(self.how.get('device')), self)
     folder = Path(self.folder.value).expanduser()
     self.trained = folder, safe_name(self.name.value.strip() or folder.resolve().name)
-    self._enough, self._stopping, self.checks, self.frames, self.style = False, False, [], [], None
+    self._enough, self._stopping = False, False
+    self.checks, self.frames = [], []
+    self.style = None
     self._busy(True)
     self.thread = threading.Thread(target=self.safely(self._train), daemon=True, name='stylekit training')
     self.thread.start()
@@ -835,17 +1058,22 @@ def kept_step(self:LoraPanel)->int: # 0: none
     except StylekitError: return 0             # Train will say what is wrong with it
 
 @patch
-def _train(self:LoraPanel):
+def _learn(self:LoraPanel):
     from stylekit.finetune import train_lora
     folder, name = self.trained
-    try:
-        self.say('Loading the model…')
-        self.backbone = shared_backbone(self.backbone, self.how.get('device'))
-        if step := self.kept_step(): self.say(f'Going on from step {step}.')
-        listeners = dict(report=self._report, watch=self._watch)
-        with halting(self.backbone, lambda: self._stopping):
-            self.style = train_lora(folder, name, backbone=self.backbone, **listeners, **self.how)
-        self.say(f'Done: the style {self.style.name} can be used by this name.')
+    self.say('Loading the model…')
+    self.backbone = shared_backbone(self.backbone, self.how.get('device'))
+    if step := self.kept_step(): self.say(f'Going on from step {step}.')
+    listeners = dict(report=self._report, watch=self._watch)
+    with halting(self.backbone, lambda: self._stopping):
+        self.style = train_lora(folder, name, backbone=self.backbone, **listeners, **self.how)
+    self.say(f'Done: the style {self.style.name} can be used by this name.')
+
+# %% ../nbs/15b_panels.ipynb #2c9bb65b
+@patch
+def _train(self:LoraPanel):
+    "Learn, and say how it ended"
+    try: self._learn()
     except KeyboardInterrupt:
         step = self.kept_step()
         self.say(f'Stopped. Train goes on from step {step}, the last check.' if step else
@@ -861,34 +1089,44 @@ def _train(self:LoraPanel):
 @patch
 def _report(self:LoraPanel, rec):
     self.checks.append(rec)
-    def draw(ax):
-        for k, label in (('loss', 'learnt pictures'), ('held_out', 'held-out pictures')):
-            if pts := [(r.step, getattr(r, k)) for r in self.checks if getattr(r, k) is not None]: ax.plot(*zip(*pts), 'o-', ms=2, lw=1, label=label)
-        ax.set_title('error', fontsize=8), ax.set_xlabel('step', fontsize=7), ax.legend(fontsize=7, frameon=False)
-    png = figure_png(draw, dark=self.pulse.dark)
+    png = figure_png(self._draw_errors, dark=self.pulse.dark)
     self.show(lambda: setattr(self.plot, 'value', png))
 
 @patch
+def _draw_errors(self:LoraPanel, ax):
+    for k, label in (('loss', 'learnt pictures'), ('held_out', 'held-out pictures')):
+        points = [(r.step, getattr(r, k)) for r in self.checks if getattr(r, k) is not None]
+        if points: ax.plot(*zip(*points), 'o-', ms=2, lw=1, label=label)
+    _titled(ax, 'error', 'step')
+    ax.legend(fontsize=7, frameon=False)
+
+# %% ../nbs/15b_panels.ipynb #69dec3db
+@patch
 def _watch(self:LoraPanel, trainer, step)->bool: # enough?
-    from stylekit.baselines import img2img
-    from stylekit.core import generators
-    from stylekit.images import image_to_tensor, tensor_to_image
-    b, words = trainer.backbone, trainer.words
-    side = b.native_size
-    z = b.encode(image_to_tensor(self.watched.resize((side, side))).to(b.unet.device))
-    z = img2img(b, z, b.text([f'{words}, {self.words}']), b.text(''), self.strength, generators([0], 1))
-    self.frames.append(tensor_to_image(b.decode(z)[0].cpu()))
+    self.frames.append(self._redraw(trainer))
     self.show(lambda: self.view.show(self.frames[-1]))
     self.show(lambda: self._add_frame(step))
     self.say(f'Step {step} of {trainer.cfg.steps}.')
     return self._enough
 
+@patch
+def _redraw(self:LoraPanel, trainer): # PIL
+    "The watched picture in the style so far"
+    from stylekit.baselines import img2img
+    from stylekit.core import generators
+    from stylekit.images import image_to_tensor, tensor_to_image
+    b, side = trainer.backbone, trainer.backbone.native_size
+    z = b.encode(image_to_tensor(self.watched.resize((side, side))).to(b.unet.device))
+    styled = b.text([f'{trainer.words}, {self.words}'])
+    z = img2img(b, z, styled, b.text(''), self.strength, generators([0], 1))
+    return tensor_to_image(b.decode(z)[0].cpu())
+
 # %% ../nbs/15b_panels.ipynb #e858ff9a
 @patch
 def _add_frame(self:LoraPanel, step:int):
     "The last six, each with its step"
-    picture = named(Picture(value=jpeg(self.frames[-1]), alt=f'redrawn at step {step}', layout=dict(width='72px')), 'frame')
-    boxes = [*self.strip.children, W.VBox([picture, W.HTML(f'<small>{step}</small>')])]
+    picture = Picture(value=jpeg(self.frames[-1]), alt=f'redrawn at step {step}', layout=dict(width='72px'))
+    boxes = [*self.strip.children, W.VBox([named(picture, 'frame'), W.HTML(f'<small>{step}</small>')])]
     self.strip.children = boxes[-6:]
     for old in boxes[:-6]:
         for w in (*old.children, old): w.close()
@@ -896,6 +1134,11 @@ def _add_frame(self:LoraPanel, step:int):
 # %% ../nbs/15b_panels.ipynb #9851f1a1
 BLOCKS_OF_UNET = ('down_blocks', 'mid_block', 'up_blocks')
 
+def _as_control_clip(control, backbone): # ControlClip, or the folder of one
+    from stylekit.control_clip import load_control_clip
+    return load_control_clip(control, backbone) if isinstance(control, (str, Path)) else control
+
+# %% ../nbs/15b_panels.ipynb #2f1aaff7
 class ControlClipPanel(Panel):
     "Style × category, drawn with two encoders; α and per-block α live"
     def __init__(self, control, # ControlClip, or the folder of one
@@ -903,22 +1146,37 @@ class ControlClipPanel(Panel):
                  *, template:str='{style}, {category}', combine:str='delta', alpha:float=.5, # see `Steer`
                  steps:int=12, guidance_scale:float=4., seed:int=0, backbone=None, device:str=None):
         super().__init__()
-        from stylekit.control_clip import load_control_clip
         self.backbone = shared_backbone(backbone, device)
-        self.control = load_control_clip(control, self.backbone) if isinstance(control, (str, Path)) else control
+        self.control = _as_control_clip(control, self.backbone)
         self.cells = [(s, c) for s in styles for c in categories]
-        self.template, self.combine, self.steps, self.scale, self.seed, self.images, self.thread = template, combine, steps, guidance_scale, seed, {}, None
-        self._version, self._drawn, self._halt = 0, {}, False
-        self.alpha = slide('Style encoder', 'alpha', alpha, 0, 2 if combine!='concat' else 1, .05, 'How much the style encoder is heard; 0: the plain prompt', 'α')
-        self.blocks = {b: slide(label, f'alpha-{b}', 1., 0, 2, .05, f'How much of it reaches the {label.lower()}', 'α per block') for b, label in zip(BLOCKS_OF_UNET, ('Way down', 'Middle', 'Way up'))}
-        self.views = {c: Picture(alt=', '.join(c)) for c in self.cells}
-        grid = W.GridBox([named(W.VBox([self.views[c], W.HTML(f'<small>{html.escape(", ".join(c))}</small>')]), 'cell') for c in self.cells],
-                         layout=dict(grid_template_columns=f'repeat({len(categories)}, minmax(0, 160px))', grid_gap='8px'))
-        self.start = self.button('Draw', self.draw, 'Draw the grid', 'start')
-        self.stop_ = self.button('Stop', self.stop_work, 'End here and keep what is there', 'stop', disabled=True)
-        self.children = [self.pulse, columns([self.alpha, *self.blocks.values(), row(self.start, self.stop_), self.status], [grid])]
-        for w in (self.alpha, *self.blocks.values()): w.observe(self.safely(lambda _: self.draw()), 'value')
+        self.template, self.combine = template, combine
+        self.steps, self.scale = steps, guidance_scale
+        self.seed, self.thread = seed, None
+        self.images, self._drawn = {}, {}
+        self._version, self._halt = 0, False
+        self._make_sliders(alpha)
+        self._make_grid(len(categories))
         self.say('Press Draw.')
+
+# %% ../nbs/15b_panels.ipynb #0561d03e
+@patch
+def _make_sliders(self:ControlClipPanel, alpha:float):
+    self.alpha = slide('Style encoder', 'alpha', alpha, 0, 2 if self.combine!='concat' else 1, .05,
+                       'How much the style encoder is heard; 0: the plain prompt', 'α')
+    self.blocks = {b: slide(label, f'alpha-{b}', 1., 0, 2, .05, f'How much of it reaches the {label.lower()}',
+                            'α per block')
+                   for b, label in zip(BLOCKS_OF_UNET, ('Way down', 'Middle', 'Way up'))}
+
+@patch
+def _make_grid(self:ControlClipPanel, n:int): # columns
+    self.views = {c: Picture(alt=', '.join(c)) for c in self.cells}
+    words = {c: W.HTML(f'<small>{html.escape(", ".join(c))}</small>') for c in self.cells}
+    grid = _grid([named(W.VBox([self.views[c], words[c]]), 'cell') for c in self.cells], n, 160)
+    self.start = self.button('Draw', self.draw, 'Draw the grid', 'start')
+    self.stop_ = self.button('Stop', self.stop_work, 'End here and keep what is there', 'stop', disabled=True)
+    sliders = [self.alpha, *self.blocks.values()]
+    self.children = [self.pulse, columns([*sliders, row(self.start, self.stop_), self.status], [grid])]
+    for w in sliders: w.observe(self.safely(lambda _: self.draw()), 'value')
 
 # %% ../nbs/15b_panels.ipynb #990ce28b
 @patch
@@ -955,14 +1213,26 @@ def abandoned(self:ControlClipPanel)->bool: return self.unseen()
 
 # %% ../nbs/15b_panels.ipynb #82f7a00f
 @patch
+def _next_cell(self:ControlClipPanel): # (style, category); None: all are up to date
+    "The cell that is longest out of date"
+    old = [c for c in self.cells if self._drawn.get(c) != self._version]
+    return min(old, key=lambda c: self._drawn.get(c, 0)) if old else None
+
+@patch
+def _show_cell(self:ControlClipPanel, cell):
+    view, picture = self.views[cell], jpeg(self.images[cell])   # picture out
+    self.show(lambda: setattr(view, 'value', picture))
+    self.say(f'{", ".join(cell)}: α {self.alpha.value:g}', announce=False)
+
+# %% ../nbs/15b_panels.ipynb #46c2e21b
+@patch
 def _work(self:ControlClipPanel):
     try:
-        while old := [c for c in self.cells if self._drawn.get(c) != self._version]:
-            cell, version = min(old, key=lambda c: self._drawn.get(c, 0)), self._version
+        while cell := self._next_cell():
+            version = self._version
             self.images[cell] = self._one(*cell)
             self._drawn[cell] = version
-            self.show(lambda view=self.views[cell], image=jpeg(self.images[cell]): setattr(view, 'value', image))   # picture out
-            self.say(f'{", ".join(cell)}: α {self.alpha.value:g}', announce=False)
+            self._show_cell(cell)
         self.say(f'{len(self.cells)} pictures, α {self.alpha.value:g}.')
     except Halted: self.say('Stopped.')
     finally:
@@ -971,24 +1241,34 @@ def _work(self:ControlClipPanel):
 
 # %% ../nbs/15b_panels.ipynb #e89b9443
 @patch
+def _noise(self:ControlClipPanel, t): # timestep to begin at
+    "The same for each cell; (1, C, h, w)"
+    import torch
+    from stylekit.guidance import latents_on_white
+    b = self.backbone
+    side, g = b.native_size//b.factor, torch.Generator().manual_seed(self.seed)
+    z = torch.randn(1, b.latent_channels, side, side, generator=g).to(b.unet.device)
+    return latents_on_white(b, z, t) if b.source == 'mini' else z   # the embedded model knows grounds of all colours
+
+# %% ../nbs/15b_panels.ipynb #47eb76d3
+@patch
 def _one(self:ControlClipPanel, style, category): # PIL
     import torch
     from stylekit.backbone import Cond
     from stylekit.images import tensor_to_image
-    from stylekit.guidance import Steer, control_clip, latents_on_white
+    from stylekit.guidance import Steer, control_clip
     from stylekit.scores import Score, ddim, falling
-    b, side = self.backbone, self.backbone.native_size//self.backbone.factor
-    prompt = self.template.format(style=style, category=category)
-    steer = Steer(self.control, self.alpha.value, self.combine, {'': 1.} | {n: w.value for n,w in self.blocks.items()})
-    on_white = b.source == 'mini'   # the embedded model knows grounds of all colours
-    ts = falling(900 if on_white else 990, self.steps)
-    z = torch.randn(1, b.latent_channels, side, side, generator=torch.Generator().manual_seed(self.seed)).to(b.unet.device)
-    if on_white: z = latents_on_white(b, z, ts[0])
+    b, prompt = self.backbone, self.template.format(style=style, category=category)
+    per_block = {'': 1.} | {n: w.value for n,w in self.blocks.items()}
+    steer = Steer(self.control, self.alpha.value, self.combine, per_block)
+    ts = falling(900 if b.source == 'mini' else 990, self.steps)
+    z = self._noise(ts[0])
     with torch.no_grad(), control_clip(b, steer):
         styled, empty = Cond(steer.embeds([prompt])), Cond(steer.embeds([''], negative=True))
         z = ddim(self._stoppable(Score(b, (), self.scale, empty)), b, z, ts, styled)
         return tensor_to_image(b.decode(z)[0].cpu())
 
+# %% ../nbs/15b_panels.ipynb #6e84e0ac
 @patch
 def _stoppable(self:ControlClipPanel, score):
     "The score, which asks before each step whether somebody pressed Stop"

@@ -118,12 +118,15 @@ class Saver(anywidget.AnyWidget):
         super().__init__(**kw)
         self.make = make
         self.on_msg(lambda w, content, buffers: self.press())
-    def press(self):
-        "What a click does"
-        out = self.make()
-        if out is None: return                 # the error is in the panel
-        if isinstance(out, str) and not self.name: self.send(dict(text=out))
-        else: self.send(dict(name=self.name), [out.encode() if isinstance(out, str) else out])
+
+# %% ../nbs/15a_views.ipynb #d2529f0a
+@patch
+def press(self:Saver):
+    "What a click does"
+    out = self.make()
+    if out is None: return                 # the error is in the panel
+    if isinstance(out, str) and not self.name: self.send(dict(text=out))
+    else: self.send(dict(name=self.name), [out.encode() if isinstance(out, str) else out])
 
 # %% ../nbs/15a_views.ipynb #095f9e26
 class PictureDrop(anywidget.AnyWidget):
@@ -136,8 +139,10 @@ class PictureDrop(anywidget.AnyWidget):
     _esm, _css = script('upload').values()
     def __init__(self, begun, took, failed, **kw): # begun(name); took(name, bytes, note); failed(sentence)
         super().__init__(**kw)
-        self.begun, self.took, self.failed = begun, took, failed
-        self.id, self.name, self.pieces = None, '', {}
+        self.begun, self.took = begun, took
+        self.failed = failed
+        self.id, self.name = None, ''
+        self.pieces = {}
         self.on_msg(lambda w, content, buffers: self.hear(content, buffers))
 
 # %% ../nbs/15a_views.ipynb #6e7b6b38
@@ -146,12 +151,14 @@ def hear(self:PictureDrop, said:dict, buffers=()):
     "A message of the page: a picture begins, goes on, or cannot be had"
     kind, each = said.get('kind'), said.get('id')
     if kind=='begin':
-        self.id, self.name, self.pieces = each, str(said.get('name', 'the picture')), {}
+        self.id, self.name = each, str(said.get('name', 'the picture'))
+        self.pieces = {}
         self.begun(self.name)
     elif each != self.id: return                   # of a picture that another one has overtaken
     elif kind=='failed': self._give_up(str(said.get('why')))
     elif kind=='piece': self._piece(said, bytes(buffers[0]))
 
+# %% ../nbs/15a_views.ipynb #d2fb6e73
 @patch
 def _piece(self:PictureDrop, said:dict, piece:bytes):
     self.pieces[said['n']] = piece
@@ -192,6 +199,7 @@ def darken(fig): # matplotlib Figure
     for spine in fig.findobj(Spine): spine.set_edgecolor('#999')
     for ax in fig.axes: ax.tick_params(colors='#ddd')
 
+# %% ../nbs/15a_views.ipynb #4b3347db
 def figure_png(draw, # draw(axes): what to draw
                n:int=1, size:tuple=(3.2, 1.9), # axes side by side; inches of each
                dark:bool=False # for a dark page

@@ -1,5 +1,5 @@
 "The command line: exit status, one line for bad input, where results go, and what is not imported"
-import ast, inspect, io, json, os, re, signal, subprocess, sys, time, warnings
+import ast, inspect, io, itertools, json, os, re, signal, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest
 import stylekit.backbone, stylekit.evaluate, stylekit.folders   # before anything is put in the place of `load_backbone`
@@ -162,6 +162,12 @@ def test_public_names():
 
 def options(name): return [a for a in make_parser(COMMANDS[name], f'stylekit {name}')._actions if a.dest != 'help']
 
+def comment_of(source, line):
+    "What stands beside the parameter of a line, or in lines of comment above it"
+    beside = source[line-1].partition(' # ')[2].strip()
+    above = itertools.takewhile(lambda text: text.strip().startswith('# '), reversed(source[:line-1]))
+    return beside or ' '.join(text.strip()[2:] for text in reversed([*above]))
+
 @pytest.mark.parametrize('name', COMMANDS)
 def test_a_parameter_is_a_line_and_its_comment_the_help(name, capsys):
     "Each parameter stands on a line of its own; the help shows this line's comment beside this option, then range and default, in 100 columns"
@@ -175,7 +181,7 @@ def test_a_parameter_is_a_line_and_its_comment_the_help(name, capsys):
         at = {a.arg: a.lineno for a in [*args.args, *args.kwonlyargs, *([args.vararg] if args.vararg else [])]}
         assert len(set(at.values())) == len(at), f'two parameters of {name} share a line'
         for p in inspect.signature(f).parameters.values():
-            comment = source[at[p.name]-1].partition(' # ')[2].strip()
+            comment = comment_of(source, at[p.name])
             assert comment, f'{name}: {p.name} has no comment'
             flag = p.annotation.name if p.kind is p.VAR_POSITIONAL or p.default is p.empty else f'--{p.name.replace("_", "-")}'
             value = '' if p.annotation is bool or flag[0] != '-' else f' {p.annotation.name}'
