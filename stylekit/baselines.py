@@ -27,9 +27,11 @@ def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w
     check_range('strength', strength, 1e-3, 1)
     top = max(1, round(strength*(len(backbone.alphas_cumprod)-1)))
     ts = falling(top, steps)
-    z = backbone.add_noise(z_src, randn_like(z_src, gens), torch.full((len(z_src),), ts[0], device=z_src.device))
+    start = torch.full((len(z_src),), ts[0], device=z_src.device)
+    z = backbone.add_noise(z_src, randn_like(z_src, gens), start)
     return ddim(Score(backbone, adapters, guidance_scale, empty), backbone, z, ts, cond)
 
+# %% ../nbs/07_baselines.ipynb #9462aec8
 class Img2Img(Method):
     "SDEdit in the loop: no direction at all, and a finish from far (timestep `finish`)"
     LOOP = ('preset', 'method', 'steps', 'style_scale', 'finish', 'resolution', 'prompt', 'terms')
@@ -40,7 +42,8 @@ class Img2Img(Method):
     def finish(self, z, gens):
         if not self.cfg.finish: return z
         ts = falling(self.cfg.finish, self.terms['draws'])
-        noised = self.backbone.add_noise(z, randn_like(z, gens), torch.full((len(z),), ts[0], device=z.device))
+        start = torch.full((len(z),), ts[0], device=z.device)
+        noised = self.backbone.add_noise(z, randn_like(z, gens), start)
         return ddim(self.style, self.backbone, noised, ts, self.conds.styled)
 
 # %% ../nbs/07_baselines.ipynb #540096c0
@@ -53,8 +56,11 @@ class SDS(Method):
 class DDS(Method):
     "Delta denoising score: ε_style(z_t; styled) − ε(z_t^src; caption), both guided (arXiv 2304.07090)"
     def scores(self, z, t, noise)->list: # ε_style(z_t; styled), ε(z_t^src; caption)
-        b, source = self.backbone, Score(self.backbone, (), self.cfg.guidance_scale, self.conds.empty)
-        return scores(t, (self.style, b.add_noise(z, noise, t), self.conds.styled), (source, b.add_noise(self.z_src, noise, t), self.conds.plain))
+        "What the style sees in the result, and the base model in the content"
+        b, c = self.backbone, self.conds
+        source = Score(b, (), self.cfg.guidance_scale, c.empty)
+        z_t, z_t_src = b.add_noise(z, noise, t), b.add_noise(self.z_src, noise, t)
+        return scores(t, (self.style, z_t, c.styled), (source, z_t_src, c.plain))
     def direction(self, z, t, noise):
         styled, source = self.scores(z, t, noise)
         return self.weight(t)*(styled-source), None
@@ -68,27 +74,32 @@ class VSD(Method):
         super().__init__(backbone, cfg, *args, **kw)
     def direction(self, z, t, noise):
         z_t = self.backbone.add_noise(z, noise, t)
-        return self.weight(t)*(self.style(z_t, t, self.conds.styled)-self.fake(z_t, t, self.conds.plain)), None
+        styled, fake = self.style(z_t, t, self.conds.styled), self.fake(z_t, t, self.conds.plain)
+        return self.weight(t)*(styled-fake), None
     def learn(self, z, gens): return self.learn_fake(z, gens, self.conds.plain)
 
+# %% ../nbs/07_baselines.ipynb #c7dabafe
 class PDS(DDS):
     "Posterior distillation sampling: the difference of the noises that one sampling step needs (arXiv 2311.13831)"
     READS = ('guidance_scale', 'guide')   # its weight is in the formula
     def draw(self, gens, progress):
         t, noise = super().draw(gens, progress)
         return (t-1)//2*2+1, noise   # the grid of 500 steps
-    def step_noise(self, z, eps, t, noise, noise_prev)->torch.Tensor: # like z
-        "ε̃ with x_{t−2} = μ(x_t, ε) + σ_t·ε̃"
-        b, before = self.backbone, (t-2).clamp(min=0)
-        A, A_prev, beta = b.abar(t), b.abar(before), b.betas[t].view(-1,1,1,1)
-        z_t = b.add_noise(z, noise, t)
-        z0 = read_off(z_t, eps, A)
-        mean = A_prev.sqrt()*beta/(1-A)*z0 + (1-beta).sqrt()*(1-A_prev)/(1-A)*z_t
-        return (b.add_noise(z, noise_prev, before)-mean)/((1-A_prev)/(1-A)*beta).sqrt()
     def direction(self, z, t, noise):
         noise_prev = randn_like(z, self.gens)
-        ends = [self.step_noise(x, eps, t, noise, noise_prev) for x, eps in zip((z, self.z_src), self.scores(z, t, noise))]
-        return ends[0]-ends[1], None
+        eps, eps_src = self.scores(z, t, noise)
+        now = self.step_noise(z, eps, t, noise, noise_prev)
+        return now-self.step_noise(self.z_src, eps_src, t, noise, noise_prev), None
+
+@patch
+def step_noise(self:PDS, z, eps, t, noise, noise_prev)->torch.Tensor: # like z
+    "ε̃ with x_{t−2} = μ(x_t, ε) + σ_t·ε̃"
+    b, before = self.backbone, (t-2).clamp(min=0)
+    A, A_prev = b.abar(t), b.abar(before)
+    beta = b.betas[t].view(-1,1,1,1)
+    z_t = b.add_noise(z, noise, t)
+    mean = A_prev.sqrt()*beta/(1-A)*read_off(z_t, eps, A) + (1-beta).sqrt()*(1-A_prev)/(1-A)*z_t
+    return (b.add_noise(z, noise_prev, before)-mean)/((1-A_prev)/(1-A)*beta).sqrt()
 
 # %% ../nbs/07_baselines.ipynb #12392bf8
 class CSD(Method):
@@ -97,16 +108,18 @@ class CSD(Method):
     TERMS = dict(styled=1., negative=0., empty=-1.)
     RANGES = dict(styled=(-100, 100), negative=(-100, 100), empty=(-100, 100))
     def parts(self, z, t, noise)->list: # ε_style(y), ε(∅), ε(negative)
-        z_t = self.backbone.add_noise(z, noise, t)
-        c, base = self.conds, Score(self.backbone)
-        return scores(t, (replace(self.style, guidance=1.), z_t, c.styled), (base, z_t, c.empty), (base, z_t, c.negative))
+        "The scores that guidance is made of"
+        z_t, c = self.backbone.add_noise(z, noise, t), self.conds
+        styled, base = replace(self.style, guidance=1.), Score(self.backbone)
+        return scores(t, (styled, z_t, c.styled), (base, z_t, c.empty), (base, z_t, c.negative))
     def direction(self, z, t, noise):
         styled, empty, negative = self.parts(z, t, noise)
         k = self.terms
         return self.weight(t)*(k['styled']*styled + k['empty']*empty + k['negative']*negative), None
 
+# %% ../nbs/07_baselines.ipynb #0718cb42
 class NFSD(CSD):
-    "Noise-free score distillation: w·(s·δ_C + δ_D), δ_D = ε(∅) below t = 200, else ε(∅) − ε(negative) (arXiv 2310.17590)"
+    "Noise-free score distillation: w·(s·δ_C + δ_D), δ_D = ε(∅) at t < 200, else ε(∅) − ε(negative) (arXiv 2310.17590)"
     READS = CSD.READS + ('guidance_scale',)
     TERMS, RANGES = dict(switch=200), dict(switch=(0, 1000))   # a timestep
     def direction(self, z, t, noise):
@@ -114,18 +127,24 @@ class NFSD(CSD):
         domain = empty - negative*(t >= self.terms['switch']).view(-1,1,1,1)
         return self.weight(t)*(self.cfg.guidance_scale*(styled-empty) + domain), None
 
+# %% ../nbs/07_baselines.ipynb #fa43bb7b
 class SSD(Method):
     "Stable score distillation (arXiv 2507.09168)"
     READS = ('weight',)
     TERMS = dict(source=1., cross=3.75, prompt=5.5, keep=.075)
     RANGES = dict.fromkeys(TERMS, (-100, 100))
     def direction(self, z, t, noise):
-        b, c, k = self.backbone, self.conds, self.terms
+        b, k = self.backbone, self.terms
         z_t, z_t_src = b.add_noise(z, noise, t), b.add_noise(self.z_src, noise, t)
-        base = Score(b)
-        styled, plain, empty, source_empty = scores(t, (replace(self.style, guidance=1.), z_t, c.styled), (base, z_t, c.plain), (base, z_t, c.empty), (base, z_t_src, c.empty))
+        styled, plain, empty, source_empty = self.parts(z_t, z_t_src, t)
+        score = k['source']*(plain-source_empty) + k['cross']*(styled-plain) + k['prompt']*(styled-empty)
         keep = k['keep']*(t/len(b.betas)).exp().view(-1,1,1,1)*(z_t-z_t_src)
-        return self.weight(t)*(k['source']*(plain-source_empty) + k['cross']*(styled-plain) + k['prompt']*(styled-empty)) + keep, None
+        return self.weight(t)*score + keep, None
+    def parts(self, z_t, z_t_src, t)->list: # ε_style(y), ε(caption), ε(∅); ε(∅) of the content
+        "The scores that guidance is made of"
+        c, base = self.conds, Score(self.backbone)
+        styled = replace(self.style, guidance=1.)
+        return scores(t, (styled, z_t, c.styled), (base, z_t, c.plain), (base, z_t, c.empty), (base, z_t_src, c.empty))
 
 # %% ../nbs/07_baselines.ipynb #0cf670e7
 def patch_nce(ref:torch.Tensor, now:torch.Tensor, # features (B, N, C): of the content, of the result
@@ -134,12 +153,14 @@ def patch_nce(ref:torch.Tensor, now:torch.Tensor, # features (B, N, C): of the c
               patches:int=256, tau:float=.07, size:int=1 # places; temperature; side of the squares that are averaged
              )->torch.Tensor: # (B,)
     "How hard it is to find each place of the content among the places of the result (arXiv 2007.15651)"
-    at = lambda f: F.normalize(F.avg_pool2d(f.float().transpose(1, 2).unflatten(2, shape), size), dim=1).flatten(2).transpose(1, 2)
-    a, b = at(ref), at(now)
+    def places(f): # (B, N', C), of length 1
+        f = F.avg_pool2d(f.float().transpose(1, 2).unflatten(2, shape), size)
+        return F.normalize(f, dim=1).flatten(2).transpose(1, 2)
+    a, b = places(ref), places(now)
     ids = torch.stack([torch.randperm(a.shape[1], generator=g)[:patches] for g in gens]).to(a.device)
     a, b = (torch.take_along_dim(f, ids[..., None], 1) for f in (a, b))
-    own = torch.arange(ids.shape[1], device=a.device).expand(ids.shape)
-    return F.cross_entropy((a@b.transpose(1, 2)/tau).transpose(1, 2), own, reduction='none').mean(1)
+    same = torch.arange(ids.shape[1], device=a.device).expand(ids.shape)
+    return F.cross_entropy((a@b.transpose(1, 2)/tau).transpose(1, 2), same, reduction='none').mean(1)
 
 # %% ../nbs/07_baselines.ipynb #5cda6837
 class CDS(DDS):
@@ -149,38 +170,49 @@ class CDS(DDS):
     def direction(self, z, t, noise):
         k = self.terms['nce']*z[0,0].numel()/2000   # the released DDS part is 2000/(h·w) long
         return super().direction(z, t, noise)[0] + k*self.nce_grad(z, t, noise), None
-    def nce_grad(self, z, t, noise)->torch.Tensor: # like z
-        "Gradient of the contrastive loss, summed over layers and sizes"
-        b, c, (h, w) = self.backbone, self.conds, z.shape[-2:]
-        with b.watch('attn1', 'up_blocks') as ref: b.predict(b.add_noise(self.z_src, noise, t), t, c.plain)
-        with torch.enable_grad(), b.watch('attn1', 'up_blocks') as now:
-            x = z.detach().requires_grad_()
-            b.predict(b.add_noise(x, noise, t), t, c.styled, self.style.adapters)
-            loss = 0
-            for r, f in zip(ref, now):
-                side = math.sqrt(h*w/r.shape[1])
-                shape = round(h/side), round(w/side)
-                for s in self.terms['sizes']:
-                    if s <= min(shape): loss = loss + patch_nce(r, f, shape, self.gens, self.terms['patches'], self.terms['tau'], s).sum()
-            return torch.autograd.grad(loss, x)[0]
+
+# %% ../nbs/07_baselines.ipynb #b9158419
+@patch
+def nce_grad(self:CDS, z, t, noise)->torch.Tensor: # like z
+    "Gradient of the contrastive loss, summed over layers and sizes"
+    b, c = self.backbone, self.conds
+    with b.watch('attn1', 'up_blocks') as ref: b.predict(b.add_noise(self.z_src, noise, t), t, c.plain)
+    with torch.enable_grad(), b.watch('attn1', 'up_blocks') as now:
+        x = z.detach().requires_grad_()
+        b.predict(b.add_noise(x, noise, t), t, c.styled, self.style.adapters)
+        return torch.autograd.grad(sum(self.nce_losses(ref, now, *z.shape[-2:])), x)[0]
+
+@patch
+def nce_losses(self:CDS, ref:list, now:list, h:int, w:int): # yields scalars
+    "The contrastive loss of each layer at each size that fits into it"
+    k = self.terms
+    for r, f in zip(ref, now):
+        side = math.sqrt(h*w/r.shape[1])
+        shape = round(h/side), round(w/side)
+        for size in k['sizes']:
+            if size <= min(shape): yield patch_nce(r, f, shape, self.gens, k['patches'], k['tau'], size).sum()
 
 # %% ../nbs/07_baselines.ipynb #4c4ea0ff
 class LUSD(Method):
-    "Localized update score distillation: steps of a given length, where the style's words are looked at (arXiv 2503.11054)"
+    "Localized update score distillation: steps of set length, where the style's words are looked at (arXiv 2503.11054)"
     READS = ()
     TERMS = dict(keep=.02, threshold=.01, decay=.99, momentum=.1, high=.15, low=.01, speed=5.)
-    RANGES = dict(keep=(0, 1), threshold=(0, 10), decay=(0, .999), momentum=(0, 1), high=(0, 10), low=(0, 10), speed=(-100, 100))
+    RANGES = dict(keep=(0, 1), threshold=(0, 10), decay=(0, .999), momentum=(0, 1), high=(0, 10),
+                  low=(0, 10), speed=(-100, 100))
     mask = None   # moving average (B, 1, h, w)
     def direction(self, z, t, noise):
-        k, i, last = self.terms, round(self.progress*self.cfg.steps), max(1, self.cfg.steps-1)
-        e, here = self.draw_again(z, t, noise)
+        k, i = self.terms, round(self.progress*self.cfg.steps)
+        last = max(1, self.cfg.steps-1)
+        edit, here = self.draw_again(z, t, noise)
         if i: self.mask = here if self.mask is None else (1-k['momentum'])*self.mask + k['momentum']*here
         where = 1. if self.mask is None else 1 - i/last*(1-self.mask)
-        d = (1-k['keep'])*where*e + k['keep']*(z-self.z_src)
+        d = (1-k['keep'])*where*edit + k['keep']*(z-self.z_src)
         length = k['low'] + (k['high']-k['low'])/(1+math.exp(k['speed']*(2*i/last-1)))
         return length*d/d.std((1,2,3), keepdim=True), None
     def state_dict(self): return super().state_dict() | (dict(mask=self.mask) if self.mask is not None else {})
-    def load_state_dict(self, s): self.mask = s.get('mask'); super().load_state_dict(s)
+    def load_state_dict(self, s):
+        self.mask = s.get('mask')
+        super().load_state_dict(s)
 
 # %% ../nbs/07_baselines.ipynb #f235cf5b
 @patch
@@ -194,7 +226,7 @@ def edit(self:LUSD, z, t, noise)->tuple: # ε_style − ε(caption), and where i
 
 @patch
 def place(self:LUSD, cross:list, own:list, h:int, w:int)->torch.Tensor: # (B, 1, h, w) in [0, 1]
-    "Attention to the style's words at a quarter of the size, spread by what pixels have to do with each other at half of it"
+    "Attention to the style's words at a quarter of the size, spread by self-attention at half of it"
     words = self.conds.words.to(cross[0].device).float()[:, None]
     m = ((sum(cross)/len(cross)).float()*words).sum(-1)/words.sum(-1).clamp(min=1)
     m = F.interpolate(m.view(-1, 1, h//4, w//4), (h//2, w//2), mode='bicubic')
@@ -209,7 +241,8 @@ MOST_DRAWS = 200   # at the usual threshold, one asks for a seventh of it by the
 @patch
 def draw_again(self:LUSD, z, t, noise)->tuple: # as `edit`
     "New t and ε for images whose edit says too little; every time a little less is asked for"
-    t, noise, found = t.clone(), noise.clone(), self.edit(z, t, noise)
+    found = self.edit(z, t, noise)
+    t, noise = t.clone(), noise.clone()
     least = torch.full((len(z),), self.terms['threshold'], device=z.device)
     for _ in range(MOST_DRAWS):   # a style that changes nothing says nothing at any t
         weak = found[0].std((1,2,3)) < least
@@ -225,14 +258,25 @@ def draw_again(self:LUSD, z, t, noise)->tuple: # as `edit`
 METHODS.update(img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD, cds=CDS, ssd=SSD, lusd=LUSD)
 
 def _rival(name, **kw):
-    usual = dict(preset=name, method=name, steps=200, guidance_scale=7.5, guide='empty', sampler='uniform', noise='independent', t_min=20, t_max=980, lr=.0488, optimizer='sgd', schedule='constant')
-    return Settings(**usual | dict(lam=0., adapt='none', relevance='none', finish=0) | kw)
+    "What the rivals share, and what one of them changes"
+    loop = dict(steps=200, sampler='uniform', noise='independent', t_min=20, t_max=980,
+                lr=.0488, optimizer='sgd', schedule='constant')
+    guidance = dict(guidance_scale=7.5, guide='empty')
+    left_out = dict(lam=0., adapt='none', relevance='none', finish=0)
+    return Settings(**dict(preset=name, method=name) | loop | guidance | left_out | kw)
 
+# %% ../nbs/07_baselines.ipynb #982a8d3f
 UNWANTED = 'unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy'
 _adam = dict(optimizer='adam', weight='variance', steps=500)
-RIVALS = dict(img2img=_rival('img2img', steps=1, guidance_scale=2., finish=500),
-              sds=_rival('sds'), dds=_rival('dds', t_min=50, t_max=949), cds=_rival('cds', t_min=50, t_max=949),
-              vsd=_rival('vsd', **_adam, lr=.03, fake='own', fake_lr=1e-4), pds=_rival('pds', steps=500, guidance_scale=100., t_min=21, t_max=980, optimizer='adam', lr=.01),
-              csd=_rival('csd', **_adam, guidance_scale=1., lr=.01), nfsd=_rival('nfsd', **_adam, lr=.01, negative_prompt=UNWANTED),
-              ssd=_rival('ssd'), lusd=_rival('lusd', steps=300, guidance_scale=1., t_min=50, t_max=949, lr=.488))
+RIVALS = dict(
+    img2img=_rival('img2img', steps=1, guidance_scale=2., finish=500),
+    sds=_rival('sds'),
+    dds=_rival('dds', t_min=50, t_max=949),
+    cds=_rival('cds', t_min=50, t_max=949),
+    vsd=_rival('vsd', **_adam, lr=.03, fake='own', fake_lr=1e-4),
+    pds=_rival('pds', steps=500, guidance_scale=100., t_min=21, t_max=980, optimizer='adam', lr=.01),
+    csd=_rival('csd', **_adam, guidance_scale=1., lr=.01),
+    nfsd=_rival('nfsd', **_adam, lr=.01, negative_prompt=UNWANTED),
+    ssd=_rival('ssd'),
+    lusd=_rival('lusd', steps=300, guidance_scale=1., t_min=50, t_max=949, lr=.488))
 PRESETS.update(RIVALS)

@@ -19,6 +19,8 @@ from textwrap import fill
 from urllib.parse import quote
 import numpy as np, torch
 from fastcore.basics import patch
+
+# %% ../nbs/13_evaluate.ipynb #f7c5d57b
 from .backbone import Backbone, load_backbone
 from .core import StylekitError, asset, atomic_path, check_range, check_whole, digest, explain_errors
 from .core import file_sha256, folder_lock, one_line, safe_name
@@ -42,16 +44,29 @@ class Item:
     caption: str
     truth: dict = field(default_factory=dict)   # style -> the same thing, drawn in it
     @cached_property
-    def key(self)->str: return digest(self.caption, file_sha256(self.path))[:8]
+    def key(self)->str:
+        "Says which picture and caption it is"
+        return digest(self.caption, file_sha256(self.path))[:8]
 
+# %% ../nbs/13_evaluate.ipynb #6fdd7150
 def _pictures(folder:Path, template:str='{}', empty:bool=True)->dict: # id -> PictureFile
     "Those that can be opened; of the others it is said that they are left out"
     if not folder.is_dir(): return {}
-    found = name_twins(list_pictures(folder, template, below=False, may_be_empty=empty), lambda p: p.path.stem)
+    found = list_pictures(folder, template, below=False, may_be_empty=empty)
+    found = name_twins(found, lambda p: p.path.stem)
     for p in found:
         if p.error: warnings.warn(f'{folder.name}/{p.name} is left out: {p.error}')
     return {p.path.stem: p for p in found if not p.error}
 
+def _items(contents:dict, truths:dict)->list: # id -> PictureFile; style -> id -> PictureFile
+    "The contents, each with what is drawn of it"
+    items = []
+    for i, p in contents.items():
+        drawn = {style: pictures[i].path for style, pictures in truths.items() if i in pictures}
+        items.append(Item(safe_name(i, 'picture'), p.path, p.caption, drawn))
+    return items
+
+# %% ../nbs/13_evaluate.ipynb #8b8d9b95
 def read_dataset(folder, # see above
                  template:str='{}' # around captions from file names
                 )->tuple: # Items; style -> reference pictures
@@ -60,12 +75,13 @@ def read_dataset(folder, # see above
     if not isinstance(template, str):
         raise StylekitError(f'the template must be a text with one {{}}, not {one_line(repr(template), 60)}')
     truths = {d.name: _pictures(d) for d in sorted((folder/'truth').glob('*'))}
-    drawn = lambda i: {style: pictures[i].path for style, pictures in truths.items() if i in pictures}
-    items = [Item(safe_name(i, 'picture'), p.path, p.caption, drawn(i)) for i, p in _pictures(folder, template, False).items()]
+    items = _items(_pictures(folder, template, False), truths)
     if not items: raise StylekitError(f'{str(folder)!r} holds no picture that can be used')
     if silent := [i.id for i in items if not i.caption]:
-        raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: write it into a .txt of the same name, or into the file name')
-    return items, {d.name: [p.path for p in _pictures(d).values()] for d in sorted((folder/'references').glob('*'))}
+        raise StylekitError(f'nothing says what {", ".join(silent[:5])} shows: write it into a .txt '
+                            'of the same name, or into the file name')
+    references = {d.name: _pictures(d).values() for d in sorted((folder/'references').glob('*'))}
+    return items, {style: [p.path for p in pictures] for style, pictures in references.items()}
 
 # %% ../nbs/13_evaluate.ipynb #74547c7c
 def _check_twins(what:str, names:list):
@@ -76,6 +92,7 @@ def _check_twins(what:str, names:list):
         if seen[name_key(name)] is not name or names.count(name) > 1:
             raise StylekitError(f'two {what} are called {twin!r} and {name!r}: rename one, or evaluate them apart')
 
+# %% ../nbs/13_evaluate.ipynb #7ae72537
 def _check_folder(parent:Path, style:str, styles:list): # as truth/ of the set; its name; of all
     "Refuse a folder whose name differs in nothing but its case, and say which one is meant by a slip"
     there = [d.name for d in parent.glob('*') if d.is_dir()]
@@ -89,7 +106,8 @@ def _check_folder(parent:Path, style:str, styles:list): # as truth/ of the set; 
 def _check_truths(folder:Path, items:list, style:str): # of the set
     "Say which content has no truth, and which truth no content"
     lacking = [i.id for i in items if style not in i.truth]
-    strays = [p.stem for p in sorted((folder/'truth'/style).glob('[!.]*')) if p.stem not in {i.id for i in items}]
+    contents = {i.id for i in items}
+    strays = [p.stem for p in sorted((folder/'truth'/style).glob('[!.]*')) if p.stem not in contents]
     if not lacking or not (folder/'truth'/style).is_dir(): return
     instead = f'; it holds {", ".join(strays[:3])}, which no content is called' if strays else ''
     warnings.warn(f'truth/{style} lacks {", ".join(lacking[:3])}: nothing is compared with the truth{instead}')
@@ -100,18 +118,25 @@ USUAL = dict(unchanged=None, img2img=dict(method='img2img'), dds=dict(method='dd
 def _method(name:str)->dict: # of its settings, or None
     return USUAL[name] if name in USUAL else dict(preset=name)
 
+def _check_generator(label:str, how:dict): # dict(generator=...)
+    "A trained network takes no settings"
+    generator = how['generator']
+    if len(how) > 1: raise StylekitError(f'{label}: a generator has been trained, nothing else can be set')
+    if not isinstance(generator, (str, Path)) or not str(generator).strip():
+        raise StylekitError(f'{label}: a generator is a name or the path of a file, not {str(generator)[:60]!r}')
+
+# %% ../nbs/13_evaluate.ipynb #6457e997
 def _check_method(label:str, how): # arguments of `stylize`, or None
     "A wrong one is named before any work"
     safe_name(label, 'method')
     if how is None: return
-    if label == 'unchanged': raise StylekitError('unchanged is the content as it is: give these settings another name')
+    if label == 'unchanged':
+        raise StylekitError('unchanged is the content as it is: give these settings another name')
     if not isinstance(how, dict):
         ask = 'settings must be an object, or null for the content as it is'
         raise StylekitError(f'{label}: {ask}, not {str(how)[:60]!r}')
-    if 'generator' not in how: return settings(**how)
-    if len(how) > 1: raise StylekitError(f'{label}: a generator has been trained, nothing else can be set')
-    if not isinstance(how['generator'], (str, Path)) or not str(how['generator']).strip():
-        raise StylekitError(f'{label}: a generator is a name or the path of a file, not {str(how["generator"])[:60]!r}')
+    if 'generator' in how: _check_generator(label, how)
+    else: settings(**how)
 
 def _methods(methods)->dict: # label -> arguments of `stylize`, or None
     if methods is None: return USUAL
@@ -129,23 +154,41 @@ def _methods(methods)->dict: # label -> arguments of `stylize`, or None
 class Job:
     "One method, style and seed on all pictures"
     label: str
-    how: dict       # arguments of `stylize`; dict(generator=...): one pass of a network, see `feedforward`; None: nothing is done
+    how: dict       # arguments of `stylize`; dict(generator=...): a trained network; None: nothing is done
     style: str
     seed: int
     folder: Path    # for the results
-    def path(self, item:Item)->Path: return self.folder/f'{item.id}-{item.key}.png'
-    def missing(self, items:list)->list: return [i for i in items if not self.path(i).exists()]
+    def path(self, item:Item)->Path:
+        "The file of a result"
+        return self.folder/f'{item.id}-{item.key}.png'
+    def missing(self, items:list)->list:
+        "Those that have no result yet"
+        return [i for i in items if not self.path(i).exists()]
 
+# %% ../nbs/13_evaluate.ipynb #a6d2252d
+def _seeded(how)->bool:
+    "Is anything drawn by lot?"
+    return how is not None and 'generator' not in how
+
+def _recipe(how, style:Style)->str: # arguments of `stylize`
+    "What a method's pictures depend on: its settings, the file of its network, or nothing"
+    if how is None: recipe = False
+    else: recipe = asdict(settings(**how)) if _seeded(how) else file_sha256(_generator(how, style))
+    return json.dumps(recipe, sort_keys=True)
+
+def _generator(how, style)->Path: return generator_file(str(how['generator']).replace('{style}', style.name))
+
+# %% ../nbs/13_evaluate.ipynb #85a06f5f
 def plan(methods:dict, styles:list, seeds:list, out:Path, backbone)->list: # of Jobs
     "Every method × style × seed; without a method there is nothing to draw, and one seed is enough"
     jobs = []
     for name in styles:
         style = load_style(name)
+        about = style.words, style.scale, style.sha256, backbone.sha256, backbone.dtype
         for label, how in methods.items():
-            ready = how is None or 'generator' in how   # nothing is drawn by lot
-            cfg = how is not None and (file_sha256(_generator(how, style)) if ready else asdict(settings(**how)))
-            for seed in seeds[:1] if ready else seeds:
-                key = digest(json.dumps(cfg, sort_keys=True), style.words, style.scale, style.sha256, backbone.sha256, backbone.dtype, '' if ready else seed)[:8]
+            recipe = _recipe(how, style)
+            for seed in seeds if _seeded(how) else seeds[:1]:
+                key = digest(recipe, *about, seed if _seeded(how) else '')[:8]
                 jobs.append(Job(label, how, str(name), seed, Path(out)/'images'/style.name/f'{label}-{key}'))
     return jobs
 
@@ -160,6 +203,7 @@ def run_job(job:Job, items:list, backbone, batch:int=8)->dict: # id -> what went
         failed |= _make_group(job, missing if job.how is None else group, draw)
     return failed
 
+# %% ../nbs/13_evaluate.ipynb #b21b46ea
 def _make_group(job, group, draw)->dict: # id -> what went wrong
     "A batch, or where that fails its missing pictures one by one"
     try: _make(job, group, draw)
@@ -174,26 +218,33 @@ def _no_room(e:StylekitError)->bool:
     "Is the disk full, or may it not be written? Then no other picture can be kept either"
     return getattr(e.__cause__, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
+# %% ../nbs/13_evaluate.ipynb #0f46d5ba
 def _make(job, group, draw):
-    for i, r in zip(group, draw(group)):
-        if job.path(i).exists(): continue
-        note = '' if getattr(r, 'complete', True) else r.info['note']   # an unfinished picture must not be counted
-        if 'interrupted' in note: raise KeyboardInterrupt
-        if note: raise StylekitError(note)
-        if isinstance(r, StylizeResult): r.save(job.path(i)); continue
-        with atomic_path(job.path(i)) as tmp: r.save(tmp)
+    "Draw a batch and keep what is not there yet"
+    for item, result in zip(group, draw(group)):
+        if not job.path(item).exists(): _keep(result, job.path(item))
 
-def _generator(how, style)->Path: return generator_file(str(how['generator']).replace('{style}', style.name))
+def _keep(result, path:Path): # of `draw`
+    "An unfinished picture is not written, so that it is never counted"
+    note = '' if getattr(result, 'complete', True) else result.info['note']
+    if 'interrupted' in note: raise KeyboardInterrupt
+    if note: raise StylekitError(note)
+    if isinstance(result, StylizeResult): result.save(path)
+    else:
+        with atomic_path(path) as tmp: result.save(tmp)
 
-
+# %% ../nbs/13_evaluate.ipynb #00a7a61a
 def _drawer(job, backbone): # Items -> pictures
-    paths, style = lambda group: [i.path for i in group], load_style(job.style)
+    "How the pictures of a job are drawn; what that needs is loaded once"
+    def paths(group): return [i.path for i in group]
+    style = load_style(job.style)
     if job.how is None: return lambda group: [load_image(p) for p in paths(group)]
     if 'generator' in job.how:
         net = FeedForward.load(_generator(job.how, style), backbone)
         return lambda group: net(paths(group))
     alone = settings(**job.how).fake in ('own', 'shared')   # a fake score must not depend on who is in the batch
-    return lambda group: stylize(paths(group), style, [i.caption for i in group], backbone=backbone, seed=job.seed, independent=alone, **job.how)
+    return lambda group: stylize(paths(group), style, [i.caption for i in group], backbone=backbone,
+                                 seed=job.seed, independent=alone, **job.how)
 
 # %% ../nbs/13_evaluate.ipynb #d5ec38f0
 class JobWorker:
@@ -201,6 +252,7 @@ class JobWorker:
     def __init__(self, model): self.backbone = load_backbone(*model)
     def __call__(self, task): return run_job(task[0], task[1], self.backbone, task[2])
 
+# %% ../nbs/13_evaluate.ipynb #3e2b1420
 def run_jobs(jobs:list, items:list, backbone=None, device:str=None, dtype=None, # of the model, see `load_backbone`
              workers:int=1, # processes
              batch:int=8, # pictures at a time
@@ -209,7 +261,7 @@ def run_jobs(jobs:list, items:list, backbone=None, device:str=None, dtype=None, 
     "Make all pictures"
     todo, failed = [j for j in jobs if j.missing(items)], {}
     def done(job, f):
-        failed.update({(job.label, job.style, job.seed, i): why for i,why in f.items()})
+        failed.update({(job.label, job.style, job.seed, i): why for i, why in f.items()})
         if report: report(f'{job.style}, {job.label}, seed {job.seed}: {len(items)-len(f)} of {len(items)} pictures')
     check_range('batch', check_whole('batch', batch), 1, 4096)
     check_range('workers', check_whole('workers', workers), 1, 1024)
@@ -235,6 +287,7 @@ class Shown:
         if what == 'references': return min(len(self.references), len(self.contents)) > 1
         return not what or bool(getattr(self, what))
 
+# %% ../nbs/13_evaluate.ipynb #9e4403cf
 @dataclass(frozen=True)
 class Metric:
     "What to measure, which way is better, what it needs, and what people call it"
@@ -247,14 +300,16 @@ class Metric:
     content: bool = False   # does it only say how much of the content is left?
 
 # %% ../nbs/13_evaluate.ipynb #a1c55344
-LOOKS_SHA256 = '9b5cfa3b57c9bf345fa69f0327acf832fe97edfe99a1be70693c19869d60f21a'   # of the file of the probe: known without reading it
+# of the file of the probe: known without reading it
+LOOKS_SHA256 = '9b5cfa3b57c9bf345fa69f0327acf832fe97edfe99a1be70693c19869d60f21a'
 
 @cache
 def judge_of_looks()->tuple: # Judge, StyleProbe
     "The network and the probe that tell the looks that come with stylekit apart"
     from stylekit.mini.judge import Judge, read_probe
     file = asset('judge', 'looks.npz')
-    if file_sha256(file) != LOOKS_SHA256: raise StylekitError(f'{file.name} is not the one that came with stylekit: install it again')
+    if file_sha256(file) != LOOKS_SHA256:
+        raise StylekitError(f'{file.name} is not the one that came with stylekit: install it again')
     return Judge(), read_probe(file)
 
 def known_look(style:Style)->str: # '' if there is none
@@ -272,11 +327,12 @@ def in_look(pictures:dict, # id -> picture
     "Share of the pictures that the probe takes for a look"
     stats = np.concatenate([judge.stats(x).numpy() for x in as_tensors(pictures)])
     each = tuple((probe.prob(stats).argmax(1) == probe.index(look)).astype(float).tolist())
-    ruler = dict(backbone=judge.name, sha256=probe.sha256, resolution=f'{judge.size}×{judge.size}', resize='bicubic',
-                 estimator=f'linear probe, {len(probe.classes)} classes')
+    ruler = dict(backbone=judge.name, sha256=probe.sha256, resolution=f'{judge.size}×{judge.size}',
+                 resize='bicubic', estimator=f'linear probe, {len(probe.classes)} classes')
     return Measured(sum(each)/len(each), f'style[{judge.name}]', n=len(each), interval=mean_interval(each),
                     ids=tuple(pictures), each=each, **ruler)
 
+# %% ../nbs/13_evaluate.ipynb #db0342f8
 IN_STYLE = ('in the style?', 'Share of the results that a classifier of looks takes for the style. It has learnt from '
             'icons; of other pictures, as photographs, it can say little.')
 
@@ -293,17 +349,20 @@ def _of_content(f, label, meaning, high=False, needs='')->Metric:
 METRICS = dict(
     style=Metric(lambda s, net: in_look(s.outputs, *judge_of_looks(), s.look), True, 'look',
                  LOOKS_SHA256, *IN_STYLE),
-    identified=_of_content(lambda s, net: identified(s.outputs, s.contents, net), 'recognised?', high=True,
-        needs='others', meaning='Share of the results that are more like their own source than like any other source of the folder; '
-                'by luck 1 in {n_ref}. The pictures can still be told apart: whether a person would name the thing, it '
-                'cannot say.'),
+    identified=_of_content(lambda s, net: identified(s.outputs, s.contents, net), 'recognised?',
+        'Share of the results that are more like their own source than like any other source of the folder; '
+        'by luck 1 in {n_ref}. The pictures can still be told apart: whether a person would name the thing, it '
+        'cannot say.', high=True, needs='others'))
+
+# %% ../nbs/13_evaluate.ipynb #f9f66245
+METRICS |= dict(
     pd_src=_of_content(lambda s, net: pd(s.contents, s.outputs, net), 'source distance',
         'How far the result is from its source, as a network sees it; 0 is the same picture.'),
-    edge_f1_src=_of_content(lambda s, net: edge_f1(s.contents, s.outputs), 'edges kept', high=True,
-        meaning='How well the edges of source and result agree, from 0 to 1. A good drawing has edges of its own: 1 is '
-                'not the aim.'),
-    ssim_src=_of_content(lambda s, net: ssim(s.contents, s.outputs), 'SSIM', high=True,
-        meaning='Likeness of the greys of source and result in small windows; 1 is the same picture.'),
+    edge_f1_src=_of_content(lambda s, net: edge_f1(s.contents, s.outputs), 'edges kept',
+        'How well the edges of source and result agree, from 0 to 1. A good drawing has edges of its own: 1 is '
+        'not the aim.', high=True),
+    ssim_src=_of_content(lambda s, net: ssim(s.contents, s.outputs), 'SSIM',
+        'Likeness of the greys of source and result in small windows; 1 is the same picture.', high=True),
     structure_src=_of_content(lambda s, net: structure(s.contents, s.outputs, net), 'structure lost',
         'How much it has changed which parts of a picture are alike; colours and strokes count little.'),
     cfsd=_of_content(lambda s, net: cfsd(s.contents, s.outputs, net), 'layout lost',
@@ -316,17 +375,23 @@ def _of_style(f, label, meaning, needs, high=False)->Metric:
 METRICS |= dict(
     pd_truth=_of_style(lambda s, net: pd(s.truths, s.outputs, net), 'truth distance',
         'How far the result is from the same thing drawn in the style, as a network sees it.', 'truths'),
-    edge_f1_truth=_of_style(lambda s, net: edge_f1(s.truths, s.outputs), 'truth edges', high=True, needs='truths',
-        meaning='How well the edges of the result agree with those of the same thing drawn in the style, from 0 to 1.'),
-    similarity_truth=_of_style(lambda s, net: similarity(s.truths, s.outputs, net), 'truth likeness', high=True,
-        needs='truths', meaning='How alike a network finds the result and the same thing drawn in the style; 1 is most.'),
-    kid=_of_style(lambda s, net: kid(s.outputs, s.references, net), 'style distance', needs='references',
-        meaning='How far all results together are from the pictures of the style (kernel of KID); around 0 is as near '
-                'as can be told.'),
-    mmd=_of_style(lambda s, net: mmd(s.outputs, s.references, net), 'style means', needs='references',
-        meaning='How far the average result is from the average picture of the style (kernel of CMMD).'),
-    fd=_of_style(lambda s, net: fd(s.outputs, s.references, net), 'style Fréchet', needs='references',
-        meaning='As the style distance, by means and spreads (Fréchet). It depends on how many pictures there are.'),
+    edge_f1_truth=_of_style(lambda s, net: edge_f1(s.truths, s.outputs), 'truth edges',
+        'How well the edges of the result agree with those of the same thing drawn in the style, from 0 to 1.',
+        'truths', high=True),
+    similarity_truth=_of_style(lambda s, net: similarity(s.truths, s.outputs, net), 'truth likeness',
+        'How alike a network finds the result and the same thing drawn in the style; 1 is most.',
+        'truths', high=True))
+
+# %% ../nbs/13_evaluate.ipynb #6b7099e9
+METRICS |= dict(
+    kid=_of_style(lambda s, net: kid(s.outputs, s.references, net), 'style distance',
+        'How far all results together are from the pictures of the style (kernel of KID); around 0 is as near '
+        'as can be told.', 'references'),
+    mmd=_of_style(lambda s, net: mmd(s.outputs, s.references, net), 'style means',
+        'How far the average result is from the average picture of the style (kernel of CMMD).', 'references'),
+    fd=_of_style(lambda s, net: fd(s.outputs, s.references, net), 'style Fréchet',
+        'As the style distance, by means and spreads (Fréchet). It depends on how many pictures there are.',
+        'references'),
     art_fd=_of_style(lambda s, net: art_fd(s.outputs, s.contents, s.references, net), 'content × style',
         'Distance to the source times distance to the style, each with 1 added (Wright and Ommer).', 'references'))
 
@@ -344,6 +409,7 @@ def _listed(what:str, given, one)->list: # types of which a single one needs no 
     if not given: raise StylekitError(f'{what} is empty: give at least one')
     return given
 
+# %% ../nbs/13_evaluate.ipynb #2c207632
 def _named_metrics(metrics)->dict: # name -> Metric
     "Metrics by name, or those of one's own"
     if not isinstance(metrics, dict):
@@ -366,15 +432,21 @@ def _metrics(metrics, shown:Shown)->dict: # name -> Metric
     return metrics
 
 # %% ../nbs/13_evaluate.ipynb #80fc3ecc
+def _each_over_seeds(values:list)->tuple: # Measured, one per seed
+    "The mean of each picture; none where the seeds did not measure the same pictures"
+    if not all(m.each and m.ids == values[0].ids for m in values): return ()
+    return tuple(sum(e)/len(values) for e in zip(*(m.each for m in values)))
+
 def over_seeds(values:list # Measured, one per seed
               )->Measured:
     "The mean over seeds, with an interval over pictures"
-    v = sum(m.value for m in values)/len(values)
-    each = tuple(sum(e)/len(values) for e in zip(*(m.each for m in values))) if all(m.each and m.ids==values[0].ids for m in values) else ()
-    return replace(values[0], value=v, each=each, interval=mean_interval(each) if each else values[0].interval if len(values)==1 else None)
+    mean = sum(m.value for m in values)/len(values)
+    each = _each_over_seeds(values)
+    interval = values[0].interval if len(values) == 1 else None
+    if each: interval = mean_interval(each)
+    return replace(values[0], value=mean, each=each, interval=interval)
 
-def _truths(items, style)->dict: return {i.id: i.truth[style] for i in items} if all(style in i.truth for i in items) else {}
-
+# %% ../nbs/13_evaluate.ipynb #80e3efa6
 @dataclass(frozen=True)
 class Measurement(Record):
     "A `Measured` in a file"
@@ -395,16 +467,23 @@ class Measurement(Record):
     ids: tuple[str, ...]
     each: tuple[float, ...]
 
+# %% ../nbs/13_evaluate.ipynb #62eabd32
 def _measured_once(file:Path, m:Metric, shown:Shown, net)->Measured:
     "What the file says; measured and written if there is none"
     if file.exists():
         kept = vars(read_json(file, Measurement))
         return Measured(sha256=kept.pop('network_sha256'), **kept)
     found = m.f(shown, net)
-    if not all(map(math.isfinite, (found.value, *found.each))): raise StylekitError(f'{found.name} is NaN or infinite on these pictures')
+    if not all(map(math.isfinite, (found.value, *found.each))):
+        raise StylekitError(f'{found.name} is NaN or infinite on these pictures')
     values = asdict(found)
     write_json(file, Measurement(network_sha256=values.pop('sha256'), **values))
     return found
+
+# %% ../nbs/13_evaluate.ipynb #7dbab7d0
+def _truths(items, style)->dict: # id -> path
+    "All of a style; of some of the pictures they would be another measure"
+    return {i.id: i.truth[style] for i in items} if all(style in i.truth for i in items) else {}
 
 def shown_of(items:list, style:Style, references:list, job:Job=None # None: before anything is made
             )->Shown:
@@ -413,6 +492,7 @@ def shown_of(items:list, style:Style, references:list, job:Job=None # None: befo
     contents, truths = {i.id: i.path for i in items}, _truths(items, style.name)
     return Shown(outputs, contents, truths, references, style.name, known_look(style))
 
+# %% ../nbs/13_evaluate.ipynb #e6f85a13
 def score(job:Job, items:list, references:list, metrics, # names, or name -> Metric; None: all that can be had
           net)->dict: # name -> Measured
     "Measure the pictures of a job; what has been measured is read from its folder"
@@ -443,15 +523,28 @@ class Table:
     failed: dict = field(default_factory=dict)   # (method, style, seed, id) -> what went wrong
     labels: dict = field(default_factory=dict)   # metric of one's own -> (heading, sentence for the legend)
     lacks: dict = field(default_factory=dict)    # style -> what could not be measured in it
-    @property
-    def metrics(self)->list: return list(dict.fromkeys(m for r in self.rows for m in r.values))
-    @property
-    def styles(self)->list: return list(dict.fromkeys(r.style for r in self.rows))
-    def first(self, metric:str)->Measured: return next(r.values[metric] for r in self.rows if metric in r.values)
-    def says_style(self, style:str)->bool:
-        "Does any column say how near the style is?"
-        said = {m for r in self.rows if r.style==style for m in r.values}
-        return any(m in self.labels or m not in METRICS or not METRICS[m].content for m in said)
+
+# %% ../nbs/13_evaluate.ipynb #61308a47
+@patch(as_prop=True)
+def metrics(self:Table)->list:
+    "Names, as they come up"
+    return list(dict.fromkeys(m for r in self.rows for m in r.values))
+
+@patch(as_prop=True)
+def styles(self:Table)->list:
+    "Names, as they come up"
+    return list(dict.fromkeys(r.style for r in self.rows))
+
+@patch
+def first(self:Table, metric:str)->Measured:
+    "A value of a column: all of it are read from the same ruler"
+    return next(r.values[metric] for r in self.rows if metric in r.values)
+
+@patch
+def says_style(self:Table, style:str)->bool:
+    "Does any column say how near the style is?"
+    measured = {m for r in self.rows if r.style==style for m in r.values}
+    return any(m in self.labels or m not in METRICS or not METRICS[m].content for m in measured)
 
 # %% ../nbs/13_evaluate.ipynb #1f5e10dd
 @patch
@@ -459,15 +552,19 @@ def best(self:Table, style:str, metric:str)->list: # methods
     "The best methods of a style, and those that cannot be told from it; none where nothing says how near the style is"
     rows = [r for r in self.rows if r.style==style and metric in r.values and not r.unchanged]
     if len(rows) < 2 or not self.says_style(style): return []   # of one there is no best
-    top = max((r.values[metric] for r in rows), key=lambda m: m.value*(1 if self.high[metric] else -1))
+    sign = 1 if self.high[metric] else -1
+    top = max((r.values[metric] for r in rows), key=lambda m: m.value*sign)
     def alike(m):
         d = (m-top).interval   # two rulers in one column are refused here
         return m is top or (d is not None and d[0] <= 0 <= d[1])
     return [r.method for r in rows if alike(r.values[metric])]
 
+# %% ../nbs/13_evaluate.ipynb #02b88fda
 def _cell(m:Measured)->tuple: # value, interval, as texts
+    "Three digits of the largest of them"
     top = max(abs(v) for v in (m.value, *(m.interval or ())))
-    f = f'.{max(0, 2-math.floor(math.log10(top))) if top > 1e-8 else 2}f'
+    digits = max(0, 2-math.floor(math.log10(top))) if top > 1e-8 else 2
+    f = f'.{digits}f'
     return f'{m.value:{f}}', f'[{m.interval[0]:{f}}, {m.interval[1]:{f}}]' if m.interval else ''
 
 @patch
@@ -489,6 +586,7 @@ def heading(self:Table, metric:str)->str:
     "Its label, with an arrow that points to the better"
     return f'{self.label(metric)} {"↑" if self.high[metric] else "↓"}'
 
+# %% ../nbs/13_evaluate.ipynb #b4e0037f
 @patch
 def meaning(self:Table, metric:str)->str:
     "What a column says, which way is better, and what it was measured with"
@@ -519,10 +617,12 @@ def caption(self:Table, mark:str='Bold', # how the best are marked
     best = 'the best of a style and what cannot be told from it; the content as it is takes no part'
     return f'{text}. {mark}: {best}.' if some else f'{text}.'
 
+# %% ../nbs/13_evaluate.ipynb #066ec00e
 def _failures(table)->list: # of lines
-    groups = {}
+    "One for each method, style, seed and reason"
+    groups, lines = {}, []
     for (*job, picture), why in table.failed.items(): groups.setdefault((*job, why), []).append(picture)
-    lines, rows = [], {(r.method, r.style) for r in table.rows}
+    rows = {(r.method, r.style) for r in table.rows}
     for (method, style, seed, why), ids in groups.items():
         some = ', '.join(map(str, ids[:3])) + f' and {len(ids)-3} more'*(len(ids) > 3)
         left_out = f'left out of every row: {some}; {method} failed in {style}, seed {seed}'
@@ -543,22 +643,31 @@ def _plain(text:str)->str:
     return re.sub(r'([\\|`*_\[\]~])', r'\\\1', text)
 
 def _lines_up(lines:list)->list: # of lists of texts, each as long; the same, padded
+    "Columns of one width"
     widths = [max(map(len, column)) for column in zip(*lines)]
     return [[c.ljust(w) for c, w in zip(line, widths)] for line in lines]
+
+# %% ../nbs/13_evaluate.ipynb #dfb879b0
+def _markdown_rows(table)->list: # of lines
+    "The table without its legend"
+    def text(value, span, best): return (f'**{value}**' if best else value) + f' {span}'*bool(span)
+    head = ['style', 'method', *(_plain(table.heading(m)) for m in table.metrics)]
+    rows = [[_plain(r.style), _plain(r.method), *(text(*c) for c in table.cells(r))] for r in table.rows]
+    head, *rows = _lines_up([head, *rows])
+    return ['| '+' | '.join(line)+' |' for line in (head, ['-'*len(h) for h in head], *rows)]
 
 @patch
 def markdown(self:Table, legend:bool=True # below it: how to read it, what is missing, what each column says
             )->str:
     "The table for a notebook or a README"
-    head = ['style', 'method', *(_plain(self.heading(m)) for m in self.metrics)]
-    def text(value, span, best): return (f'**{value}**' if best else value) + f' {span}'*bool(span)
-    rows = [[_plain(r.style), _plain(r.method), *(text(*c) for c in self.cells(r))] for r in self.rows]
-    head, *rows = _lines_up([head, *rows])
-    rows = ['| '+' | '.join(line)+' |' for line in (head, ['-'*len(h) for h in head], *rows)]
+    rows = _markdown_rows(self)
     if not legend: return '\n'.join(rows)
     remarks = [f'- {_plain(line)}' for line in self.remarks]
     columns = [f'- **{_plain(self.heading(m))}**: {_plain(self.meaning(m))}' for m in self.metrics]
     return '\n'.join([*rows, '', _plain(self.caption()), *['']*bool(remarks), *remarks, '', *columns])
+
+@patch
+def _repr_markdown_(self:Table): return self.markdown()
 
 # %% ../nbs/13_evaluate.ipynb #4bf74c01
 @patch
@@ -580,22 +689,25 @@ _TEX = {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciic
 
 def _tex(text:str)->str: return ''.join(_TEX.get(c, c) for c in text)
 
+def _tex_lines(table)->list: # head, then a row each
+    "The lines between the rules"
+    def text(value, _, best): return rf'\textbf{{{value}}}' if best else value
+    def arrow(m): return r'$\uparrow$' if table.high[m] else r'$\downarrow$'
+    head = ['style', 'method', *(f'{_tex(table.label(m))} {arrow(m)}' for m in table.metrics)]
+    rows = [[_tex(r.style), _tex(r.method), *(text(*c) for c in table.cells(r))] for r in table.rows]
+    return [' & '.join(line)+r' \\' for line in (head, *rows)]
+
+# %% ../nbs/13_evaluate.ipynb #fadc29ad
 @patch
 def latex(self:Table)->str:
     "The table for a paper (booktabs); how to read it stands below, as comments"
-    arrow = lambda m: r'$\uparrow$' if self.high[m] else r'$\downarrow$'
-    head = ['style', 'method', *(f'{_tex(self.label(m))} {arrow(m)}' for m in self.metrics)]
-    def text(value, _, best): return rf'\textbf{{{value}}}' if best else value
-    rows = [[_tex(r.style), _tex(r.method), *(text(*c) for c in self.cells(r))] for r in self.rows]
-    head, *body = [' & '.join(line)+r' \\' for line in (head, *rows)]
+    head, *body = _tex_lines(self)
     top = rf'\begin{{tabular}}{{ll{"r"*len(self.metrics)}}}'
     notes = [self.caption(), *self.remarks, *(f'{self.label(m)}: {self.meaning(m)}' for m in self.metrics)]
     comments = ['% '+' '.join(note.split()) for note in notes]
     return '\n'.join([top, r'\toprule', head, r'\midrule', *body, r'\bottomrule', r'\end{tabular}', *comments])
 
 # %% ../nbs/13_evaluate.ipynb #c46bf70e
-_RULER = ('name', 'backbone', 'sha256', 'resolution', 'resize', 'norm', 'estimator', 'n', 'n_ref', 'standard', 'note')
-
 def _csv(rows)->str:
     f = io.StringIO()
     writer(f, lineterminator='\n').writerows([_no_formula(v) for v in row] for row in rows)
@@ -606,6 +718,9 @@ def _no_formula(v):
     text = isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') and not re.fullmatch(r'-?[\d.e+ -]+', v)
     return f"'{v}" if text else v
 
+# %% ../nbs/13_evaluate.ipynb #63493815
+_RULER = ('name', 'backbone', 'sha256', 'resolution', 'resize', 'norm', 'estimator', 'n', 'n_ref', 'standard', 'note')
+
 @patch
 def csv(self:Table)->str:
     "One line per value, with all that it depends on, and what it says"
@@ -614,11 +729,9 @@ def csv(self:Table)->str:
         for k, m in r.values.items():
             span = ' '.join(map(str, m.interval)) if m.interval else ''
             about = [self.label(k), 'higher' if self.high[k] else 'lower', m.value, span]
-            rows.append([r.style, r.method, r.seeds, k, *about, *(getattr(m, c) for c in _RULER), self.meaning(k)])
+            ruler = [getattr(m, c) for c in _RULER]
+            rows.append([r.style, r.method, r.seeds, k, *about, *ruler, self.meaning(k)])
     return _csv(rows)
-
-@patch
-def _repr_markdown_(self:Table): return self.markdown()
 
 # %% ../nbs/13_evaluate.ipynb #53b0a666
 @patch
@@ -652,19 +765,23 @@ small {{color: #666; white-space: nowrap}}</style>
 {body}
 </html>'''
 
+def _html_rows(table)->list: # of lines
+    "The table without its legend"
+    def text(value, span, best): return (f'<b>{value}</b>' if best else value) + f' <small>{span}</small>'*bool(span)
+    def line(cells, tag): return '<tr>'+''.join(f'<{tag}>{c}</{tag}>' for c in cells)+'</tr>'
+    head = ['style', 'method', *(escape(table.heading(m)) for m in table.metrics)]
+    rows = [[escape(r.style), escape(r.method), *(text(*c) for c in table.cells(r))] for r in table.rows]
+    return [line(head, 'th'), *(line(row, 'td') for row in rows)]
+
+# %% ../nbs/13_evaluate.ipynb #8b018d3f
 @patch
 def html(self:Table, images:tuple=() # names of pictures beside it, to be shown
         )->str:
     "A page of its own"
-    def text(value, span, best): return (f'<b>{value}</b>' if best else value) + f' <small>{span}</small>'*bool(span)
-    head = ['style', 'method', *(escape(self.heading(m)) for m in self.metrics)]
-    rows = [[escape(r.style), escape(r.method), *(text(*c) for c in self.cells(r))] for r in self.rows]
-    lines = ['<tr>'+''.join(f'<th>{h}</th>' for h in head)+'</tr>']
-    lines += ['<tr>'+''.join(f'<td>{c}</td>' for c in row)+'</tr>' for row in rows]
-    legend = [f'<b>{escape(self.heading(m))}</b>: {escape(self.meaning(m))}' for m in self.metrics]
     def listed(lines): return '<ul>'+''.join(f'<li>{line}</li>' for line in lines)+'</ul>' if lines else ''
+    legend = [f'<b>{escape(self.heading(m))}</b>: {escape(self.meaning(m))}' for m in self.metrics]
     shown = [f'<h2>{escape(i)}</h2>\n<img src="{escape(quote(i))}" alt="{escape(i)}">' for i in images]
-    body = ['<table>', *lines, '</table>', f'<p>{escape(self.caption())}</p>']
+    body = ['<table>', *_html_rows(self), '</table>', f'<p>{escape(self.caption())}</p>']
     body += [listed([*map(escape, self.remarks)]), listed(legend), *shown]
     return _PAGE.format(body='\n'.join(body))
 
@@ -688,6 +805,7 @@ class TableValue:
     each: tuple[float, ...]
     ids: int | None = field(metadata=dict(lo=0))   # place of its names in the file's list
 
+# %% ../nbs/13_evaluate.ipynb #7ad696b1
 @dataclass(frozen=True)
 class TableRow:
     "A `Row` in the file of a table"
@@ -723,21 +841,34 @@ def to_file(self:Table, key:str='' # says what the table was made from
     unchanged = tuple(dict.fromkeys(r.method for r in self.rows if r.unchanged))
     return TableFile(key, self.high, failed, tuple(ids), tuple(map(row, self.rows)), unchanged, self.labels, self.lacks)
 
+# %% ../nbs/13_evaluate.ipynb #bdb4ba43
 @patch
 def save(self:Table, path, key:str='' # says what the table was made from
         )->Path:
     "The whole table as JSON, with a hash: `read_table` compares it with others later"
     with explain_errors('this table cannot be saved'):
         text = json.dumps(seal(self.to_file(key)), separators=(',', ':'), allow_nan=False)
-    with atomic_path(path) as tmp: tmp.write_text(text.replace('{"style"', '\n{"style"')+'\n', encoding='utf-8')   # a row, a line
+    text = text.replace('{"style"', '\n{"style"')   # a row, a line
+    with atomic_path(path) as tmp: tmp.write_text(text+'\n', encoding='utf-8')
     return Path(path)
 
 # %% ../nbs/13_evaluate.ipynb #e7ab1e02
 def _value(v:TableValue, t:TableFile)->Measured:
     names = () if v.ids is None else t.ids[v.ids]
-    if v.ids is not None and len(names) != len(v.each): raise ValueError(f'{len(v.each)} values for {len(names)} pictures')
+    if v.ids is not None and len(names) != len(v.each):
+        raise ValueError(f'{len(v.each)} values for {len(names)} pictures')
     return Measured(**vars(v) | dict(ids=names))
 
+def _from_file(t:TableFile)->Table:
+    "The table that a file holds"
+    values = [{k: _value(v, t) for k, v in r.values.items()} for r in t.rows]
+    rows = [Row(r.style, r.method, r.seeds, v, r.method in t.unchanged) for r, v in zip(t.rows, values)]
+    table = Table(rows, t.high, {tuple(k): v for *k, v in t.failed}, t.labels, t.lacks)
+    lost = [m for m in table.metrics if m not in t.high]
+    if lost: raise ValueError(f'it does not say whether more of {lost[0]} is better')
+    return table
+
+# %% ../nbs/13_evaluate.ipynb #826d68db
 def read_table(path, key:str=None # what it must have been made from
               )->Table: # None if it was made from something else
     "A table that `Table.save` wrote"
@@ -745,12 +876,7 @@ def read_table(path, key:str=None # what it must have been made from
     with explain_errors(f'cannot read {name}'): raw = Path(path).read_bytes()
     t = unseal_if_sealed(TableFile, parse_json(raw, name), name)
     if key not in (None, t.key): return None
-    with explain_errors(f'{name} is no table of stylekit'):
-        values = [{k: _value(v, t) for k, v in r.values.items()} for r in t.rows]
-        rows = [Row(r.style, r.method, r.seeds, v, r.method in t.unchanged) for r, v in zip(t.rows, values)]
-        table = Table(rows, t.high, {tuple(k): v for *k, v in t.failed}, t.labels, t.lacks)
-        if lost := [m for m in table.metrics if m not in t.high]: raise ValueError(f'it does not say whether more of {lost[0]} is better')
-    return table
+    with explain_errors(f'{name} is no table of stylekit'): return _from_file(t)
 
 # %% ../nbs/13_evaluate.ipynb #c02f7047
 def _fitting(draw, text:str, width:int)->str:
@@ -768,6 +894,27 @@ def _refused(table, style:str, method:str, item)->list: # of texts
     values = table.of_picture(rows[0]).get(item.id, {}) if rows else {}
     return [f'not {table.label(m).rstrip("?")}' for m in _questions(table) if values.get(m) == 0]
 
+# %% ../nbs/13_evaluate.ipynb #88fd5a2a
+def _evenly(items:list, n:int)->list:
+    "At most `n` of them, evenly spaced"
+    n = min(n, len(items))
+    return [items[round(i*(len(items)-1)/max(1, n-1))] for i in range(n)]
+
+def _columns(jobs:list, items:list, style:str)->list: # of (heading, method, path(Item))
+    "Content, every method, and the truth where there is one"
+    first = min((j.seed for j in jobs), default=0)
+    shown = [j for j in jobs if load_style(j.style).name==style and j.how is not None and j.seed==first]
+    columns = [('content', '', lambda i: i.path), *((j.label, j.label, j.path) for j in shown)]
+    if any(style in i.truth for i in items): columns.append(('truth', '', lambda i: i.truth.get(style)))
+    return columns
+
+def _paste(out, path:Path, left:int, top:int, side:int):
+    "A picture in the middle of its square"
+    im = load_image(path)
+    im.thumbnail((side, side))
+    out.paste(im, (left+(side-im.width)//2, top+(side-im.height)//2))
+
+# %% ../nbs/13_evaluate.ipynb #c256048a
 def sheet(jobs:list, items:list, style:str, # its name
           n:int=8, # pictures, evenly spaced
           side:int=128, # pixels of each
@@ -775,88 +922,71 @@ def sheet(jobs:list, items:list, style:str, # its name
          ): # PIL image
     "Content, every method, and the truth where there is one, a row for each picture"
     from PIL import Image, ImageDraw
-    rows = [items[round(i*(len(items)-1)/max(1, min(n, len(items))-1))] for i in range(min(n, len(items)))]
-    jobs = [j for j in jobs if load_style(j.style).name==style and j.how is not None and j.seed==min(k.seed for k in jobs)]
-    cols = [('content', '', lambda i: i.path), *((j.label, j.label, j.path) for j in jobs)]
-    if any(style in i.truth for i in rows): cols.append(('truth', '', lambda i: i.truth.get(style)))
-    height = side + 14*len(_questions(table))
-    out = Image.new('RGB', (side*len(cols), 14+height*len(rows)), 'white')
+    rows, height = _evenly(items, n), side + 14*len(_questions(table))
+    columns = _columns(jobs, rows, style)
+    out = Image.new('RGB', (side*len(columns), 14+height*len(rows)), 'white')
     draw = ImageDraw.Draw(out)
-    for x, (label, method, path) in enumerate(cols):
+    for x, (label, method, path) in enumerate(columns):
         draw.text((x*side+4, 1), _fitting(draw, label, side-8), 'black')
-        for y, i in enumerate(rows):
-            top = 14+y*height
-            if (p := path(i)) and Path(p).exists():
-                im = load_image(p); im.thumbnail((side, side))
-                out.paste(im, (x*side+(side-im.width)//2, top+(side-im.height)//2))
-            for k, text in enumerate(_refused(table, style, method, i)):
-                draw.text((x*side+4, top+side+14*k), _fitting(draw, text, side-8), 'firebrick')
+        for y, item in enumerate(rows):
+            left, top = x*side, 14+y*height
+            file = path(item)
+            if file and Path(file).exists(): _paste(out, file, left, top, side)
+            for k, text in enumerate(_refused(table, style, method, item)):
+                draw.text((left+4, top+side+14*k), _fitting(draw, text, side-8), 'firebrick')
     return out
 
 # %% ../nbs/13_evaluate.ipynb #8a5e4d20
-def _label(ax, points:list): # (x, y, text, colour): names beside their points, moved apart where they would cover each other
-    (x0, x1), (y0, y1), placed = ax.get_xlim(), ax.get_ylim(), []
-    for x, y, text, colour in sorted(((x-x0)/(x1-x0), (y-y0)/(y1-y0), text, colour) for x, y, text, colour in points):
+def _free_height(span:tuple, y:float, placed:list, n:int)->float: # left and right; (span, height) of the others
+    "The nearest height to `y` where a name covers no other"
+    def apart(other, at, h): return abs(h-at) >= .054 or other[1] < span[0] or other[0] > span[1]
+    tries = (y+.02+k*s*.055 for k in range(n+1) for s in (1, -1))
+    free = (h for h in tries if 0 <= h <= .96 and all(apart(*p, h) for p in placed))
+    return next(free, y)
+
+def _label(ax, points:list): # (x, y, text, colour)
+    "Names beside their points, moved apart where they would cover each other"
+    (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()
+    placed = []
+    for x, y, text, colour in sorted(((x-x0)/(x1-x0), (y-y0)/(y1-y0), *rest) for x, y, *rest in points):
         left = x > .7
         span = (x-.025*len(text), x) if left else (x, x+.025*len(text))
-        tries = (y+.02+k*s*.055 for k in range(len(points)+1) for s in (1, -1))
-        height = next((h for h in tries if 0 <= h <= .96 and all(abs(h-b) >= .054 or a[1] < span[0] or a[0] > span[1] for a, b in placed)), y)
+        height = _free_height(span, y, placed, len(points))
         placed.append((span, height))
-        ax.text(x+(-.015 if left else .015), height, text, color=colour, fontsize=7, ha='right' if left else 'left', transform=ax.transAxes)
+        ax.text(x+(-.015 if left else .015), height, text, color=colour, fontsize=7,
+                ha='right' if left else 'left', transform=ax.transAxes)
 
-def scatter(table:Table, content:str='pd_src', # metric
-            style:str=None # metric; default the distance to the style, or else the share that is in it
-           ): # matplotlib figure
-    "Style against content, a panel for each style"
-    import matplotlib.pyplot as plt
-    style, styles = style or _style_axis(table), table.styles
-    fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=(3.4*len(styles), 3.2), dpi=100, layout='constrained')
-    plt.close(fig)   # shown by whoever asked for it, once
-    for ax, name in zip(axs[0], styles):
-        points = []
-        for r in (r for r in table.rows if r.style==name and content in r.values and style in r.values):
-            x, y = r.values[content], r.values[style]
-            err = lambda m: [[m.value-m.interval[0]], [m.interval[1]-m.value]] if m.interval else None
-            dot = ax.errorbar(x.value, y.value, err(y), err(x), fmt='o', ms=4, lw=.6)
-            points.append((x.value, y.value, r.method, dot.lines[0].get_color()))
-        _label(ax, points)
-        ax.set(title=name, xlabel=_axis(table, content), ylabel=_axis(table, style))
-    return fig
-
+# %% ../nbs/13_evaluate.ipynb #60145ac6
 def _style_axis(table)->str: return next((m for m in ('kid', 'style') if m in table.metrics), '')
 
 def _axis(table, metric)->str:
     network = table.first(metric).backbone
     return table.heading(metric) + (f' ({network})' if network != 'pixels' else '')
 
-# %% ../nbs/13_evaluate.ipynb #18b178f4
-def evaluate(dataset, # folder, see `read_dataset`
-             methods=None, # names of methods or presets; or name -> arguments of `stylize`, None for the content as it is
-             styles=('ink',), # names, paths, hub ids
-             metrics=None, # names, or name -> Metric; default all that the folder allows
-             *, seeds=(0,), out:Path='evaluation', # folder for results
-             backbone=None, device:str=None, dtype=None, # see `load_backbone`
-             net=None, # Features; default the neutral judge where it is installed, else the embedded CLIP
-             workers:int=1, batch:int=8, # processes; pictures at a time
-             template:str='{}', # around captions from file names
-             report=None, # report(text) as the work goes on
-             begin=None # begin() once no other run can write into `out`, before any work
-            )->Table:
-    "Methods × styles × metrics, as a table; it goes on where it was stopped"
-    items, references = read_dataset(dataset, template)
-    if workers!=1 and isinstance(backbone, Backbone): raise StylekitError('several processes each load the model: give its folder or hub id')
-    methods, styles, seeds, out = _methods(methods), _styles(styles), _seeds(seeds), Path(out).expanduser()
-    _check_names(picture_folder(dataset), items, [load_style(s).name for s in styles])
-    with folder_lock(out):
-        if begin: begin()
-        b = load_backbone(backbone, device, dtype)
-        jobs, net = plan(methods, styles, seeds, out, b), net or _network(device)
-        for s in map(load_style, styles): # what cannot be measured is known before any work
-            _metrics(metrics, shown_of(items, s, references.get(s.name, [])))
-        failed = run_jobs(jobs, items, b if workers==1 else backbone, device, dtype, workers, batch, report)
-        table = _table(jobs, items, failed, references, metrics, net, out)
-    return table
+def _error(m:Measured): # as matplotlib wants it
+    return [[m.value-m.interval[0]], [m.interval[1]-m.value]] if m.interval else None
 
+# %% ../nbs/13_evaluate.ipynb #ab865bb4
+def scatter(table:Table, content:str='pd_src', # metric
+            style:str=None # metric; default the distance to the style, or else the share that is in it
+           ): # matplotlib figure
+    "Style against content, a panel for each style"
+    import matplotlib.pyplot as plt
+    style, styles = style or _style_axis(table), table.styles
+    size = 3.4*len(styles), 3.2
+    fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=size, dpi=100, layout='constrained')
+    plt.close(fig)   # shown by whoever asked for it, once
+    for ax, name in zip(axs[0], styles):
+        points = []
+        for r in (r for r in table.rows if r.style==name and content in r.values and style in r.values):
+            x, y = r.values[content], r.values[style]
+            dot = ax.errorbar(x.value, y.value, _error(y), _error(x), fmt='o', ms=4, lw=.6)
+            points.append((x.value, y.value, r.method, dot.lines[0].get_color()))
+        _label(ax, points)
+        ax.set(title=name, xlabel=_axis(table, content), ylabel=_axis(table, style))
+    return fig
+
+# %% ../nbs/13_evaluate.ipynb #18b178f4
 def _styles(styles)->list:
     styles = _listed('styles', styles, (str, Path, Style))
     _check_twins('styles', [load_style(s).name for s in styles])   # they would share a folder and a row
@@ -878,23 +1008,9 @@ def _network(device):
     return net
 
 # %% ../nbs/13_evaluate.ipynb #0f86c0d2
-def _table(jobs:list, items:list, failed:dict, references:dict, metrics, net, out:Path)->Table:
-    "Measured, and written beside the pictures"
-    jobs, whole = _fair(jobs, items, failed)
-    names = {j: load_style(j).name for j in {style for _, style, *_ in failed}}
-    table = Table(_rows(jobs, whole, references, metrics, net), {})
-    table.failed = {(label, names[style], seed, i): why for (label, style, seed, i), why in failed.items()}
-    used = _named_metrics(metrics) if metrics else METRICS
-    table.high = {m: used[m].high for m in table.metrics}
-    own = [m for m in table.metrics if used[m] is not METRICS.get(m)]
-    table.labels = {m: (used[m].label or m, used[m].meaning) for m in own}
-    if not metrics: table.lacks = _lacks(jobs, whole, references)
-    _write(table, jobs, whole, out)
-    return table
-
 def _fair(jobs:list, items:list, failed:dict)->tuple: # jobs and items that are measured
     "A method that gives nothing has no row and takes no picture from the others; what one failed on counts for none"
-    run = lambda j: (j.label, j.style, j.seed)
+    def run(j): return (j.label, j.style, j.seed)
     dead = {run(j) for j in jobs if all((*run(j), i.id) in failed for i in items)}
     lost = {key[3] for key in failed if key[:3] not in dead}
     jobs, whole = [j for j in jobs if run(j) not in dead], [i for i in items if i.id not in lost]
@@ -911,6 +1027,21 @@ def _rows(jobs, items, references, metrics, net)->list:
         rows.append(Row(style, label, len(js), means, js[0].how is None))
     return rows
 
+# %% ../nbs/13_evaluate.ipynb #951ff039
+def _table(jobs:list, items:list, failed:dict, references:dict, metrics, net, out:Path)->Table:
+    "Measured, and written beside the pictures"
+    jobs, whole = _fair(jobs, items, failed)
+    names = {j: load_style(j).name for j in {style for _, style, *_ in failed}}
+    table = Table(_rows(jobs, whole, references, metrics, net), {})
+    table.failed = {(label, names[style], seed, i): why for (label, style, seed, i), why in failed.items()}
+    used = _named_metrics(metrics) if metrics else METRICS
+    table.high = {m: used[m].high for m in table.metrics}
+    own = [m for m in table.metrics if used[m] is not METRICS.get(m)]
+    table.labels = {m: (used[m].label or m, used[m].meaning) for m in own}
+    if not metrics: table.lacks = _lacks(jobs, whole, references)
+    _write(table, jobs, whole, out)
+    return table
+
 # %% ../nbs/13_evaluate.ipynb #bf85c1b5
 def _lacks(jobs:list, items:list, references:dict)->dict: # style -> what could not be measured
     "Columns that there could be, and what each of them needs"
@@ -925,13 +1056,52 @@ def _lacks(jobs:list, items:list, references:dict)->dict: # style -> what could 
         if lacking: found[style.name] = 'not measured: ' + ', '.join(lacking).replace('STYLE', style.name)
     return found
 
-def _write(table:Table, jobs:list, items:list, out:Path):
-    images = [f'sheet-{style}.png' for style in table.styles]
-    for style, name in zip(table.styles, images):
+# %% ../nbs/13_evaluate.ipynb #a89dc4d3
+def _write_pictures(table:Table, jobs:list, items:list, out:Path)->list: # of their names
+    names = [f'sheet-{style}.png' for style in table.styles]
+    for style, name in zip(table.styles, names):
         with atomic_path(out/name) as tmp: sheet(jobs, items, style, table=table).save(tmp)
     if 'pd_src' in table.metrics and _style_axis(table):
         with atomic_path(out/'scatter.png') as tmp: scatter(table).savefig(tmp)
-        images.append('scatter.png')
-    texts = {'table.md': table.markdown(), 'table.tex': table.latex(), 'table.html': table.html(images)}
-    for name, text in (texts | {'table.csv': table.csv(), 'pictures.csv': table.pictures_csv()}).items():
-        with atomic_path(out/name) as tmp: Path(tmp).write_text(text.rstrip('\n')+'\n', encoding='utf-8', newline='\n')
+        names.append('scatter.png')
+    return names
+
+def _write(table:Table, jobs:list, items:list, out:Path):
+    images = _write_pictures(table, jobs, items, out)
+    texts = {'table.md': table.markdown(), 'table.tex': table.latex(), 'table.html': table.html(images),
+             'table.csv': table.csv(), 'pictures.csv': table.pictures_csv()}
+    for name, text in texts.items():
+        text = text.rstrip('\n')+'\n'
+        with atomic_path(out/name) as tmp: Path(tmp).write_text(text, encoding='utf-8', newline='\n')
+
+def _check_metrics(metrics, styles:list, items:list, references:dict):
+    "What cannot be measured is known before any work"
+    for style in map(load_style, styles): _metrics(metrics, shown_of(items, style, references.get(style.name, [])))
+
+# %% ../nbs/13_evaluate.ipynb #e6fd936a
+def evaluate(dataset, # folder, see `read_dataset`
+             methods=None, # names of methods or presets; or name -> arguments of `stylize`, None: content as it is
+             styles=('ink',), # names, paths, hub ids
+             metrics=None, # names, or name -> Metric; default all that the folder allows
+             *, seeds=(0,), out:Path='evaluation', # folder for results
+             backbone=None, device:str=None, dtype=None, # see `load_backbone`
+             net=None, # Features; default the neutral judge where it is installed, else the embedded CLIP
+             workers:int=1, batch:int=8, # processes; pictures at a time
+             template:str='{}', # around captions from file names
+             report=None, # report(text) as the work goes on
+             begin=None # begin() once no other run can write into `out`, before any work
+            )->Table:
+    "Methods × styles × metrics, as a table; it goes on where it was stopped"
+    items, references = read_dataset(dataset, template)
+    if workers!=1 and isinstance(backbone, Backbone):
+        raise StylekitError('several processes each load the model: give its folder or hub id')
+    methods, styles = _methods(methods), _styles(styles)
+    seeds, out = _seeds(seeds), Path(out).expanduser()
+    _check_names(picture_folder(dataset), items, [load_style(s).name for s in styles])
+    with folder_lock(out):
+        if begin: begin()
+        b = load_backbone(backbone, device, dtype)
+        jobs, net = plan(methods, styles, seeds, out, b), net or _network(device)
+        _check_metrics(metrics, styles, items, references)
+        failed = run_jobs(jobs, items, b if workers==1 else backbone, device, dtype, workers, batch, report)
+        return _table(jobs, items, failed, references, metrics, net, out)

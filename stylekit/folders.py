@@ -17,7 +17,8 @@ import torch
 from fastcore.basics import patch
 from . import __version__
 from .backbone import load_backbone
-from .core import StylekitError, atomic_path, caller_seeds, check_range, check_whole, digest, explain_errors, file_sha256, folder_lock
+from .core import StylekitError, atomic_path, caller_seeds, check_range, check_whole, digest
+from .core import explain_errors, file_sha256, folder_lock
 from .images import open_image
 from .pictures import PictureFile, list_pictures, name_twins, picture_folder
 from .feedforward import FeedForward
@@ -38,10 +39,14 @@ def read_pictures(folder, # of pictures, and of the folders in it
     out = Path(out).expanduser().resolve()
     if picture_folder(folder).resolve() == out:
         raise StylekitError('the results cannot go into the folder of the pictures: give another one')
-    return name_twins(list_pictures(folder, template, leave_out=out, captions=captions), lambda p: result_path(out, p))
+    pictures = list_pictures(folder, template, leave_out=out, captions=captions)
+    return name_twins(pictures, lambda p: result_path(out, p))
 
-def result_path(out, p:PictureFile)->Path: return Path(out)/Path(p.name).with_suffix('.png')
+def result_path(out, p:PictureFile)->Path:
+    "Where the result of a picture lies"
+    return Path(out)/Path(p.name).with_suffix('.png')
 
+# %% ../nbs/09a_folders.ipynb #bb1bdf08
 def chunks(pictures:list, batch:int=8)->list: # of lists of PictureFiles
     "Pictures of one shape, `batch` at a time"
     if check_whole('batch', batch) < 1: raise StylekitError(f'batch must be at least 1, got {batch}')
@@ -65,8 +70,11 @@ class FolderRun(Record):
     settings: dict[str, Any]  # of the optimisation; empty for a generator
     stylekit: str = __version__
     @property
-    def id(self)->str: return digest(self.key, self.source_id)[:16]
+    def id(self)->str:
+        "Of the same pictures, done in the same way"
+        return digest(self.key, self.source_id)[:16]
 
+# %% ../nbs/09a_folders.ipynb #b294278d
 @dataclass(frozen=True)
 class FolderRecord(Record):
     "What became of one picture"
@@ -95,8 +103,9 @@ def run_difference(mine:FolderRun, other:FolderRun)->str: # '' if they are one r
         a, b = getattr(mine, name), getattr(other, name)
         if a != b: return f'{name} {b!r} instead of {a!r}'
     if mine.source_id != other.source_id: return f'another folder {other.source!r}'
-    changed = [k for k in {**mine.settings, **other.settings} if mine.settings.get(k) != other.settings.get(k)]
-    if changed: return f'{changed[0]} {other.settings.get(changed[0])!r} instead of {mine.settings.get(changed[0])!r}'
+    for name in {**mine.settings, **other.settings}:
+        a, b = mine.settings.get(name), other.settings.get(name)
+        if a != b: return f'{name} {b!r} instead of {a!r}'
     return 'other weights'
 
 # %% ../nbs/09a_folders.ipynb #bda4ff9a
@@ -104,25 +113,34 @@ class Manifest:
     "What became of the pictures of a folder, written as it goes"
     def __init__(self, out, run:FolderRun, # folder for results; what is done now
                  overwrite:bool=False): # also where another run has left its results
-        self.path, self.run, self.told = Path(out)/MANIFEST, run, set()
-        lines = read_lines(self.path, FolderRun, FolderRecord) if self.path.exists() else []
-        self.runs = {r.id: r for r in lines if isinstance(r, FolderRun)}
-        self.records = {(r.run, r.picture): r for r in lines if isinstance(r, FolderRecord)}
-        lost = [r.picture for r in self.records.values() if r.run not in self.runs]
-        if lost:
-            raise StylekitError(f'{MANIFEST} lacks the line of the run that made {lost[0]}: '
-                                'delete it, and it is made anew')
+        self.path, self.run = Path(out)/MANIFEST, run
+        self.told = set()   # keys of what this call has written
+        self._read()
         if not overwrite: self._refuse_others()
         self.runs[run.id] = run
         self._rewrite()
-    def _refuse_others(self):
-        made = {r.run for r in self.records.values() if not r.error}
-        for other in [self.runs[i] for i in made if i != self.run.id]:
-            difference = run_difference(self.run, other)
-            raise StylekitError(f'{self.path.parent.name!r} holds the results of another run ({difference}): '
-                                'give another folder for the results, or overwrite=True')
 
-# %% ../nbs/09a_folders.ipynb #566d25d1
+@patch
+def _read(self:Manifest):
+    "Runs by id; records by run and picture"
+    lines = read_lines(self.path, FolderRun, FolderRecord) if self.path.exists() else []
+    self.runs = {r.id: r for r in lines if isinstance(r, FolderRun)}
+    self.records = {(r.run, r.picture): r for r in lines if isinstance(r, FolderRecord)}
+    lost = [r.picture for r in self.records.values() if r.run not in self.runs]
+    if lost:
+        raise StylekitError(f'{MANIFEST} lacks the line of the run that made {lost[0]}: '
+                            'delete it, and it is made anew')
+
+# %% ../nbs/09a_folders.ipynb #df541153
+@patch
+def _refuse_others(self:Manifest):
+    "No other run may have left its results here"
+    made = {r.run for r in self.records.values() if not r.error}
+    for other in [self.runs[i] for i in made if i != self.run.id]:
+        difference = run_difference(self.run, other)
+        raise StylekitError(f'{self.path.parent.name!r} holds the results of another run ({difference}): '
+                            'give another folder for the results, or overwrite=True')
+
 @patch
 def _rewrite(self:Manifest):
     "Whole: runs that have records, then records by picture"
@@ -131,15 +149,17 @@ def _rewrite(self:Manifest):
     lines = [json_line(r) for i, r in self.runs.items() if i in used] + [json_line(r) for r in records]
     with atomic_path(self.path) as tmp: Path(tmp).write_text(''.join(lines), encoding='utf-8')
 
+# %% ../nbs/09a_folders.ipynb #566d25d1
 @patch
 def add(self:Manifest, record:FolderRecord)->FolderRecord: # as it was written down
     "Write one picture's line"
-    old = self.records.get((record.run, record.picture))
+    key = record.run, record.picture
+    old = self.records.get(key)
     if old and not record.made and not record.error: record = replace(record, seconds=old.seconds)
     with explain_errors(f'cannot write {MANIFEST}', 'free some space and run it again'):
         with open(self.path, 'a', encoding='utf-8') as f: f.write(json_line(record))
-    self.records[record.run, record.picture] = record
-    self.told.add((record.run, record.picture))
+    self.records[key] = record
+    self.told.add(key)
     return record
 
 @patch
@@ -166,7 +186,8 @@ def without_folders(text:str, # a message
                     *paths # files that it may name, whatever letters they are made of
                    )->str:
     "The message with the names of files instead of their paths"
-    for p in sorted({str(q) for p in paths for q in (Path(p), Path(p).resolve())}, key=len, reverse=True): text = text.replace(p, Path(p).name)
+    ways = {str(q) for p in paths for q in (Path(p), Path(p).resolve())}
+    for way in sorted(ways, key=len, reverse=True): text = text.replace(way, Path(way).name)
     return _FOLDERS.sub('', text)
 
 # %% ../nbs/09a_folders.ipynb #05aca3b9
@@ -185,6 +206,7 @@ class Order:
     source: str = ''            # name of the folder of the pictures
     source_id: str = ''         # and where it is, see `source_id`
 
+# %% ../nbs/09a_folders.ipynb #310ea91e
 class Maker:
     "Carries an order out, chunk by chunk"
     def __init__(self, order:Order):
@@ -192,16 +214,25 @@ class Maker:
         if o.generator: self._load_generator(o)
         else: self._load_model(o)
         self.run = FolderRun(o.source, o.source_id, self.name, o.seed, self.model, self.key, self.settings)
-    def _load_generator(self, o):
-        self.generator = g = FeedForward.load(o.generator, o.backbone, o.device)
-        self.name, self.model, self.settings = g.about['style'], g.about['backbone'], {}
-        self.key = digest(g.sha256, o.resolution)
-    def _load_model(self, o):
-        self.generator, self.style, self.backbone = None, load_style(o.style), load_backbone(o.backbone, o.device, o.dtype)
-        self.cfg = settings(**o.how | dict(resolution=o.resolution))
-        s, b = self.style, self.backbone
-        self.name, self.model, self.settings = s.name, b.name, plain_data(self.cfg)
-        self.key = digest(json.dumps(self.settings, sort_keys=True), s.words, s.scale, s.sha256, b.sha256, b.dtype, caller_seeds(o.seed))
+
+# %% ../nbs/09a_folders.ipynb #b6fa9a84
+@patch
+def _load_generator(self:Maker, o:Order):
+    self.generator = g = FeedForward.load(o.generator, o.backbone, o.device)
+    self.name, self.model = g.about['style'], g.about['backbone']
+    self.settings = {}
+    self.key = digest(g.sha256, o.resolution)
+
+@patch
+def _load_model(self:Maker, o:Order):
+    self.generator = None
+    self.style = s = load_style(o.style)
+    self.backbone = b = load_backbone(o.backbone, o.device, o.dtype)
+    self.cfg = settings(**o.how | dict(resolution=o.resolution))
+    self.name, self.model = s.name, b.name
+    self.settings = plain_data(self.cfg)
+    cfg = json.dumps(self.settings, sort_keys=True)
+    self.key = digest(cfg, s.words, s.scale, s.sha256, b.sha256, b.dtype, caller_seeds(o.seed))
 
 # %% ../nbs/09a_folders.ipynb #0974b80c
 @patch
@@ -219,29 +250,41 @@ def done(self:Maker, p:PictureFile)->bool:
 @patch
 def record(self:Maker, p:PictureFile, error:str='')->FolderRecord:
     "The line of a picture of which nothing is made yet"
-    return FolderRecord(p.name, result_path('', p).as_posix(), self.run.id, p.caption, p.caption_from, self.order.seed, error=without_folders(error, p.path, result_path(self.order.out, p)))
+    error = without_folders(error, p.path, result_path(self.order.out, p))
+    return _record(p, self.run, error)
+
+def _record(p:PictureFile, run:FolderRun, error:str)->FolderRecord:
+    return FolderRecord(p.name, result_path('', p).as_posix(), run.id, p.caption, p.caption_from, run.seed, error=error)
 
 # %% ../nbs/09a_folders.ipynb #bc1b1d96
 @patch
 def _pictures(self:Maker, chunk:list)->tuple: # place -> PIL image; place -> what is wrong
+    "All of them: who shares a batch must not depend on what is done"
     images, wrong = {}, {}
-    for i, p in enumerate(chunk):   # all of them: who shares a batch must not depend on what is done
-        try:
-            if p.error: raise StylekitError(p.error)
-            if not self.generator and not p.caption: raise StylekitError('nothing says what it shows: write it into a .txt of the same name, or into the file name')
-            images[i] = open_image(p.path)
+    for i, p in enumerate(chunk):
+        try: images[i] = self._open(p)
         except StylekitError as e: wrong[i] = str(e)
     return images, wrong
 
+@patch
+def _open(self:Maker, p:PictureFile): # PIL image
+    if p.error: raise StylekitError(p.error)
+    if not self.generator and not p.caption:
+        raise StylekitError('nothing says what it shows: write it into a .txt of the same name, or into the file name')
+    return open_image(p.path)
+
+# %% ../nbs/09a_folders.ipynb #00ad80e4
 @patch
 def _draw(self:Maker, chunk:list, images:dict, places:list)->list: # of StylizeResults
     ims, o = [images[i] for i in places], self.order
     if self.generator: return self.generator(ims, o.resolution)
     alone = self.cfg.fake in ('own', 'shared')
-    return stylize(ims, self.style, [chunk[i].caption for i in places], backbone=self.backbone, preset=self.cfg, seed=o.seed, independent=alone)
+    return stylize(ims, self.style, [chunk[i].caption for i in places], backbone=self.backbone,
+                   preset=self.cfg, seed=o.seed, independent=alone)
 
 @patch
 def _made(self:Maker, chunk:list, images:dict, wrong:dict)->dict: # place -> StylizeResult
+    "A batch, or where that fails its pictures one by one"
     if not images: return {}
     try: return dict(zip(images, self._draw(chunk, images, [*images])))
     except StylekitError as e:
@@ -259,7 +302,8 @@ _DISK = ('ENOSPC', 'EDQUOT', 'EROFS')   # not the fault of one picture
 
 @patch
 def _save(self:Maker, p:PictureFile, result)->str: # what is wrong
-    if 'interrupted' in result.info.get('note', ''): raise KeyboardInterrupt   # an unfinished picture must not count as done
+    "An unfinished picture must not count as done"
+    if 'interrupted' in result.info.get('note', ''): raise KeyboardInterrupt
     if not result.complete: return result.info['note']
     result.info.update(job=self.job(p), folder_run=self.run.id)
     try: result.save(result_path(self.order.out, p))
@@ -268,22 +312,32 @@ def _save(self:Maker, p:PictureFile, result)->str: # what is wrong
         return str(e)
     return ''
 
+# %% ../nbs/09a_folders.ipynb #2c94e56e
+@patch
+def _make(self:Maker, chunk:list, todo:list)->tuple: # places; place -> what is wrong, seconds for each picture
+    "Draw a chunk and save what is missing of it"
+    start = time.perf_counter()
+    images, wrong = self._pictures(chunk)
+    results = self._made(chunk, images, wrong)
+    seconds = (time.perf_counter()-start)/len(chunk)
+    for i in todo:
+        error = self._save(chunk[i], results[i]) if i in results else ''
+        if error: wrong[i] = error
+    return {i: e for i, e in wrong.items() if i in todo}, round(seconds, 3)
+
+# %% ../nbs/09a_folders.ipynb #18c25235
 @patch
 def __call__(self:Maker, chunk:list # Pictures; None: only say who you are
             ): # a FolderRecord for each; the FolderRun
     "Make what is missing of a chunk"
     if chunk is None: return self.run
     todo = [i for i, p in enumerate(chunk) if not self.done(p)]
-    if not todo: return [self.record(p) for p in chunk]
-    start = time.perf_counter()
-    images, wrong = self._pictures(chunk)
-    results = self._made(chunk, images, wrong)
-    seconds = (time.perf_counter()-start)/len(chunk)
-    for i in [i for i in todo if i in results]:
-        if error := self._save(chunk[i], results[i]): wrong[i] = error
-    made = {i for i in todo if i in results and i not in wrong}
-    wrong = {i: e for i, e in wrong.items() if i in todo}
-    return [replace(self.record(p, wrong.get(i, '')), made=i in made, seconds=round(seconds, 3) if i in made else None) for i, p in enumerate(chunk)]
+    wrong, seconds = self._make(chunk, todo) if todo else ({}, None)
+    records = []
+    for i, p in enumerate(chunk):
+        made = i in todo and i not in wrong
+        records.append(replace(self.record(p, wrong.get(i, '')), made=made, seconds=seconds if made else None))
+    return records
 
 # %% ../nbs/09a_folders.ipynb #1f2fcfb8
 WORKER = {}
@@ -318,25 +372,31 @@ class WorkerPool:
     "Processes that each make one worker; a process that dies takes only its own task with it"
     def __init__(self, make, arg, # make(arg) -> worker, worker(task) -> result
                  workers:int): # processes
-        self.make, self.arg, self.workers, self.pool = make, arg, workers, None
+        self.make, self.arg = make, arg
+        self.workers, self.pool = workers, None
     def __enter__(self): return self
     def __exit__(self, *why): self._end(kill=why[0] is not None)
-    def _submit(self, task):
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
-        if not self.pool:
-            threads = max(1, (os.cpu_count() or 1)//self.workers)
-            self.told = _written((self.make, self.arg))
-            first = _begin, (self.told, threads, os.getpid())
-            self.pool = ProcessPoolExecutor(self.workers, get_context('spawn'), *first)
-        return self.pool.submit(_carry_out, task)
-    def _end(self, kill:bool=False):
-        if not self.pool: return
-        processes = [*(self.pool._processes or {}).values()]
-        self.pool.shutdown(wait=not kill, cancel_futures=True)
-        for p in processes if kill else (): p.kill()
-        self.told.unlink(missing_ok=True)
-        self.pool = None
+
+# %% ../nbs/09a_folders.ipynb #be9cda61
+@patch
+def _submit(self:WorkerPool, task):
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    if not self.pool:
+        threads = max(1, (os.cpu_count() or 1)//self.workers)
+        self.told = _written((self.make, self.arg))
+        first = _begin, (self.told, threads, os.getpid())
+        self.pool = ProcessPoolExecutor(self.workers, get_context('spawn'), *first)
+    return self.pool.submit(_carry_out, task)
+
+@patch
+def _end(self:WorkerPool, kill:bool=False):
+    if not self.pool: return
+    processes = [*(self.pool._processes or {}).values()]
+    self.pool.shutdown(wait=not kill, cancel_futures=True)
+    for p in processes if kill else (): p.kill()
+    self.told.unlink(missing_ok=True)
+    self.pool = None
 
 # %% ../nbs/09a_folders.ipynb #a12b69b5
 def _outcome(future)->tuple: # result, whether its process is gone
@@ -344,11 +404,13 @@ def _outcome(future)->tuple: # result, whether its process is gone
     try: return future.result(), False
     except BrokenProcessPool: return None, True
 
+# %% ../nbs/09a_folders.ipynb #3112de0e
 @patch
 def __call__(self:WorkerPool, tasks:list): # yields (place, result) as they come; None where the process died of it
     "Give the tasks out"
     from concurrent.futures import FIRST_COMPLETED, wait
-    waiting, running, suspects = deque(range(len(tasks))), {}, []
+    waiting = deque(range(len(tasks)))
+    running, suspects = {}, []
     while waiting or running:
         while waiting and len(running) < self.workers:
             i = waiting.popleft()
@@ -362,6 +424,7 @@ def __call__(self:WorkerPool, tasks:list): # yields (place, result) as they come
             yield from self._one_by_one(tasks, suspects)
             suspects = []
 
+# %% ../nbs/09a_folders.ipynb #916839a7
 @patch
 def _one_by_one(self:WorkerPool, tasks:list, places:list):
     "Tasks that were in hand when a process died, each with the machine for itself"
@@ -377,24 +440,28 @@ class InProcess:
     def __exit__(self, *_): pass
     def __call__(self, tasks:list): yield from ((i, self.worker(t)) for i, t in enumerate(tasks))
 
+# %% ../nbs/09a_folders.ipynb #c15c8b46
 class RayPool:
     "The same on a Ray cluster, through Ray Data"
     def __init__(self, make, arg, workers:int):
         try: import ray.data
         except ImportError as e: raise StylekitError('Ray is not installed: pip install "stylekit[ray]"') from e
-        self.make, self.arg, self.workers = make, arg, workers
+        self.make, self.arg = make, arg
+        self.workers = workers
     def __enter__(self): return self
     def __exit__(self, *_): pass
-    def __call__(self, tasks:list):
+    def __call__(self, tasks:list): # yields (place, result) as they come
         import ray.data
         make, arg = self.make, self.arg
         class Worker:
             def __init__(self): self.it = make(arg)
             def __call__(self, row): return dict(place=row['place'], got=pickle.dumps(self.it(tasks[row['place']])))
-        rows = ray.data.from_items([dict(place=i) for i in range(len(tasks))]).map(Worker, concurrency=min(self.workers, len(tasks)))
+        places = ray.data.from_items([dict(place=i) for i in range(len(tasks))])
+        rows = places.map(Worker, concurrency=min(self.workers, len(tasks)))
         with explain_errors('the cluster gave up'):
             for r in rows.iter_rows(): yield r['place'], pickle.loads(r['got'])
 
+# %% ../nbs/09a_folders.ipynb #8ebd6186
 def worker_pool(make, arg, workers:int=1, cluster:str=None): # processes; 'ray': that many workers of a cluster
     "One of the three ways"
     if cluster not in (None, 'ray'): raise StylekitError(f'cluster={cluster!r}: there is "ray"')
@@ -423,26 +490,41 @@ class FolderResult:
     records: list = field(repr=False)   # FolderRecords
     run: FolderRun = field(default=None, repr=False)
     @property
-    def made(self)->int: return sum(r.made for r in self.records)
+    def made(self)->int:
+        "How many pictures this call has made"
+        return sum(r.made for r in self.records)
     @property
-    def failed(self)->dict: return {r.picture: r.error for r in self.records if r.error}
+    def failed(self)->dict: # name of a picture -> what is wrong
+        "Pictures without a result"
+        return {r.picture: r.error for r in self.records if r.error}
     @property
-    def there(self)->int: return len(self.records)-len(self.failed)
+    def there(self)->int:
+        "How many results there are"
+        return len(self.records)-len(self.failed)
 
-LOST = 'the process that made it was ended by the system, most likely for lack of memory: use a smaller batch or resolution, or fewer workers'
+# %% ../nbs/09a_folders.ipynb #884f43cc
+LOST = ('the process that made it was ended by the system, most likely for lack of memory: '
+        'use a smaller batch or resolution, or fewer workers')
 
 class _FolderLoop:
     "Takes records in: to the list, to whoever watches, and into the result"
-    def __init__(self, manifest, of, report): self.manifest, self.of, self.report, self.records, self.start = manifest, of, report, [], time.perf_counter()
+    def __init__(self, manifest, of, report):
+        self.manifest, self.report = manifest, report
+        self.of, self.records = of, []
+        self.start = time.perf_counter()
     def add(self, record):
         if self.manifest: record = self.manifest.add(record)
         self.records.append(record)
         self.tell([record])
-    def tell(self, new):
-        if not self.report: return
-        busy, n = [r for r in self.records if r.made or r.error], len(self.records)
-        left = (time.perf_counter()-self.start)/len(busy)*(self.of-n) if any(r.made for r in busy) or n == self.of and busy else None
-        self.report(FolderProgress(n, self.of, new, sum(bool(r.error) for r in busy), left))
+
+@patch
+def tell(self:_FolderLoop, new:list):
+    if not self.report: return
+    busy, n = [r for r in self.records if r.made or r.error], len(self.records)
+    left = None   # nothing is known of the pace before a picture is made
+    if any(r.made for r in busy) or n == self.of and busy:
+        left = (time.perf_counter()-self.start)/len(busy)*(self.of-n)
+    self.report(FolderProgress(n, self.of, new, sum(bool(r.error) for r in busy), left))
 
 # %% ../nbs/09a_folders.ipynb #568d7fbf
 def _run_in(path:Path)->str: # `id` of a FolderRun; '' if none
@@ -450,27 +532,33 @@ def _run_in(path:Path)->str: # `id` of a FolderRun; '' if none
     try: return (read_output(path)['run'] or {}).get('folder_run', '')
     except StylekitError: return ''
 
+def _obstacle(path:Path, out, run:FolderRun)->str: # of a picture, there already; '' if it may be written anew
+    "Why a result must not go there"
+    if path.is_dir(): return f'{path.name} is a folder there: move it, or give another folder for the results'
+    theirs = _run_in(path)
+    if theirs == run.id: return ''
+    if theirs:
+        where = f'{Path(out).name!r} holds results of another run, as {path.name}'
+        raise StylekitError(f'{where}: give another folder for the results, or overwrite=True')
+    remedy = 'move it, give another folder for the results, or overwrite=True'
+    return f'{path.name} is there already and not of this run: {remedy}'
+
+# %% ../nbs/09a_folders.ipynb #e7b4cb4d
 def _in_the_way(pictures:list, out, manifest:Manifest)->dict: # name of a picture -> what is wrong
     "Pictures whose result would overwrite what is not known to be one"
     found = {}
     for p in pictures:
         path = result_path(out, p)
-        if path.is_dir():
-            found[p.name] = f'{path.name} is a folder there: move it, or give another folder for the results'
-            continue
-        if not path.exists() or manifest.made(result_path('', p).as_posix()): continue
-        theirs = _run_in(path)
-        if theirs == manifest.run.id: continue
-        if theirs:
-            where = f'{Path(out).name!r} holds results of another run, as {path.name}'
-            raise StylekitError(f'{where}: give another folder for the results, or overwrite=True')
-        remedy = 'move it, give another folder for the results, or overwrite=True'
-        found[p.name] = f'{path.name} is there already and not of this run: {remedy}'
+        if not path.exists(): continue
+        if not path.is_dir() and manifest.made(result_path('', p).as_posix()): continue
+        obstacle = _obstacle(path, out, manifest.run)
+        if obstacle: found[p.name] = obstacle
     return found
 
 # %% ../nbs/09a_folders.ipynb #8ab5d6be
 def stylize_folder(folder, out, # of pictures, and of the folders in it; for the results, at the same places
-                   style='ink', *, generator=None, # name or file of a feed-forward generator: one pass instead of an optimisation
+                   style='ink', *,
+                   generator=None, # name or file of a feed-forward generator: one pass instead of an optimisation
                    batch:int=8, # pictures at a time
                    workers:int=1, cluster:str=None, # processes; 'ray': that many workers of a cluster
                    template:str='{}', # around captions from file names
@@ -481,32 +569,43 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
                    **how # of `stylize`
                   )->FolderResult:
     "Stylise a folder; stopped at any point, the same call goes on where it was"
-    if not generator: settings(**how), load_style(style)   # wrong ones are named before any work
-    folder, out, (rank, world) = Path(folder).expanduser(), Path(out).expanduser(), place()
+    if not generator: _check_method(style, how)
+    folder, out = Path(folder).expanduser(), Path(out).expanduser()
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
-    order = Order(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution, backbone, device, dtype, Path(folder).resolve().name, source_id(folder, out))
-    with folder_lock(out, held=rank == 0), worker_pool(Maker, order, workers, cluster) as pool:
-        (_, run), = pool([None])
-        manifest = Manifest(out, run, overwrite) if rank == 0 else None
-        if world > 1: torch.distributed.barrier()   # nobody writes before the first has looked
-        records = _carry_all_out(pool, tasks[rank::world], manifest, out, overwrite, report)
-        if world > 1: records = _gathered(records, manifest, world)
-        if manifest: manifest.close()
-    return FolderResult(out, sorted(records, key=lambda r: r.picture), run)
+    order = Order(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution,
+                  backbone, device, dtype, folder.resolve().name, source_id(folder, out))
+    with folder_lock(out, held=place()[0] == 0), worker_pool(Maker, order, workers, cluster) as pool:
+        return _stylize_chunks(pool, tasks, out, overwrite, report)
 
 # %% ../nbs/09a_folders.ipynb #f342808e
+def _check_method(style, how:dict):
+    "A wrong style or setting is named before any work"
+    settings(**how)
+    load_style(style)
+
+def _stylize_chunks(pool, tasks:list, out:Path, overwrite:bool, report)->FolderResult: # of PictureFiles
+    "This process's share of the chunks; the first process writes all of them down"
+    rank, world = place()
+    (_, run), = pool([None])
+    manifest = Manifest(out, run, overwrite) if rank == 0 else None
+    if world > 1: torch.distributed.barrier()   # nobody writes before the first has looked
+    records = _carry_all_out(pool, tasks[rank::world], manifest, out, overwrite, report)
+    if world > 1: records = _gathered(records, manifest, world)
+    if manifest: manifest.close()
+    return FolderResult(out, sorted(records, key=lambda r: r.picture), run)
+
+# %% ../nbs/09a_folders.ipynb #003a28c4
 def _carry_all_out(pool, tasks:list, manifest, out, overwrite:bool, report)->list: # of FolderRecords
     loop = _FolderLoop(manifest, sum(map(len, tasks)), report)
     loop.tell([])
-    line = lambda p, error: FolderRecord(p.name, result_path('', p).as_posix(), manifest.run.id, p.caption, p.caption_from, manifest.run.seed, error=error)
-    blocked = _in_the_way([p for t in tasks for p in t], out, manifest) if manifest and not overwrite else {}
-    for task in tasks:
-        for p in task:
-            if p.name in blocked: loop.add(line(p, blocked[p.name]))
+    pictures = [p for t in tasks for p in t]
+    blocked = _in_the_way(pictures, out, manifest) if manifest and not overwrite else {}
+    for p in pictures:
+        if p.name in blocked: loop.add(_record(p, manifest.run, blocked[p.name]))
     tasks = [[p for p in t if p.name not in blocked] for t in tasks]
     tasks = [t for t in tasks if t]
-    for i, part in pool(tasks):
-        for record in part or [line(p, LOST) for p in tasks[i]]: loop.add(record)
+    for i, records in pool(tasks):
+        for record in records or [_record(p, manifest.run, LOST) for p in tasks[i]]: loop.add(record)
     return loop.records
 
 def _gathered(records:list, manifest, world:int)->list: # of FolderRecords

@@ -29,19 +29,24 @@ class Score:
     backbone: Backbone
     adapters: tuple = ()    # none: the base model, ε_real
     guidance: float = 1.    # scale; 1: none
-    empty: Cond = None      # what guidance points away from: the empty prompt; if None, the base model with the same prompt
+    empty: Cond = None      # what guidance points away from: the empty prompt; None: the base model, same prompt
     own: Cond = None        # how the adapters' own text encoder reads the prompt, where they have one
 
     def __post_init__(self):
-        if self.guidance!=1 and self.empty is None and not self.adapters: raise StylekitError('the base model cannot be guided away from itself: give `empty`')
+        if self.guidance!=1 and self.empty is None and not self.adapters:
+            raise StylekitError('the base model cannot be guided away from itself: give `empty`')
 
-    def questions(self, z_t:torch.Tensor, cond:Cond)->list: # (z_t, cond, adapters), see `Backbone.ask`
-        "What the network is asked"
-        styled = z_t, self.own or cond, self.adapters
-        if self.guidance==1: return [styled]
-        return [styled, (z_t, cond, ()) if self.empty is None else (z_t, self.empty, self.adapters)]
     def __call__(self, z_t:torch.Tensor, t:torch.Tensor, cond:Cond)->torch.Tensor: # ε (B, C, h, w), no graph
         return scores(t, (self, z_t, cond))[0]
+
+# %% ../nbs/05_scores.ipynb #ce926473
+@patch
+def questions(self:Score, z_t:torch.Tensor, cond:Cond)->list: # (z_t, cond, adapters), see `Backbone.ask`
+    "What the network is asked"
+    styled = z_t, self.own or cond, self.adapters
+    if self.guidance==1: return [styled]
+    away_from = (z_t, cond, ()) if self.empty is None else (z_t, self.empty, self.adapters)
+    return [styled, away_from]
 
 def scores(t:torch.Tensor, # timesteps (B,)
            *asked # (Score, z_t, cond)
@@ -67,11 +72,24 @@ class FakeScore:
     def __call__(self, z_t, t, cond)->torch.Tensor:
         "ε_fake as it is now, without a graph"
         return self.backbone.predict(z_t, t, cond, (self.adapter,))
-    def state_dict(self): return dict(params=[p.detach().clone() for p in self.params], opt=copy.deepcopy(self.opt.state_dict()))
-    def load_state_dict(self, s):
-        with torch.no_grad(): [p.copy_(v) for p,v in zip(self.params, s['params'])]
-        self.opt.load_state_dict(s['opt'])
-    def close(self): self.backbone.remove(self.adapter)
+
+# %% ../nbs/05_scores.ipynb #80afa856
+@patch
+def state_dict(self:FakeScore)->dict:
+    "The adapter and its optimiser, as they are now"
+    return dict(params=[p.detach().clone() for p in self.params], opt=copy.deepcopy(self.opt.state_dict()))
+
+@patch
+def load_state_dict(self:FakeScore, s:dict):
+    "Go on from such a state"
+    with torch.no_grad():
+        for p, v in zip(self.params, s['params']): p.copy_(v)
+    self.opt.load_state_dict(s['opt'])
+
+@patch
+def close(self:FakeScore):
+    "Take the adapter off the network"
+    self.backbone.remove(self.adapter)
 
 # %% ../nbs/05_scores.ipynb #87458729
 @patch
@@ -102,15 +120,16 @@ def read_off(z_t:torch.Tensor, eps:torch.Tensor, # noisy latents and the noise s
     "ẑ_0 = (z_t − √(1−ᾱ)·ε)/√ᾱ; 0, the mean of all pictures, where z_t is noise alone (ᾱ = 0)"
     return torch.where(A > 0, (z_t-(1-A).sqrt()*eps)/A.sqrt(), torch.zeros_like(z_t))
 
+# %% ../nbs/05_scores.ipynb #dffdf19b
 @torch.no_grad()
 def ddim(score, # callable (z_t, t, cond) -> ε
          backbone:Backbone, z:torch.Tensor, # latents at noise level `ts[0]`
          ts:list, # falling timesteps
          cond:Cond)->torch.Tensor: # clean latents
     "Deterministic sampling from `ts[0]` to a clean image"
+    abar = backbone.alphas_cumprod
     for t, prev in zip(ts, [*ts[1:], None]):
-        A = backbone.alphas_cumprod[t]
         eps = score(z, torch.full((len(z),), t, device=z.device), cond)
-        z0 = read_off(z, eps, A)
+        z0 = read_off(z, eps, abar[t])
         if prev is None: return z0
-        z = backbone.alphas_cumprod[prev].sqrt()*z0 + (1-backbone.alphas_cumprod[prev]).sqrt()*eps
+        z = abar[prev].sqrt()*z0 + (1-abar[prev]).sqrt()*eps

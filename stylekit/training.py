@@ -33,15 +33,19 @@ class Ema:
     "Exponential moving average of a module's trainable weights"
     step = 0     # steps done, where `fit` made it
     ended = ''   # how `fit` ended: 'finished', 'stopped' (by `stop`), or 'cut short' (by `minutes`)
-    def __init__(self, module, decay:float=.999): self.decay, self.avg = decay, {k: p.detach().clone() for k,p in module.named_parameters() if p.requires_grad}
+    def __init__(self, module, decay:float=.999):
+        self.decay = decay
+        self.avg = {k: p.detach().clone() for k, p in module.named_parameters() if p.requires_grad}
     @torch.no_grad()
     def update(self, module, step:int):
+        "Take the weights of a step in; the first ones count for more"
         d = min(self.decay, (1+step)/(10+step))
-        for k,p in module.named_parameters():
+        for k, p in module.named_parameters():
             if k in self.avg: self.avg[k].lerp_(p, 1-d)
     @torch.no_grad()
     def copy_to(self, module):
-        for k,p in module.named_parameters():
+        "Put the average in the place of the weights"
+        for k, p in module.named_parameters():
             if k in self.avg: p.copy_(self.avg[k])
 
 # %% ../nbs/03a_training.ipynb #97084ed0
@@ -70,17 +74,24 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is None: continue
                 u = self._matrix(p, g) if p.ndim > 1 else self._vector(p, g)
                 p.mul_(1-g['lr']*g['weight_decay']).sub_(u, alpha=g['lr'])
-    def _matrix(self, p, g):
-        m = self.state[p].setdefault('m', torch.zeros_like(p))
-        m.lerp_(p.grad, 1-g['momentum'])
-        u = orthogonalize(p.grad.lerp(m, g['momentum']).flatten(1))
-        return (u*.2*max(u.shape)**.5).view_as(p)
-    def _vector(self, p, g):
-        s = self.state[p]
-        if not s: s.update(n=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
-        (b1, b2), s['n'] = g['betas'], s['n']+1
-        s['m'].lerp_(p.grad, 1-b1); s['v'].lerp_(p.grad**2, 1-b2)
-        return s['m']/(1-b1**s['n'])/((s['v']/(1-b2**s['n'])).sqrt()+1e-8)
+
+# %% ../nbs/03a_training.ipynb #ed122db2
+@patch
+def _matrix(self:Muon, p, g): # a parameter and its group; its update
+    m = self.state[p].setdefault('m', torch.zeros_like(p))
+    m.lerp_(p.grad, 1-g['momentum'])
+    u = orthogonalize(p.grad.lerp(m, g['momentum']).flatten(1))
+    return (u*.2*max(u.shape)**.5).view_as(p)
+
+@patch
+def _vector(self:Muon, p, g): # as above; the update of Adam
+    s = self.state[p]
+    if not s: s.update(n=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
+    b1, b2 = g['betas']
+    s['n'] += 1
+    s['m'].lerp_(p.grad, 1-b1)
+    s['v'].lerp_(p.grad**2, 1-b2)
+    return s['m']/(1-b1**s['n'])/((s['v']/(1-b2**s['n'])).sqrt()+1e-8)
 
 # %% ../nbs/03a_training.ipynb #229b6992
 @dataclass(frozen=True)
@@ -119,29 +130,44 @@ def kept(self:TrainingReport)->str:
     return f'step {self.best_step} is kept, where the held-out error was smallest ({self.best_error:.4g})'
 
 # %% ../nbs/03a_training.ipynb #de68fb51
-_ENDED = {'finished': 'finished after step {0.step}', 'no better': 'ended at step {0.step} of {0.steps}, no better for a while',
-          'good enough': 'ended at step {0.step} of {0.steps}, good enough', 'cut short': 'cut short at step {0.step} of {0.steps}: run again to go on'}
+_ENDED = {'finished': 'finished after step {0.step}',
+          'no better': 'ended at step {0.step} of {0.steps}, no better for a while',
+          'good enough': 'ended at step {0.step} of {0.steps}, good enough',
+          'cut short': 'cut short at step {0.step} of {0.steps}: run again to go on'}
+
+@patch
+def _news(self:TrainingReport)->list: # of texts
+    "What there is to say about a training that goes on"
+    values = ('loss', self.loss), ('held-out error', self.held_out)
+    news = [f'{name} {value:.4g}' for name, value in values if value is not None]
+    if self.held_out is not None and self.best_step is not None:
+        news.append('the best so far' if self.best_step == self.step else f'the best was step {self.best_step}')
+    if self.eta: news.append(f'about {duration(self.eta)} left')
+    return news
 
 @patch
 def __str__(self:TrainingReport)->str:
     part = f'{self.part}, ' if self.part else ''
     if self.ended: return f'{part}{_ENDED[self.ended].format(self)}; {self.kept()}'
-    said = [f'{name} {value:.4g}' for name, value in (('loss', self.loss), ('held-out error', self.held_out)) if value is not None]
-    if self.held_out is not None and self.best_step is not None:
-        said.append('the best so far' if self.best_step == self.step else f'the best was step {self.best_step}')
-    if self.eta: said.append(f'about {duration(self.eta)} left')
     at = f'{part}step {self.step} of {self.steps}'
-    return f'{at}: {", ".join(said)}' if said else at
+    news = ', '.join(self._news())
+    return f'{at}: {news}' if news else at
 
 # %% ../nbs/03a_training.ipynb #6f933e4d
+def _launched()->bool:
+    "Has a launcher begun several processes that do not know each other yet?"
+    launcher = {'RANK', 'MASTER_ADDR'} <= {*os.environ} and int(os.environ.get('WORLD_SIZE', 1)) > 1
+    return launcher and not torch.distributed.is_initialized()
+
 def place()->tuple: # rank, number of processes
     "Which of the processes that work together this one is; a launcher's are made known to each other here"
     d = torch.distributed
-    if {'RANK', 'MASTER_ADDR'} <= {*os.environ} and int(os.environ.get('WORLD_SIZE', 1)) > 1 and not d.is_initialized():
+    if _launched():
         from accelerate import PartialState
         PartialState(cpu=not torch.cuda.is_available())
     return (d.get_rank(), d.get_world_size()) if d.is_available() and d.is_initialized() else (0, 1)
 
+# %% ../nbs/03a_training.ipynb #4217bea4
 def _together(grad)->int: # processes whose gradients are now summed in it
     n = place()[1]
     if n > 1: torch.distributed.all_reduce(grad)
@@ -150,8 +176,9 @@ def _together(grad)->int: # processes whose gradients are now summed in it
 def agreed(late:bool, device)->bool: # whether any of them is
     "What all processes do, so that none waits for ever for another"
     if place()[1] == 1: return late
-    torch.distributed.all_reduce(x := torch.tensor(float(late), device=device))
-    return x.item() > 0
+    votes = torch.tensor(float(late), device=device)
+    torch.distributed.all_reduce(votes)
+    return votes.item() > 0
 
 # %% ../nbs/03a_training.ipynb #d8642348
 @dataclass
@@ -164,6 +191,7 @@ class TrainingState:
     run_id: str                      # of the run that may go on from here
     beside: dict | None = None       # what else learns
 
+# %% ../nbs/03a_training.ipynb #70692c05
 def save_or_warn(path, state, kind:str # as for `save_state`
                 ):
     "`save_state`, but a disk that is full or read-only is only warned about: the run goes on"
@@ -182,10 +210,13 @@ def state_run(path, kind:str)->str: # '' if there is none
     try: return load_state(path, kind)['run_id'] if Path(path).exists() else ''
     except StylekitError: return ''
 
+# %% ../nbs/03a_training.ipynb #33d58ed1
 def _save(path, module, opt, avg, step, run_id, beside):
     if not path or place()[0]: return
-    trained = {k: p.detach() for k,p in module.named_parameters() if k in avg.avg}   # a look may have switched gradients off
-    save_or_warn(path, TrainingState(trained, opt.state_dict(), avg.avg, step, run_id, beside and beside.state_dict()), 'training')
+    # by name: a look may have switched gradients off
+    trained = {k: p.detach() for k, p in module.named_parameters() if k in avg.avg}
+    also = beside and beside.state_dict()
+    save_or_warn(path, TrainingState(trained, opt.state_dict(), avg.avg, step, run_id, also), 'training')
 
 def _resume(path, module, opt, avg, run_id, beside)->int: # the step to go on from
     if not path or not Path(path).exists(): return 0
@@ -201,8 +232,6 @@ def _resume(path, module, opt, avg, run_id, beside)->int: # the step to go on fr
     return s.step
 
 # %% ../nbs/03a_training.ipynb #d549504c
-MOST_OVERFLOWS = 20   # steps of half precision left out one after the other
-
 def _gradient_norm(params, loss, clip, scale)->torch.Tensor:
     "Gradients into the parameters, in their true size and clipped; their norm before"
     (loss*scale).backward()
@@ -220,6 +249,9 @@ def take_step(opt, params:list, loss:torch.Tensor, # optimiser and what it moves
     if finite: opt.step()
     return loss.item(), bool(finite)
 
+# %% ../nbs/03a_training.ipynb #c1048eb3
+MOST_OVERFLOWS = 20   # steps of half precision left out one after the other
+
 class _FiniteGuard:
     "Ends a training whose losses or gradients are no numbers any more"
     def __init__(self, may_overflow:bool): self.most, self.missed = MOST_OVERFLOWS if may_overflow else 0, 0
@@ -227,14 +259,16 @@ class _FiniteGuard:
         self.missed = 0 if taken else self.missed+1
         if taken or self.missed <= self.most: return
         where = f'the state before is kept in {Path(kept).name}' if kept else 'nothing was kept'
-        raise StylekitError(f'the loss or its gradient became NaN or infinite at step {step+1}, and no such step is taken ({where}): use a smaller lr, or float32')
+        raise StylekitError(f'the loss or its gradient became NaN or infinite at step {step+1}, and no such step '
+                            f'is taken ({where}): use a smaller lr, or float32')
 
 # %% ../nbs/03a_training.ipynb #a05974a1
 class _Pace:
     "Mean loss and seconds per step since the last report; steps that were not taken have no loss"
     def __init__(self, step:int): self.begin(step)
     def begin(self, step):
-        self.step, self.t, self.losses = step, time.time(), []
+        self.step, self.t = step, time.time()
+        self.losses = []
     def add(self, loss:float, taken:bool):
         if taken: self.losses.append(loss)
     def since(self, step:int)->tuple: # mean loss, seconds per step
@@ -243,15 +277,39 @@ class _Pace:
         self.begin(step)
         return loss, seconds
 
+# %% ../nbs/03a_training.ipynb #6bc9f8d8
 def check_minutes(minutes): # None: no limit
     "A limit of time that makes sense"
     if minutes is not None: check_range('minutes', minutes, 0, 1e6)
 
-# %% ../nbs/03a_training.ipynb #9d008260
 def _identity(module, lr, seed)->str:
     "What a run is called whose caller gave no name"
-    return digest([(k, tuple(p.shape)) for k,p in module.named_parameters() if p.requires_grad], lr, seed)[:16]
+    shapes = [(k, tuple(p.shape)) for k, p in module.named_parameters() if p.requires_grad]
+    return digest(shapes, lr, seed)[:16]
 
+# %% ../nbs/03a_training.ipynb #9d008260
+def _loop(learn, keep, avg:Ema, steps:int, every:int, minutes:float, report, stop, device)->Ema:
+    "`fit` around its steps: looks, checkpoints, reports, and the ends there can be"
+    start, interrupts = avg.step, []
+    enough = bool(start and not start%every and stop and stop(start, avg))   # it may have ended here, and been killed
+    pace, t0 = _Pace(start), time.time()
+    with deferred_interrupt(lambda: interrupts.append(1)):
+        for step in range(start, start if enough else steps):
+            pace.add(*learn(step))
+            overtime = minutes is not None and time.time()-t0 > 60*minutes
+            late = agreed(bool(interrupts or overtime), device)
+            check = not (step+1)%every or step+1 == steps
+            if not check and not late: continue
+            enough = bool(check and stop and stop(step+1, avg))   # first the look: killed here, it looks again
+            avg.step = step+1
+            keep()
+            if report: report(step+1, *pace.since(step+1))
+            if interrupts: raise KeyboardInterrupt
+            if enough or late: break
+    avg.ended = 'finished' if avg.step >= steps else 'stopped' if enough else 'cut short'
+    return avg
+
+# %% ../nbs/03a_training.ipynb #0550522a
 def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss_fn, # loss_fn(generator) -> scalar loss of one batch
         steps:int, lr:float, # steps in all, peak learning rate
@@ -263,37 +321,28 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         minutes:float=None, # stop early after so long, in [0, 1e6]; a checkpoint is kept
         every:int=500, # steps between checkpoints and reports
         seed:int=0,
-        optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=); a group of its parameters that has `times` learns at so many times lr
+        optimizer=torch.optim.AdamW, # optimizer(params, lr=, weight_decay=); a group with `times` learns at times*lr
         report=None, # report(step, mean loss or None, seconds per step), after `stop` has looked and the state is kept
-        stop=None, # stop(step, average) -> True ends the training; asked every `every` steps, and again where a run goes on
+        stop=None, # stop(step, average) -> True: the end; asked every `every` steps, and where a run goes on
         scale:float=1., # of the loss on its way through a half-precision network
         run_id:str='', # a checkpoint of another run is refused; default by the weights' shapes, lr and seed
         beside=None # what else learns by itself meanwhile, with a `state_dict` to be kept
        )->Ema: # the average, and how it ended; `module` itself holds the last weights
     "Train with a cosine schedule, a moving average and resumable checkpoints; Ctrl-C keeps one too"
     check_minutes(minutes)
-    params, run_id = [p for p in module.parameters() if p.requires_grad], run_id or _identity(module, lr, seed)
+    params = [p for p in module.parameters() if p.requires_grad]
+    run_id = run_id or _identity(module, lr, seed)
     opt, avg = optimizer(params, lr=lr, weight_decay=weight_decay), Ema(module, ema)
-    start = avg.step = _resume(path, module, opt, avg, run_id, beside)
-    enough = bool(start and not start%every and stop and stop(start, avg))   # it may have ended here, and been killed
-    g, t0, pace, interrupts = torch.Generator(), time.time(), _Pace(start), []
-    is_finite = _FiniteGuard(scale != 1)
-    with deferred_interrupt(lambda: interrupts.append(1)):
-        for step in range(start, start if enough else steps):
-            loss, taken = take_step(opt, params, loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown), clip, scale)
-            is_finite(taken, step, path)
-            pace.add(loss, taken)
-            avg.update(module, step)
-            late = agreed(bool(interrupts or minutes is not None and time.time()-t0 > 60*minutes), params[0].device)
-            check = not (step+1)%every or step+1 == steps
-            if not check and not late: continue
-            avg.step, enough = step+1, bool(check and stop and stop(step+1, avg))   # first the look: killed before the next line, it is looked again
-            _save(path, module, opt, avg, step+1, run_id, beside)
-            if report: report(step+1, *pace.since(step+1))
-            if interrupts: raise KeyboardInterrupt
-            if enough or late: break
-    avg.ended = 'finished' if avg.step >= steps else 'stopped' if enough else 'cut short'
-    return avg
+    avg.step = _resume(path, module, opt, avg, run_id, beside)
+    g, is_finite = torch.Generator(), _FiniteGuard(scale != 1)
+    def learn(step): # its loss, whether it was taken
+        loss, rate = loss_fn(g.manual_seed(seed*10**9 + step)), lr*lr_factor(step, steps, warmup, cooldown)
+        loss, taken = take_step(opt, params, loss, rate, clip, scale)
+        is_finite(taken, step, path)
+        avg.update(module, step)
+        return loss, taken
+    def keep(): _save(path, module, opt, avg, avg.step, run_id, beside)
+    return _loop(learn, keep, avg, steps, every, minutes, report, stop, params[0].device)
 
 # %% ../nbs/03a_training.ipynb #2c7a9167
 @dataclass
@@ -306,51 +355,93 @@ class BestState:
     looked: int
     run_id: str
 
+# %% ../nbs/03a_training.ipynb #8ba3e90b
 class Best:
     "A `stop` for `fit`: the moving average that did best so far, and whether to end"
     def __init__(self, module, score, # score() -> error of `module` as it is
                  path:Path=None, run_id:str='', # as in `fit`
                  patience:int=0, # end after so many looks without a better one; 0: never
                  report=None): # report(step, error)
-        self.module, self.score, self.path, self.run_id, self.patience, self.report = module, score, path, run_id, patience, report
-        self.error, self.step, self.weights, self.since, self.looked, self.now = None, 0, {}, 0, 0, None   # `now`: the error at step `looked`
+        self.module, self.score = module, score
+        self.path, self.run_id = path, run_id
+        self.patience, self.report = patience, report
+        self.error, self.step = None, 0
+        self.weights, self.since = {}, 0
+        self.looked, self.now = 0, None   # `now`: the error at step `looked`
         if path and Path(path).exists(): self._load(Path(path))
-    def _load(self, path):
-        s = load_state(path, 'best', BestState, next(self.module.parameters()).device)
-        check_run(s.run_id, self.run_id, path.name)
-        self.error, self.step, self.weights, self.since, self.looked = s.error, s.step, s.weights, s.since, s.looked
-    @property
-    def enough(self)->bool: return self.since >= self.patience > 0
     def __call__(self, step:int, avg:Ema)->bool:
         if step <= self.looked: return step == self.looked and self.enough   # a run that was killed passes here again
-        now = {k: p.detach().clone() for k,p in self.module.named_parameters() if k in avg.avg}
-        avg.copy_to(self.module)
-        error = self.score()
-        self._put(now)
-        if not math.isfinite(error): raise StylekitError(f'the held-out error is NaN at step {step}: use a smaller lr, or float32')
-        self.looked, self.now = step, error
-        self.since = 0 if self.error is None or error < self.error else self.since+1
-        if not self.since: self.error, self.step, self.weights = error, step, {k: v.clone() for k,v in avg.avg.items()}
+        error = self._error_of(step, avg)
+        self._take_in(step, error, avg)
         if self.report: self.report(step, error)
-        if self.path:
-            save_or_warn(self.path, BestState(self.error, self.step, self.weights, self.since, self.looked, self.run_id), 'best')
+        if self.path: self._keep()
         return self.enough
-    @torch.no_grad()
-    def _put(self, weights):
-        for k,p in self.module.named_parameters():
+
+# %% ../nbs/03a_training.ipynb #264b7ed4
+@patch(as_prop=True)
+def enough(self:Best)->bool:
+    "Has it not got better for too long?"
+    return self.since >= self.patience > 0
+
+@patch
+def _error_of(self:Best, step:int, avg:Ema)->float:
+    "The held-out error of the average, which is in the module for as long as that takes"
+    now = {k: p.detach().clone() for k, p in self.module.named_parameters() if k in avg.avg}
+    avg.copy_to(self.module)
+    error = self.score()
+    self._put(now)
+    if not math.isfinite(error):
+        raise StylekitError(f'the held-out error is NaN at step {step}: use a smaller lr, or float32')
+    return error
+
+# %% ../nbs/03a_training.ipynb #600e483f
+@patch
+def _take_in(self:Best, step:int, error:float, avg:Ema):
+    "A better one is kept, another one tries the patience"
+    self.looked, self.now = step, error
+    self.since = 0 if self.error is None or error < self.error else self.since+1
+    if self.since: return
+    self.error, self.step = error, step
+    self.weights = {k: v.clone() for k, v in avg.avg.items()}
+
+# %% ../nbs/03a_training.ipynb #1971c6e3
+@patch
+def _keep(self:Best):
+    state = BestState(self.error, self.step, self.weights, self.since, self.looked, self.run_id)
+    save_or_warn(self.path, state, 'best')
+
+@patch
+def _load(self:Best, path:Path):
+    s = load_state(path, 'best', BestState, next(self.module.parameters()).device)
+    check_run(s.run_id, self.run_id, path.name)
+    self.error, self.step = s.error, s.step
+    self.since, self.looked = s.since, s.looked
+    self.weights = s.weights
+
+@patch
+def _put(self:Best, weights:dict):
+    with torch.no_grad():
+        for k, p in self.module.named_parameters():
             if k in weights: p.copy_(weights[k])
-    def restore(self, avg:Ema): self._put(self.weights or avg.avg)   # the best, or the average where nobody looked
+
+@patch
+def restore(self:Best, avg:Ema):
+    "Put the best weights into the module, or the average where nobody looked"
+    self._put(self.weights or avg.avg)
 
 # %% ../nbs/03a_training.ipynb #489b06c8
 def logistic(x:torch.Tensor, # (N, D)
              y:torch.Tensor, # (N,) long
              n:int, # answers
-             l2:float=1e-3, share:torch.Tensor=None # of the weights; of each answer in the loss, (n,); default as they come
+             l2:float=1e-3, # of the weights
+             share:torch.Tensor=None # of each answer in the loss, (n,); default as they come
             )->torch.Tensor: # (D+1, n) float64, the last row is the bias
     "Multinomial logistic regression by L-BFGS"
-    x = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.double, device=x.device)], 1)
-    w = torch.zeros(x.shape[1], n, dtype=torch.double, device=x.device, requires_grad=True)
-    each = (share.double()/torch.bincount(y, minlength=n).clamp(min=1))[y] if share is not None else torch.full((len(y),), 1/len(y), dtype=torch.double, device=x.device)
+    f64 = dict(dtype=torch.double, device=x.device)
+    x = torch.cat([x.double(), torch.ones(len(x), 1, **f64)], 1)
+    w = torch.zeros(x.shape[1], n, **f64, requires_grad=True)
+    if share is None: each = torch.full((len(y),), 1/len(y), **f64)
+    else: each = (share.double()/torch.bincount(y, minlength=n).clamp(min=1))[y]
     opt = torch.optim.LBFGS([w], max_iter=300, history_size=20, line_search_fn='strong_wolfe')
     def closure():
         opt.zero_grad()
@@ -360,6 +451,7 @@ def logistic(x:torch.Tensor, # (N, D)
     with torch.enable_grad(): opt.step(closure)
     return w.detach()
 
+# %% ../nbs/03a_training.ipynb #b5229990
 def linear(w:torch.Tensor): # of `logistic`
     "Its logits"
     return lambda v: v.double()@w[:-1] + w[-1]
