@@ -8,10 +8,13 @@ __all__ = ['SHAPES', 'VARIANTS', 'TOLERANCE', 'random_model', 'random_style', 'R
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #08be4222
 import json, sys, time, types, weakref
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from pathlib import Path
 import torch
+from fastcore.basics import patch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from .backbone import Backbone, load_backbone
@@ -22,102 +25,214 @@ from .sms import settings
 from .stylizer import Stylizer
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #4262155c
-SHAPES = dict(sd15=dict(channels=(320, 640, 1280, 1280), heads=8, text=(768, 3072, 12, 12), vae=(128, 256, 512, 512), layers=2, side=64),
-              tiny=dict(channels=(16, 32, 32, 32), heads=2, text=(32, 64, 2, 2), vae=(8, 8, 8, 8), layers=1, side=8))
+SHAPES = dict(   # `text`: width, inner width, layers and heads of the text encoder
+    sd15=dict(channels=(320, 640, 1280, 1280), heads=8, text=(768, 3072, 12, 12), vae=(128, 256, 512, 512), layers=2,
+              side=64),
+    tiny=dict(channels=(16, 32, 32, 32), heads=2, text=(32, 64, 2, 2), vae=(8, 8, 8, 8), layers=1, side=8))
 
-def random_model(folder, shape:str='sd15', seed:int=0)->Path: # of SHAPES
+def random_model(folder, # of the model, made if it is not there
+                 shape:str='sd15', # of SHAPES
+                 seed:int=0
+                )->Path:
     "A diffusers folder in the shape of Stable Diffusion 1.5, with random weights"
     if shape not in SHAPES: raise StylekitError(f'no shape {shape!r}: choose {", ".join(SHAPES)}')
     folder = user_path(folder)
     if (folder/'model_index.json').exists(): return folder
     with folder_lock(folder): return _make_model(folder, shape, seed)
 
+# %% ../nbs/benchmarks/00_real_size.ipynb #8f201f28
+def _unet(shape:dict)->torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+    channels = shape['channels']
+    return UNet2DConditionModel(
+        sample_size=shape['side'], block_out_channels=channels, attention_head_dim=shape['heads'],
+        cross_attention_dim=shape['text'][0], layers_per_block=shape['layers'], norm_num_groups=min(32, channels[0]//2))
+
+def _vae(shape:dict)->torch.nn.Module:
+    from diffusers import AutoencoderKL
+    channels = shape['vae']
+    return AutoencoderKL(
+        block_out_channels=channels, down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4,
+        layers_per_block=shape['layers'], latent_channels=4, norm_num_groups=min(32, channels[0]//2),
+        sample_size=8*shape['side'], scaling_factor=.18215)
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #9c5381a2
+def _tokenizer():
+    "The embedded model's: what it reads makes no difference to what it costs"
+    from transformers import CLIPTokenizer
+    tokenizer = CLIPTokenizer.from_pretrained(asset('mini', 'tokenizer'))
+    tokenizer.model_max_length = 77
+    return tokenizer
+
+def _text_encoder(shape:dict, vocab:int, tokenizer)->torch.nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+    width, inner, depth, heads = shape['text']
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=depth,
+        num_attention_heads=heads, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #04a7549b
+def _scheduler():
+    from diffusers import DDIMScheduler
+    return DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=1,
+                         clip_sample=False, set_alpha_to_one=False)
+
+def _model_index()->dict:
+    "By which diffusers knows the class of each part"
+    parts = dict(unet=['diffusers', 'UNet2DConditionModel'], vae=['diffusers', 'AutoencoderKL'],
+                 text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'],
+                 scheduler=['diffusers', 'DDIMScheduler'])
+    absent = {k: [None, None] for k in ('safety_checker', 'feature_extractor', 'image_encoder')}
+    return dict(_class_name='StableDiffusionPipeline', _diffusers_version='0.35.0', **parts, **absent,
+                requires_safety_checker=False)
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #80518f67
 def _make_model(folder:Path, shape:str, seed:int)->Path:
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-    s = SHAPES[shape]
-    width, inner, depth, heads = s['text']
+    sizes, tokenizer = SHAPES[shape], _tokenizer()
+    vocab = 49408 if shape == 'sd15' else len(tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        norm = dict(norm_num_groups=min(32, s['channels'][0]//2))
-        UNet2DConditionModel(sample_size=s['side'], block_out_channels=s['channels'], attention_head_dim=s['heads'], cross_attention_dim=width, layers_per_block=s['layers'], **norm).save_pretrained(folder/'unet')
-        AutoencoderKL(block_out_channels=s['vae'], down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4, layers_per_block=s['layers'], latent_channels=4,
-                      norm_num_groups=min(32, s['vae'][0]//2), sample_size=8*s['side'], scaling_factor=.18215).save_pretrained(folder/'vae')
-        tok = CLIPTokenizer.from_pretrained(asset('mini', 'tokenizer'))   # what it reads makes no difference to what it costs
-        tok.model_max_length = 77
-        CLIPTextModel(CLIPTextConfig(vocab_size=49408 if shape == 'sd15' else len(tok), hidden_size=width, intermediate_size=inner, num_hidden_layers=depth, num_attention_heads=heads, max_position_embeddings=77,
-                                     bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)).save_pretrained(folder/'text_encoder')
-    tok.save_pretrained(folder/'tokenizer')
-    DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=1, clip_sample=False, set_alpha_to_one=False).save_pretrained(folder/'scheduler')
-    index = dict(_class_name='StableDiffusionPipeline', _diffusers_version='0.35.0', unet=['diffusers', 'UNet2DConditionModel'], vae=['diffusers', 'AutoencoderKL'], text_encoder=['transformers', 'CLIPTextModel'],
-                 tokenizer=['transformers', 'CLIPTokenizer'], scheduler=['diffusers', 'DDIMScheduler'], **{k: [None, None] for k in ('safety_checker', 'feature_extractor', 'image_encoder')}, requires_safety_checker=False)
-    with atomic_path(folder/'model_index.json') as f: Path(f).write_text(json.dumps(index))   # last: a folder with it is whole
+        _unet(sizes).save_pretrained(folder/'unet')
+        _vae(sizes).save_pretrained(folder/'vae')
+        _text_encoder(sizes, vocab, tokenizer).save_pretrained(folder/'text_encoder')
+    tokenizer.save_pretrained(folder/'tokenizer')
+    _scheduler().save_pretrained(folder/'scheduler')
+    with atomic_path(folder/'model_index.json') as f:   # last: a folder with it is whole
+        Path(f).write_text(json.dumps(_model_index()))
     return folder
 
-def random_style(backbone:Backbone, path, rank:int=32, seed:int=0)->Path:
+# %% ../nbs/benchmarks/00_real_size.ipynb #4af4a6f2
+def random_style(backbone:Backbone,
+                 path, # of the file to write
+                 rank:int=32, seed:int=0)->Path:
     "A style LoRA with random weights, in kohya's names"
     params = new_adapter(backbone, 'style', rank, float(rank), seed=seed)
     g = torch.Generator().manual_seed(seed)
-    with torch.no_grad(): [p.copy_(.02*torch.randn(p.shape, generator=g)) for p in params]
+    with torch.no_grad():
+        for p in params: p.copy_(.02*torch.randn(p.shape, generator=g))
     try: return save_lora(backbone, 'style', path, 'ink', {}, 'kohya')
     finally: backbone.remove('style')
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #979ca112
+def _authors_code(clone:Path): # their module
+    "Import the authors' code, with a stand-in for the package of type hints that it wants"
+    if not (clone/'sms.py').exists():
+        raise StylekitError(f'no sms.py in {str(clone)!r}: give the folder of a clone of showlab/SMS')
+    def as_tensor(cls, axes): return torch.Tensor
+    hint = type('Float', (), dict(__class_getitem__=classmethod(as_tensor)))
+    sys.modules.setdefault('jaxtyping', types.SimpleNamespace(Float=hint))
+    sys.path.insert(0, str(clone))
+    import sms
+    return sms
+
+@contextmanager
+def _unet_from(code, folder):
+    "While it is entered, their base UNet comes from the folder, not from a hub"
+    real = code.UNet2DConditionModel.from_pretrained
+    def local(*args, **kwargs): return real(str(folder), subfolder='unet')
+    code.UNet2DConditionModel.from_pretrained = local
+    try: yield
+    finally: code.UNet2DConditionModel.from_pretrained = real
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #12445f44
 class Released:
     "The authors' code on the weights of a folder"
-    def __init__(self, clone, folder, style, prompt:str, style_words:str='ink', device='cpu', dtype=torch.float32): # it is written for float32; otherwise its UNets run under autocast
-        clone = Path(clone)
-        if not (clone/'sms.py').exists(): raise StylekitError(f'no sms.py in {str(clone)!r}: give the folder of a clone of showlab/SMS')
-        sys.modules.setdefault('jaxtyping', types.SimpleNamespace(Float=type('Float', (), {'__class_getitem__': classmethod(lambda c, x: torch.Tensor)})))
-        sys.path.insert(0, str(clone))
-        import sms as code
-        real = code.UNet2DConditionModel.from_pretrained
-        code.UNet2DConditionModel.from_pretrained = lambda *a, **kw: real(str(folder), subfolder='unet')
-        try: self.run = code.SMS(code.SMSConfig(sd_pretrained_model_or_path=str(folder), src_prompt=f'Turn into {style_words}', tgt_prompt=f'{style_words}, {prompt}', guidance_scale=4.5, device=device, lora_path=str(style)))
-        finally: code.UNet2DConditionModel.from_pretrained = real
+    def __init__(self, clone, # folder of a clone of showlab/SMS
+                 folder, # of the model
+                 style, # file of the style LoRA
+                 prompt:str, style_words:str='ink', device='cpu',
+                 dtype=torch.float32 # it is written for float32; otherwise its UNets run under autocast
+                ):
+        code = _authors_code(Path(clone))
+        config = code.SMSConfig(
+            sd_pretrained_model_or_path=str(folder), lora_path=str(style), guidance_scale=4.5, device=device,
+            src_prompt=f'Turn into {style_words}', tgt_prompt=f'{style_words}, {prompt}')
+        with _unet_from(code, folder): self.run = code.SMS(config)
+        scheduler = self.run.scheduler
         for table in ('betas', 'alphas', 'alphas_cumprod'):   # our timesteps are where the latents are
-            setattr(self.run.scheduler, table, getattr(self.run.scheduler, table).to(device))
-        if dtype != torch.float32:
-            for m in self.parts:
-                if isinstance(m, real.__self__): m.forward = self._narrow(m.forward, torch.device(device).type, dtype)
-    def _narrow(self, forward, device, dtype):
-        def narrow(*args, **kw):
-            with torch.autocast(device, dtype): out = forward(*args, **kw)
-            return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, out)
-        return narrow
-    @property
-    def parts(self)->list: return [m for m in [*vars(self.run).values(), *self.run.pipe.components.values()] if isinstance(m, torch.nn.Module)]
-    def start(self, z_src:torch.Tensor):
-        "Its optimisers"
-        self.z_src, self.z = z_src, z_src.clone().requires_grad_()
-        self.opt = torch.optim.AdamW([self.z], lr=.1)
-        self.opt_fake = torch.optim.AdamW(self.run.unet.parameters(), lr=1e-3, betas=(.9, .999), weight_decay=0., eps=1e-8)
-    def step(self, progress:float=.1, lam:float=5e-4):
-        "One iteration of its `train`"
-        ask = lambda **kw: self.run(tgt_x0=self.z, src_x0=self.z_src, return_dict=True, **kw)['loss']
-        for loss, opt in ((lambda: ask(method='sms', epoch_ratio=progress, lambda_dct=lam), self.opt), (lambda: ask(method='diffusion'), self.opt_fake)):
-            loss().backward()
-            opt.step()
-            opt.zero_grad()
-    def gradient(self, z, z_src, t:torch.Tensor, noise, lam:float=5e-4)->torch.Tensor: # like z
-        "What its loss says at a timestep and noise of ours"
-        x, draw, randn = z.clone().requires_grad_(), self.run.sms_timestep_sampling, torch.randn_like
-        self.run.sms_timestep_sampling, torch.randn_like = (lambda *a: (t, t-2)), lambda x, **kw: noise.clone()
-        try: self.run(x, z_src, return_dict=True, method='sms', epoch_ratio=.1, lambda_dct=lam)['loss'].backward()
-        finally: self.run.sms_timestep_sampling, torch.randn_like = draw, randn
-        return x.grad
-    def fake(self)->dict: # name -> Parameter
-        return {n.replace('.default.', '.fake.'): p for n, p in self.run.unet.named_parameters() if 'lora' in n}
+            setattr(scheduler, table, getattr(scheduler, table).to(device))
+        if dtype != torch.float32: self._autocast(code.UNet2DConditionModel, torch.device(device).type, dtype)
 
+# %% ../nbs/benchmarks/00_real_size.ipynb #7bf543fb
+@patch(as_prop=True)
+def parts(self:Released)->list:
+    "Its networks"
+    held = [*vars(self.run).values(), *self.run.pipe.components.values()]
+    return [m for m in held if isinstance(m, torch.nn.Module)]
+
+@patch
+def _autocast(self:Released, unet:type, device:str, dtype):
+    for m in self.parts:
+        if isinstance(m, unet): m.forward = _narrow(m.forward, device, dtype)
+
+def _narrow(forward, device:str, dtype):
+    def narrow(*args, **kw):
+        with torch.autocast(device, dtype): out = forward(*args, **kw)
+        return tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) else x, out)
+    return narrow
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #4beccb52
+@patch
+def start(self:Released, z_src:torch.Tensor):
+    "Its optimisers"
+    self.z_src, self.z = z_src, z_src.clone().requires_grad_()
+    self.opt = torch.optim.AdamW([self.z], lr=.1)
+    self.opt_fake = torch.optim.AdamW(self.run.unet.parameters(), lr=1e-3, betas=(.9, .999), weight_decay=0., eps=1e-8)
+
+@patch
+def _update(self:Released, opt, **asked):
+    self.run(tgt_x0=self.z, src_x0=self.z_src, return_dict=True, **asked)['loss'].backward()
+    opt.step()
+    opt.zero_grad()
+
+@patch
+def step(self:Released, progress:float=.1, lam:float=5e-4):
+    "One iteration of its `train`"
+    self._update(self.opt, method='sms', epoch_ratio=progress, lambda_dct=lam)
+    self._update(self.opt_fake, method='diffusion')
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #969b5b52
+@contextmanager
+def _drawing(run, t:torch.Tensor, noise:torch.Tensor):
+    "While it is entered, the authors' code draws this timestep and this noise"
+    draw, randn = run.sms_timestep_sampling, torch.randn_like
+    def our_timesteps(*args): return t, t-2
+    def our_noise(x, **kw): return noise.clone()
+    run.sms_timestep_sampling, torch.randn_like = our_timesteps, our_noise
+    try: yield
+    finally: run.sms_timestep_sampling, torch.randn_like = draw, randn
+
+@patch
+def gradient(self:Released, z, z_src, t:torch.Tensor, noise, lam:float=5e-4)->torch.Tensor: # like z
+    "What its loss says at a timestep and noise of ours"
+    x = z.clone().requires_grad_()
+    with _drawing(self.run, t, noise):
+        self.run(x, z_src, return_dict=True, method='sms', epoch_ratio=.1, lambda_dct=lam)['loss'].backward()
+    return x.grad
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #89214ebb
+@patch
+def fake(self:Released)->dict: # name -> Parameter
+    "The weights of its auxiliary LoRA, by our names"
+    named = self.run.unet.named_parameters()
+    return {n.replace('.default.', '.fake.'): p for n, p in named if 'lora' in n}
+
+def _share_fake(ours:Stylizer, theirs:Released, generator:torch.Generator):
+    "Random weights φ in theirs, and the same in ours: LoRAs start at 0, which would hide a difference"
+    weights, own = theirs.fake(), dict(ours.backbone.unet.named_parameters())
+    for n, p in weights.items():
+        if 'lora_B' in n: p.copy_(.02*torch.randn(p.shape, generator=generator))
+    for n, p in weights.items(): own[n].copy_(p)
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #f664cad6
 def same_gradient(ours:Stylizer, theirs:Released, t:int=301, seed:int=0)->float: # relative difference
     "How far our preset `paper` is from the released code, at the same latents, t, ε and φ"
     g, z_src = torch.Generator().manual_seed(seed), ours.z_src
-    z, noise = (z_src+.3*torch.randn(z_src.shape, generator=g).to(z_src)), torch.randn(z_src.shape, generator=g).to(z_src)
+    z = z_src+.3*torch.randn(z_src.shape, generator=g).to(z_src)
+    noise = torch.randn(z_src.shape, generator=g).to(z_src)
     with torch.no_grad():
-        for n, p in theirs.fake().items():
-            if 'lora_B' in n: p.copy_(.02*torch.randn(p.shape, generator=g))
-        own = dict(ours.backbone.unet.named_parameters())
-        [own[n].copy_(p) for n, p in theirs.fake().items()]
+        _share_fake(ours, theirs, g)
         t = torch.tensor([t], device=z_src.device)
         mine = ours.method.gradient(z, t, noise)[0]
     want = theirs.gradient(z, z_src, t, noise)
@@ -128,25 +243,34 @@ class Ledger(TorchDispatchMode):
     "Bytes of the tensors that are alive, and the most there ever were, while it is entered"
     def __init__(self, *modules:torch.nn.Module): # what was there before
         super().__init__()
-        self.live, self.now, self.peak = {}, 0, 0
+        self.live = {}
+        self.now = self.peak = 0
         for m in modules:
             for x in [*m.parameters(), *m.buffers()]: self._write(x)
-    def _write(self, x):
-        s = x.untyped_storage()
-        if s._cdata in self.live: return
-        self.live[s._cdata] = s.nbytes()
-        self.now += s.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(s, self._strike, s._cdata).atexit = False
-    def _strike(self, key): self.now -= self.live.pop(key)
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **kwargs or {})
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor): self._write(x)
         return out
 
+# %% ../nbs/benchmarks/00_real_size.ipynb #507015d3
+@patch
+def _write(self:Ledger, x:torch.Tensor):
+    s = x.untyped_storage()
+    if s._cdata in self.live: return
+    self.live[s._cdata] = s.nbytes()
+    self.now += s.nbytes()
+    self.peak = max(self.peak, self.now)
+    weakref.finalize(s, self._strike, s._cdata).atexit = False
+
+@patch
+def _strike(self:Ledger, key): self.now -= self.live.pop(key)
+
 # %% ../nbs/benchmarks/00_real_size.ipynb #5a116fde
-VARIANTS = {'paper': dict(preset='paper'), 'fast': {}, 'fake that learns': dict(fake='shared'), 'relevance of every step': dict(relevance='released'), 'no guidance': dict(guidance_scale=1.), 'no relevance': dict(relevance='none')}
+VARIANTS = {
+    'paper': dict(preset='paper'), 'fast': {}, 'fake that learns': dict(fake='shared'),
+    'relevance of every step': dict(relevance='released'), 'no guidance': dict(guidance_scale=1.),
+    'no relevance': dict(relevance='none')}
 
 @dataclass
 class Cost:
@@ -158,9 +282,13 @@ class Cost:
     peak: int           # bytes, weights included
     rounds: list = field(default_factory=list, repr=False)
     @property
-    def whole(self)->float: return self.before + self.steps*self.step + self.after
+    def whole(self)->float: # seconds
+        "Of a picture"
+        return self.before + self.steps*self.step + self.after
 
-def _sync(device): torch.cuda.synchronize() if device.type == 'cuda' else None
+# %% ../nbs/benchmarks/00_real_size.ipynb #a5cfe9d0
+def _sync(device:torch.device):
+    if device.type == 'cuda': torch.cuda.synchronize()
 
 def _timed(f, device)->tuple: # result, seconds
     _sync(device)
@@ -169,61 +297,100 @@ def _timed(f, device)->tuple: # result, seconds
     _sync(device)
     return out, time.perf_counter()-t
 
-def costs(backbone:Backbone, style, size:int=512, variants:dict=VARIANTS, rounds:int=3, released:Released=None, report=None)->dict: # pixels; name -> arguments of `settings`; name -> Cost
+def _peak_memory(f, device, *modules)->tuple: # result, most bytes
+    if device.type == 'cuda':
+        others = torch.cuda.memory_allocated(device) - Ledger(*modules).now   # the two codes lie side by side
+        torch.cuda.reset_peak_memory_stats(device)
+        return f(), torch.cuda.max_memory_allocated(device) - others
+    with Ledger(*modules) as ledger: return f(), ledger.peak
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #44b43720
+def _begin(backbone:Backbone, style, image, changes:dict)->Stylizer:
+    return Stylizer(backbone, style, settings(**changes | dict(resolution=image.width)), [image], ['an owl'], [0])
+
+def _end(run:Stylizer)->tuple: # what the final steps give, images
+    return run.method.finish(run.z, run.gens), run.images()
+
+def _short_run(begin)->Stylizer: # with all that a whole run does, once
+    run = begin()
+    run.step()
+    _end(run)
+    return run
+
+def _released_step(released:Released, z_src:torch.Tensor, device)->float: # seconds
+    if not hasattr(released, 'z'):   # the first of theirs warms up
+        released.start(z_src)
+        released.peak = _peak_memory(released.step, device, *released.parts)[1]
+    return _timed(released.step, device)[1]
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #4caf1adf
+def _cost(begin, backbone:Backbone, rounds:int, released:Released)->tuple: # Cost, seconds of each released step
+    device, modules = backbone.device, (backbone.unet, backbone.vae, *backbone.text_encoders)
+    run, peak = _peak_memory(partial(_short_run, begin), device, *modules)   # which warms up, too
+    run.close()
+    run, before = _timed(begin, device)
+    ours, theirs = [], []
+    try:
+        for _ in range(rounds):
+            ours.append(_timed(run.step, device)[1])
+            if released: theirs.append(_released_step(released, run.z_src, device))
+        after = _timed(partial(_end, run), device)[1]
+    finally: run.close()
+    return Cost(before, median(ours), after, run.cfg.steps, peak, ours), theirs
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #42db50c6
+def costs(backbone:Backbone, style,
+          size:int=512, # pixels
+          variants:dict=VARIANTS, # name -> arguments of `settings`
+          rounds:int=3, # steps that are timed, of each
+          released:Released=None, report=None
+         )->dict: # name -> Cost
     "Every variant, a step of each in turn"
-    image, dev, style, b = sample('owl').resize((size, size)), backbone.device, load_style(style), backbone
-    def begin(name): return Stylizer(b, style, settings(**variants[name] | dict(resolution=size)), [image], ['an owl'], [0])
-    def end(run): return run.method.finish(run.z, run.gens), run.images()
-    def watched(f, *parts): # result, most bytes
-        if dev.type == 'cuda':
-            others = torch.cuda.memory_allocated(dev) - Ledger(*parts).now   # the two lie side by side
-            torch.cuda.reset_peak_memory_stats(dev)
-            return f(), torch.cuda.max_memory_allocated(dev) - others
-        with Ledger(*parts) as ledger: return f(), ledger.peak
+    image, style = sample('owl').resize((size, size)), load_style(style)
     out, theirs = {}, []
-    for name in variants:
-        def whole():
-            run = begin(name)
-            run.step()
-            end(run)
-            return run
-        run, peak = watched(whole, b.unet, b.vae, *b.text_encoders)   # which warms up, too
-        run.close()
-        run, before = _timed(lambda: begin(name), dev)
-        try:
-            times = []
-            for _ in range(rounds):
-                times.append(_timed(run.step, dev)[1])
-                if not released: continue
-                if not hasattr(released, 'z'): # the first of theirs warms up
-                    released.start(run.z_src)
-                    their_peak = watched(released.step, *released.parts)[1]
-                theirs.append(_timed(released.step, dev)[1])
-            after = _timed(lambda: end(run), dev)[1]
-        finally: run.close()
-        out[name] = Cost(before, median(times), after, run.cfg.steps, peak, times)
-        if report: report(f'{name}: {out[name].step:.3g} s per step'+(f', released: {theirs[-1]:.3g}' if theirs else ''))
-    return out | (dict(released=Cost(0., median(theirs), 0., 500, their_peak, theirs)) if theirs else {})
+    for name, changes in variants.items():
+        begin = partial(_begin, backbone, style, image, changes)
+        out[name], seconds = _cost(begin, backbone, rounds, released)
+        theirs += seconds
+        beside = f', released: {theirs[-1]:.3g}' if theirs else ''
+        if report: report(f'{name}: {out[name].step:.3g} s per step{beside}')
+    if theirs: out['released'] = Cost(0., median(theirs), 0., 500, released.peak, theirs)
+    return out
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #bacb8b88
-TOLERANCE = {torch.float32: 1e-4, torch.float16: .05, torch.bfloat16: .3}   # a score is a small difference of large numbers, and narrow numbers have three digits, or two
+# a score is a small difference of large numbers, and narrow numbers have three digits, or two
+TOLERANCE = {torch.float32: 1e-4, torch.float16: .05, torch.bfloat16: .3}
 
-def bench(clone=None, folder='runs/real-size', size:int=512, rounds:int=1, device:str=None, dtype=None, variants:dict=VARIANTS, shape:str='sd15', report=print)->dict: # of the authors' code; for the random model
+def _check_gradient(backbone:Backbone, style, theirs:Released, size:int, report):
+    image = sample('owl').resize((size, size))
+    run = _begin(backbone, load_style(style), image, dict(preset='paper'))
+    try: off = same_gradient(run, theirs)
+    finally: run.close()
+    if report: report(f'gradient: {off:.1e} from the released code')
+    if off > TOLERANCE[backbone.dtype]:
+        raise StylekitError(f'the two gradients differ by {off:.1e}: nothing that is timed now could be compared')
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #c93662fc
+def _cost_line(name:str, cost:Cost, base:Cost)->str: # the released code's, or None
+    parts = f'{name:24} {cost.before:8.3g} s + {cost.steps} × {cost.step:.3g} s + {cost.after:.3g} s'
+    line = f'{parts}, {cost.peak/2**30:.2f} GiB'
+    if not base or name == 'released': return line
+    return f'{line}   step {cost.step/base.step:.3f}, picture {cost.whole/base.whole:.3f} of the released'
+
+# %% ../nbs/benchmarks/00_real_size.ipynb #1414b5f3
+def bench(clone=None, # of the authors' code
+          folder='runs/real-size', # for the random model
+          size:int=512, rounds:int=1, device:str=None, dtype=None, variants:dict=VARIANTS, shape:str='sd15',
+          report=print)->dict: # name -> Cost
     "Costs at real size, beside the authors' code if there is a clone of it"
     home = random_model(Path(folder)/shape, shape)
     b = load_backbone(home, device, dtype)
-    style = Path(folder)/shape/'style.safetensors'
+    style, theirs = Path(folder)/shape/'style.safetensors', None
     if not style.exists(): random_style(b, style)
-    theirs = None
     if clone:
         theirs = Released(clone, home, style, 'an owl', device=str(b.device), dtype=b.dtype)
-        run = Stylizer(b, load_style(style), settings('paper', resolution=size), [sample('owl').resize((size, size))], ['an owl'], [0])
-        try: off = same_gradient(run, theirs)
-        finally: run.close()
-        if report: report(f'gradient: {off:.1e} from the released code')
-        if off > TOLERANCE[b.dtype]: raise StylekitError(f'the two gradients differ by {off:.1e}: nothing that is timed now could be compared')
+        _check_gradient(b, style, theirs, size, report)
     got = costs(b, style, size, variants, rounds, theirs, report)
     if report:
-        base = got.get('released')
-        for n, c in got.items(): report(f'{n:24} {c.before:8.3g} s + {c.steps} × {c.step:.3g} s + {c.after:.3g} s, {c.peak/2**30:.2f} GiB' + (f'   step {c.step/base.step:.3f}, picture {c.whole/base.whole:.3f} of the released' if base and n != 'released' else ''))
+        for name, cost in got.items(): report(_cost_line(name, cost, got.get('released')))
     return got

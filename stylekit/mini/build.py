@@ -23,6 +23,8 @@ from ..core import StylekitError, asset, digest, folder_lock, pick_device
 from ..finetune import Example, write_rights
 from ..lora import (ATTENTION, FEED_FORWARD, LORA_FILE, add_style, adapter_parameters, load_style, new_adapter,
                            save_lora)
+
+# %% ../../nbs/mini/04_build.ipynb #a67c0516
 from .clip import corpus_captions, new_clip, refine_towers, train_tokenizer, TOWER_VIEWS
 from .data import SOURCES, Corpus, StyleSets, fetch_sources, look_words, on_white, thing, write_corpus
 from .fast import (ForeachEma, Limit, TimeSchedule, captured, device_adamw, run_steps, set_grads,
@@ -38,10 +40,10 @@ def text_encoder_of(clip:CLIPModel)->CLIPTextModel:
     "CLIP's text tower as the pipeline's text encoder"
     enc = CLIPTextModel(clip.config.text_config)
     state = clip.text_model.state_dict()
-    own = enc.state_dict()
-    enc.load_state_dict({k: state[k.removeprefix('text_model.')] for k in own})
+    enc.load_state_dict({k: state[k.removeprefix('text_model.')] for k in enc.state_dict()})
     return enc.eval()
 
+# %% ../../nbs/mini/04_build.ipynb #f134276f
 def pipeline_index()->dict: # of `model_index.json`
     "What a Stable Diffusion pipeline is made of"
     parts = dict(vae=['diffusers', 'AutoencoderTiny'], unet=['diffusers', 'UNet2DConditionModel'],
@@ -85,18 +87,19 @@ def style_rights(look:str # of the catalogue
     return dict(holder=s.holder, source=s.origin, licence=s.licence, allowed=USES, attribution=credit, sha256=[])
 
 # %% ../../nbs/mini/04_build.ipynb #39a0c756
+def _example(name:str, pixels:np.ndarray, caption:str)->Example:
+    return Example(Path(f'{name}.png'), Image.fromarray(pixels), caption, digest(pixels.tobytes()))
+
 def set_examples(sets:StyleSets, look:str, names:list)->list: # of Examples
     "Pictures of a rendered set to train a style from, captioned by the thing"
     images = sets.array(look)[[sets.index[n] for n in names]]
-    def example(n, a): return Example(Path(f'{n}.png'), Image.fromarray(a), thing(n), digest(a.tobytes()))
-    return [example(n, a) for n, a in zip(names, images)]
+    return [_example(n, a, thing(n)) for n, a in zip(names, images)]
 
 def corpus_examples(corpus:Corpus, look:str, split:str='train')->list: # of Examples
     "Pictures of the corpus to learn a style from, captioned by the thing"
     pictures = corpus.pictures(split, (look,))
     images = on_white(corpus.images(pictures))
-    def example(p, a): return Example(Path(f'{p.name}-{p.row}.png'), Image.fromarray(a), p.text, digest(a.tobytes()))
-    return [example(p, a) for p, a in zip(pictures, images)]
+    return [_example(f'{p.name}-{p.row}', a, p.text) for p, a in zip(pictures, images)]
 
 # %% ../../nbs/mini/04_build.ipynb #976eab59
 STYLE_VIEWS = ViewSettings(moved=.3, recoloured=0., pair=.04, look_named=0., ground=(.76, .08, .06, .1),
@@ -198,6 +201,12 @@ def denoise_once(backbone, z0:torch.Tensor, texts:list, # (n, C, h, w), scaled; 
     return (z_t-(1-a).sqrt()*pred)/a.sqrt()
 
 # %% ../../nbs/mini/04_build.ipynb #da0219cc
+def _denoised_lesson(backbone, encoders:Encoders, views:Views, plan, words:str)->DecoderLessons: # of one batch
+    x, texts = views.draw(plan), [f'{words}, {t}' if words else t for t in plan.texts]
+    z = encoders.latents(x)
+    denoised = denoise_once(backbone, z, texts, ('style',) if words else ())
+    return DecoderLessons(z.half(), denoised.half(), ((x+1)*127.5).round().clamp(0, 255).byte())
+
 @torch.no_grad()
 def decoder_lessons(backbone, views:Views, words:str='', # of a style; none: the base
                     most:int=600, copies:int=2, batch:int=256)->DecoderLessons: # pictures; views of each
@@ -207,11 +216,7 @@ def decoder_lessons(backbone, views:Views, words:str='', # of a style; none: the
         rows = np.random.default_rng(k).permutation(len(views.pictures))[:most]
         whole = views.plan(rows, 1000+k)                # views that nothing was trained on
         for i in range(0, len(rows), batch):
-            plan = whole.part(slice(i, i+batch))
-            x, texts = views.draw(plan), [f'{words}, {t}' if words else t for t in plan.texts]
-            z = encoders.latents(x)
-            denoised = denoise_once(backbone, z, texts, ('style',) if words else ())
-            out.append(DecoderLessons(z.half(), denoised.half(), ((x+1)*127.5).round().clamp(0, 255).byte()))
+            out.append(_denoised_lesson(backbone, encoders, views, whole.part(slice(i, i+batch)), words))
     return join_lessons(out)
 
 # %% ../../nbs/mini/04_build.ipynb #31c3eeb5
@@ -266,7 +271,10 @@ class ModelBuild:
     device: torch.device
     plan: BuildPlan = BuildPlan()
     report: object = None                # report(text)
-    def say(self, stage:str): return self.report and (lambda text: self.report(f'{stage}: {text}'))
+    def say(self, stage:str): # report(text), or None
+        "The report of a stage, which names it"
+        if not self.report: return None
+        return lambda text: self.report(f'{stage}: {text}')
 
 # %% ../../nbs/mini/04_build.ipynb #afad43ca
 @patch
@@ -308,7 +316,8 @@ def held_latents(self:ModelBuild, encoders:Encoders)->dict: # name -> (latents, 
 def ready_base(self:ModelBuild)->Path: # `work/base`
     "A model folder with the base model and the decoder as it is so far"
     if (self.work/'base').exists(): return self.work/'base'
-    vae, (tok, clip) = self.ready_autoencoder(), self.ready_towers()
+    vae = self.ready_autoencoder()
+    tok, clip = self.ready_towers()
     encoders, pictures = Encoders(vae, clip.text_model, tok), self.corpus.pictures('train')
     encoders.scale_latents(white_pixels(self.corpus, pictures[::4], self.device))
     unet = read_part(UNet2DConditionModel, self.start/'unet', 'cpu')
@@ -325,12 +334,13 @@ def learn_rounds(self:ModelBuild, backbone, look:str)->str: # '700 of 64, then 4
     plan, done = self.plan, []
     rounds = plan.rounds[:1] if look in plan.once else plan.rounds
     if look in plan.longer: rounds += (plan.last,)
-    for how in rounds:
-        views = style_views(self.corpus, look, self.device, how.grounds, how.moved)
-        steps = learn_style(backbone, views, look_words(look), how, go_on=bool(done), report=self.say(look))
-        done.append(f'{steps} of {how.batch}' + ('' if how.grounds else ' on white'))
+    for r in rounds:
+        views = style_views(self.corpus, look, self.device, r.grounds, r.moved)
+        steps = learn_style(backbone, views, look_words(look), r, go_on=bool(done), report=self.say(look))
+        done.append(f'{steps} of {r.batch}' + ('' if r.grounds else ' on white'))
     return ', then '.join(done)
 
+# %% ../../nbs/mini/04_build.ipynb #48086617
 @patch
 def ready_styles(self:ModelBuild, backbone): # of `work/base`
     "The styles, each learnt once, in `work/styles`"
@@ -360,10 +370,10 @@ def lessons(self:ModelBuild, backbone)->DecoderLessons:
 def ready_model(self:ModelBuild)->Path: # `work/model`
     "The whole model, with the decoder trained on"
     if (self.work/'model').exists(): return self.work/'model'
-    backbone = load_backbone(self.ready_base(), str(self.device), 'fp32')
+    plan, backbone = self.plan, load_backbone(self.ready_base(), str(self.device), 'fp32')
     self.ready_styles(backbone)
-    lessons, how = self.lessons(backbone), dict(report=self.say('decoder'))
-    vae = refine_decoder(backbone.vae, lessons, self.plan.decoder, self.plan.decoder_crops, **how).cpu()
+    lessons, report = self.lessons(backbone), self.say('decoder')
+    vae = refine_decoder(backbone.vae, lessons, plan.decoder, plan.decoder_crops, report=report).cpu()
     tok, clip = self.ready_towers()
     unet = read_part(UNet2DConditionModel, self.work/'base'/'unet')
     parts = vae, clip.cpu(), tok, unet, vae.config.scaling_factor

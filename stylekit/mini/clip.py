@@ -8,6 +8,7 @@ __all__ = ['CONTEXT', 'BOS', 'EOS', 'TOWER_VIEWS', 'learn_merges', 'train_tokeni
 
 # %% ../../nbs/mini/02_clip.ipynb #1ba7559e
 import json
+from itertools import count
 import numpy as np, torch, torch.nn.functional as F
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers, Regex
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -65,8 +66,7 @@ def new_clip(tok:CLIPTokenizer, width:int=192, text_layers:int=3, vision_layers:
 
 def tokenize(tok:CLIPTokenizer, texts:list)->torch.Tensor: # (B, CONTEXT) long
     "Token ids, padded and cut to the context"
-    how = dict(padding='max_length', max_length=CONTEXT, truncation=True, return_tensors='pt')
-    return tok(texts, **how).input_ids
+    return tok(texts, padding='max_length', max_length=CONTEXT, truncation=True, return_tensors='pt').input_ids
 
 # %% ../../nbs/mini/02_clip.ipynb #0749a14c
 def contrast(logits:torch.Tensor, # (B, B), images × texts
@@ -113,12 +113,12 @@ def refine_towers(clip:CLIPModel, tok:CLIPTokenizer, views:Views, # to go on fro
                   limit:Limit, things:int=128, lr:float=8e-4, # of two pictures each in a batch
                   report=None)->CLIPModel:
     "Train both towers of a CLIP on, on the device of the views"
-    clip, rng, seen = clip.to(views.device).train(), np.random.default_rng(1), 0
+    clip, rng = clip.to(views.device).train(), np.random.default_rng(1)
     params, groups = list(clip.parameters()), by_text(views.pictures)
     opt, avg = device_adamw(params, .1), ForeachEma(clip, .995)
+    batches = count()
     def step(share):
-        nonlocal seen
-        plan, seen = views.plan(tower_rows(groups, things, rng), seen), seen+1
+        plan = views.plan(tower_rows(groups, things, rng), next(batches))
         ids = tokenize(tok, plan.texts.tolist()).to(views.device)
         loss = tower_loss(clip, ids, views.draw(plan), plan.texts)
         set_grads(params, torch.autograd.grad(loss, params))

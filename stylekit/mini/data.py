@@ -44,12 +44,16 @@ class Source:
     leave_out: str = ''  # names (of clip art: paths) that stay out, a pattern
     why: str = ''        # they do
 
-    @property
-    def ships(self)->bool: # whether weights and pictures that ship may come from it
-        return self.use != 'study'
-    @property
-    def origin(self)->str: # registry, package and version
-        return f'{"debian" if self.reader == "clipart" else "npm"}:{self.package}@{self.version}'
+# %% ../../nbs/mini/00_data.ipynb #47a00990
+@patch(as_prop=True)
+def ships(self:Source)->bool:
+    "Whether weights and pictures that ship may come from it"
+    return self.use != 'study'
+
+@patch(as_prop=True)
+def origin(self:Source)->str:
+    "Registry, package and version"
+    return f'{"debian" if self.reader == "clipart" else "npm"}:{self.package}@{self.version}'
 
 # %% ../../nbs/mini/00_data.ipynb #52f1d772
 EMOJI = dict(reader='emoji', captions='name')
@@ -91,6 +95,7 @@ def any_of(*parts # patterns, or lists of them
     "A pattern that finds any of some"
     return '|'.join(p if isinstance(p, str) else '|'.join(p) for p in parts)
 
+# %% ../../nbs/mini/00_data.ipynb #2f30033f
 NO_FLUENT = ('agents history search off$ poll diversity board design').split()
 NO_PICTURE = (
     'about answers call-transfer currency inputs signature genealogy debt electrical voicemail mms sms candle '
@@ -172,7 +177,9 @@ def fetch_package(name:str, # npm package
     out.mkdir(parents=True, exist_ok=True)
     command = ['npm', 'pack', f'{name}@{version}', '--silent', '--pack-destination', str(out)]
     subprocess.run(command, check=True, capture_output=True)
-    tgz = next(out.glob('*.tgz'))
+    return _unpack(next(out.glob('*.tgz')), out)
+
+def _unpack(tgz:Path, out:Path)->Path: # its folder is there only when it is whole
     with tarfile.open(tgz) as t: t.extractall(out/'tmp', filter='data')
     (out/'tmp'/'package').rename(out/'package')
     shutil.rmtree(out/'tmp')
@@ -229,7 +236,8 @@ def render_svg(body:str, # inner SVG
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, background='white'))
     return np.asarray(Image.open(io.BytesIO(png)).convert('RGB'))
 
-def _render_path(pkg, char):
+# %% ../../nbs/mini/00_data.ipynb #883ba226
+def _render_path(pkg, char): # None if there is no such file
     points = '-'.join(f'{ord(c):04x}' for c in char)
     for p in (points, points.replace('-fe0f', ''), points+'-fe0f'):
         path = pkg/'assets'/f'{p}.webp'
@@ -285,7 +293,9 @@ class StyleSets:
     def array(self, look:str)->np.ndarray:
         "All images of a look, (N, size, size, 3) uint8, read lazily from disk"
         return np.load(self.root/f'{look}.npy', mmap_mode='r')
-    def names(self, split:str=None)->list: return [n for n,v in self.info.items() if split in (None, v['split'])]
+    def names(self, split:str=None)->list:
+        "The things of a split, or all"
+        return [n for n,v in self.info.items() if split in (None, v['split'])]
     def __getitem__(self, k): return Image.fromarray(np.array(self.array(k[0])[self.index[k[1]]]))
 
 # %% ../../nbs/mini/00_data.ipynb #ce06302e
@@ -335,6 +345,7 @@ class Drawing:
     tags: tuple    # other words for it
     draw: object   # draw(size) -> (size, size, 4) uint8, straight alpha
 
+# %% ../../nbs/mini/00_data.ipynb #43c1420a
 def plain_name(name:str # file name of an icon
               )->str: # slug without numbers and marks of variants
     "`car-retro-2-24` -> `car-retro`: what is drawn, not which drawing of it"
@@ -385,6 +396,17 @@ def thing_box(rgba:np.ndarray, # (H, W, 4) uint8
     return (xs[0], ys[0], xs[-1]+1, ys[-1]+1) if len(xs) else None
 
 # %% ../../nbs/mini/00_data.ipynb #e1bab014
+def largest(names # of icons, some with their size as the last word
+           )->list:
+    "`book-16`, `book-48` -> `book-48`; names without a size stay"
+    best = {}
+    for n in names:
+        m = re.fullmatch(r'(.+)-(16|20|24|28|32|48)', n)
+        stem, size = (m[1], int(m[2])) if m else (n, 0)
+        if stem not in best or size > best[stem][0]: best[stem] = size, n
+    return sorted(n for _,n in best.values())
+
+# %% ../../nbs/mini/00_data.ipynb #d62a27ae
 def _sections(package)->dict: # icon -> the package's sections it is in
     path, out = package/'metadata.json', {}
     if not path.exists(): return out
@@ -396,21 +418,12 @@ def _svg(icon, width, height):
     return (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'viewBox="0 0 {icon.get("width", width)} {icon.get("height", height)}">{icon["body"]}</svg>')
 
-def largest(names # of icons, some with their size as the last word
-           )->list:
-    "`book-16`, `book-48` -> `book-48`; names without a size stay"
-    best = {}
-    for n in names:
-        m = re.fullmatch(r'(.+)-(16|20|24|28|32|48)', n)
-        stem, size = (m[1], int(m[2])) if m else (n, 0)
-        if stem not in best or size > best[stem][0]: best[stem] = size, n
-    return sorted(n for _,n in best.values())
-
 # %% ../../nbs/mini/00_data.ipynb #d1d0d452
 def read_icons(source:Source, package:Path # unpacked
               )->list: # Drawings
     "The drawings of an Iconify package, without those the source leaves out"
-    book, sections, out = json.loads((package/'icons.json').read_text()), _sections(package), []
+    book, sections = json.loads((package/'icons.json').read_text()), _sections(package)
+    out = []
     for n in largest(book['icons']):
         if source.leave_out and re.search(source.leave_out, n): continue
         if source.sections and not sections.get(n, set()) & {*source.sections}: continue
@@ -420,25 +433,27 @@ def read_icons(source:Source, package:Path # unpacked
     return out
 
 # %% ../../nbs/mini/00_data.ipynb #2db75161
-PEOPLE = 'People & Body'
-GENDERED = ('frowning pouting gesturing tipping raising bowing facepalming shrugging getting walking running '
-    'standing kneeling in- with-').split()   # drawn once, as a person
-PEOPLE_OUT = (r'^(family|kiss|couple|people|men-|women-|woman-and-man)'
-    r'|holding-hands|facing-right$|middle-finger|busts-' rf'|^(man|woman)-({"|".join(GENDERED)})')
-
 def known_things(packages:dict # as `fetch_sets` returns them
                 )->dict: # name -> dict(group, subgroup, char)
     "Every thing that Unicode names, with its group"
     emoji = json.loads((packages['names']/'data-by-emoji.json').read_text())
     return {v['slug'].replace('_', '-'): dict(group=v['group'], char=ch) for ch,v in emoji.items()}
 
+# %% ../../nbs/mini/00_data.ipynb #41f7f315
+PEOPLE = 'People & Body'
+GENDERED = ('frowning pouting gesturing tipping raising bowing facepalming shrugging getting walking running '
+    'standing kneeling in- with-').split()   # drawn once, as a person
+PEOPLE_OUT = (r'^(family|kiss|couple|people|men-|women-|woman-and-man)'
+    r'|holding-hands|facing-right$|middle-finger|busts-' rf'|^(man|woman)-({"|".join(GENDERED)})')
+
+def _is_single(name:str, group:str)->bool:
+    if name.endswith(('-oclock', '-o-clock', '-thirty')): return False
+    return group in GROUPS or group == PEOPLE and not re.search(PEOPLE_OUT, name)
+
 def single_things(known:dict # as `known_things` returns it
                  )->dict:
     "Those that are one thing: no signs, flags, clocks, families"
-    def kept(name, group):
-        if name.endswith(('-oclock', '-o-clock', '-thirty')): return False
-        return group in GROUPS or group == PEOPLE and not re.search(PEOPLE_OUT, name)
-    return {n:v for n,v in known.items() if kept(n, v['group'])}
+    return {n:v for n,v in known.items() if _is_single(n, v['group'])}
 
 # %% ../../nbs/mini/00_data.ipynb #c1e45d9c
 def read_emoji(source:Source, package:Path, # unpacked
@@ -452,6 +467,7 @@ def read_emoji(source:Source, package:Path, # unpacked
         out.append(Drawing(n, thing(n), (), partial(draw_svg, svg)))
     return out
 
+# %% ../../nbs/mini/00_data.ipynb #f73f4858
 def read_renders(source:Source, package:Path, things:dict)->list: # Drawings
     "The drawings of Fluent Emoji 3D: a folder of pictures named by code points"
     out = []
@@ -463,7 +479,7 @@ def read_renders(source:Source, package:Path, things:dict)->list: # Drawings
 def _draw_file(path, size): return fit_square(Image.open(path).convert('RGBA'), size)
 
 # %% ../../nbs/mini/00_data.ipynb #7bf1b7c5
-ENGLISH = dict(   # what Italian and French authors called their pictures
+ENGLISH = dict(   # what Italian and French authors called their animals
     orso='bear', cavallo='horse', cane='dog', gatto='cat', gattina='kitten', rana='frog', tigre='tiger',
     leone='lion', elefante='elephant', elefantone='elephant', lucertola='lizard', lucertolona='lizard',
     uccello='bird', gallo='rooster', pollo='chicken', tacchino='turkey', gabbiano='seagull', cigno='swan',
@@ -473,7 +489,11 @@ ENGLISH = dict(   # what Italian and French authors called their pictures
     lumaca='snail', abeille='bee', ape='bee', topo='mouse', vacca='cow', mucca='cow', pecora='sheep',
     pecorella='sheep', toro='bull', coniglio='rabbit', canguro='kangaroo', antilope='antelope', pinguino='penguin',
     dinosauro='dinosaur', dino='dinosaur', pesce='fish', pescetto='fish', pescino='fish', anatra='duck',
-    papera='duck', colombo='pigeon', struzzo='ostrich', cammello='camel', casa='house', chiave='key',
+    papera='duck', colombo='pigeon', struzzo='ostrich', cammello='camel')
+
+# %% ../../nbs/mini/00_data.ipynb #68105de3
+ENGLISH |= dict(   # and their other things
+    casa='house', chiave='key',
     bussola='compass', martello='hammer', sedia='chair', tavolo='table', poltrona='armchair', mobile='cabinet',
     lampada='lamp', torta='cake', gateau='cake', gelato='ice cream', glace='ice cream', bottiglia='bottle',
     vino='wine', macchina='machine', pomodori='tomatoes', zucca='pumpkin', aglio='garlic', pannocchia='corn cob',
@@ -509,17 +529,22 @@ def _field(svg, tag):
     m = re.search(rf'<dc:{tag}>(.*?)</dc:{tag}>', svg, re.S)
     return re.sub(r'<[^>]+>', ' ', m[1]).strip() if m else ''
 
+def _named(path:Path, authors:list)->str: # the file name without the author's
+    def of_author(w): return any(a.startswith(w) or w.startswith(a) for a in authors if len(a) > 2)
+    stem = [w for w in re.split(r'[_\W]+', path.stem) if not w.isdigit()]
+    return ' '.join(w for w in stem if not of_author(w.lower()))
+
+# %% ../../nbs/mini/00_data.ipynb #ec3da33f
 def clipart_words(path:Path, svg:str, # its text
                   series:set # titles that many files share
                  )->tuple: # text, tags
     "What a clip art shows, from its title, else its file name; and its keywords"
-    authors = _field(svg, 'creator').lower().split()
-    title, stem = _field(svg, 'title'), [w for w in re.split(r'[_\W]+', path.stem) if not w.isdigit()]
-    def of_author(w): return any(a.startswith(w) or w.startswith(a) for a in authors if len(a) > 2)
-    named = [w for w in stem if not of_author(w.lower())]
-    words = words_of(' '.join(named)) if title in series or not words_of(title) else words_of(title)
+    authors, title = _field(svg, 'creator').lower().split(), _field(svg, 'title')
+    words = words_of(title)
+    if title in series or not words: words = words_of(_named(path, authors))
     tags = [' '.join(words_of(k)) for k in re.findall(r'<rdf:li>(.*?)</rdf:li>', svg)]
-    tags = [t for t in dict.fromkeys(tags) if t and t not in words and not {*t.split()} & {*authors} and t.isascii()]
+    known = {*words, ''}
+    tags = [t for t in dict.fromkeys(tags) if t not in known and t.isascii() and not {*t.split()} & {*authors}]
     return ' '.join(words[:4]), tuple(tags[:4])
 
 # %% ../../nbs/mini/00_data.ipynb #c2f0d01c
@@ -541,7 +566,8 @@ def read_clipart(source:Source, root:Path)->list: # Drawings
     "The drawings of the Open Clip Art Library"
     files = {p: p.read_text('utf-8', 'replace') for p in clipart_files(source, root)}
     titles = Counter(_field(svg, 'title') for svg in files.values())
-    series, out = {t for t,n in titles.items() if n > 6 or re.search(SERIES, t.lower())}, []
+    series = {t for t,n in titles.items() if n > 6 or re.search(SERIES, t.lower())}
+    out = []
     for path, svg in files.items():
         if 'PublicDomain' not in svg and 'publicdomain' not in svg: continue   # two files say GPL
         if 'Road Sign' in svg: continue
@@ -561,6 +587,7 @@ def tones(image:np.ndarray # (H, W, 4) uint8
     shaded = seen & ((chroma > 40) | ((light > 60) & (light < 215)))
     return seen.mean(), (seen & (chroma > 40)).sum()/n, shaded.sum()/n
 
+# %% ../../nbs/mini/00_data.ipynb #d9087aa8
 def is_scene(image:np.ndarray # (H, W, 4) uint8
             )->bool:
     "Whether something is drawn along nearly all of the border of the thing: a picture with its own background"
@@ -602,6 +629,7 @@ def pixel_art(image:np.ndarray, # (H, W, 4) uint8, straight alpha
     out[around] = (34, 28, 44, 255)
     return np.asarray(Image.fromarray(out).resize(image.shape[1::-1], Image.NEAREST))
 
+# %% ../../nbs/mini/00_data.ipynb #baff26ae
 def soft_noise(g:np.random.Generator, size:int, cells:int # pixels; waves by side
               )->np.ndarray: # (size, size) float32 in [-1, 1]
     "Noise without fine detail"
@@ -631,10 +659,10 @@ def watercolour(image:np.ndarray # (S, S, 4) uint8, straight alpha
     "A picture washed on paper: thin pigment, more of it where a wash ends"
     g = np.random.default_rng(int(image.sum()) % 2**32)
     moved = wandering(image, g)
-    size, alpha, colour = len(image), moved[..., 3]/np.float32(255), moved[..., :3]/np.float32(255)
+    alpha, colour = moved[..., 3]/np.float32(255), moved[..., :3]/np.float32(255)
     light = colour.mean(-1)*alpha + 1-alpha
     rim = (alpha-_blurred(alpha, 4)).clip(0, 1) + .8*(_blurred(light, 3)-light).clip(0, 1)
-    pigment = .62 + .28*soft_noise(g, size, 6) + 1.5*rim
+    pigment = .62 + .28*soft_noise(g, len(image), 6) + 1.5*rim
     out = 1 - (1-colour)*pigment.clip(.2, 1.25)[..., None]
     soft = _blurred(alpha, .8)[..., None]
     return np.concatenate([(out.clip(0, 1)*255).astype(np.uint8), (soft*255).astype(np.uint8)], -1)
@@ -646,6 +674,11 @@ SOURCES |= dict(pixel=replace(_rule, words='pixel art'), watercolour=replace(_ru
 SOURCES_READ = tuple(k for k in SOURCES if k not in MADE)   # those that are rendered; the others follow from them
 
 # %% ../../nbs/mini/00_data.ipynb #d0f627b1
+def _edges(x:np.ndarray # (H, W, 3) float32
+          )->np.ndarray: # (H-1, W-1)
+    slope = np.abs(np.diff(x, axis=0))[:, 1:].max(-1) + np.abs(np.diff(x, axis=1))[1:].max(-1)
+    return np.sqrt(slope.clip(0, 160))
+
 def fingerprint(images:np.ndarray, # (N, H, W, 4) uint8
                 cells:int=14 # by side
                )->np.ndarray: # (N, cells²) float32 of norm 1
@@ -656,13 +689,12 @@ def fingerprint(images:np.ndarray, # (N, H, W, 4) uint8
         if box is None: continue
         x = Image.fromarray(on_white(a)).crop(box).resize((96, 96), Image.BILINEAR)
         x = np.pad(np.asarray(x, np.float32), ((2, 2), (2, 2), (0, 0)), constant_values=255)
-        slope = np.abs(np.diff(x, axis=0))[:, 1:].max(-1) + np.abs(np.diff(x, axis=1))[1:].max(-1)
-        edges = np.sqrt(slope.clip(0, 160))
-        soft = np.asarray(Image.fromarray(edges).resize((cells, cells), Image.BOX), np.float32)
+        soft = np.asarray(Image.fromarray(_edges(x)).resize((cells, cells), Image.BOX), np.float32)
         soft = soft-soft.mean()
         out[i] = (soft/(np.linalg.norm(soft)+1e-6)).ravel()
     return out
 
+# %% ../../nbs/mini/00_data.ipynb #d422851f
 def mirrored(prints:np.ndarray, cells:int=14)->np.ndarray:
     "The fingerprints of the mirror images"
     return prints.reshape(-1, cells, cells)[:, :, ::-1].reshape(len(prints), -1)
@@ -702,6 +734,7 @@ class Picture:
     row: int     # in `<look>.npy`
     scene: bool  # has a background of its own
 
+# %% ../../nbs/mini/00_data.ipynb #8fdb7796
 READERS = dict(emoji=read_emoji, renders=read_renders, icons=read_icons, clipart=read_clipart)
 
 def read_source(look:str, packages:dict # as `fetch_sources` returns them
@@ -712,22 +745,31 @@ def read_source(look:str, packages:dict # as `fetch_sources` returns them
     return READERS[source.reader](source, packages[look], *more)
 
 # %% ../../nbs/mini/00_data.ipynb #20637cd2
-def render_source(look:str, packages:dict, # as `fetch_sources` returns them
-                  size:int=128 # pixels
-                 )->tuple: # drawings, (N, size, size, 4) uint8, reason -> how many left out
-    "Render what a source keeps: nothing at fault, no drawing twice"
-    source, drawings, images, out = SOURCES[look], [], [], Counter()
+def _drawn(drawing:Drawing, size:int)->np.ndarray: # empty if it cannot be drawn
+    try: return drawing.draw(size)
+    except (ValueError, StylekitError): return np.zeros((size, size, 4), np.uint8)
+
+def _without_faults(source:Source, found:list, size:int # Drawings; pixels
+                   )->tuple: # drawings, images, reason -> how many left out
     many = source.use == 'base' and source.reader in ('icons', 'clipart')   # an emoji set is in colour throughout
-    for d in read_source(look, packages):
-        try: image = d.draw(size)
-        except (ValueError, StylekitError): image = np.zeros((size, size, 4), np.uint8)
+    drawings, images = [], []
+    out = Counter()
+    for d in found:
+        image = _drawn(d, size)
         reason = fault(image, source.reader != 'clipart') if many else ''
         if reason:
             out[reason] += 1
             continue
         drawings.append(d)
         images.append(image)
-    images = np.stack(images)
+    return drawings, np.stack(images), out
+
+# %% ../../nbs/mini/00_data.ipynb #a6fa461e
+def render_source(look:str, packages:dict, # as `fetch_sources` returns them
+                  size:int=128 # pixels
+                 )->tuple: # drawings, (N, size, size, 4) uint8, reason -> how many left out
+    "Render what a source keeps: nothing at fault, no drawing twice"
+    drawings, images, out = _without_faults(SOURCES[look], read_source(look, packages), size)
     once = first_of_twins(fingerprint(images), coarse_colours(images))
     out['drawn twice'] = len(images)-len(once)
     return [drawings[i] for i in once], images[once], dict(out)
@@ -739,6 +781,7 @@ def coarse_colours(images:np.ndarray # (N, H, W, 4) uint8
     small = [Image.fromarray(on_white(a)).resize((4, 4), Image.BOX) for a in images]
     return np.stack([np.asarray(s, np.float32).ravel() for s in small])
 
+# %% ../../nbs/mini/00_data.ipynb #418102ae
 def first_of_twins(prints:np.ndarray, # (N, D) fingerprints
                    colours:np.ndarray, # (N, 48), as `coarse_colours` returns them
                    alike:float=.97, near:float=12. # correlation; mean difference of colours
@@ -751,6 +794,24 @@ def first_of_twins(prints:np.ndarray, # (N, D) fingerprints
     return stay
 
 # %% ../../nbs/mini/00_data.ipynb #4fa5526c
+def _write_source(look:str, packages:dict, dest:Path, size:int, known:dict # things that Unicode names
+                 )->tuple: # Pictures, fingerprints, reason -> how many left out
+    drawings, images, out = render_source(look, packages, size)
+    np.save(dest/f'{look}.npy', images)
+    pictures = []
+    for row, (d, image) in enumerate(zip(drawings, images)):
+        split, scene = split_among(d.name, known), bool(is_scene(image))
+        pictures.append(Picture(look, d.name, d.text, d.tags, split, row, scene))
+    return pictures, fingerprint(images), out
+
+def _without_twins(pictures:list, prints:np.ndarray, left_out:dict)->list: # Pictures that stay
+    stay = apart(pictures, prints)
+    lost = Counter(p.look for p in pictures)
+    lost.subtract(p.look for p in stay)
+    for look in left_out: left_out[look]['twin in the test'] = lost[look]
+    return stay
+
+# %% ../../nbs/mini/00_data.ipynb #fc14ac74
 def write_corpus(packages:dict, # as `fetch_sources` returns them
                  dest:Path, # folder for `<look>.npy` and `pictures.json`
                  looks=None, # of the catalogue; default all that are read
@@ -758,21 +819,16 @@ def write_corpus(packages:dict, # as `fetch_sources` returns them
     "Render every source once; no picture in training has a twin in the test"
     dest, known = Path(dest), known_things(packages)
     dest.mkdir(parents=True, exist_ok=True)
-    pictures, prints, out = [], [], {}
+    pictures, prints = [], []
+    left_out = {}
     for look in looks or SOURCES_READ:
-        drawings, images, out[look] = render_source(look, packages, size)
-        np.save(dest/f'{look}.npy', images)
-        scenes = [is_scene(a) for a in images]
-        for row, (d, scene) in enumerate(zip(drawings, scenes)):
-            pictures.append(Picture(look, d.name, d.text, d.tags, split_among(d.name, known), row, bool(scene)))
-        prints.append(fingerprint(images))
-        if report: report(f'{look}: {len(drawings)} pictures, left out {out[look]}')
-    stay = apart(pictures, np.concatenate(prints))
-    lost = Counter(p.look for p in pictures)
-    lost.subtract(p.look for p in stay)
-    for look in out: out[look]['twin in the test'] = lost[look]
-    (dest/'pictures.json').write_text(json.dumps(dict(left_out=out, pictures=[asdict(p) for p in stay])))
-    return out
+        found, edges, left_out[look] = _write_source(look, packages, dest, size, known)
+        pictures += found
+        prints.append(edges)
+        if report: report(f'{look}: {len(found)} pictures, left out {left_out[look]}')
+    stay = _without_twins(pictures, np.concatenate(prints), left_out)
+    (dest/'pictures.json').write_text(json.dumps(dict(left_out=left_out, pictures=[asdict(p) for p in stay])))
+    return left_out
 
 # %% ../../nbs/mini/00_data.ipynb #c472262d
 def apart(pictures:list, # Pictures
@@ -798,15 +854,25 @@ class Corpus:
         "The pictures of a split in some looks"
         made = [replace(p, look=l) for l in looks if l in MADE for p in self.all if p.look == 'shaded']
         return [p for p in self.all+made if p.split == split and p.look in looks]
-    def images(self, pictures:list, threads:int=8)->np.ndarray: # (N, H, W, 4) uint8, straight alpha
-        "Their pixels; those made by a rule take some milliseconds each, in several threads"
-        if not pictures: raise StylekitError('the corpus has no such pictures: it holds another split or other looks')
-        sources = {p.look: 'shaded' if p.look in MADE else p.look for p in pictures}
-        files = {look: np.load(self.root/f'{source}.npy', mmap_mode='r') for look, source in sources.items()}
-        def pixels(p): return MADE.get(p.look, np.asarray)(files[p.look][p.row])
-        with ThreadPoolExecutor(threads) as pool: return np.stack(list(pool.map(pixels, pictures)))
+
+# %% ../../nbs/mini/00_data.ipynb #6486bdaf
+@patch
+def images(self:Corpus, pictures:list, threads:int=8)->np.ndarray: # (N, H, W, 4) uint8, straight alpha
+    "Their pixels; those made by a rule take some milliseconds each, in several threads"
+    if not pictures: raise StylekitError('the corpus has no such pictures: it holds another split or other looks')
+    sources = {p.look: 'shaded' if p.look in MADE else p.look for p in pictures}
+    files = {look: np.load(self.root/f'{source}.npy', mmap_mode='r') for look, source in sources.items()}
+    def pixels(p): return MADE.get(p.look, np.asarray)(files[p.look][p.row])
+    with ThreadPoolExecutor(threads) as pool: return np.stack(list(pool.map(pixels, pictures)))
 
 # %% ../../nbs/mini/00_data.ipynb #301b4a91
+@patch
+def names(self:Corpus, split:str, looks=('shaded',))->list:
+    "The things of a split that have a picture in every one of some looks"
+    drawn = [{p.name for p in self.pictures(split, (look,))} for look in looks]
+    return sorted(set.intersection(*drawn))
+
+# %% ../../nbs/mini/00_data.ipynb #c62834b2
 @patch
 def find(self:Corpus, look:str, name:str)->Picture: # None if nobody has drawn it
     "The picture of a thing in a look"
@@ -814,12 +880,6 @@ def find(self:Corpus, look:str, name:str)->Picture: # None if nobody has drawn i
         self._at = {(p.look, p.name): p for p in self.all}
     p = self._at.get(('shaded' if look in MADE else look, name))
     return p and replace(p, look=look)
-
-@patch
-def names(self:Corpus, split:str, looks=('shaded',))->list:
-    "The things of a split that have a picture in every one of some looks"
-    drawn = [{p.name for p in self.pictures(split, (look,))} for look in looks]
-    return sorted(set.intersection(*drawn))
 
 @patch
 def __getitem__(self:Corpus, key:tuple # look, name

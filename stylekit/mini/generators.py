@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from ..backbone import load_backbone
 from ..evaluate import Table
-from ..feedforward import FEEDFORWARD_PRESETS, GENERATOR_FILE, FeedForward, FeedForwardSettings, train_feedforward
+from ..feedforward import (FEEDFORWARD_PRESETS, GENERATOR_FILE, FeedForward, FeedForwardSettings,
+                                  train_feedforward)
 from .build import corpus_examples
 from .data import Corpus
 from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
@@ -24,6 +25,7 @@ def recipe(areas:int, steps:int=1600, **changes)->FeedForwardSettings: # of one 
 RECIPES = dict(flat=recipe(16), ink=recipe(4), freehand=recipe(6), pixel=recipe(16), watercolour=recipe(0, 2000))
 PICTURES = 960   # lessons
 
+# %% ../../nbs/mini/09_generators.ipynb #ba8f9fec
 def make_generator(style:str, examples:list, out, # folder
                    backbone=None, how:FeedForwardSettings=None, report=print # default of RECIPES
                   )->dict: # form -> file
@@ -36,11 +38,13 @@ def make_generator(style:str, examples:list, out, # folder
         FeedForward.load(made['network']).export(made['int8'], True, [e.image for e in pick(examples, 64)])
     return made
 
-
 # %% ../../nbs/mini/09_generators.ipynb #7e14a7a3
 WAYS = {'network': '{style}', 'network, int8': '{style}/int8.onnx'}
 
-def make_generators(data='data', work='runs/generators', kept='nbs/mini/generators', tables='nbs/mini/tables', # with the corpus; what is made; what is measured; with the judge's probe
+def make_generators(data='data', # folder with the corpus
+                    work='runs/generators', # what is made
+                    kept='nbs/mini/generators', # what is measured
+                    tables='nbs/mini/tables', # folder with the judge's probe
                     styles=tuple(RECIPES), names:int=100, report=print)->Table:
     "Train, export and measure the generators; goes on where it was stopped"
     corpus, work = Corpus(Path(data)/'corpus'), Path(work)
@@ -50,6 +54,7 @@ def make_generators(data='data', work='runs/generators', kept='nbs/mini/generato
     ways = {way: dict(generator=str(work/path)) for way, path in WAYS.items()}
     return kept_table(kept, 'main', folder, ways, styles, table_metrics(tables), (0,), out=work/'drawn', report=report)
 
+# %% ../../nbs/mini/09_generators.ipynb #d7a4ce33
 def beside(kept, tables, methods=('unchanged', 'default', 'dds'))->Table: # folders of what was measured
     "The generators' rows beside those of methods that work picture by picture"
     mine = measured('main', kept)

@@ -36,29 +36,32 @@ def pick(names:list, n:int, seed:int=0)->list:
     "`n` of the names, always the same ones"
     return [names[i] for i in sorted(np.random.default_rng(seed).permutation(len(names))[:n])]
 
-def look_of(style:str)->str: return style.partition('-')[0]
+def look_of(style:str)->str:
+    "The look that a style was learnt from: 'openmoji-16' is one of openmoji"
+    return style.partition('-')[0]
 
 # %% ../../nbs/mini/07_tables.ipynb #d0c2e334
-def _put(corpus:Corpus, look:str, name:str, folder:Path):
-    path = folder/f'{name}.png'
-    if path.exists(): return
-    with atomic_path(path) as tmp: corpus[look, name].save(tmp)
+def _put(corpus:Corpus, look:str, names:list, folder:Path):
+    for name in names:
+        path = folder/f'{name}.png'
+        if path.exists(): continue
+        with atomic_path(path) as tmp: corpus[look, name].save(tmp)
 
+# %% ../../nbs/mini/07_tables.ipynb #14a18c97
 def picture_set(corpus:Corpus, folder, names:list, # test or validation names
-                styles=TABLE_STYLES, # names, each of a look: 'openmoji-16' is one of openmoji
+                styles=TABLE_STYLES, # names, each of a look
                 references:int=200 # train names of each style
                )->Path:
     "A folder for `evaluate`"
     folder = Path(folder)
+    _put(corpus, 'shaded', names, folder)
     for name in names:
-        _put(corpus, 'shaded', name, folder)
         with atomic_path(folder/f'{name}.txt') as tmp: Path(tmp).write_text(corpus.find('shaded', name).text)
     for style in styles:
         look = look_of(style)
-        if all(corpus.find(look, name) for name in names):
-            for name in names: _put(corpus, look, name, folder/'truth'/style)
+        if all(corpus.find(look, name) for name in names): _put(corpus, look, names, folder/'truth'/style)
         train = corpus.names('train', (look,))
-        for name in train[::max(1, len(train)//references)]: _put(corpus, look, name, folder/'references'/style)
+        _put(corpus, look, train[::max(1, len(train)//references)], folder/'references'/style)
     return folder
 
 # %% ../../nbs/mini/07_tables.ipynb #a91794fe
@@ -80,6 +83,7 @@ def balance(values:dict # metric -> Measured
     a, b = values['style'].value, edges_of(values).value
     return 2*a*b/(a+b) if a+b else 0.
 
+# %% ../../nbs/mini/07_tables.ipynb #3db652f6
 def measure(dataset, methods:dict, styles, metrics:dict, **kw # as `evaluate`
            )->list: # Rows
     "Styles with truths by all metrics, those without by what needs none"
@@ -181,6 +185,7 @@ class Search(Record):
     best: dict[str, Any]     # arguments of `stylize`
     points: tuple[tuple[str, dict[str, Any], dict[str, float]], ...]   # style, arguments, metric -> value
 
+# %% ../../nbs/mini/07_tables.ipynb #9d73ffb1
 def searched(kept, work, corpus:Corpus, # folders for what is found and for what is drawn
              names:list, methods, styles, metrics, # validation names
              **kw # to `evaluate`
@@ -197,10 +202,17 @@ def searched(kept, work, corpus:Corpus, # folders for what is found and for what
 # %% ../../nbs/mini/07_tables.ipynb #7bcc16f2
 def _draw_curve(ax, points, content, method, colour):
     kept, styled = np.array([(values[content], values['style']) for _, _, values in points]).T
-    is_ours = method == 'sms'
-    ax.plot(*envelope(styled, kept), '-', lw=1.2 if is_ours else .7, label=method, color=colour)
+    width = 1.2 if method == 'sms' else .7
+    ax.plot(*envelope(styled, kept), '-', lw=width, label=method, color=colour)
     ax.plot(kept, styled, '.', ms=2, color=colour)
 
+def _draw_curves(ax, found:dict, style:str, content:str): # every method's
+    for i, (method, f) in enumerate(found.items()):
+        points = [p for p in f['points'] if p[0] == style]
+        _draw_curve(ax, points, content, method, 'k' if method == 'sms' else f'C{i}')
+    ax.set(title=style, xlabel=content, ylabel='style')
+
+# %% ../../nbs/mini/07_tables.ipynb #e7a95ecd
 def curves(found:dict, # of `searched`
            content:str='edge_f1_src' # metric
           ): # matplotlib figure
@@ -211,11 +223,7 @@ def curves(found:dict, # of `searched`
     size = 3.6*len(styles), 3.2
     fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=size, dpi=100, layout='constrained')
     plt.close(fig)
-    for ax, style in zip(axs[0], styles):
-        for i, (method, f) in enumerate(found.items()):
-            its = [p for p in f['points'] if p[0] == style]
-            _draw_curve(ax, its, content, method, 'k' if method == 'sms' else f'C{i}')
-        ax.set(title=style, xlabel=content, ylabel='style')
+    for ax, style in zip(axs[0], styles): _draw_curves(ax, found, style, content)
     axs[0, 0].legend(fontsize=6)
     return fig
 
@@ -244,11 +252,11 @@ def table_key(how:dict, dataset, styles, metrics:dict, seeds)->str:
     names = [Path(s).name for s in styles]
     return digest(json.dumps(decided(how, styles), sort_keys=True), names, pictures, list(metrics), list(seeds))[:16]
 
+# %% ../../nbs/mini/07_tables.ipynb #622dd089
 def _joined(parts:list, order:list)->Table: # Tables; names of styles
     rows = [r for p in parts for r in p.rows]
     return Table(sorted(rows, key=lambda r: order.index(r.style)), parts[0].high)
 
-# %% ../../nbs/mini/07_tables.ipynb #622dd089
 def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seeds, # files go to `kept`
                out, **kw # as `evaluate`
               )->Table:
@@ -274,6 +282,24 @@ def _table_rows(found:dict)->dict: # of `searched`; table -> method -> arguments
     rows = dict(main=main, ablation=ablation(), shots=dict(default={}))
     return rows | dict(added=added(best['dds'])) if 'dds' in best else rows
 
+def _table_styles(parts, corpus:Corpus, work:Path, device)->dict: # table -> names or paths
+    styles = dict(main=TABLE_STYLES, added=PART_STYLES, ablation=PART_STYLES)
+    if 'shots' in parts:
+        styles['shots'] = few_shot_styles(corpus, 'openmoji', work/'styles', backbone=load_backbone(device=device))
+    return styles
+
+# %% ../../nbs/mini/07_tables.ipynb #bf4775b3
+_SEARCHED = ('style', 'edge_f1_src', 'edge_f1_truth')   # metrics of the search
+
+def _make_table(name:str, corpus:Corpus, work:Path, kept, names:list, rows:dict, styles, metrics:dict, **kw)->Table:
+    "A table from the corpus; the main one of all test names and by all metrics, the others of half"
+    if name != 'main':
+        names = names[::2]
+        metrics = {k: metrics[k] for k in (*_SEARCHED, 'pd_truth')}
+    folder = picture_set(corpus, work/f'{name}-pictures', names, [Path(s).name for s in styles])
+    return kept_table(kept, name, folder, rows, styles, metrics, out=work/'drawn', **kw)
+
+# %% ../../nbs/mini/07_tables.ipynb #a2b97d5e
 def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the corpus; what is made; what is measured
                 methods=TABLE_METHODS, # some of them: several processes can share the work
                 names:int=100, seeds=(0,), # test names; half of them for the ablation and the few-shot styles
@@ -282,20 +308,15 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the c
                 workers:int=2, device:str=None, dtype='bf16', report=print
                )->dict: # name -> Table
     "The main table, what SMS's parts add to DDS, what few pictures are worth, and the ablation"
-    corpus, work, kept, metrics = Corpus(Path(data)/'corpus'), Path(work), Path(kept), table_metrics(kept)
+    corpus, work = Corpus(Path(data)/'corpus'), Path(work)
+    metrics = table_metrics(kept)
     drawing = dict(workers=workers, batch=16, device=device, dtype=dtype, report=report)
-    few = {k: metrics[k] for k in ('style', 'edge_f1_src', 'edge_f1_truth')}
-    less = few | dict(pd_truth=metrics['pd_truth'])
     val, test = pick(corpus.names('val', ALIGNED), tried), pick(corpus.names('test', ALIGNED), names)
+    few = {k: metrics[k] for k in _SEARCHED}
     rows = _table_rows(searched(kept, work, corpus, val, methods, TABLE_STYLES, few, **drawing))
-    styles = dict(main=TABLE_STYLES, added=PART_STYLES, ablation=PART_STYLES)
-    if 'shots' in parts:
-        styles['shots'] = few_shot_styles(corpus, 'openmoji', work/'styles', backbone=load_backbone(device=device))
+    styles = _table_styles(parts, corpus, work, device)
     def make(name):
-        shown = test if name == 'main' else test[::2]
-        folder = picture_set(corpus, work/f'{name}-pictures', shown, [Path(s).name for s in styles[name]])
-        of = metrics if name == 'main' else less
-        return kept_table(kept, name, folder, rows[name], styles[name], of, seeds, work/'drawn', **drawing)
+        return _make_table(name, corpus, work, kept, test, rows[name], styles[name], metrics, seeds=seeds, **drawing)
     return {name: make(name) for name in parts if name in rows}
 
 # %% ../../nbs/mini/07_tables.ipynb #2f97c8d3
@@ -316,12 +337,18 @@ def _balance_of_draws(table:Table, method:str, weights)->np.ndarray: # (1 + n,)
     a, b = (each@weights.T).transpose(1, 0, 2)
     return (2*a*b/np.maximum(a+b, 1e-12)).mean(0)
 
+def _interval(draws:np.ndarray)->tuple: # lowest, highest of 95 %
+    return tuple(np.percentile(draws[1:], [2.5, 97.5]))
+
+# %% ../../nbs/mini/07_tables.ipynb #7067d462
 def balances(table:Table, against:str='default', n:int=2000, seed:int=0 # draws of the names
             )->dict: # method -> (balance, its 95 % interval, difference to `against`, its interval), the best first
     "The mean over styles of the balance; intervals by drawing names"
     names = len(next(r for r in table.rows if r.method == against).values['style'].each)
     weights = _draws(names, n, seed)
     drawn = {m: _balance_of_draws(table, m, weights) for m in dict.fromkeys(r.method for r in table.rows)}
-    def span(x): return tuple(np.percentile(x[1:], [2.5, 97.5]))
-    def said(x): return x[0], span(x), x[0]-drawn[against][0], span(x-drawn[against])
-    return {m: said(x) for m, x in sorted(drawn.items(), key=lambda i: -i[1][0])}
+    out = {}
+    for m, x in sorted(drawn.items(), key=lambda i: -i[1][0]):
+        apart = x-drawn[against]
+        out[m] = x[0], _interval(x), apart[0], _interval(apart)
+    return out

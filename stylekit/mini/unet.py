@@ -43,6 +43,7 @@ def random_lessons(latents:torch.Tensor, contexts:torch.Tensor, # (M, C, h, w); 
     bare = torch.rand(n, 1, 1, device=latents.device) < p_empty
     return latents[i].float(), torch.where(bare, empty, contexts[i].float())
 
+# %% ../../nbs/mini/03_unet.ipynb #d415608d
 def noise_loss(net, z0:torch.Tensor, context:torch.Tensor, # UNet; (n, C, h, w); (n, T, D)
                alpha_bar:torch.Tensor, dtype=torch.float32 # (1000,); of the UNet
               )->torch.Tensor: # scalar
@@ -117,14 +118,18 @@ class ViewPool:
     "Latents and text states of views of every picture; the oldest view gives way to a fresh one by `refresh`"
     def __init__(self, views:Views, encoders:Encoders, slots:int=32, first:int=8, # views kept; drawn at once
                  threads:int=4):
-        self.views, self.encoders, self.asked, self.drawn = views, encoders, 0, 0   # plans asked for; views drawn
+        self.views, self.encoders = views, encoders
+        self.asked = self.drawn = 0            # plans asked for; views drawn
         self.workers, self.jobs = ThreadPoolExecutor(threads), deque()
         self.z = self.c = None                 # (slots, N, C, h, w) and (slots, N, context, width), half
         for _ in range(first): self._ask()
         self._make_room(slots)
         for _ in range(first): self._take()
-        for slot in range(first, slots): self.z[slot], self.c[slot] = self.z[slot % first], self.c[slot % first]
+        for slot in range(first, slots):
+            self.z[slot] = self.z[slot % first]
+            self.c[slot] = self.c[slot % first]
 
+# %% ../../nbs/mini/03_unet.ipynb #0cb1cff9
 @patch
 def _prepare(self:ViewPool, k): # in a thread
     plan = self.views.plan(np.arange(len(self.views.pictures)), k)
@@ -182,7 +187,9 @@ class BaseTrainer:
     def __init__(self, unet:UNet2DConditionModel, pool:ViewPool, empty:torch.Tensor, # (T, D)
                  batch:int=512, dropout:float=.1, # pictures a step; in the ResNet blocks
                  decay:float=.9993, compiled:bool=False): # of the average; with `torch.compile`
-        self.pool, self.empty, self.batch, device = pool, empty, batch, pool.z.device
+        device = pool.z.device
+        self.pool, self.empty = pool, empty
+        self.batch = batch
         self.exact = unet_copy(unet, device).requires_grad_(True)
         self.net = unet_copy(unet, device, torch.bfloat16).to(memory_format=torch.channels_last).train()
         set_dropout(self.net, dropout)
@@ -206,6 +213,13 @@ def eager_step(self:BaseTrainer):
     self.loss.copy_(loss.detach())
 
 # %% ../../nbs/mini/03_unet.ipynb #07c18e52
+@patch
+def record(self:BaseTrainer)->BaseTrainer:
+    "From now on `step` is one call"
+    self.step = captured(self.eager_step, self.pool.z.device)
+    return self
+
+# %% ../../nbs/mini/03_unet.ipynb #e00dbc8c
 def step_seconds(trainer:BaseTrainer, steps:int=20)->float:
     "How long a recorded step takes; at a rate of 0, so that nothing is learnt"
     trainer.opt.lr.zero_()
@@ -215,12 +229,6 @@ def step_seconds(trainer:BaseTrainer, steps:int=20)->float:
     for _ in range(steps): trainer.step()
     trainer.loss.item()
     return (time.time()-start)/steps
-
-@patch
-def record(self:BaseTrainer)->BaseTrainer:
-    "From now on `step` is one call"
-    self.step = captured(self.eager_step, self.pool.z.device)
-    return self
 
 # %% ../../nbs/mini/03_unet.ipynb #431d9c75
 def fastest_trainer(make, compiled:bool=None # make(compiled) -> BaseTrainer; None: measure it, where there is a GPU
@@ -247,31 +255,54 @@ class BaseTraining:
     looks: int = 16             # at its errors, on the way
     compiled: bool | None = None   # None: if that is faster
 
+# %% ../../nbs/mini/03_unet.ipynb #f369b2ed
 def error_line(unet, held:dict)->str: # name -> (latents, text states)
     "The errors on several sets, for a report"
     errors = {name: noise_errors(unet, *these) for name, these in held.items()}
     return '; '.join(f'{name} {" ".join(f"{e:.4f}" for e in each)}' for name, each in errors.items())
 
 # %% ../../nbs/mini/03_unet.ipynb #15dbcea8
+@dataclass
+class _BaseRun:
+    "The steps of a trainer, with fresh views and a look at its errors now and then"
+    trainer: BaseTrainer
+    average: UNet2DConditionModel   # which holds it when it is looked at
+    training: BaseTraining
+    held: dict                      # name -> (latents, text states)
+    report: object                  # report(text), or None
+    steps: int = 0
+    looked: int = 0
+
+@patch
+def step(self:_BaseRun, share:float)->torch.Tensor: # of the time; the loss
+    "One step; the last tenth goes over the views that are there"
+    self.trainer.step()
+    self.steps += 1
+    if share < .9 and self.steps % self.training.every == 0: self.trainer.pool.refresh()
+    if self.report and share*self.training.looks >= self.looked: self.look()
+    return self.trainer.loss
+
+# %% ../../nbs/mini/03_unet.ipynb #7ab50fa4
+@patch
+def look(self:_BaseRun):
+    "Report the errors of the average"
+    self.trainer.avg.copy_to(self.average)
+    errors = error_line(self.average, self.held)
+    self.report(f'step {self.steps}, {self.trainer.pool.drawn} views: {errors}')
+    self.looked += 1
+
+# %% ../../nbs/mini/03_unet.ipynb #cb22d5cd
 def refine_base(unet:UNet2DConditionModel, encoders:Encoders, views:Views, # to go on from; on the views' device
                 limit:Limit, training:BaseTraining=BaseTraining(), held:dict=None, # name -> (latents, text states)
                 report=None)->UNet2DConditionModel: # its average, in float32, on the device
     "Train a base model on, on ever new views; `report` hears of its errors on what `held` holds"
-    cfg, pool = training, ViewPool(views, encoders, training.slots, training.first)
-    empty, now, steps, looked = encoders.read([''])[0], unet_copy(unet, views.device).eval(), 0, 0
-    def step(share):
-        nonlocal steps, looked
-        trainer.step()
-        steps += 1
-        if share < .9 and steps % cfg.every == 0: pool.refresh()   # the last tenth goes over what is there
-        if report and share*cfg.looks >= looked:
-            trainer.avg.copy_to(now)
-            report(f'step {steps}, {pool.drawn} views: {error_line(now, held or {})}')
-            looked += 1
-        return trainer.loss
+    pool = ViewPool(views, encoders, training.slots, training.first)
+    empty, average = encoders.read([''])[0], unet_copy(unet, views.device).eval()
+    def make(compiled): return BaseTrainer(unet, pool, empty, training.batch, compiled=compiled)
     try:
-        trainer = fastest_trainer(lambda c: BaseTrainer(unet, pool, empty, cfg.batch, compiled=c), cfg.compiled)
-        run_steps(step, trainer.opt.lr, TimeSchedule(cfg.lr, 200, .4), limit)
+        trainer = fastest_trainer(make, training.compiled)
+        run = _BaseRun(trainer, average, training, held or {}, report)
+        run_steps(run.step, trainer.opt.lr, TimeSchedule(training.lr, 200, .4), limit)
     finally: pool.close()
-    trainer.avg.copy_to(now)
-    return now
+    trainer.avg.copy_to(average)
+    return average

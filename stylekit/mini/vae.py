@@ -64,6 +64,7 @@ def cut(images:torch.Tensor, # (N, H, W, C)
     a = torch.arange(size, device=images.device)
     return images[i[:, None, None], (y[:, None]+a)[:, :, None], (x[:, None]+a)[:, None, :]]
 
+# %% ../../nbs/mini/01_vae.ipynb #f7429e4e
 def busier(crops:torch.Tensor # (2n, H, W, C) float
           )->torch.Tensor: # (n,) numbers of crops
     "Of crop k and crop n+k the one with more in it: plain ground is soon learnt"
@@ -85,12 +86,14 @@ def on_random_grounds(crops:torch.Tensor, # (n, H, W, 4) float in [0, 255], stra
     rgb = torch.where((kind >= p_turned/2) & (kind < p_turned), rgb.roll(-1, -1), rgb)
     return rgb.permute(0, 3, 1, 2)/127.5 - 1
 
+# %% ../../nbs/mini/01_vae.ipynb #e673af1c
 def crops(images:torch.Tensor, # (N, H, W, 4) uint8
           n:int, size:int, g:torch.Generator # how many; pixels; of the device
          )->torch.Tensor: # (n, 3, size, size) in [-1, 1]
     "Random crops, the busier of two, without a look at any of them"
     def draw(most): return torch.randint(most, (2*n,), device=images.device, generator=g)
-    i, y, x = draw(len(images)), draw(images.shape[1]-size+1), draw(images.shape[2]-size+1)
+    i = draw(len(images))
+    y, x = draw(images.shape[1]-size+1), draw(images.shape[2]-size+1)
     found = cut(images, i, y, x, size).float()
     return on_random_grounds(found[busier(found)], g)
 
@@ -143,9 +146,11 @@ def lesson_crops(lessons:DecoderLessons, n:int, size:int, # how many; pixels, a 
     def draw(most): return torch.randint(most, (2*n,), device=device, generator=g)
     def uniform(): return torch.rand(n, 1, 1, 1, device=device, generator=g)
     room = lessons.clean.shape[-1]-side+1
-    i, y, x = draw(len(lessons.clean)), draw(room), draw(room)
+    i = draw(len(lessons.clean))
+    y, x = draw(room), draw(room)
     pixels = cut(lessons.pixels.permute(0, 2, 3, 1), i, 8*y, 8*x, size).float()
-    best, kind, much = busier(pixels), uniform(), uniform()
+    best = busier(pixels)
+    kind, much = uniform(), uniform()
     def at(z): return cut(z.permute(0, 2, 3, 1), i[best], y[best], x[best], side).permute(0, 3, 1, 2).float()
     z = torch.where(kind < p_denoised, at(lessons.denoised), at(lessons.clean))
     noise = torch.randn(z.shape, device=device, generator=g)
@@ -158,7 +163,8 @@ def refine_decoder(vae:AutoencoderTiny, lessons:DecoderLessons, limit:Limit, bat
     vae = vae.float().to(memory_format=torch.channels_last).requires_grad_(False)
     device, scale = lessons.clean.device, vae.config.scaling_factor
     params = list(vae.decoder.train().requires_grad_(True).parameters())
-    opt, avg, g = BatchedMuon(params), ForeachEma(vae, .998), torch.Generator(device).manual_seed(3)
+    opt, avg = BatchedMuon(params), ForeachEma(vae, .998)
+    g = torch.Generator(device).manual_seed(3)
     def step(share):
         z, x = lesson_crops(lessons, batch, size, g)
         z = (z/scale).contiguous(memory_format=torch.channels_last)

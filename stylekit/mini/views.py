@@ -80,6 +80,7 @@ def draw_places(n:int, rng:np.random.Generator, s:ViewSettings)->tuple: # (n,) b
     shift = rng.uniform(-1, 1, (n, 2))*room[:, None]
     return still, mirror < 0, affine(scale, turn, aspect, mirror, shift)
 
+# %% ../../nbs/mini/01a_views.ipynb #e7b0771c
 def draw_beside(n:int, rng:np.random.Generator, side:float # -.5: in the left half; .5: in the right one
                )->np.ndarray: # (n, 2, 3)
     "Where one of two things is"
@@ -131,6 +132,7 @@ class ViewPlan:
     colours: np.ndarray       # (n, 3, 3) for RGB
     ground: np.ndarray        # (n, 3) in [0, 1]
 
+# %% ../../nbs/mini/01a_views.ipynb #d0ae35ee
 @patch
 def __len__(self:ViewPlan): return len(self.rows)
 
@@ -144,28 +146,36 @@ def plan_views(pictures:list, # Pictures
                rows, # (n,) numbers of those to be shown
                settings:ViewSettings, rng:np.random.Generator)->ViewPlan:
     "What is random in n views, and their captions"
-    s, rows, n = settings, np.asarray(rows), len(rows)
+    s, n = settings, len(rows)
+    rows = np.asarray(rows)
     kinds = rng.choice(len(GROUNDS), n, p=s.ground)
     pair, recoloured = rng.random(n) < s.pair, rng.random(n) < s.recoloured
     other = rng.integers(len(pictures), size=n)
     still, mirrored, theta = draw_places(n, rng, s)
     theta[pair] = draw_beside(n, rng, -.5)[pair]
     still &= ~pair
-    texts = np.array([view_caption(pictures[row], rng, s, kind, pictures[o] if two else None, turned)
-                      for row, kind, o, two, turned in zip(rows, kinds, other, pair, recoloured)], dtype=object)
-    other_theta, colours, ground = draw_beside(n, rng, .5), draw_colours(n, rng), draw_grounds(kinds, rng)
-    return ViewPlan(rows, texts, still, mirrored, theta, pair, other, other_theta, recoloured, colours, ground)
+    texts = []
+    for row, kind, beside, two, turned in zip(rows, kinds, other, pair, recoloured):
+        texts.append(view_caption(pictures[row], rng, s, kind, pictures[beside] if two else None, turned))
+    other_theta = draw_beside(n, rng, .5)
+    colours, ground = draw_colours(n, rng), draw_grounds(kinds, rng)
+    return ViewPlan(rows, np.array(texts, dtype=object), still, mirrored, theta, pair, other, other_theta, recoloured,
+                    colours, ground)
 
 # %% ../../nbs/mini/01a_views.ipynb #d9d4fbb9
 class Views:
     "Pictures on a device, of which views are drawn: `views.draw(views.plan(rows, k))`"
     def __init__(self, corpus:Corpus, pictures:list, # Pictures
                  settings:ViewSettings=ViewSettings(), device='cpu', seed:int=0): # of the plans
-        self.pictures, self.settings, self.seed = pictures, settings, seed
+        self.pictures, self.settings = pictures, settings
+        self.seed = seed
         self.images = torch.from_numpy(corpus.images(pictures)).to(device)   # (N, H, W, 4) uint8
     @property
-    def device(self): return self.images.device
+    def device(self)->torch.device:
+        "Where its pictures are"
+        return self.images.device
     def plan(self, rows, k:int)->ViewPlan: # k: another number, other views
+        "What is random in views of some pictures"
         return plan_views(self.pictures, rows, self.settings, np.random.default_rng((self.seed, k)))
 
 # %% ../../nbs/mini/01a_views.ipynb #68d6acf5
@@ -179,6 +189,7 @@ def planes(self:Views, rows:np.ndarray)->torch.Tensor: # (n, 4, H, W) in [0, 1]
     "Pictures as they are, colours multiplied by alpha"
     return to_planes(self.images[self.put(rows)])
 
+# %% ../../nbs/mini/01a_views.ipynb #3ec96e2f
 @patch
 def placed(self:Views, plan:ViewPlan)->torch.Tensor: # (n, 4, H, W)
     "The first thing of each view where it belongs; one that does not move keeps every pixel"
