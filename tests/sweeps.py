@@ -1,4 +1,4 @@
-"""What can happen to a structured file, one by one: each must be refused in one line, or read as if nothing had happened
+"""What can happen to a structured file, one by one: it must be refused in one line, or read as if nothing had happened
 
     sweep(lambda data: Recipe.from_json(data), json_mutants(good), same=Recipe.from_json(good))
     sweep_file(path, read)                       # cut, appended, bits flipped
