@@ -1,42 +1,77 @@
-"Random-weight models in the real file layouts: SD 1.5, SD 2.1 (v-prediction), SDXL. Small channels, a second or two on a CPU."
+"Random weights in the real file layouts of SD 1.5, SD 2.1 (v-prediction) and SDXL: small channels, seconds on a CPU"
 import json
 import pytest, torch
 
 
 def _unet(sample_size=8, cross=32, xl=False):
     from diffusers import UNet2DConditionModel
-    kw = dict(sample_size=sample_size, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, cross_attention_dim=cross)
-    if not xl:
-        return UNet2DConditionModel(**kw, block_out_channels=(16, 32, 32, 32), attention_head_dim=2, down_block_types=('CrossAttnDownBlock2D',)*3+('DownBlock2D',),
-                                    up_block_types=('UpBlock2D',)+('CrossAttnUpBlock2D',)*3)
-    return UNet2DConditionModel(**kw, block_out_channels=(16, 32, 32), attention_head_dim=(2, 4, 4), down_block_types=('DownBlock2D',)+('CrossAttnDownBlock2D',)*2,
-                                up_block_types=('CrossAttnUpBlock2D',)*2+('UpBlock2D',), transformer_layers_per_block=(1, 1, 2), use_linear_projection=True,
-                                addition_embed_type='text_time', addition_time_embed_dim=8, projection_class_embeddings_input_dim=6*8+24)
+    if xl: kw = dict(
+        block_out_channels=(16, 32, 32), attention_head_dim=(2, 4, 4),
+        down_block_types=('DownBlock2D',)+('CrossAttnDownBlock2D',)*2,
+        up_block_types=('CrossAttnUpBlock2D',)*2+('UpBlock2D',),
+        transformer_layers_per_block=(1, 1, 2), use_linear_projection=True,
+        addition_embed_type='text_time', addition_time_embed_dim=8, projection_class_embeddings_input_dim=6*8+24)
+    else: kw = dict(
+        block_out_channels=(16, 32, 32, 32), attention_head_dim=2,
+        down_block_types=('CrossAttnDownBlock2D',)*3+('DownBlock2D',),
+        up_block_types=('UpBlock2D',)+('CrossAttnUpBlock2D',)*3)
+    return UNet2DConditionModel(
+        sample_size=sample_size, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8,
+        cross_attention_dim=cross, **kw)
+
+
+def _vae(xl):
+    from diffusers import AutoencoderKL
+    return AutoencoderKL(
+        block_out_channels=(8,)*4, norm_num_groups=4, latent_channels=4, sample_size=64,
+        down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4,
+        scaling_factor=.13025 if xl else .18215, force_upcast=xl)
+
+
+def _scheduler(prediction_type):
+    from diffusers import DDIMScheduler
+    return DDIMScheduler(
+        beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=1,
+        clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type)
+
+
+def _text_config(tok, width, **kw):
+    from transformers import CLIPTextConfig
+    return CLIPTextConfig(
+        vocab_size=len(tok), hidden_size=width, intermediate_size=2*width,
+        num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77,
+        bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, **kw)
+
+
+def _index(xl):
+    index = dict(
+        _class_name='StableDiffusionXLPipeline' if xl else 'StableDiffusionPipeline', _diffusers_version='0.35.0',
+        unet=['diffusers', 'UNet2DConditionModel'], vae=['diffusers', 'AutoencoderKL'],
+        text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'],
+        scheduler=['diffusers', 'DDIMScheduler'])
+    if not xl: return index
+    return index | dict(
+        text_encoder_2=['transformers', 'CLIPTextModelWithProjection'], tokenizer_2=['transformers', 'CLIPTokenizer'],
+        force_zeros_for_empty_prompt=True)
 
 
 def make_model(folder, kind):
     "Write a diffusers folder shaped like `kind`: 'sd15', 'sd21v' or 'sdxl'"
-    from diffusers import AutoencoderKL, DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
     from stylekit.mini.clip import train_tokenizer
     torch.manual_seed(0)
     xl = kind == 'sdxl'
     _unet(cross=48 if xl else 32, xl=xl).save_pretrained(folder/'unet')
-    AutoencoderKL(block_out_channels=(8,)*4, down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4, norm_num_groups=4, latent_channels=4,
-                  sample_size=64, scaling_factor=.13025 if xl else .18215, force_upcast=xl).save_pretrained(folder/'vae')
+    _vae(xl).save_pretrained(folder/'vae')
     tok = train_tokenizer(['an owl', 'a cat face', 'black ink drawing', 'turn into'])
     tok.model_max_length = 77
-    text = lambda d, **kw: CLIPTextConfig(vocab_size=len(tok), hidden_size=d, intermediate_size=2*d, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=77,
-                                          bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, **kw)
-    CLIPTextModel(text(24 if xl else 32)).save_pretrained(folder/'text_encoder'); tok.save_pretrained(folder/'tokenizer')
-    index = dict(_class_name='StableDiffusionXLPipeline' if xl else 'StableDiffusionPipeline', _diffusers_version='0.35.0', unet=['diffusers', 'UNet2DConditionModel'],
-                 vae=['diffusers', 'AutoencoderKL'], text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'], scheduler=['diffusers', 'DDIMScheduler'])
+    CLIPTextModel(_text_config(tok, 24 if xl else 32)).save_pretrained(folder/'text_encoder')
+    tok.save_pretrained(folder/'tokenizer')
     if xl:
-        CLIPTextModelWithProjection(text(24, projection_dim=24)).save_pretrained(folder/'text_encoder_2'); tok.save_pretrained(folder/'tokenizer_2')
-        index |= dict(text_encoder_2=['transformers', 'CLIPTextModelWithProjection'], tokenizer_2=['transformers', 'CLIPTokenizer'], force_zeros_for_empty_prompt=True)
-    DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=1, clip_sample=False, set_alpha_to_one=False,
-                  prediction_type='v_prediction' if kind == 'sd21v' else 'epsilon').save_pretrained(folder/'scheduler')
-    (folder/'model_index.json').write_text(json.dumps(index))
+        CLIPTextModelWithProjection(_text_config(tok, 24, projection_dim=24)).save_pretrained(folder/'text_encoder_2')
+        tok.save_pretrained(folder/'tokenizer_2')
+    _scheduler('v_prediction' if kind == 'sd21v' else 'epsilon').save_pretrained(folder/'scheduler')
+    (folder/'model_index.json').write_text(json.dumps(_index(xl)))
     return folder
 
 
@@ -58,14 +93,16 @@ def random_style(tmp_path_factory):
         new_adapter(backbone, 'tmp', 4, seed=1)
         g = torch.Generator().manual_seed(3)
         with torch.no_grad():
-            for p in adapter_parameters(backbone, 'tmp'): p.copy_(torch.randn(p.shape, generator=g)*.05)
+            for p in adapter_parameters(backbone, 'tmp'):
+                p.copy_(torch.randn(p.shape, generator=g)*.05)
         path = save_lora(backbone, 'tmp', tmp_path_factory.mktemp('style')/f'{name}.safetensors', 'black ink drawing')
         backbone.remove('tmp')
         return path
     return get
 
 
-LONG = 'test_browser', 'test_kill', 'test_stylizer', 'test_finetune', 'test_control_clip', 'test_baselines', 'test_backbones'
+LONG = ('test_browser', 'test_kill', 'test_stylizer', 'test_finetune', 'test_control_clip', 'test_baselines',
+        'test_backbones')
 
 def pytest_collection_modifyitems(items):
     "Files that take long begin, so that all workers end at about the same time"

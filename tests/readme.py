@@ -10,5 +10,6 @@ nb.cells = [c for c in nb.cells if not re.search(r'^#\|\s*hide\b', c.source, re.
 for c in nb.cells:
     if c.cell_type=='code': c.source = re.sub(r'^#\|.*\n', '', c.source, flags=re.M)
 body, _ = MarkdownExporter().from_notebook_node(nb)
-body = re.sub(r'\]\((?!https?:|#)([^)]+)\)', lambda m: f"]({posixpath.normpath('nbs/'+m[1])})", body)  # links seen from the root
+def from_root(link): return f"]({posixpath.normpath('nbs/'+link[1])})"
+body = re.sub(r'\]\((?!https?:|#)([^)]+)\)', from_root, body)
 (root/'README.md').write_text(body.strip()+'\n', encoding='utf-8')

@@ -1,4 +1,4 @@
-"Every rival against its formula written out: plain torch, two UNets, the LoRA merged into the weights, raw text embeddings"
+"Every rival against its formula written out: plain torch, two UNets, the LoRA in the weights, raw text embeddings"
 import json, math, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,6 +10,8 @@ from test_sms import ABAR, BETA, CAPTION, WORDS, base, draws, lora_pairs, merged
 
 STYLED = f'{WORDS}, {CAPTION}'
 
+def owl(): return sample('owl').resize((64, 64))
+
 
 class Written:
     "ε by prompt: the styled prompt is answered by the UNet with the LoRA in its weights, or whichever is asked for"
@@ -17,20 +19,26 @@ class Written:
         from diffusers import UNet2DConditionModel
         from safetensors.torch import load_file
         from transformers import CLIPTextModel, CLIPTokenizer
-        tok, enc = CLIPTokenizer.from_pretrained(folder/'tokenizer'), CLIPTextModel.from_pretrained(folder/'text_encoder')
-        with torch.no_grad():
-            self.text = {p: enc(tok([p], padding='max_length', max_length=77, truncation=True, return_tensors='pt').input_ids).last_hidden_state.double() for p in (STYLED, CAPTION, '', UNWANTED)}
+        tok = CLIPTokenizer.from_pretrained(folder/'tokenizer')
+        enc = CLIPTextModel.from_pretrained(folder/'text_encoder')
+        def embeds(prompt):
+            ids = tok([prompt], padding='max_length', max_length=77, truncation=True, return_tensors='pt').input_ids
+            return enc(ids).last_hidden_state.double()
+        with torch.no_grad(): self.text = {p: embeds(p) for p in (STYLED, CAPTION, '', UNWANTED)}
         self.real = UNet2DConditionModel.from_pretrained(folder/'unet').double().requires_grad_(False)
         self.style = merged(self.real, lora_pairs(load_file(style_file), ''), 1.)
+    def unet_for(self, prompt): return self.style if prompt == STYLED else self.real
     def noisy(self, z, t, eps): return ABAR[t].sqrt()*z.double() + (1-ABAR[t]).sqrt()*eps.double()
-    def __call__(self, z_t, t, prompt, unet=None): return (unet or (self.style if prompt == STYLED else self.real))(z_t, t, self.text[prompt]).sample
+    def __call__(self, z_t, t, prompt, unet=None):
+        return (unet or self.unet_for(prompt))(z_t, t, self.text[prompt]).sample
     def guided(self, z_t, t, prompt, s):
-        unet = self.style if prompt == STYLED else self.real
-        e0 = self(z_t, t, '', unet)
+        e0 = self(z_t, t, '', self.unet_for(prompt))
         return e0 + s*(self(z_t, t, prompt)-e0)
 
 def sds(w, z, src, t, eps): return w.guided(w.noisy(z, t, eps), t, STYLED, 7.5) - eps.double()
-def dds(w, z, src, t, eps): return w.guided(w.noisy(z, t, eps), t, STYLED, 7.5) - w.guided(w.noisy(src, t, eps), t, CAPTION, 7.5)
+def dds(w, z, src, t, eps):
+    z_t, z_s = w.noisy(z, t, eps), w.noisy(src, t, eps)
+    return w.guided(z_t, t, STYLED, 7.5) - w.guided(z_s, t, CAPTION, 7.5)
 def csd(w, z, src, t, eps):
     z_t = w.noisy(z, t, eps)
     return (1-ABAR[t])*(w(z_t, t, STYLED)-w(z_t, t, ''))
@@ -41,10 +49,11 @@ def nfsd(w, z, src, t, eps):
 def ssd(w, z, src, t, eps):
     z_t, z_s = w.noisy(z, t, eps), w.noisy(src, t, eps)
     p, e0 = w(z_t, t, CAPTION), w(z_t, t, '')
-    return (p-w(z_s, t, '')) + 3.75*(w(z_t, t, STYLED)-p) + 5.5*(w(z_t, t, STYLED)-e0) + .075*math.exp(t/1000)*(z_t-z_s)
+    styled = w(z_t, t, STYLED)
+    return (p-w(z_s, t, '')) + 3.75*(styled-p) + 5.5*(styled-e0) + .075*math.exp(t/1000)*(z_t-z_s)
 def vsd(w, z, src, t, eps):
     z_t = w.noisy(z, t, eps)
-    return (1-ABAR[t])*(w.guided(z_t, t, STYLED, 7.5)-w(z_t, t, CAPTION))     # φ before its first step is the base model
+    return (1-ABAR[t])*(w.guided(z_t, t, STYLED, 7.5)-w(z_t, t, CAPTION))   # φ before its first step: the base model
 
 FORMULAS = dict(sds=sds, dds=dds, csd=csd, nfsd=nfsd, ssd=ssd, vsd=vsd)
 
@@ -54,7 +63,8 @@ def written(models, wide): return Written(models('sd15'), wide.path)
 @pytest.fixture(scope='module')
 def double(models):
     b = load_backbone(models('sd15'))
-    b.unet.double(); b.dtype = torch.float64
+    b.unet.double()
+    b.dtype = torch.float64
     return b
 
 @contextmanager
@@ -75,58 +85,70 @@ def test_pds(double, wide, written, t):
     "x_{t−2} of the 500-step grid, but β and α of one step of 1000"
     with rival(double, wide, 'pds') as run, torch.no_grad():
         z, tt, eps = draws(run, t, seed=t)
-        g = torch.Generator(); g.set_state(run.gens[0].get_state())
+        g = torch.Generator()
+        g.set_state(run.gens[0].get_state())
         eps_prev = torch.randn(z.shape[1:], generator=g)[None].double()
-        A, A1, beta = ABAR[t], ABAR[t-2], BETA[t]
+        A, A1 = ABAR[t], ABAR[t-2]
+        beta = BETA[t]
         def tilde(x, prompt):
             x_t = written.noisy(x, t, eps)
             x0 = (x_t-(1-A).sqrt()*written.guided(x_t, t, prompt, 100.))/A.sqrt()
             mu = A1.sqrt()*beta/(1-A)*x0 + (1-beta).sqrt()*(1-A1)/(1-A)*x_t
             return (A1.sqrt()*x.double()+(1-A1).sqrt()*eps_prev-mu)/((1-A1)/(1-A)*beta).sqrt()
-        same(run.method.direction(z, tt, eps)[0], tilde(z, STYLED)-tilde(run.z_src, CAPTION), 1e-4)     # near-equal numbers, their difference over a small σ: float32 shows
+        # near-equal numbers, their difference over a small σ: float32 shows
+        same(run.method.direction(z, tt, eps)[0], tilde(z, STYLED)-tilde(run.z_src, CAPTION), 1e-4)
 
 def test_pds_keeps_to_its_grid(double, wide):
     with rival(double, wide, 'pds', steps=60) as run:
         ts = [run.method.draw(run.gens, k/60)[0].item() for k in range(60)]
-    assert all(t%2 for t in ts) and min(ts) >= 21 and max(ts) <= 979 and max(ts) > 800
+    assert all(t%2 for t in ts)
+    assert min(ts) >= 21 and 800 < max(ts) <= 979
 
 def test_vsd_learns_what_it_is_shown(double, wide):
     "φ learns from the caption alone, and draws its own t; without a φ there is no VSD"
     with rival(double, wide, 'vsd', fake_lr=1e-2) as run:
         seen, learn = [], run.method.fake.learn
-        run.method.fake.learn = lambda z_t, t, cond, noise, weight=None: (seen.append((t.item(), cond, weight)), learn(z_t, t, cond, noise, weight))[1]
+        def learn_and_note(z_t, t, cond, noise, weight=None):
+            seen.append((t.item(), cond, weight))
+            return learn(z_t, t, cond, noise, weight)
+        run.method.fake.learn = learn_and_note
         z, tt, eps = draws(run, 301)
         with torch.no_grad(): before = run.method.direction(z, tt, eps)[0]
         for _ in range(20): run.method.learn(z, run.gens)
         with torch.no_grad(): assert (run.method.direction(z, tt, eps)[0]-before).norm() > 1e-3*before.norm()
-    assert all(c is run.method.conds.plain and w is None for _, c, w in seen) and len({t for t, _, _ in seen}) > 10
+    assert all(c is run.method.conds.plain and w is None for _, c, w in seen)
+    assert len({t for t, _, _ in seen}) > 10
     with pytest.raises(StylekitError, match='own'):
         with rival(double, wide, 'vsd', fake='source'): pass
+
+def pooled(features, h, w, size):
+    "Unit vectors of pooled places; features are (h·w, c)"
+    return F.normalize(F.avg_pool2d(features.T.reshape(1, -1, h, w), size)[0].flatten(1).T, dim=1)
 
 def test_patch_nce_is_cross_entropy_over_places():
     "As its authors wrote it: the positive in front, the others' own column struck out"
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 24, 10, generator=g), torch.randn(2, 24, 10, generator=g)
+    def nce(**kw): return patch_nce(a, b, (4, 6), [torch.Generator().manual_seed(i) for i in range(2)], **kw)
     for size in (1, 2):
-        got = patch_nce(a, b, (4, 6), [torch.Generator().manual_seed(i) for i in range(2)], size=size)
+        got = nce(size=size)
         for i in range(2):
-            pool = lambda f: F.normalize(F.avg_pool2d(f[i].T.reshape(1, 10, 4, 6), size)[0].flatten(1).T, dim=1)
-            r, x = pool(a), pool(b)
-            n = r@x.T
-            out = torch.cat([n.diagonal()[:, None], n.masked_fill(torch.eye(len(n), dtype=torch.bool), -10.)], 1)/.07
+            n = pooled(a[i], 4, 6, size)@pooled(b[i], 4, 6, size).T
+            others = n.masked_fill(torch.eye(len(n), dtype=torch.bool), -10.)
+            out = torch.cat([n.diagonal()[:, None], others], 1)/.07
             same(got[i], F.cross_entropy(out, torch.zeros(len(n), dtype=torch.long)))
-    few = patch_nce(a, b, (4, 6), [torch.Generator().manual_seed(i) for i in range(2)], patches=5)
-    assert (few != patch_nce(a, b, (4, 6), [torch.Generator().manual_seed(i) for i in range(2)])).all()
+    assert (nce(patches=5) != nce()).all()
 
 def test_cds(double, wide, written):
     "DDS plus 3·ΣNCE at its released share, through features that the plain UNet gives, too"
     with rival(double, wide, 'cds') as run:
         z, tt, eps = draws(run, 301)
-        feats = []
         def features(unet, x_t, prompt):
             out = []
-            hooks = [m.register_forward_hook(lambda m, a, y: out.append(y)) for n,m in unet.named_modules() if 'up_blocks' in n and n.endswith('attn1')]
-            written(x_t, 301, prompt, unet); [h.remove() for h in hooks]
+            layers = [m for n, m in unet.named_modules() if 'up_blocks' in n and n.endswith('attn1')]
+            hooks = [m.register_forward_hook(lambda m, a, y: out.append(y)) for m in layers]
+            written(x_t, 301, prompt, unet)
+            for h in hooks: h.remove()
             return out
         ref = [f.detach() for f in features(written.real, written.noisy(run.z_src, 301, eps), CAPTION)]
         x = z.double().requires_grad_()
@@ -134,12 +156,12 @@ def test_cds(double, wide, written):
         for r, f in zip(ref, features(written.style, written.noisy(x, 301, eps), STYLED)):
             h = round(math.sqrt(r.shape[1]/2))          # latents of 8 × 16
             for s in (1, 2):
-                if s <= h:
-                    pool = lambda v: F.normalize(F.avg_pool2d(v[0].T.reshape(1, -1, h, 2*h), s)[0].flatten(1).T, dim=1)
-                    loss = loss + F.cross_entropy(pool(r)@pool(f).T/.07, torch.arange(len(pool(r))))
-        want = torch.autograd.grad(loss, x)[0]
+                if s > h: continue
+                n = pooled(r[0], h, 2*h, s)@pooled(f[0], h, 2*h, s).T
+                loss = loss + F.cross_entropy(n/.07, torch.arange(len(n)))
+        nce = 3*16*8/2000*torch.autograd.grad(loss, x)[0]
         with torch.no_grad():
-            same(run.method.direction(z, tt, eps)[0], dds(written, z, run.z_src, 301, eps) + 3*16*8/2000*want, 1e-4)
+            same(run.method.direction(z, tt, eps)[0], dds(written, z, run.z_src, 301, eps)+nce, 1e-4)
 
 def released_lusd_map(w, z_t, t, words):
     "Cross-attention at a quarter of the latents' side, spread by self-attention at half of it, as released"
@@ -148,13 +170,17 @@ def released_lusd_map(w, z_t, t, words):
         def look(m, args, kw, out):
             h, e = args[0], kw.get('encoder_hidden_states')
             if h.shape[1] != n: return
-            heads = lambda a: a.unflatten(-1, (m.heads, -1)).transpose(1, 2)
+            def heads(a): return a.unflatten(-1, (m.heads, -1)).transpose(1, 2)
             q, k = heads(m.to_q(h)), heads(m.to_k(h if e is None else e))
             maps[kind].append((q@k.transpose(-1, -2)/q.shape[-1]**.5).softmax(-1).mean(1))
         return look
     h, wd = z_t.shape[-2:]
-    hooks = [m.register_forward_hook(hook(k, n), with_kwargs=True) for k, n in (('attn1', h*wd//4), ('attn2', h*wd//16)) for name, m in w.style.named_modules() if name.endswith(k)]
-    w(z_t, t, STYLED); [x.remove() for x in hooks]
+    hooks = []
+    for name, m in w.style.named_modules():
+        for kind, n in (('attn1', h*wd//4), ('attn2', h*wd//16)):
+            if name.endswith(kind): hooks.append(m.register_forward_hook(hook(kind, n), with_kwargs=True))
+    w(z_t, t, STYLED)
+    for x in hooks: x.remove()
     c = torch.stack(maps['attn2']).mean(0)[0, :, words].mean(-1).view(1, 1, h//4, wd//4)
     c = F.interpolate(c, (h//2, wd//2), mode='bicubic').flatten()
     c = (torch.stack(maps['attn1']).mean(0)[0].float()@c.float()).view(1, 1, h//2, wd//2)
@@ -171,7 +197,8 @@ def test_lusd(double, wide, written):
             m.progress = i/5
             z, tt, eps = draws(run, 401, seed=i)
             z_t = written.noisy(z, 401, eps)
-            e, here = written(z_t, 401, STYLED)-written(z_t, 401, CAPTION), released_lusd_map(written, z_t, 401, words)
+            e = written(z_t, 401, STYLED)-written(z_t, 401, CAPTION)
+            here = released_lusd_map(written, z_t, 401, words)
             if i: mask = here if mask is None else .9*mask + .1*here
             where = 1. if mask is None else mask*(i/4) + 1-i/4
             d = .98*where*e + .02*(z-run.z_src)
@@ -182,14 +209,19 @@ def test_lusd_draws_again(double, wide):
     "A step that says too little is drawn again, for its own image alone, and less is asked for every time"
     with rival(double, wide, 'lusd', terms=dict(threshold=10., decay=.1), steps=5, n=2) as run, torch.no_grad():
         asked, edit = [], run.method.edit
-        run.method.edit = lambda z, t, noise: (asked.append((t.clone(), noise.clone())), edit(z, t, noise))[1]
+        def edit_and_note(z, t, noise):
+            asked.append(noise.clone())
+            return edit(z, t, noise)
+        run.method.edit = edit_and_note
         z, tt, eps = draws(run, 401)
         run.method.direction(z, tt, eps)
-        assert len(asked) > 2 and all((n[i] != asked[0][1][i]).any() for _, n in asked[1:2] for i in range(2))
+        assert len(asked) > 2
+        assert all((asked[1][i] != asked[0][i]).any() for i in range(2))
     with rival(double, wide, 'lusd', terms=dict(threshold=0.), steps=5) as run, torch.no_grad():
         asked, edit = [], run.method.edit
-        run.method.edit = lambda *a: (asked.append(1), edit(*a))[1]
-        run.method.direction(*draws(run, 401)); assert len(asked) == 1
+        run.method.edit = edit_and_note
+        run.method.direction(*draws(run, 401))
+        assert len(asked) == 1
 
 
 @pytest.mark.slow
@@ -208,33 +240,41 @@ def test_lusd_does_not_draw_for_ever(double, wide):
 
 # ---- which settings a method reads ----
 
-OTHER = dict(guidance_scale=3., guide='base', lam=.2, cutoff=.6, t_cutoff=300, cutoff_power=2., sampler='linear', t_min=33, t_max=700, lr=.011, optimizer='adamw', schedule='released',
-             weight='sigma2', reduction='mean', adapt='none', regulariser='l1', relevance='grid', relevance_floor=.7, fake='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02,
-             fake_targets=('to_v',), style_scale=.5, finish=150, finish_noise=.5, finish_guidance=4., resolution=80, prompt='{caption}, {style}', edit_prompt='{style}!', negative_prompt='ugly')
+OTHER = dict(
+    guidance_scale=3., guide='base', lam=.2, cutoff=.6, t_cutoff=300, cutoff_power=2., sampler='linear',
+    t_min=33, t_max=700, lr=.011, optimizer='adamw', schedule='released', weight='sigma2', reduction='mean',
+    adapt='none', regulariser='l1', relevance='grid', relevance_floor=.7,
+    fake='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02, fake_targets=('to_v',),
+    style_scale=.5, finish=150, finish_noise=.5, finish_guidance=4., resolution=80,
+    prompt='{caption}, {style}', edit_prompt='{style}!', negative_prompt='ugly')
 
 def made(base, style, cfg):
     "The picture of two steps, whatever the method says it reads"
-    return stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=base, preset=cfg, seed=1).image.tobytes()
+    return stylize(owl(), style, 'an owl', backbone=base, preset=cfg, seed=1).image.tobytes()
 
 @pytest.fixture
 def anything(monkeypatch):
-    for place in ('stylekit.sms', 'stylekit.stylizer'): monkeypatch.setattr(f'{place}.refuse_unread', lambda cfg: cfg)
+    for place in ('stylekit.sms', 'stylekit.stylizer'):
+        monkeypatch.setattr(f'{place}.refuse_unread', lambda cfg: cfg)
 
 @pytest.mark.parametrize('name', METHODS)
 def test_what_is_not_read_changes_nothing(base, style, name, anything):
     cfg = settings(method=name, steps=2, **{} if name == 'img2img' else dict(lam=.1, cutoff=.9))
     unread = {k: v for k, v in OTHER.items() if k not in METHODS[name].reads(cfg)}
     if unread.get('fake') and METHODS[name] is not METHODS['vsd']: unread['fake'] = 'content'
-    assert unread and made(base, style, replace(cfg, **unread)) == made(base, style, cfg)
+    assert unread
+    assert made(base, style, replace(cfg, **unread)) == made(base, style, cfg)
 
 @pytest.mark.parametrize('name', METHODS)
 def test_what_is_read_changes_the_picture(base, style, name, anything):
     "Each setting of the direction alone"
     cfg = settings(method=name, steps=2, **dict(fake='own', fake_guidance=3.) if name == 'sms' else {})
-    cfg = replace(cfg, lr=.06, guide='empty', optimizer='rms', weight='variance', terms=dict(negative=.5) if name == 'csd' else {})
+    terms = dict(negative=.5) if name == 'csd' else {}
+    cfg = replace(cfg, lr=.06, guide='empty', optimizer='rms', weight='variance', terms=terms)
     whole = made(base, style, cfg)
     for k in {*METHODS[name].READS} & {*METHODS[name].reads(cfg)} - {'fake'}:
-        if name == 'img2img' and k == 'weight' or k == 'relevance' and cfg.relevance == 'grid': continue
+        if name == 'img2img' and k == 'weight': continue
+        if k == 'relevance' and cfg.relevance == 'grid': continue
         assert made(base, style, replace(cfg, **{k: OTHER[k]})) != whole, k
 
 @pytest.mark.parametrize('name', METHODS)
@@ -246,8 +286,11 @@ def test_what_is_not_read_is_refused(name):
         with pytest.raises(StylekitError, match=f'^{k}='): settings(cfg, **{k: value})
         assert settings(cfg, **{k: getattr(cfg, k)}) == cfg     # as it is anyway
 
-@pytest.mark.parametrize('name, terms', [('lusd', dict(threshold=1e9)), ('lusd', dict(decay=1.)), ('lusd', dict(keep=float('nan'))), ('cds', dict(patches=0)), ('cds', dict(patches=2.5)), ('cds', dict(sizes=[])),
-                                         ('cds', dict(sizes=2)), ('cds', dict(sizes=[0])), ('cds', dict(tau=0)), ('nfsd', dict(switch=-1)), ('img2img', dict(draws=10**9)), ('csd', dict(styled='x')), ('ssd', dict(prompt=None)), ('sms', dict(x=1))])
+@pytest.mark.parametrize('name, terms', [
+    ('lusd', dict(threshold=1e9)), ('lusd', dict(decay=1.)), ('lusd', dict(keep=float('nan'))),
+    ('cds', dict(patches=0)), ('cds', dict(patches=2.5)), ('cds', dict(sizes=[])), ('cds', dict(sizes=2)),
+    ('cds', dict(sizes=[0])), ('cds', dict(tau=0)), ('nfsd', dict(switch=-1)), ('img2img', dict(draws=10**9)),
+    ('csd', dict(styled='x')), ('ssd', dict(prompt=None)), ('sms', dict(x=1))])
 def test_coefficients_have_ranges(name, terms):
     with pytest.raises(StylekitError, match=next(iter(terms))) as e: settings(method=name, terms=terms)
     assert '\n' not in str(e.value)
@@ -258,7 +301,8 @@ def test_plain_descent_is_sgd():
     p, opt = torch.nn.Parameter(z0.clone()), LatentOptimizer(settings(method='dds'), z0)
     sgd, z = torch.optim.SGD([p], lr=c.lr), z0
     for k in range(5):
-        p.grad = torch.full_like(z0, math.sin(k)); sgd.step()
+        p.grad = torch.full_like(z0, math.sin(k))
+        sgd.step()
         z = opt.step(z, p.grad)
     assert torch.allclose(z, p.detach())
 
@@ -267,8 +311,12 @@ def test_plain_descent_is_sgd():
 def test_every_rival_runs_everywhere(models, random_style, kind, name):
     "Two images of unlike sizes in one call: finite, moved, recorded, nothing left on the UNet"
     b = load_backbone(models(kind))
-    rs = stylize([sample('owl').resize((64, 64)), sample('taxi').resize((128, 64))], str(random_style(b)), CAPTION, backbone=b, method=name, steps=2, lr=None if name == 'img2img' else 1e-3, seed=1)
-    for r in rs: assert r.complete and r.info['method'] == name == r.settings.preset and all(math.isfinite(v) for h in r.history.values() for v in h)
+    images = [owl(), sample('taxi').resize((128, 64))]
+    lr = None if name == 'img2img' else 1e-3
+    rs = stylize(images, str(random_style(b)), CAPTION, backbone=b, method=name, steps=2, lr=lr, seed=1)
+    for r in rs:
+        assert r.complete and r.info['method'] == name == r.settings.preset
+        assert all(math.isfinite(v) for h in r.history.values() for v in h)
     assert not getattr(b.unet, 'peft_config', {})
 
 @pytest.mark.parametrize('name', ['pds', 'cds', 'lusd', 'vsd'])
@@ -278,26 +326,30 @@ def test_a_resumed_rival_ends_alike(base, style, tmp_path, name):
     class Stop(Callback):
         def after_step(self, run):
             if run.k == 2: raise Interrupted
-    go = lambda *callbacks: stylize(sample('owl').resize((64, 64)), style, CAPTION, backbone=base, method=name, steps=4, lr=1e-3, seed=1, callbacks=callbacks)
+    how = dict(backbone=base, method=name, steps=4, lr=1e-3, seed=1)
+    def go(*callbacks): return stylize(owl(), style, CAPTION, **how, callbacks=callbacks)
     whole, part = go(), go(Checkpoint(tmp_path/'c.pt', 1), Stop())
     assert not part.complete
     assert go(Checkpoint(tmp_path/'c.pt', 1)).image.tobytes() == whole.image.tobytes()
 
 def test_methods_by_name(base, style):
-    assert settings(method='dds') == settings('dds') == RIVALS['dds'] and settings('paper', method='sms').preset == 'paper' and set(METHODS) == {'sms', *RIVALS}
+    assert settings(method='dds') == settings('dds') == RIVALS['dds']
+    assert settings('paper', method='sms').preset == 'paper'
+    assert set(METHODS) == {'sms', *RIVALS}
     with pytest.raises(StylekitError, match='is one of sms, not of dds'): settings('paper', method='dds')
     with pytest.raises(StylekitError, match="no preset named 'magic'"): settings(method='magic')
-    with pytest.raises(StylekitError, match='no terms named'): stylize(sample('owl'), style, CAPTION, backbone=base, method='cds', terms=dict(ncee=1.))
+    with pytest.raises(StylekitError, match='no terms named'):
+        stylize(sample('owl'), style, CAPTION, backbone=base, method='cds', terms=dict(ncee=1.))
     with pytest.raises(StylekitError, match='terms'): settings(method='cds', terms=[1])
 
 def test_img2img_is_the_sampler(base, style):
     "The object of the protocol draws what the function draws"
-    from stylekit.baselines import img2img
     with prepared(base, style, 'fast', method='img2img', steps=1, finish=500) as run, torch.no_grad():
         state = [g.get_state() for g in run.gens]
         a = run.method.finish(run.z_src, run.gens)
         for g, s in zip(run.gens, state): g.set_state(s)
-        same(a, img2img(base, run.z_src, run.method.conds.styled, run.method.conds.empty, 500/999, run.gens))
+        conds = run.method.conds
+        same(a, img2img(base, run.z_src, conds.styled, conds.empty, 500/999, run.gens))
         z, t, eps = draws(run, 300)
         assert not run.method.direction(z, t, eps)[0].any()
 
@@ -323,7 +375,7 @@ def test_the_last_timestep_of_a_schedule_that_ends_in_noise(ends_in_noise, rando
         z, _, noise = draws(run, 999)
         for t in ([999, 999], [999, 500], [998, 1]):
             g, rec = run.method.gradient(z, torch.tensor(t), noise)
-            assert torch.isfinite(g).all() and all(torch.isfinite(v).all() for v in rec.values())
+            for v in (g, *rec.values()): assert torch.isfinite(v).all()
         run.method.learn(z, run.gens)
 
 @pytest.mark.parametrize('strength', [1., .999, .5])
@@ -334,10 +386,13 @@ def test_img2img_from_noise_alone(ends_in_noise, strength):
         out = img2img(b, z, b.text('an owl'), b.text(''), strength, g, steps=3, guidance_scale=guidance, adapters=())
         assert torch.isfinite(out).all() and out.std() > 0
 
-@pytest.mark.parametrize('kw', [dict(finish=998), dict(t_max=999, sampler='uniform'), dict(t_min=997, t_max=999, relevance='grid'), dict(preset='paper', t_max=999)], ids=str)
+@pytest.mark.parametrize('kw', [
+    dict(finish=998), dict(t_max=999, sampler='uniform'), dict(t_min=997, t_max=999, relevance='grid'),
+    dict(preset='paper', t_max=999)], ids=str)
 def test_runs_to_the_end_of_a_schedule_that_ends_in_noise(ends_in_noise, random_style, kw):
     style = load_style(random_style(ends_in_noise))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        r = stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=ends_in_noise, seed=0, **{'steps': 3} | kw)
-    assert r.complete and all(math.isfinite(v) for k, values in r.history.items() if k != 'fake' for v in values)
+        r = stylize(owl(), style, 'an owl', backbone=ends_in_noise, seed=0, steps=3, **kw)
+    assert r.complete
+    assert all(math.isfinite(v) for k, values in r.history.items() if k != 'fake' for v in values)

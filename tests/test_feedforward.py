@@ -1,4 +1,5 @@
-"Training a generator: it goes on bit for bit, has its folder for itself, and names what is wrong; its files are refused when they are not what was written"
+"""Training a generator: it goes on bit for bit, has its folder for itself, and names what is wrong;
+its files are refused when they are not what was written"""
 import json
 from pathlib import Path
 import pytest, torch
@@ -28,7 +29,8 @@ def examples():
 
 @pytest.fixture(scope='module')
 def train(b, style, examples):
-    def go(out, name='g', **changes): return train_feedforward(style, examples, name, backbone=b, out=out, **HOW | changes)
+    def go(out, name='g', **changes):
+        return train_feedforward(style, examples, name, backbone=b, out=out, **HOW | changes)
     return go
 
 @pytest.fixture(scope='module')
@@ -54,7 +56,8 @@ def test_a_critic_goes_on_bit_for_bit(train, tmp_path):
     how = dict(space='pixel', areas=2, refine=1, adversarial=.1)
     def stop(r):
         if r.step == 2 and not r.part: raise KeyboardInterrupt
-    whole, without = train(tmp_path, 'whole', **how), train(tmp_path, 'without', **how | dict(adversarial=0.))
+    whole = train(tmp_path, 'whole', **how)
+    without = train(tmp_path, 'without', **how | dict(adversarial=0.))
     with pytest.raises(KeyboardInterrupt): train(tmp_path, report=stop, **how)
     again = train(tmp_path, **how)
     assert same_weights(again, whole) and not same_weights(whole, without)
@@ -71,12 +74,16 @@ def test_another_training_is_not_mixed_in(train, tmp_path):
     assert [p.name for p in (tmp_path/'g'/'work').iterdir()] == ['mine.pt']
 
 def test_one_run_for_a_folder_and_for_a_model(train, b, tmp_path):
-    with folder_lock(tmp_path/'held'), pytest.raises(StylekitError, match='another run is writing'): train(tmp_path, 'held')
-    with b.lease('somebody'), pytest.raises(StylekitError, match='drawing for another run'): train(tmp_path)
-    assert not (tmp_path/'g').exists() and not getattr(b.unet, 'peft_config', {})
+    with folder_lock(tmp_path/'held'):
+        with pytest.raises(StylekitError, match='another run is writing'): train(tmp_path, 'held')
+    with b.lease('somebody'):
+        with pytest.raises(StylekitError, match='drawing for another run'): train(tmp_path)
+    assert not (tmp_path/'g').exists()
+    assert not getattr(b.unet, 'peft_config', {})
 
 def test_steps_that_are_no_numbers_are_not_taken(train, tmp_path, monkeypatch):
-    monkeypatch.setattr('stylekit.feedforward.FeedForwardTrainer.loss', lambda self, g: self.net.head.weight.sum()*torch.nan)
+    def loss(self, g): return self.net.head.weight.sum()*torch.nan
+    monkeypatch.setattr('stylekit.feedforward.FeedForwardTrainer.loss', loss)
     with pytest.raises(StylekitError, match='NaN or infinite at step 1'): train(tmp_path)
     assert not (tmp_path/'g'/GENERATOR_FILE).exists()
 
@@ -86,22 +93,28 @@ def test_memory_that_runs_out_is_named(train, b, tmp_path, monkeypatch):
     with pytest.raises(StylekitError, match='ran out of memory: lower `batch`'): train(tmp_path)
     assert not getattr(b.unet, 'peft_config', {})
 
-@pytest.mark.parametrize('e', [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")])
+@pytest.mark.parametrize('e', [
+    MemoryError(),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes")])
 def test_memory_that_runs_out_in_one_pass(e, made, small):
     def full(x): raise e
     for ff in (FeedForward(full, small.about), FeedForward(full, made[0].about, made[0].backbone)):
         with pytest.raises(StylekitError, match='ran out of memory: lower `resolution`'): ff(sample('owl'))
 
+def flipped(raw:bytes, i:int, bit:int)->bytes:
+    return raw[:i]+bytes([raw[i]^bit])+raw[i+1:]
+
 def test_a_changed_file_is_refused(made, b, tmp_path):
     raw = made[1].read_bytes()
     for i in (len(raw)-3, len(raw)//2):
-        (tmp_path/'x.safetensors').write_bytes(raw[:i]+bytes([raw[i]^1])+raw[i+1:])
+        (tmp_path/'x.safetensors').write_bytes(flipped(raw, i, 1))
         with pytest.raises(StylekitError, match='was changed'): FeedForward.load(tmp_path/'x.safetensors', b)
 
 
 # ---- the folder, and that of the teacher
 
-def files(folder)->dict: return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
+def files(folder)->dict:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file()}
 
 @pytest.fixture
 def no_training(monkeypatch):
@@ -130,7 +143,9 @@ def test_what_has_ended_is_not_trained_again(train, copy, no_training):
     (copy/'g'/'teacher'/'work').mkdir()   # killed while it tidied up
     no_training()
     again = train(copy, teacher=True, report=said.append)
-    assert files(copy) == before and [r.ended for r in said] == ['finished'] and again.about['steps_done'] == 4
+    assert files(copy) == before
+    assert [r.ended for r in said] == ['finished']
+    assert again.about['steps_done'] == 4
     assert not (copy/'g'/'teacher'/'work').exists()
 
 def test_one_training_gives_one_file(train, taught, tmp_path):
@@ -141,20 +156,23 @@ def test_one_training_gives_one_file(train, taught, tmp_path):
 @pytest.mark.parametrize('left', ['all', 'the teacher', 'the generator', "the teacher's checkpoint"])
 def test_another_training_is_refused_before_any_work(train, copy, no_training, left):
     teacher, own = copy/'g'/'teacher'/GENERATOR_FILE, copy/'g'/GENERATOR_FILE
-    if left == "the teacher's checkpoint": train(copy, 'cut', teacher=True, minutes=1e-9)
-    name = 'cut' if left == "the teacher's checkpoint" else 'g'
+    name = 'g'
     if left == 'the teacher': own.unlink()
     if left == 'the generator': teacher.unlink()
-    if name == 'cut': (copy/'cut'/'teacher'/GENERATOR_FILE).unlink()
+    if left == "the teacher's checkpoint":
+        name = 'cut'
+        train(copy, name, teacher=True, minutes=1e-9)
+        (copy/name/'teacher'/GENERATOR_FILE).unlink()
     before = files(copy)
     no_training()
     where = name if left == 'the generator' else f'{name}/teacher'
-    with pytest.raises(StylekitError, match=f"'{where}' holds a generator of another training"): train(copy, name, teacher=True, seed=1)
+    with pytest.raises(StylekitError, match=f"'{where}' holds a generator of another training"):
+        train(copy, name, teacher=True, seed=1)
     assert files(copy) == before
-    if left == 'all':
-        for how in dict(), dict(teacher=teacher): # without a teacher, or with one that is given
-            with pytest.raises(StylekitError, match="'g' holds a generator of another training"): train(copy, **how)
-        assert files(copy) == before
+    if left != 'all': return
+    for how in dict(), dict(teacher=teacher): # without a teacher, or with one that is given
+        with pytest.raises(StylekitError, match="'g' holds a generator of another training"): train(copy, **how)
+    assert files(copy) == before
 
 def test_to_insist_goes_on_too(train, copy, monkeypatch):
     "A training that replaces another goes on where it was killed, while the other's generator still lies there"
@@ -171,34 +189,36 @@ def test_to_insist_goes_on_too(train, copy, monkeypatch):
     new = files(copy)
     assert new.keys() == other.keys() and all(new[k] != other[k] for k in new)
 
-FOREIGN = {'notes.txt': b'mine', 'work/mine.pt': b'mine', 'work/lessons-1/00000.pt': b'mine', 'work/lessons-1/notes.txt': b'mine'}
+FOREIGN = ('notes.txt', 'work/mine.pt', 'work/lessons-1/00000.pt', 'work/lessons-1/notes.txt')
+
+def place_file(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('mine')
 
 def test_what_is_not_ours_stays(train, tmp_path):
-    for name, raw in FOREIGN.items():
-        for home in ('g', 'g/teacher'):
-            (tmp_path/home/name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path/home/name).write_bytes(raw)
+    for name in FOREIGN:
+        for home in ('g', 'g/teacher'): place_file(tmp_path/home/name)
     before = files(tmp_path)
     train(tmp_path, teacher=True)
     train(tmp_path, teacher=True, seed=1, overwrite=True)
     after = files(tmp_path)
-    assert after | before == after and {*after}-{*before} == {f'g/{GENERATOR_FILE}', f'g/teacher/{GENERATOR_FILE}'}
+    assert after | before == after
+    assert {*after}-{*before} == {f'g/{GENERATOR_FILE}', f'g/teacher/{GENERATOR_FILE}'}
 
 @pytest.mark.parametrize('overwrite', [False, True])
-@pytest.mark.parametrize('place', ['g/teacher', f'g/teacher/{GENERATOR_FILE}/x', f'g/{GENERATOR_FILE}/x', 'g/work/training.pt/x'])
+@pytest.mark.parametrize('place', [
+    'g/teacher', f'g/teacher/{GENERATOR_FILE}/x', f'g/{GENERATOR_FILE}/x', 'g/work/training.pt/x'])
 def test_what_is_in_the_way_is_named_before_any_work(train, tmp_path, no_training, place, overwrite):
-    path = tmp_path/place
-    path.parent.mkdir(parents=True)
-    path.write_text('mine')
+    place_file(tmp_path/place)
     no_training()
-    with pytest.raises(StylekitError, match='is a file|holds a folder'): train(tmp_path, teacher=True, overwrite=overwrite)
+    with pytest.raises(StylekitError, match='is a file|holds a folder'):
+        train(tmp_path, teacher=True, overwrite=overwrite)
     assert files(tmp_path) == {place: b'mine'}
 
-@pytest.mark.parametrize('place', [f'g/teacher/{GENERATOR_FILE}', f'g/{GENERATOR_FILE}', 'g/teacher/work/training.pt'])
+@pytest.mark.parametrize('place', [
+    f'g/teacher/{GENERATOR_FILE}', f'g/{GENERATOR_FILE}', 'g/teacher/work/training.pt'])
 def test_a_file_of_that_name_that_is_not_ours(train, tmp_path, no_training, place):
-    path = tmp_path/place
-    path.parent.mkdir(parents=True)
-    path.write_text('mine')
+    place_file(tmp_path/place)
     no_training()
     with pytest.raises(StylekitError, match='another training'): train(tmp_path, teacher=True)
     assert files(tmp_path) == {place: b'mine'}
@@ -215,14 +235,20 @@ def small():
     net = Generator(widths=(4, 8), blocks=(1, 1))
     with torch.no_grad():
         for p in net.parameters(): p.add_(.05*torch.randn_like(p))
-    about = dict(name='small', space='pixel', shape=net.shape, multiple=net.multiple, style='ink', style_sha256='1'*64, words='ink', backbone='mini', backbone_sha256='2'*64)
-    about |= dict(settings=dict(steps=4, sms=dict(lam=.05, steps=1)), pictures=2, sha256=['3'*64], teacher='', run_id='4'*16, steps_done=4)
+    about = dict(
+        name='small', space='pixel', shape=net.shape, multiple=net.multiple, style='ink', style_sha256='1'*64,
+        words='ink', backbone='mini', backbone_sha256='2'*64, settings=dict(steps=4, sms=dict(lam=.05, steps=1)),
+        pictures=2, sha256=['3'*64], teacher='', run_id='4'*16, steps_done=4)
     return FeedForward(net, about)
+
+def needs_onnx():
+    pytest.importorskip('onnx')
+    pytest.importorskip('onnxruntime')
 
 @pytest.fixture(params=['safetensors', 'onnx'])
 def file(request, small, tmp_path):
     if request.param == 'safetensors': return small.save(tmp_path/'g.safetensors')
-    pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    needs_onnx()
     return small.export(tmp_path/'g.onnx')
 
 def read(path):
@@ -249,18 +275,20 @@ def test_bytes(file):
 def test_every_part_of_the_file_counts(file):
     "One bit in each stretch of a 60th of it: header, weights, the note at the end"
     raw, good = file.read_bytes(), read(file)
-    def flipped(i):
-        file.write_bytes(raw[:i]+bytes([raw[i]^4])+raw[i+1:])
+    def of(i):
+        file.write_bytes(flipped(raw, i, 4))
         return read(file)
-    assert sweep(flipped, [(f'byte {i}', i) for i in range(0, len(raw), max(1, len(raw)//60))], good) >= 60
+    assert sweep(of, [(f'byte {i}', i) for i in range(0, len(raw), max(1, len(raw)//60))], good) >= 60
 
 def test_notes(file):
     "Of the two notes one is missing, or both, or one says something else"
     good, about = read(file), json.dumps(FeedForward.load(file).about)
     def of(notes): return read(with_notes(file, notes))
     assert sweep(of, [('as it is', {HEADER: about, SEAL: UNSEALED})], good) == 1
-    odd = [{}, {HEADER: about}, {SEAL: UNSEALED}] + [{HEADER: t, SEAL: UNSEALED} for t in ('', '{', 'null', '[]', '3', '['*100_000, about[:-1], about+'}', about+'x', about.replace('"space"', '"name"'))]
-    odd += [{HEADER.upper(): about, SEAL: UNSEALED}]
+    headers = ['', '{', 'null', '[]', '3', '['*100_000]
+    headers += [about[:-1], about+'}', about+'x', about.replace('"space"', '"name"')]
+    odd = [{}, {HEADER: about}, {SEAL: UNSEALED}, {HEADER.upper(): about, SEAL: UNSEALED}]
+    odd += [{HEADER: t, SEAL: UNSEALED} for t in headers]
     sweep(of, [(f'{ {k: v[:20] for k, v in o.items()} }', o) for o in odd], None)
 
 def test_keys_and_types(file):
@@ -275,18 +303,24 @@ def test_keys_and_types(file):
 
 def test_a_network_that_is_another(small, tmp_path):
     "Weights that are missing, too many, of another shape, not finite"
-    about, state = small.about, {k: v.half() for k, v in small.net.state_dict().items()}
+    state = {k: v.half() for k, v in small.net.state_dict().items()}
     first = next(iter(state))
-    odd = [({k: v for k, v in state.items() if k != first}, 'one is missing'), (state | {'x': state[first]}, 'one too many'), (state | {first: state[first][:1]}, 'another shape'),
-           (state | {first: state[first]*torch.nan}, 'NaN'), (state | {first: state[first].reshape(-1)}, 'flat'), ({'x': torch.zeros(1)}, 'none of them')]
+    weight = state[first]
+    odd = [('one is missing', {k: v for k, v in state.items() if k != first}),
+           ('one too many', state | {'x': weight}),
+           ('another shape', state | {first: weight[:1]}),
+           ('NaN', state | {first: weight*torch.nan}),
+           ('flat', state | {first: weight.reshape(-1)}),
+           ('none of them', {'x': torch.zeros(1)})]
+    path, notes = tmp_path/'g.safetensors', {HEADER: json.dumps(small.about), SEAL: UNSEALED}
     def of(weights):
-        save_file({k: v.clone() for k, v in weights.items()}, tmp_path/'g.safetensors', {HEADER: json.dumps(about), SEAL: UNSEALED})
-        seal_file(tmp_path/'g.safetensors')
-        return read(tmp_path/'g.safetensors')
-    sweep(of, [(what, weights) for weights, what in odd], None)
+        save_file({k: v.clone() for k, v in weights.items()}, path, notes)
+        seal_file(path)
+        return read(path)
+    sweep(of, odd, None)
 
-SHAPES = [dict(patch=8), dict(channels=4), dict(widths=[4, 4096]), dict(blocks=[64, 64]), dict(widths=[8192]*8, blocks=[64]*8),
-          dict(areas=3), dict(widths=[4]), dict(widths=[], blocks=[])]
+SHAPES = [dict(patch=8), dict(channels=4), dict(widths=[4, 4096]), dict(blocks=[64, 64]),
+          dict(widths=[8192]*8, blocks=[64]*8), dict(areas=3), dict(widths=[4]), dict(widths=[], blocks=[])]
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_a_header_of_another_shape(small, tmp_path, shape):
     about = small.about | dict(shape=small.about['shape'] | shape)
@@ -296,7 +330,7 @@ def test_a_header_of_another_shape(small, tmp_path, shape):
 @pytest.mark.parametrize('form', ['safetensors', 'onnx', 'int8'])
 def test_a_full_disk_keeps_the_old_one(small, tmp_path, monkeypatch, form):
     path = tmp_path/'new'/('g.safetensors' if form == 'safetensors' else 'g.onnx')
-    if form != 'safetensors': pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    if form != 'safetensors': needs_onnx()
     def save():
         ff = FeedForward(small.net, small.about | dict(name=str(path.exists())))   # no second one is like the first
         if form == 'safetensors': return ff.save(path)
@@ -308,7 +342,7 @@ def test_a_full_disk_keeps_the_old_one(small, tmp_path, monkeypatch, form):
 def test_a_disk_that_is_full_in_the_middle(small, tmp_path, form):
     "No file may be longer than so many bytes: a real error of the system, wherever it is met"
     resource = pytest.importorskip('resource')
-    if form != 'safetensors': pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
+    if form != 'safetensors': needs_onnx()
     path = tmp_path/('g.safetensors' if form == 'safetensors' else 'g.onnx')
     path.write_text('the old one')
     def save():
@@ -320,6 +354,7 @@ def test_a_disk_that_is_full_in_the_middle(small, tmp_path, form):
         try:
             with pytest.raises(StylekitError, match=path.name) as e: save()
         finally: resource.setrlimit(resource.RLIMIT_FSIZE, old)
-        assert len(str(e.value)) <= 300 and files(tmp_path) == {path.name: b'the old one'}, most
+        assert len(str(e.value)) <= 300, most
+        assert files(tmp_path) == {path.name: b'the old one'}, most
     save()
     assert read(path)[0]['name'] == 'small'

@@ -13,7 +13,8 @@ def record(out):
         browser = pw.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         with lab.notebook(browser, cell, width=1060) as page: play(page, frames)
     small = [f.quantize(40, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE) for f in frames]
-    small[0].save(out, save_all=True, append_images=small[1:], duration=[500]*(len(small)-1)+[2500], loop=0, optimize=True)
+    durations = [500]*(len(small)-1)+[2500]   # milliseconds
+    small[0].save(out, save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True)
 
 def play(page, frames):
     "Turn λ up, then the curve, then λ down; keep what is seen"
