@@ -62,7 +62,7 @@ def kill_after(args, cwd, seconds)->bool: # whether it was still running
     return command.wait(60)[0] == -signal.SIGKILL
 
 def file_contents(path:Path):
-    "What must be equal: all bytes; of safetensors tensors and text, as the header has no fixed order and is in our seal"
+    "What must be equal: all bytes; of safetensors tensors and text: the header has no fixed order and is in our seal"
     if path.suffix != '.safetensors': return hashlib.sha256(path.read_bytes()).hexdigest()
     with safe_open(path, 'np') as f:
         tensors = {k: f.get_tensor(k).tobytes() for k in f.keys()}
