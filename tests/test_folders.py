@@ -1,4 +1,4 @@
-"A folder of pictures, killed and gone on with, in one process, in several, on two Ray workers, and generators trained by two processes; what its list says, and what is refused"
+"A folder of pictures, killed and gone on with, in one process, several, on Ray; its list; a training by two processes"
 import errno, io, json, os, re, signal, subprocess, sys, time, unicodedata
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -23,7 +23,8 @@ def generator(tmp_path_factory):
     net = Generator(widths=(8, 16), blocks=(1, 1))
     with torch.no_grad():
         for p in net.parameters(): p.add_(.03*torch.randn_like(p))
-    about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='', settings=dict(sms={}))
+    about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
+                 style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
     return FeedForward(net, about).save(tmp_path_factory.mktemp('noise')/GENERATOR_FILE)
 
 @pytest.fixture(scope='module')
@@ -47,7 +48,8 @@ def alone(home, generator):
 
 def results(out): return sorted(p for p in out.rglob('*.png') if not p.name.startswith('.'))
 
-def contents(out)->tuple: # name -> bytes of all files but the list; its lines, without what the clock and the number of calls decide
+def contents(out)->tuple:
+    "name -> bytes of all files but the list; its lines, without what the clock and the number of calls decide"
     files = {p.relative_to(out).as_posix(): p.read_bytes() for p in out.rglob('*') if p.is_file()}
     lines = [json.loads(line) for line in files.pop(MANIFEST).splitlines()]
     clock = ('seconds', 'made', 'sha256', 'source_id', 'run')   # and the place of the folder
@@ -56,11 +58,19 @@ def contents(out)->tuple: # name -> bytes of all files but the list; its lines, 
 def pictures_in(files:dict)->dict: # name -> pixels: the record in a file says which run it is of, and so where it lies
     return {n: Image.open(io.BytesIO(raw)).tobytes() for n, raw in files.items()}
 
-def run(home, generator, out, **how):
-    args = ', '.join(f'{k}={v!r}' for k, v in how.items())
-    code = f"from stylekit.folders import stylize_folder\nif __name__ == '__main__': stylize_folder({str(home/'in')!r}, {str(out)!r}, generator={str(generator)!r}, batch=4, {args})"
-    (out.parent/f'{out.name}.py').write_text(code)   # a file, as processes are spawned from it
-    return subprocess.Popen([sys.executable, str(out.parent/f'{out.name}.py')], env=ENV)
+def times(paths): return {p: p.stat().st_mtime_ns for p in paths}
+
+def names(out): return {p.relative_to(out).as_posix() for p in results(out) if p.is_file()}
+
+RUN = """
+from stylekit.folders import stylize_folder
+if __name__ == '__main__': stylize_folder({src!r}, {out!r}, generator={generator!r}, batch=4, **{kw!r})
+"""
+
+def run(home, generator, out, **kw):
+    script = out.parent/f'{out.name}.py'   # a file, as processes are spawned from it
+    script.write_text(RUN.format(src=str(home/'in'), out=str(out), generator=str(generator), kw=kw))
+    return subprocess.Popen([sys.executable, str(script)], env=ENV)
 
 # ---- what takes long is started at the beginning, and looked at in the end
 
@@ -73,9 +83,11 @@ from stylekit.finetune import Example
 from stylekit.images import sample, samples
 def train(out, style, model):
     examples = [Example(Path(f'{n}.png'), sample(n).resize((64, 64)), f'a {n}', n) for n in samples()[:4]]
-    how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1), steps=5, batch=2, check=2, lr=1e-2)
+    how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1),
+               steps=5, batch=2, check=2, lr=1e-2)
     train_feedforward(style, examples, 'g', **how)
-    train_feedforward(style, examples, 'pupil', teacher=Path(out)/'g', space='pixel', areas=4, views=4, vary=True, refine=1, **how)   # two parts of lessons
+    pupil = dict(teacher=Path(out)/'g', space='pixel', areas=4, views=4, vary=True, refine=1)   # two parts of lessons
+    train_feedforward(style, examples, 'pupil', **pupil, **how)
 if __name__ == '__main__': train(*sys.argv[1:])
 """
 
@@ -90,8 +102,10 @@ def training(model, style, tmp_path_factory):
     "A training that Accelerate has started in two processes, and its folder: it runs beside the other tests"
     out = tmp_path_factory.mktemp('two')
     (out/'train.py').write_text(TRAIN)
-    accelerate = '-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no --main_process_port 0'.split()
-    started = subprocess.Popen([sys.executable, *accelerate, str(out/'train.py'), str(out), style, str(model)], env=ENV)
+    accelerate = '''-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no
+                    --dynamo_backend no --main_process_port 0'''.split()
+    script = [str(out/'train.py'), str(out), style, str(model)]
+    started = subprocess.Popen([sys.executable, *accelerate, *script], env=ENV)
     yield started, out
     if started.poll() is None: started.kill()
 
@@ -104,21 +118,23 @@ def killed_at(n, home, generator, out, **how):
 
 @pytest.mark.parametrize('workers, kills', [(1, 2), (2, 1)])
 def test_killed_it_ends_complete(home, generator, alone, training, workers, kills):
-    "Every result, a line for each picture, the broken ones named; nothing made twice, nothing half, the bytes of one process that nobody disturbed"
+    "Every result, a line for each picture, the broken named, nothing made twice: the bytes of one undisturbed process"
     out = home/f'out{workers}'
     killed_at(15, home, generator, out, workers=workers)
-    early = {p: p.stat().st_mtime_ns for p in results(out)}
+    early = times(results(out))
     if kills == 2: killed_at(len(early)+15, home, generator, out, workers=workers)
     assert N-BROKEN > len(results(out)) >= len(early)+15*(kills-1)
     assert run(home, generator, out, workers=workers).wait() == 0
-    assert early == {p: p.stat().st_mtime_ns for p in early}
+    assert early == times(early)
     assert all(Image.open(p).load() for p in results(out)) and len(results(out)) == N-BROKEN
     assert contents(out) == alone   # no crumbs either
     run_, *lines = read_lines(out/MANIFEST, FolderRun, FolderRecord)
-    assert len(lines) == N and len({r.picture for r in lines}) == N and {r.run for r in lines} == {run_.id}
+    assert len(lines) == N and len({r.picture for r in lines}) == N
+    assert {r.run for r in lines} == {run_.id}
     errors = [r.error for r in lines if r.error]
-    assert len(errors) == BROKEN and all(re.search('empty|HTML|damaged|PDF|not an image', e) for e in errors), errors
-    assert {r.result for r in lines if not r.error} == {p.relative_to(out).as_posix() for p in results(out)}
+    assert len(errors) == BROKEN, errors
+    assert all(re.search('empty|HTML|damaged|PDF|not an image', e) for e in errors), errors
+    assert {r.result for r in lines if not r.error} == names(out)
 
 # ---- the list
 
@@ -137,18 +153,20 @@ def few(tmp_path, generator):
 def test_bytes_of_the_list(few, tmp_path):
     "Whatever happens to the list: it is refused, or the same call ends as it did"
     same = few()
-    before = {p: p.stat().st_mtime_ns for p in results(tmp_path/'out')}
+    before = times(results(tmp_path/'out'))
     assert sweep_file(tmp_path/'out'/MANIFEST, lambda path: few(), same=same, flips=100) > 80
-    assert before == {p: p.stat().st_mtime_ns for p in results(tmp_path/'out')}   # nothing was made again
+    assert before == times(results(tmp_path/'out'))   # nothing was made again
 
 def line_mutants(path, mutants): # yields (what was done, text of the list)
     lines = path.read_text(encoding='utf-8').splitlines()
     for i, line in enumerate(lines):
-        for what, data in mutants(json.loads(line)): yield f'line {i+1}, {what}', '\n'.join([*lines[:i], json.dumps(data), *lines[i+1:], ''])
+        for what, data in mutants(json.loads(line)):
+            yield f'line {i+1}, {what}', '\n'.join([*lines[:i], json.dumps(data), *lines[i+1:], ''])
 
 def test_keys_of_the_list(few, tmp_path):
     "With the hash as it was"
-    few(), (path := tmp_path/'out'/MANIFEST)
+    few()
+    path = tmp_path/'out'/MANIFEST
     good = read_lines(path, FolderRun, FolderRecord)
     def of(text):
         path.write_text(text, encoding='utf-8')
@@ -157,12 +175,15 @@ def test_keys_of_the_list(few, tmp_path):
 
 def test_types_of_the_list(few, tmp_path):
     "With a hash that fits: refused by type, or just what the line says"
-    few(), (path := tmp_path/'out'/MANIFEST)
+    few()
+    path = tmp_path/'out'/MANIFEST
     def of(mutant):
-        got = parse_line(json.dumps(resealed(mutant) if isinstance(mutant, dict) else mutant), MANIFEST, FolderRun, FolderRecord)
+        line = json.dumps(resealed(mutant) if isinstance(mutant, dict) else mutant)
+        got = parse_line(line, MANIFEST, FolderRun, FolderRecord)
         wrong = [k for k, v in mutant.items() if k not in ('kind', 'sha256') and got.to_json()[k] != v]
         assert not wrong, wrong
-    for line in path.read_text(encoding='utf-8').splitlines(): assert sweep(of, json_mutants(json.loads(line))) > 100
+    for line in path.read_text(encoding='utf-8').splitlines():
+        assert sweep(of, json_mutants(json.loads(line))) > 100
 
 def test_a_list_that_somebody_sealed_anew(few, tmp_path):
     "Lines that are true to their hash and to nothing else do not change what the call ends with"
@@ -181,7 +202,15 @@ def test_lines_in_another_order_or_lost(few, tmp_path):
     def of(text):
         path.write_text(text, encoding='utf-8')
         return few()
-    lists = dict(empty='', head=head, reversed=''.join(reversed([head, *lines])), twice=''.join([head, *lines]*2), blank='\n\n'.join([head, *lines]), lost=''.join([head, *lines[1:]]), torn=head+lines[0]+lines[1][:50], headless=''.join(lines))
+    lists = dict(
+        empty='',
+        head=head,
+        reversed=''.join(reversed([head, *lines])),
+        twice=''.join([head, *lines]*2),
+        blank='\n\n'.join([head, *lines]),
+        lost=''.join([head, *lines[1:]]),
+        torn=head+lines[0]+lines[1][:50],
+        headless=''.join(lines))
     assert sweep(of, lists.items(), same) == 8
     path.write_text(''.join(lines))
     with pytest.raises(StylekitError, match='lacks the line of the run'): few()
@@ -205,10 +234,13 @@ def test_memory_for_one_picture_at_a_time(few, tmp_path, monkeypatch):
     monkeypatch.setattr(Generator, 'forward', forward)
     darkest = -1.
     together, alone = pictures_in(whole[0]), pictures_in(few(tmp_path/'alone')[0])
-    assert all(np.abs(np.frombuffer(alone[n], np.uint8).astype(int)-np.frombuffer(raw, np.uint8)).max() <= 1 for n, raw in together.items())   # rounding may differ
+    for name, raw in together.items():
+        a, b = (np.frombuffer(r, np.uint8).astype(int) for r in (raw, alone[name]))
+        assert np.abs(a-b).max() <= 1, name   # rounding may differ
     darkest = 2.
     lines = few(tmp_path/'none')[1][1:]
-    assert [re.search('HTML|ran out of memory: lower `resolution`', line['error'])[0] for line in lines] == ['ran out of memory: lower `resolution`', 'HTML', 'ran out of memory: lower `resolution`']
+    memory = 'ran out of memory: lower `resolution`'
+    assert [re.search(f'HTML|{memory}', line['error'])[0] for line in lines] == [memory, 'HTML', memory]
 
 
 # ---- a full disk
@@ -225,7 +257,8 @@ def test_a_full_disk_ends_the_run(few, tmp_path, monkeypatch, name):
 
 def test_a_full_disk_for_the_list_itself(few, tmp_path, monkeypatch):
     "The second line is cut in its middle"
-    out, whole, written = tmp_path/'out', few(tmp_path/'whole'), []
+    out, whole = tmp_path/'out', few(tmp_path/'whole')
+    written = []
     class Full:
         def __init__(self, f): self.f = f
         def __enter__(self): return self
@@ -236,14 +269,16 @@ def test_a_full_disk_for_the_list_itself(few, tmp_path, monkeypatch):
             if len(written) == 2: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with monkeypatch.context() as m:
         m.setattr('stylekit.folders.open', lambda *a, **kw: Full(open(*a, **kw)), raising=False)
-        with pytest.raises(StylekitError, match='cannot write manifest.jsonl.*No space.*free some space'): few()
+        with pytest.raises(StylekitError, match='cannot write manifest.jsonl.*No space.*free some space'):
+            few()
     assert len(written) == 2 and not [*out.rglob('.*')]
     got = few()
     assert got[1] == whole[1] and pictures_in(got[0]) == pictures_in(whole[0])
 
 def test_a_full_disk_when_the_list_is_closed(few, tmp_path, monkeypatch):
     "All is made by then, and nothing is lost"
-    out, real, calls = tmp_path/'out', Manifest._rewrite, []
+    out, real = tmp_path/'out', Manifest._rewrite
+    calls = []
     def rewrite(self):
         calls.append(1)
         if len(calls) == 2: raise StylekitError('the disk is full')
@@ -251,11 +286,12 @@ def test_a_full_disk_when_the_list_is_closed(few, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(Manifest, '_rewrite', rewrite)
         with pytest.raises(StylekitError): few()
-    before = {p: p.stat().st_mtime_ns for p in results(out)}
+    before = times(results(out))
     few()
-    assert before == {p: p.stat().st_mtime_ns for p in results(out)} and len(before) == 2
+    assert before == times(results(out)) and len(before) == 2
     lines = read_lines(out/MANIFEST, FolderRun, FolderRecord)[1:]
-    assert [r.seconds is not None for r in lines] == [not r.error for r in lines]   # the time that it took was not forgotten
+    timed = [r.seconds is not None for r in lines]
+    assert timed == [not r.error for r in lines]   # the time that it took was not forgotten
 
 
 # ---- a folder as people have it
@@ -288,44 +324,79 @@ def usual_pictures()->dict: # name -> bytes
     cut = disc('RGBA', ground=(0, 0, 0, 0), ink=(200, 60, 40, 255))
     turned = Image.Exif()
     turned[0x0112] = 6
-    lab = ImageCms.profileToProfile(disc(), ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), outputMode='LAB')
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    profile = {space: ImageCms.createProfile(space) for space in ('sRGB', 'LAB')}
+    lab = ImageCms.profileToProfile(disc(), *profile.values(), outputMode='LAB')
+    srgb = ImageCms.ImageCmsProfile(profile['sRGB']).tobytes()
     grey = Image.fromarray(np.linspace(0, 65535, 64*64).reshape(64, 64).astype(np.uint16))
-    png = encoded(disc(), 'PNG')
-    made = {'a cutout.png': encoded(cut, 'PNG'), 'a cutout in few colours.png': encoded(cut.quantize(16), 'PNG'), 'a clear ground.webp': encoded(cut, 'WEBP'),
-            'a workflow.png': noted('abc '*400_000, zip=True), 'a long note.png': noted('x'*2_000_000), 'a wrong checksum.png': wrong_checksum(),
-            'four inks.jpg': encoded(disc().convert('CMYK'), 'JPEG'), 'two pictures.jpg': encoded(disc(), 'MPO', save_all=True, append_images=[disc(size=(32, 32))]),
-            'a panorama.jpg': encoded(disc(size=(240, 30)), 'JPEG'), 'a deep scan.png': encoded(grey, 'PNG'), 'a turned photo.jpg': encoded(disc(size=(80, 48)), 'JPEG', exif=turned),
-            'a moving thing.webp': encoded(disc(), 'WEBP', save_all=True, append_images=[disc(ink=(0, 0, 255))], duration=100), 'a measured colour.tif': encoded(lab, 'TIFF'),
-            'a profile.png': encoded(disc(), 'PNG', icc_profile=srgb), 'a tail.png': png+bytes(5000), 'an ending.jfif': encoded(disc(), 'JPEG'), 'a bitmap.bmp': encoded(disc(), 'BMP'),
-            'an old one.gif': encoded(disc(), 'GIF'), 'no ending': png, 'really a photo.png': encoded(disc(), 'JPEG'), 'Capital Letters.PNG': png, 'shoes/deep/a shoe.jpeg': encoded(disc(), 'JPEG'),
-            'facade.png': png, 'a # b & c.png': png, 'two  spaces .png': png, "it's quoted.png": png, 'grey.png': encoded(disc().convert('L'), 'PNG'), 'black and white.png': encoded(disc().convert('1'), 'PNG')}
+    blue = disc(ink=(0, 0, 255))
+    png, jpg = encoded(disc(), 'PNG'), encoded(disc(), 'JPEG')
+    made = {
+        'a cutout.png': encoded(cut, 'PNG'),
+        'a cutout in few colours.png': encoded(cut.quantize(16), 'PNG'),
+        'a clear ground.webp': encoded(cut, 'WEBP'),
+        'a workflow.png': noted('abc '*400_000, zip=True),
+        'a long note.png': noted('x'*2_000_000),
+        'a wrong checksum.png': wrong_checksum(),
+        'four inks.jpg': encoded(disc().convert('CMYK'), 'JPEG'),
+        'two pictures.jpg': encoded(disc(), 'MPO', save_all=True, append_images=[disc(size=(32, 32))]),
+        'a panorama.jpg': encoded(disc(size=(240, 30)), 'JPEG'),
+        'a deep scan.png': encoded(grey, 'PNG'),
+        'a turned photo.jpg': encoded(disc(size=(80, 48)), 'JPEG', exif=turned),
+        'a moving thing.webp': encoded(disc(), 'WEBP', save_all=True, append_images=[blue], duration=100),
+        'a measured colour.tif': encoded(lab, 'TIFF'),
+        'a profile.png': encoded(disc(), 'PNG', icc_profile=srgb),
+        'a tail.png': png+bytes(5000),
+        'a bitmap.bmp': encoded(disc(), 'BMP'),
+        'an old one.gif': encoded(disc(), 'GIF'),
+        'grey.png': encoded(disc().convert('L'), 'PNG'),
+        'black and white.png': encoded(disc().convert('1'), 'PNG')}
+    made |= dict.fromkeys(['an ending.jfif', 'really a photo.png', 'shoes/deep/a shoe.jpeg'], jpg)
+    plain = ['no ending', 'Capital Letters.PNG', 'facade.png', 'a # b & c.png', 'two  spaces .png', "it's quoted.png"]
+    made |= dict.fromkeys(plain, png)
     made |= {unicodedata.normalize('NFD', n): png for n in ('café crème.png', 'がっこう.png', 'हिन्दी घर.png')}
     if features.check('avif'): made['a flat field.avif'] = encoded(disc(), 'AVIF')
     return made
 
 def useless_pictures()->dict: # name -> bytes, words of what is said
     "What looks like a picture and can't be made"
-    png, jpg = encoded(sample('owl'), 'PNG'), encoded(disc(size=(256, 256)), 'JPEG', progressive=True, quality=95)
-    return {'a tall tree.heic': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic'+bytes(200), 'heic|HEIF|pillow'), 'half.png': (png[:len(png)//2], 'damaged'), 'the head.png': (png[:60], 'damaged'),
-            'cut.jpg': (jpg[:len(jpg)//2], 'damaged'), 'nothing.jpg': (b'', 'empty'), 'a page.png': (b'<!doctype html>', 'HTML'), 'a drawing.svg': (b'<svg/>', 'vector|SVG'), 'layers.psd': (b'8BPS'+bytes(99), 'psd|PSD|not an image'),
-            'a raw photo.NEF': (b'II*\0'+bytes(100), 'raw'), 'shoes/a pointer.jpg': (b'version https://git-lfs.github.com/spec/v1\n', 'LFS'), 'a torn scan.tif': (b'II*\0\x08\0\0\0'+b'\xff'*90, 'damaged|not an image')}
+    png = encoded(sample('owl'), 'PNG')
+    jpg = encoded(disc(size=(256, 256)), 'JPEG', progressive=True, quality=95)
+    return {
+        'a tall tree.heic': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic'+bytes(200), 'heic|HEIF|pillow'),
+        'half.png': (png[:len(png)//2], 'damaged'),
+        'the head.png': (png[:60], 'damaged'),
+        'cut.jpg': (jpg[:len(jpg)//2], 'damaged'),
+        'nothing.jpg': (b'', 'empty'),
+        'a page.png': (b'<!doctype html>', 'HTML'),
+        'a drawing.svg': (b'<svg/>', 'vector|SVG'),
+        'layers.psd': (b'8BPS'+bytes(99), 'psd|PSD|not an image'),
+        'a raw photo.NEF': (b'II*\0'+bytes(100), 'raw'),
+        'shoes/a pointer.jpg': (b'version https://git-lfs.github.com/spec/v1\n', 'LFS'),
+        'a torn scan.tif': (b'II*\0\x08\0\0\0'+b'\xff'*90, 'damaged|not an image')}
 
-NO_PICTURES = {'._facade.png': b'\0\5\x16\7\0\2\0\0Mac OS X        '+bytes(200), '.hidden.png': b'x', 'notes.txt': b'x', 'Thumbs.db': b'x', 'list.json': b'{}',
-               '.cache/x.png': b'x', '__MACOSX/x.png': b'x', 'folder.png/readme.md': b'x'}
-BESIDE = {'IMG_0001.png': ('IMG_0001.txt', 'an owl'.encode('utf-8-sig')), 'IMG_0002.png': ('IMG_0002.TXT', 'ein Käfer'.encode('utf-16')), 'IMG_0003.png': ('IMG_0003.caption', b'a (big:1.3) owl <lora:ink:1>'),
-          'IMG_0004.png': ('IMG_0004.png.txt', 'Größe'.encode('cp1252')), 'IMG_0005.png': ('metadata.jsonl', b'{"file_name": "IMG_0005.png", "text": "an owl"}\n')}
+NO_PICTURES = {'._facade.png': b'\0\5\x16\7\0\2\0\0Mac OS X        '+bytes(200), 'list.json': b'{}'}
+for name in ('.hidden.png', 'notes.txt', 'Thumbs.db', '.cache/x.png', '__MACOSX/x.png', 'folder.png/readme.md'):
+    NO_PICTURES[name] = b'x'
+BESIDE = {   # picture -> the file of its caption
+    'IMG_0001.png': ('IMG_0001.txt', 'an owl'.encode('utf-8-sig')),
+    'IMG_0002.png': ('IMG_0002.TXT', 'ein Käfer'.encode('utf-16')),
+    'IMG_0003.png': ('IMG_0003.caption', b'a (big:1.3) owl <lora:ink:1>'),
+    'IMG_0004.png': ('IMG_0004.png.txt', 'Größe'.encode('cp1252')),
+    'IMG_0005.png': ('metadata.jsonl', b'{"file_name": "IMG_0005.png", "text": "an owl"}\n')}
 
 @pytest.fixture(scope='module')
 def crowd(tmp_path_factory):
     "The folder; names of what can be made; name -> words, of what can't"
-    d, good, bad = tmp_path_factory.mktemp('crowd'), usual_pictures(), useless_pictures()
-    files = good | {n: raw for n, (raw, _) in bad.items()} | NO_PICTURES | dict.fromkeys(BESIDE, good['facade.png']) | dict(BESIDE.values())
+    d = tmp_path_factory.mktemp('crowd')
+    good, bad = usual_pictures(), useless_pictures()
+    files = good | {n: raw for n, (raw, _) in bad.items()} | NO_PICTURES
+    files |= dict.fromkeys(BESIDE, good['facade.png']) | dict(BESIDE.values())
     for name, raw in files.items():
         (d/name).parent.mkdir(parents=True, exist_ok=True)
         (d/name).write_bytes(raw)
     for name in ('red shoe.png', 'red shoe.jpg'): disc().save(d/name)   # they would have one result
-    return d, [*good, *BESIDE, 'red shoe.jpg'], {n: words for n, (_, words) in bad.items()} | {'red shoe.png': 'red shoe'}
+    words = {n: words for n, (_, words) in bad.items()} | {'red shoe.png': 'red shoe'}
+    return d, [*good, *BESIDE, 'red shoe.jpg'], words
 
 @pytest.mark.parametrize('way', ['optimised', 'in one pass'])
 def test_a_folder_of_all_kinds(crowd, generator, model, style, tmp_path, capfd, way):
@@ -334,8 +405,11 @@ def test_a_folder_of_all_kinds(crowd, generator, model, style, tmp_path, capfd, 
     bad = bad | {'facade.png': 'is a folder'}
     (tmp_path/'out'/'facade.png').mkdir(parents=True)   # where a result should go
     args = ['stylize', str(folder), '--out', str(tmp_path/'out')]
-    if way == 'in one pass': status = subprocess.run([sys.executable, '-m', 'stylekit', *args, '--generator', str(generator)], env=ENV, timeout=300).returncode
-    else: status = main([*args, '--backbone', str(model), '--style', style, '--steps', '1', '--resolution', '32'])
+    if way == 'in one pass':
+        command = [sys.executable, '-m', 'stylekit', *args, '--generator', str(generator)]
+        status = subprocess.run(command, env=ENV, timeout=300).returncode
+    else:
+        status = main([*args, '--backbone', str(model), '--style', style, '--steps', '1', '--resolution', '32'])
     out, err = capfd.readouterr()
     assert status == 1 and 'Traceback' not in err, err[-2000:]
     lines = {r.picture: r for r in read_lines(tmp_path/'out'/MANIFEST, FolderRun, FolderRecord)[1:]}
@@ -344,8 +418,9 @@ def test_a_folder_of_all_kinds(crowd, generator, model, style, tmp_path, capfd, 
     made = {n: r for n, r in lines.items() if n not in bad}
     assert not any(r.error for r in made.values()), [r for r in made.values() if r.error]
     assert all(Image.open(tmp_path/'out'/r.result).load() for r in made.values())
-    assert {p.relative_to(tmp_path/'out').as_posix() for p in results(tmp_path/'out') if p.is_file()} == {r.result for r in made.values()}
-    for n in ('a cutout.png', 'a cutout in few colours.png', 'a clear ground.webp'): assert Image.open(tmp_path/'out'/lines[n].result).getchannel('A').getextrema() == (0, 255)
+    assert names(tmp_path/'out') == {r.result for r in made.values()}
+    for n in ('a cutout.png', 'a cutout in few colours.png', 'a clear ground.webp'):
+        assert Image.open(tmp_path/'out'/lines[n].result).getchannel('A').getextrema() == (0, 255)
     assert out.startswith(f'{len(made)} pictures in') and f'{len(made)} of them made now; {len(bad)} failed' in out
     for n in bad: assert any(line.startswith(f'stylekit: {n}: ') for line in err.splitlines()), n
     assert all(line.startswith('stylekit: ') and len(line) < 500 for line in err.splitlines()), err
@@ -361,7 +436,8 @@ def test_two_processes_train_what_one_does(model, style, training, tmp_path):
     assert started.wait(300) == 0
     for what in ('pupil', 'g'):
         one, two = (FeedForward.load(o/what, model) for o in (tmp_path, out))
-        for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), (what, n)
+        for (n, a), b in zip(one.net.state_dict().items(), two.net.state_dict().values()):
+            assert torch.allclose(a, b, atol=2e-3), (what, n)
     assert not torch.equal(one.net.head.weight, torch.zeros_like(one.net.head.weight))
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
-"""Commands that are killed at any moment, and called again: they go on, end bit-equal to a run that nobody disturbed, and leave nothing half-made.
+"""Commands that are killed at any moment and called again end bit-equal to an undisturbed run, with nothing half-made.
 
-For another command: `check_kills(tmp_path, lambda out: ['evaluate', ..., '--out', str(out)])`, and `contents=` where files say when they were made.
+For another command: `check_kills(tmp_path, lambda out: ['evaluate', ..., '--out', str(out)])`, and `contents=`
+where files say when they were made.
 Two moments each, in a suite that people run; `STYLEKIT_KILLS=20` for the full count."""
 import hashlib, json, multiprocessing, os, random, re, signal, sys, time
 from pathlib import Path
@@ -10,20 +11,25 @@ from stylekit import sample, samples
 from stylekit.cli import main
 
 KILLS = int(os.environ.get('STYLEKIT_KILLS', 2))
-CRUMBS = re.compile(r'\..*stylekit-.*|\.stylekit\.lock|work|training\.pt|best\.pt|.*\.tmp')   # names that no finished run leaves
+# Names that no finished run leaves
+CRUMBS = re.compile(r'\..*stylekit-.*|\.stylekit\.lock|work|training\.pt|best\.pt|.*\.tmp')
 
 
-# Each command runs in a fork of a process that has the libraries loaded and nothing else: a kill hits our work, not five seconds of imports
+# Each command runs in a fork of a process that has the libraries loaded and nothing else:
+# a kill hits our work, not five seconds of imports
 FORKS = multiprocessing.get_context('forkserver')
-FORKS.set_forkserver_preload(['stylekit.stylizer', 'stylekit.finetune', 'stylekit.feedforward', 'stylekit.control_clip', 'stylekit.evaluate', 'stylekit.folders', 'peft', 'transformers.models.clip.modeling_clip',
-                              'diffusers.models.unets.unet_2d_condition', 'diffusers.models.autoencoders.autoencoder_kl', 'diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion'])
+FORKS.set_forkserver_preload([
+    'stylekit.stylizer', 'stylekit.finetune', 'stylekit.feedforward', 'stylekit.control_clip', 'stylekit.evaluate',
+    'stylekit.folders', 'peft', 'transformers.models.clip.modeling_clip', 'diffusers.models.unets.unet_2d_condition',
+    'diffusers.models.autoencoders.autoencoder_kl', 'diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion'])
 
 def command_line(args, cwd, said):
     "In the new process: a group of its own, on one thread, without a network"
     os.setsid()
     os.chdir(cwd)
     os.environ.update(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
-    with open(said, 'w') as f: os.dup2(f.fileno(), 1), os.dup2(f.fileno(), 2)
+    with open(said, 'w') as f:
+        for stream in (1, 2): os.dup2(f.fileno(), stream)
     torch.set_num_threads(1)
     sys.exit(main(args))
 
@@ -56,9 +62,11 @@ def kill_after(args, cwd, seconds)->bool: # whether it was still running
     return command.wait(60)[0] == -signal.SIGKILL
 
 def file_contents(path:Path):
-    "What must be equal: of safetensors tensors and text, since its header has no fixed order and our seal covers it; else all bytes"
+    "What must be equal: all bytes; of safetensors tensors and text: the header has no fixed order and is in our seal"
     if path.suffix != '.safetensors': return hashlib.sha256(path.read_bytes()).hexdigest()
-    with safe_open(path, 'np') as f: tensors, meta = {k: f.get_tensor(k).tobytes() for k in f.keys()}, f.metadata() or {}
+    with safe_open(path, 'np') as f:
+        tensors = {k: f.get_tensor(k).tobytes() for k in f.keys()}
+        meta = f.metadata() or {}
     text = {k: v for k, v in meta.items() if 'stylekit-sha256:' not in v}
     return hashlib.sha256(repr(sorted(tensors.items())).encode()).hexdigest(), text
 
@@ -66,7 +74,8 @@ def folder_contents(folder, contents=file_contents)->dict: # path in the folder 
     files = {str(p.relative_to(folder)): p for p in sorted(Path(folder).rglob('*')) if p.is_file()}
     return {name: contents(p) for name, p in files.items()}
 
-def crumbs(folder)->list: return [str(p.relative_to(folder)) for p in Path(folder).rglob('*') if CRUMBS.fullmatch(p.name)]
+def crumbs(folder)->list:
+    return [str(p.relative_to(folder)) for p in Path(folder).rglob('*') if CRUMBS.fullmatch(p.name)]
 
 def moments(seconds:float, n:int, seed:int)->list:
     "`n` random moments of a run, spread over all of it"
@@ -91,7 +100,7 @@ def check_kills(tmp_path:Path,
                 contents=file_contents, # contents(path) -> what must be the same in both runs
                 kills:int=None, seed:int=0, cwd=None
                )->int: # how often it was hit while it ran
-    "Kill the command at random moments, twice in each of some fresh folders, call it again, and compare with a run left alone"
+    "Kill the command at random moments, twice in each fresh folder, call it again, and compare with a run left alone"
     cwd = cwd or tmp_path
     whole, seconds = undisturbed(tmp_path, command, contents, cwd)
     n, hits = kills or KILLS, 0
@@ -116,11 +125,12 @@ def pictures(tmp_path):
 
 @pytest.mark.slow
 def test_train_lora(models, pictures, tmp_path):
-    def command(out): return ['train-lora', str(pictures), '--name', 'mine', '--out', str(out), '--backbone', str(models('sd15')), '--steps', '60', '--rank', '2', '--batch', '2']
+    more = ['--backbone', str(models('sd15')), '--steps', '60', '--rank', '2', '--batch', '2']
+    def command(out): return ['train-lora', str(pictures), '--name', 'mine', '--out', str(out), *more]
     assert check_kills(tmp_path, command) > 0
 
 def manifest_contents(path:Path):
-    "As `file_contents`; of a manifest's lines all but what the clock and the number of calls decide, and the hash over it"
+    "As `file_contents`; of a manifest's lines all but what the clock and the number of calls decide, and their hash"
     if path.name != 'manifest.jsonl': return file_contents(path)
     lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     return [{k: v for k, v in line.items() if k not in ('seconds', 'made', 'sha256')} for line in lines]
@@ -148,7 +158,8 @@ def grid(tmp_path):
             sample(n, look).resize((64, 64)).save(folder/f'{n}.png')
     return tmp_path/'grid'
 
-def train_control(grid, out, *more)->list: return ['train-control-clip', str(grid), '--out', str(out), '--steps', '60', '--batch', '4', *more]
+def train_control(grid, out, *more)->list:
+    return ['train-control-clip', str(grid), '--out', str(out), '--steps', '60', '--batch', '4', *more]
 
 def test_train_control_clip(grid, tmp_path):
     assert check_kills(tmp_path, lambda out: train_control(grid, out)) > 0
@@ -174,9 +185,11 @@ def check_two_at_once(tmp_path:Path,
     try:
         for more in others:
             status, said = Command(command(tmp_path/'c', *more), tmp_path).wait(300)
-            assert status == 2 and f'another run is writing into {name!r}' in said.splitlines()[-1] and 'Traceback' not in said, said
+            assert status == 2 and 'Traceback' not in said, said
+            assert f'another run is writing into {name!r}' in said.splitlines()[-1], said
         assert first.running(), 'it ended before the others began'
-    finally: first.signal(signal.SIGCONT)   # whatever came: nobody waits for what is stopped
+    finally:
+        first.signal(signal.SIGCONT)   # whatever came: nobody waits for what is stopped
     status, said = first.wait(600)
     assert status == 0, said
     assert folder_contents(tmp_path/'c', contents) == whole and not crumbs(tmp_path/'c')
@@ -185,32 +198,39 @@ def test_two_trainings_in_one_folder(grid, tmp_path):
     check_two_at_once(tmp_path, lambda out, *more: train_control(grid, out, *more), 'work', 'c')
 
 def test_two_folder_runs_into_one(pictures, tmp_path):
-    check_two_at_once(tmp_path, lambda out, *more: stylize_pictures(pictures, out, *more), '.stylekit.lock', 'c', [('--style', 'flat', '--overwrite')], manifest_contents)
+    def command(out, *more): return stylize_pictures(pictures, out, *more)
+    others = [('--style', 'flat', '--overwrite')]
+    check_two_at_once(tmp_path, command, '.stylekit.lock', 'c', others, manifest_contents)
 
 def test_two_trainings_of_one_generator(pictures, tmp_path):
-    check_two_at_once(tmp_path, lambda out, *more: train_generator(pictures, out, *more), 'g/.stylekit.lock', 'g', [('--seed', '1', '--overwrite')])
+    def command(out, *more): return train_generator(pictures, out, *more)
+    check_two_at_once(tmp_path, command, 'g/.stylekit.lock', 'g', [('--seed', '1', '--overwrite')])
 
 def test_the_helper_sees_crumbs_and_differences(tmp_path):
-    for name in ('a.png', '.stylekit.lock', '.a.stylekit-abcd-12-00000000.png', '.a.training.stylekit-abcd-12-00000000.pt'): (tmp_path/name).write_bytes(b'x')
+    temporary = '.a.stylekit-abcd-12-00000000.png', '.a.training.stylekit-abcd-12-00000000.pt'
+    for name in ('a.png', '.stylekit.lock', *temporary): (tmp_path/name).write_bytes(b'x')
     (tmp_path/'work').mkdir()
     assert len(crumbs(tmp_path)) == 4
     before = folder_contents(tmp_path)
     (tmp_path/'a.png').write_bytes(b'y')
     assert folder_contents(tmp_path) != before
-    assert moments(10., 5, 0) == sorted(moments(10., 5, 0)) and max(moments(10., 5, 0)) < 10 and moments(10., 5, 1) != moments(10., 5, 0)
+    times = moments(10., 5, 0)
+    assert times == sorted(times) == moments(10., 5, 0) and max(times) < 10 and moments(10., 5, 1) != times
 
 @pytest.fixture
 def evaluation(tmp_path):
     "Three pictures, with truths and references, and two methods"
     home = tmp_path/'set'
-    for kind, look, names in (('.', 'shaded', samples()[:3]), ('truth/ink', 'ink', samples()[:3]), ('references/ink', 'ink', samples()[4:])):
+    sets = ('.', 'shaded', samples()[:3]), ('truth/ink', 'ink', samples()[:3]), ('references/ink', 'ink', samples()[4:])
+    for kind, look, names in sets:
         (home/kind).mkdir(parents=True, exist_ok=True)
         for n in names: sample(n, look).resize((64, 64)).save(home/kind/f'{n}.png')
     few = dict(steps=2, lr=.05)
     (tmp_path/'methods.json').write_text(json.dumps(dict(unchanged=None, dds=few | dict(method='dds'), sms=few)))
     return home
 
-def evaluate(home, out, *more)->list: return ['evaluate', str(home), '--methods', str(home.parent/'methods.json'), '--out', str(out), *more]
+def evaluate(home, out, *more)->list:
+    return ['evaluate', str(home), '--methods', str(home.parent/'methods.json'), '--out', str(out), *more]
 
 @pytest.mark.slow
 def test_evaluate(evaluation, tmp_path):
@@ -219,4 +239,5 @@ def test_evaluate(evaluation, tmp_path):
 
 def test_two_evaluations_in_one_folder(evaluation, tmp_path):
     "Also where it would replace the tables"
-    check_two_at_once(tmp_path, lambda out, *more: evaluate(evaluation, out, *more), 'evaluation.json', 'c', [(), ('--seeds', '1', '--overwrite')])
+    def command(out, *more): return evaluate(evaluation, out, *more)
+    check_two_at_once(tmp_path, command, 'evaluation.json', 'c', [(), ('--seeds', '1', '--overwrite')])

@@ -60,7 +60,8 @@ def test_what_ends_in_time_is_left_alone():
 def test_who_ends_it_ends_all_of_it(tmp_path, told):
     script = group_of('import time, os\nos.fork()\ntime.sleep(600)', tmp_path/'group')
     def hears(): signal.signal(told, signal.SIG_DFL)   # what a shell starts behind its back hears no SIGINT
-    run = subprocess.Popen([sys.executable, ROOT/'tools'/'limit.py', '5', sys.executable, '-c', script], preexec_fn=hears)
+    command = [sys.executable, ROOT/'tools'/'limit.py', '5', sys.executable, '-c', script]
+    run = subprocess.Popen(command, preexec_fn=hears)
     while not (tmp_path/'group').exists() or not (tmp_path/'group').read_text(): time.sleep(.05)
     run.send_signal(told)
     assert run.wait(60) == 130
@@ -82,7 +83,8 @@ def test_a_stop_leaves_no_lock_taken(monkeypatch, tmp_path):
     from stylekit import finetune
     from stylekit.backbone import load_backbone
     from stylekit.panels import LoraPanel
-    backbone, event, x = load_backbone(), threading.Event(), torch.zeros(1, 3, 32, 32)
+    backbone, x = load_backbone(), torch.zeros(1, 3, 32, 32)
+    event = threading.Event()
     def train_lora(folder, name, backbone, **_):
         while True:
             for _ in range(20000):

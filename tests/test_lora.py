@@ -6,10 +6,25 @@ from sweeps import byte_mutants, check_full_disk, json_mutants, sweep
 from stylekit import StylekitError, load_backbone, load_style, sample, stylize
 from stylekit.cli import main
 from stylekit.formats import find_layer, kohya_name, layer_index, layer_shapes, parameter_shapes, sgm_names
-from stylekit.lora import LORA_FILE, SEAL, add_style, built_in_styles, find_styles, parse_style, read_safetensors, read_styles, save_lora, styles, trigger_words
+from stylekit.lora import (LORA_FILE, SEAL, add_style, built_in_styles, find_styles, parse_style, read_safetensors,
+                           read_styles, save_lora, styles, trigger_words)
 
-ATTN, FF, CONV = ['to_q', 'to_k', 'to_v', 'to_out.0'], ['ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out'], ['conv1', 'conv2', 'conv_shortcut', 'time_emb_proj', 'conv']
+ATTN = ['to_q', 'to_k', 'to_v', 'to_out.0']
+FF = ['ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out']
+CONV = ['conv1', 'conv2', 'conv_shortcut', 'time_emb_proj', 'conv']
 TEXT = ['q_proj', 'k_proj', 'v_proj', 'out_proj', 'fc1', 'fc2']
+
+def ones(*shape): return torch.ones(shape)
+
+def rows(layer, **roles): return {f'{layer}.{role}': v for role, v in roles.items()}
+
+def down_up(layer, down, up, **more): return rows(layer, **{'lora_down.weight': down, 'lora_up.weight': up}, **more)
+
+def a_b(layer, down, up): return rows(layer, **{'lora_A.weight': down, 'lora_B.weight': up})
+
+def in_unet(role, values):
+    "layer -> value, in kohya's names"
+    return {f'{kohya_name("unet", l)}.{role}': v for l, v in values.items()}
 
 
 @pytest.fixture(scope='module', params=['sd15', 'sdxl'])
@@ -33,14 +48,24 @@ def inputs(b):
 
 def raw(unet, b, cond):
     z, t = inputs(b)
-    with torch.no_grad(): return unet(z, t, cond.expand(2).embeds, added_cond_kwargs=dict(text_embeds=cond.expand(2).pooled, time_ids=cond.expand(2).time_ids)).sample
+    c = cond.expand(2)
+    added = dict(text_embeds=c.pooled, time_ids=c.time_ids)
+    with torch.no_grad(): return unet(z, t, c.embeds, added_cond_kwargs=added).sample
+
+def add(b, path, **kw): return add_style(b, load_style(path, **kw))
+
+def styled(b): return b.predict(*inputs(b), b.text('an owl'), ('style',))
+
+def pipeline_class(xl):
+    import diffusers
+    return diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
 
 def same(path, folder, want, cond=None, **kw):
     "The style at `path` gives ε `want`, and all of it found its place"
     b = load_backbone(folder)
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
-        report = add_style(b, load_style(path, **kw))
+        report = add(b, path, **kw)
     assert report.matched == report.total > 0, str(report)
     got = b.predict(*inputs(b), cond or b.text('an owl'), ('style',))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
@@ -48,8 +73,13 @@ def same(path, folder, want, cond=None, **kw):
     return b, report
 
 
-PEFTS = dict(plain=dict(r=4, lora_alpha=8), uneven=dict(r=4, lora_alpha=8, rank_pattern={'to_q': 2}, alpha_pattern={'to_k': 1}), rslora=dict(r=4, lora_alpha=8, use_rslora=True),
-             dora=dict(r=4, lora_alpha=2, use_dora=True), dora_conv=dict(r=4, use_dora=True, target_modules=ATTN+['conv1']), conv=dict(r=4, lora_alpha=8, target_modules=ATTN+FF+CONV))
+PEFTS = dict(
+    plain=dict(r=4, lora_alpha=8),
+    uneven=dict(r=4, lora_alpha=8, rank_pattern={'to_q': 2}, alpha_pattern={'to_k': 1}),
+    rslora=dict(r=4, lora_alpha=8, use_rslora=True),
+    dora=dict(r=4, lora_alpha=2, use_dora=True),
+    dora_conv=dict(r=4, use_dora=True, target_modules=ATTN+['conv1']),
+    conv=dict(r=4, lora_alpha=8, target_modules=ATTN+FF+CONV))
 
 @pytest.mark.parametrize('name', PEFTS)
 def test_peft(folder, tmp_path, name):
@@ -59,17 +89,18 @@ def test_peft(folder, tmp_path, name):
     fill(model)
     model.save_pretrained(tmp_path/'mine')
     b, report = same(tmp_path/'mine', folder, raw(model, b, b.text('an owl')))
-    assert report.writer == 'PEFT' and ('DoRA' in report.kind) == ('dora' in name) and load_style(tmp_path/'mine').name == 'mine'
+    assert report.writer == 'PEFT' and ('DoRA' in report.kind) == ('dora' in name)
+    assert load_style(tmp_path/'mine').name == 'mine'
 
 
 @pytest.mark.parametrize('header', [True, False])
 def test_diffusers(folder, tmp_path, header):
     "UNet and text encoders, α in the header or lost with it, as diffusers' own loader reads them"
-    import diffusers
     from peft import LoraConfig, inject_adapter_in_model
     from peft.utils import get_peft_model_state_dict
-    cls = diffusers.StableDiffusionXLPipeline if 'sdxl' in str(folder) else diffusers.StableDiffusionPipeline
-    theirs, layers, meta = load_backbone(folder), {}, {}
+    cls = pipeline_class('sdxl' in str(folder))
+    theirs = load_backbone(folder)
+    layers, meta = {}, {}
     for part, m in theirs.parts.items():
         cfg = LoraConfig(r=4, lora_alpha=8, target_modules=ATTN+FF if part == 'unet' else TEXT)
         inject_adapter_in_model(cfg, m)
@@ -121,21 +152,23 @@ def delta(state, name, strength):
 @pytest.mark.parametrize('model, sgm', [('sd15', False), ('sdxl', False), ('sdxl', True)])
 def test_kohya_as_diffusers_reads_it(models, tmp_path, model, sgm):
     "Linear layers and convolutions, both text encoders; SDXL also with the block numbers kohya writes"
-    import diffusers
     xl, folder = model == 'sdxl', models(model)
+    cls = pipeline_class(xl)
     b = load_backbone(folder)
     state = kohya(b.parts, ATTN+FF+CONV+TEXT, sgm=sgm)
     save_file(state, tmp_path/'k.safetensors')
-    cls = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
     pipe = cls.from_pretrained(folder)
     names = sgm_names(list(layer_shapes(b.unet))) if sgm else {}
-    deltas = {l: delta(state, kohya_name('unet', names.get(l, l)), .5) for l in layer_shapes(b.unet) if l.endswith(tuple(ATTN+FF+CONV))}
-    _, report = same(tmp_path/'k.safetensors', folder, raw(merged(b.unet, deltas), b, b.text('an owl')), b.text('an owl'))
-    assert report.writer == 'kohya' and report.matched == sum(k.endswith('.alpha') for k in state) and 'text_encoder' in report.blocks
+    changed = [l for l in layer_shapes(b.unet) if l.endswith(tuple(ATTN+FF+CONV))]
+    deltas = {l: delta(state, kohya_name('unet', names.get(l, l)), .5) for l in changed}
+    cond = b.text('an owl')
+    _, report = same(tmp_path/'k.safetensors', folder, raw(merged(b.unet, deltas), b, cond), cond)
+    assert report.writer == 'kohya' and 'text_encoder' in report.blocks
+    assert report.matched == sum(k.endswith('.alpha') for k in state)
     # and the names, one by one, as diffusers' converter has them
     xlkw = dict(unet_config=pipe.unet.config) if xl else {}
     theirs, _ = cls.lora_state_dict({k: v.clone() for k, v in state.items()}, **xlkw)
-    clean = lambda k: k.replace('.processor', '').replace('to_out_lora', 'to_out.0_lora')
+    def clean(k): return k.replace('.processor', '').replace('to_out_lora', 'to_out.0_lora')
     theirs = {clean(k): v for k, v in theirs.items() if k.startswith('unet.')}
     index = layer_index(b.parts)
     for k, v in state.items():
@@ -157,7 +190,7 @@ def test_text_encoders_by_hand(folder, tmp_path):
             down, up = state[f'{k}.lora_down.weight'], state[f'{k}.lora_up.weight']
             if k in layers:
                 with torch.no_grad(): m.get_submodule(layers[k]).weight += state[f'{k}.alpha']/len(down)*(up@down)
-    add_style(b, load_style(tmp_path/'k.safetensors'))
+    add(b, tmp_path/'k.safetensors')
     got, want = b.text(['an owl', ''], adapters=('style',)), hand.text(['an owl', ''])
     torch.testing.assert_close(got.embeds, want.embeds, atol=1e-5, rtol=1e-5)
     if b.is_xl: torch.testing.assert_close(got.pooled, want.pooled, atol=1e-5, rtol=1e-5)
@@ -167,27 +200,32 @@ def test_missing_alpha_means_rank(sd15, tmp_path):
     "Some layers without α, others with: each has its own strength"
     b = load_backbone(sd15)
     state = kohya(dict(unet=b.unet), ATTN, without_alpha=['to_q'])
-    deltas = {l: (state[f'{k}.lora_up.weight']@state[f'{k}.lora_down.weight'])*(1. if l.endswith('to_q') else .5)
-              for l in layer_shapes(b.unet) if (k := kohya_name('unet', l))+'.lora_up.weight' in state}
+    deltas = {}
+    for l in layer_shapes(b.unet):
+        k = kohya_name('unet', l)
+        if f'{k}.lora_up.weight' in state: deltas[l] = delta(state, k, 1. if l.endswith('to_q') else .5)
     save_file(state, tmp_path/'k.safetensors')
     same(tmp_path/'k.safetensors', sd15, raw(merged(b.unet, deltas), b, b.text('an owl')))
 
 
-@pytest.mark.parametrize('kind, kw', [('LoHa', dict(r=3)), ('LoHa', dict(r=8)), ('LoKr', dict(r=2, decompose_factor=4)), ('LoKr', dict(r=64)), ('LoKr', dict(r=2, decompose_both=True, decompose_factor=8))])
+@pytest.mark.parametrize('kind, kw', [
+    ('LoHa', dict(r=3)), ('LoHa', dict(r=8)), ('LoKr', dict(r=2, decompose_factor=4)), ('LoKr', dict(r=64)),
+    ('LoKr', dict(r=2, decompose_both=True, decompose_factor=8))])
 def test_lycoris(sd15, tmp_path, kind, kw):
     "LoHa and LoKr, weights made by PEFT's layers, in LyCORIS' names"
     import peft
     b = load_backbone(sd15)
-    model = peft.get_peft_model(copy.deepcopy(b.unet), getattr(peft, f'{kind}Config')(target_modules=ATTN+['conv1'], alpha=kw['r']*.5, **kw))
+    config = getattr(peft, f'{kind}Config')(target_modules=ATTN+['conv1'], alpha=kw['r']*.5, **kw)
+    model = peft.get_peft_model(copy.deepcopy(b.unet), config)
     fill(model)
-    state, ranks = {}, {n.removeprefix('base_model.model.'): m.r['default'] for n, m in model.named_modules() if 'default' in getattr(m, 'r', {})}
+    state = {}
     for k, v in peft.get_peft_model_state_dict(model).items():
         layer, role = k.removeprefix('base_model.model.').rsplit('.', 1)
-        state[f'{kohya_name("unet", layer)}.{role}'] = v.contiguous()
-        state[f'{kohya_name("unet", layer)}.alpha'] = torch.tensor(kw['r']*.5)
-    if kind == 'LoKr':      # PEFT scales whole factors by α/r as well; LyCORIS does not, and sets α to r there
-        whole = [l for l in ranks if f'{kohya_name("unet", l)}.lokr_w1' in state and f'{kohya_name("unet", l)}.lokr_w2' in state]
-        for l in whole: state[f'{kohya_name("unet", l)}.lokr_w1'] = state[f'{kohya_name("unet", l)}.lokr_w1']*.5
+        n = kohya_name('unet', layer)
+        state |= {f'{n}.{role}': v.contiguous(), f'{n}.alpha': torch.tensor(kw['r']*.5)}
+    # PEFT scales whole factors by α/r as well; LyCORIS does not, and sets α to r there
+    for n in {k.split('.')[0] for k in state}:
+        if f'{n}.lokr_w1' in state and f'{n}.lokr_w2' in state: state[f'{n}.lokr_w1'] = state[f'{n}.lokr_w1']*.5
     save_file({k: v.clone() for k, v in state.items()}, tmp_path/'l.safetensors')
     _, report = same(tmp_path/'l.safetensors', sd15, raw(model, b, b.text('an owl')))
     assert report.kind == kind
@@ -196,14 +234,18 @@ def test_lycoris(sd15, tmp_path, kind, kw):
 def test_kohya_dora_as_peft(sd15, tmp_path):
     from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
     b = load_backbone(sd15)
-    model = get_peft_model(copy.deepcopy(b.unet), LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=ATTN+['conv1']))
+    config = LoraConfig(r=4, lora_alpha=2, use_dora=True, target_modules=ATTN+['conv1'])
+    model = get_peft_model(copy.deepcopy(b.unet), config)
     fill(model)
-    state = {}
+    state, shapes = {}, layer_shapes(b.unet)
     for k, v in get_peft_model_state_dict(model).items():
         layer, role = k.removeprefix('base_model.model.').rsplit('.lora_', 1)
         n = kohya_name('unet', layer)
-        if 'magnitude' in role: state[f'{n}.dora_scale'] = v.reshape(-1, *[1]*(len(layer_shapes(b.unet)[layer])-1)).clone()
-        else: state[f'{n}.lora_{"down" if role[0] == "A" else "up"}.weight'], state[f'{n}.alpha'] = v.clone(), torch.tensor(2.)
+        if 'magnitude' in role:
+            state[f'{n}.dora_scale'] = v.reshape(-1, *[1]*(len(shapes[layer])-1)).clone()
+            continue
+        state[f'{n}.lora_{"down" if role[0] == "A" else "up"}.weight'] = v.clone()
+        state[f'{n}.alpha'] = torch.tensor(2.)
     save_file(state, tmp_path/'d.safetensors')
     _, report = same(tmp_path/'d.safetensors', sd15, raw(model, b, b.text('an owl')))
     assert report.kind == 'LoRA (DoRA)'
@@ -212,15 +254,15 @@ def test_kohya_dora_as_peft(sd15, tmp_path):
 @pytest.mark.parametrize('names', ['diffusers', 'kohya'])
 def test_written_files_read_elsewhere(folder, tmp_path, names):
     "What `save_lora` writes, at a strength that is not one, diffusers reads"
-    import diffusers
     b = load_backbone(folder)
     save_file(kohya(dict(unet=b.unet), ATTN+['conv1']), tmp_path/'k.safetensors')
-    add_style(b, load_style(tmp_path/'k.safetensors', scale=.7))
+    add(b, tmp_path/'k.safetensors', scale=.7)
     save_lora(b, 'style', tmp_path/'mine.safetensors', 'words', names=names)
-    pipe = (diffusers.StableDiffusionXLPipeline if b.is_xl else diffusers.StableDiffusionPipeline).from_pretrained(folder)
+    pipe = pipeline_class(b.is_xl).from_pretrained(folder)
     pipe.load_lora_weights(str(tmp_path), weight_name='mine.safetensors')
     c = b.text('an owl')
-    torch.testing.assert_close(raw(pipe.unet, b, c), b.predict(*inputs(b), c, ('style',)), atol=3e-3, rtol=1e-3)    # half precision
+    # half precision
+    torch.testing.assert_close(raw(pipe.unet, b, c), b.predict(*inputs(b), c, ('style',)), atol=3e-3, rtol=1e-3)
     same(tmp_path/'mine.safetensors', folder, raw(pipe.unet, b, c))
 
 
@@ -229,10 +271,11 @@ def test_text_encoder_part_reaches_the_picture(sd15, tmp_path):
     b = load_backbone(sd15)
     state = kohya(b.parts, ATTN+TEXT)
     unet = {k: v for k, v in state.items() if k.startswith('lora_unet')}
-    save_file(state, tmp_path/'both.safetensors'); save_file(unet, tmp_path/'unet.safetensors')
-    go = lambda f: stylize(sample('owl').resize((64, 64)), load_style(f, words='ink'), 'an owl', backbone=b, steps=2, seed=0)
-    both, only = go(tmp_path/'both.safetensors'), go(tmp_path/'unet.safetensors')
-    assert both.image.tobytes() != only.image.tobytes()
+    def pixels(name, state):
+        save_file(state, tmp_path/name)
+        style = load_style(tmp_path/name, words='ink')
+        return stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=b, steps=2, seed=0).image.tobytes()
+    assert pixels('both.safetensors', state) != pixels('unet.safetensors', unet)
     assert not any(getattr(m, 'peft_config', {}) for m in b.parts.values())
 
 
@@ -241,28 +284,31 @@ def test_wrong_files_say_why(sd15, models, tmp_path):
     unet = dict(unet=b.unet)
     good, q = kohya(unet, ATTN), kohya_name('unet', 'mid_block.attentions.0.transformer_blocks.0.attn1.to_q')
     wide = {k: torch.cat([v, v], 1) if 'attn2_to_k.lora_down' in k else v for k, v in good.items()}
-    cases = {'sdxl': (kohya(dict(unet=xl.unet), ATTN, sgm=True), 'another base model'),
-             'wide': (wide, 'does not fit'),
-             'flux': ({'lora_unet_double_blocks_0_img_attn_proj.lora_down.weight': torch.ones(4, 8), 'lora_unet_double_blocks_0_img_attn_proj.lora_up.weight': torch.ones(8, 4)}, 'LoRA for Flux'),
-             'checkpoint': ({'model.diffusion_model.input_blocks.0.0.weight': torch.ones(4, 4)}, 'whole checkpoint'),
-             'embedding': ({'emb_params': torch.ones(2, 768)}, 'embedding'),
-             'text': ({k: v for k, v in kohya(b.parts, TEXT).items() if 'te_' in k}, 'only changes the text encoder'),
-             'halved': ({k: v for k, v in good.items() if k != f'{q}.lora_up.weight'}, 'half of it is missing'),
-             'some_dora': (good | {f'{q}.dora_scale': torch.ones(32, 1)}, 'incomplete'),
-             'columns': (good | {f'{q}.dora_scale': torch.ones(1, 32)}, 'columns')}
+    text = {k: v for k, v in kohya(b.parts, TEXT).items() if 'te_' in k}
+    cases = {
+        'sdxl': (kohya(dict(unet=xl.unet), ATTN, sgm=True), 'another base model'),
+        'wide': (wide, 'does not fit'),
+        'flux': (down_up('lora_unet_double_blocks_0_img_attn_proj', ones(4, 8), ones(8, 4)), 'LoRA for Flux'),
+        'checkpoint': ({'model.diffusion_model.input_blocks.0.0.weight': ones(4, 4)}, 'whole checkpoint'),
+        'embedding': ({'emb_params': ones(2, 768)}, 'embedding'),
+        'text': (text, 'only changes the text encoder'),
+        'halved': ({k: v for k, v in good.items() if k != f'{q}.lora_up.weight'}, 'half of it is missing'),
+        'some_dora': (good | {f'{q}.dora_scale': ones(32, 1)}, 'incomplete'),
+        'columns': (good | {f'{q}.dora_scale': ones(1, 32)}, 'columns')}
     for name, (state, why) in cases.items():
         save_file({k: v.clone() for k, v in state.items()}, tmp_path/f'{name}.safetensors')
-        with pytest.raises(StylekitError, match=why) as e: add_style(b, load_style(tmp_path/f'{name}.safetensors'))
+        with pytest.raises(StylekitError, match=why) as e: add(b, tmp_path/f'{name}.safetensors')
         assert '\n' not in str(e.value) and len(str(e.value)) <= 300
         assert not any(getattr(m, 'peft_config', {}) for m in b.parts.values()), name
 
 
 def test_base_is_guessed_by_text_width(tmp_path, sd15):
     b = load_backbone(sd15)
+    good = kohya(dict(unet=b.unet), ATTN)
     for width, base in ((768, 'SD 1.x'), (1024, 'SD 2.x'), (2048, 'SDXL')):
-        state = {k: torch.ones(4, width) if 'attn2_to_k.lora_down' in k else v for k, v in kohya(dict(unet=b.unet), ATTN).items()}
+        state = {k: ones(4, width) if 'attn2_to_k.lora_down' in k else v for k, v in good.items()}
         save_file(state, tmp_path/'k.safetensors')
-        with pytest.raises(StylekitError, match=f'made for {base}'): add_style(b, load_style(tmp_path/'k.safetensors'))
+        with pytest.raises(StylekitError, match=f'made for {base}'): add(b, tmp_path/'k.safetensors')
 
 
 def test_hub_ids(monkeypatch, tmp_path, sd15):
@@ -272,7 +318,10 @@ def test_hub_ids(monkeypatch, tmp_path, sd15):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
     monkeypatch.setattr('stylekit.backbone.hub_names', lambda repo, revision: ('c'*40, files))
     fetched = []
-    monkeypatch.setattr('stylekit.backbone.hub_fetch', lambda repo, commit, names: fetched.append(names) or tmp_path)
+    def fetch(repo, commit, names):
+        fetched.append(names)
+        return tmp_path
+    monkeypatch.setattr('stylekit.backbone.hub_fetch', fetch)
     assert load_style('someone/style').path == tmp_path/'a.safetensors' and fetched == [['a.safetensors']]
     files.append('b.safetensors')
     with pytest.raises(StylekitError, match='a.safetensors, b.safetensors; name the one'): load_style('someone/style')
@@ -294,12 +343,13 @@ for name in ('org/style', 'org/style/a.safetensors', 'org/style/b.safetensors', 
 def test_a_style_in_the_hubs_cache(tmp_path, sd15):
     "Without a network the copy that is here is used; one line where there is none"
     repo = tmp_path/'hub'/'models--org--style'
-    (repo/'snapshots'/('a'*40)).mkdir(parents=True), (repo/'refs').mkdir()
+    for folder in (repo/'snapshots'/('a'*40), repo/'refs'): folder.mkdir(parents=True)
     (repo/'refs'/'main').write_text('a'*40)
     save_file(kohya(dict(unet=load_backbone(sd15).unet), ['to_q']), repo/'snapshots'/('a'*40)/'a.safetensors')
     done = subprocess.run([sys.executable, '-c', CACHED, tmp_path], capture_output=True, text=True, timeout=100)
     lines = done.stdout.strip().split('\n')
-    assert lines[:2] == ['a', 'a'] and 'b.safetensors' in lines[2] and 'org/other' in lines[3] and len(lines) == 4 and not done.stderr, done
+    assert lines[:2] == ['a', 'a'] and 'b.safetensors' in lines[2] and 'org/other' in lines[3], done
+    assert len(lines) == 4 and not done.stderr, done
 
 
 # Files as people have them: names, strengths, families
@@ -307,8 +357,10 @@ def test_a_style_in_the_hubs_cache(tmp_path, sd15):
 @pytest.fixture(scope='module')
 def pair(sd15):
     "layer -> (down, up), of rank 4, for the attention of the UNet"
-    g, shapes = torch.Generator().manual_seed(3), layer_shapes(load_backbone(sd15).unet)
-    return {l: (.1*torch.randn(4, s[1], generator=g), .1*torch.randn(s[0], 4, generator=g)) for l, s in shapes.items() if l.endswith(tuple(ATTN))}
+    g = torch.Generator().manual_seed(3)
+    shapes = {l: s for l, s in layer_shapes(load_backbone(sd15).unet).items() if l.endswith(tuple(ATTN))}
+    def randn(*shape): return .1*torch.randn(*shape, generator=g)
+    return {l: (randn(4, s[1]), randn(s[0], 4)) for l, s in shapes.items()}
 
 @pytest.fixture(scope='module')
 def loaded(sd15): return load_backbone(sd15)
@@ -322,9 +374,8 @@ def base(loaded):
 def kohya_file(pair, alpha=2.):
     out = {}
     for l, (d, u) in pair.items():
-        n = kohya_name('unet', l)
-        out |= {f'{n}.lora_down.weight': d.clone(), f'{n}.lora_up.weight': u.clone()}
-        if alpha is not None: out[f'{n}.alpha'] = torch.tensor(alpha)
+        out |= down_up(kohya_name('unet', l), d.clone(), u.clone())
+    if alpha is not None: out |= in_unet('alpha', dict.fromkeys(pair, torch.tensor(alpha)))
     return out
 
 def ab(pair, prefix='', name='', tail='.weight', rename=lambda l: l):
@@ -332,12 +383,14 @@ def ab(pair, prefix='', name='', tail='.weight', rename=lambda l: l):
 
 def write(path, state, **meta):
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous().clone() for k, v in state.items()}, str(path), metadata={k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()} or None)
+    state = {k: v.contiguous().clone() for k, v in state.items()}
+    meta = {k: v if isinstance(v, str) else json.dumps(v) for k, v in meta.items()}
+    save_file(state, str(path), metadata=meta or None)
     return path
 
 def strength_of(b, path, pair, **kw):
     "By how much the file's product is multiplied, the same in every layer; and the report"
-    report = add_style(b, load_style(path, **kw))
+    report = add(b, path, **kw)
     assert report.matched == report.total == len(pair), str(report)
     found = set()
     for l, (d, u) in pair.items():
@@ -353,10 +406,22 @@ def ldm(b):
     names = sgm_names(list(layer_shapes(b.unet)))
     return lambda l: names[l]
 
-NAMES = dict(default=dict(prefix='base_model.model.', name='.default'), default_0=dict(prefix='base_model.model.', name='.default_0'), style=dict(prefix='base_model.model.', name='.style'),
-             mine=dict(prefix='base_model.model.', name='.my_adapter'), weight=dict(prefix='base_model.model.', name='.weight'), unet_name=dict(prefix='unet.', name='.Ink-v1'),
-             bare_name=dict(name='.lora', tail=''), twice=dict(prefix='unet.unet.'), peft_unet=dict(prefix='base_model.model.unet.'), comfy=dict(prefix='diffusion_model.'),
-             model_comfy=dict(prefix='model.diffusion_model.'), compiled=dict(prefix='unet._orig_mod.'), parallel=dict(prefix='module.unet.'), pipe=dict(prefix='pipe.unet.'), none=dict())
+NAMES = dict(
+    default=dict(prefix='base_model.model.', name='.default'),
+    default_0=dict(prefix='base_model.model.', name='.default_0'),
+    style=dict(prefix='base_model.model.', name='.style'),
+    mine=dict(prefix='base_model.model.', name='.my_adapter'),
+    weight=dict(prefix='base_model.model.', name='.weight'),
+    unet_name=dict(prefix='unet.', name='.Ink-v1'),
+    bare_name=dict(name='.lora', tail=''),
+    twice=dict(prefix='unet.unet.'),
+    peft_unet=dict(prefix='base_model.model.unet.'),
+    comfy=dict(prefix='diffusion_model.'),
+    model_comfy=dict(prefix='model.diffusion_model.'),
+    compiled=dict(prefix='unet._orig_mod.'),
+    parallel=dict(prefix='module.unet.'),
+    pipe=dict(prefix='pipe.unet.'),
+    none=dict())
 
 @pytest.mark.parametrize('name', NAMES)
 def test_any_single_name_and_known_prefix(base, pair, tmp_path, name):
@@ -380,25 +445,32 @@ def test_old_diffusers(base, pair, tmp_path):
         old |= {f'unet.{home}.processor.{q}_lora.{r}.weight': v for r, v in zip(('down', 'up'), p)}
     assert strength_of(base, write(tmp_path/'old.safetensors', old), pair)[0] == 1
 
-@pytest.mark.parametrize('other', [dict(name='.ink'), dict(prefix='unet.'), dict(prefix='diffusion_model.', name='.flat')])
+SECOND = [dict(name='.ink'), dict(prefix='unet.'), dict(prefix='diffusion_model.', name='.flat')]
+@pytest.mark.parametrize('other', SECOND)
 def test_two_adapters_in_one_file(base, pair, tmp_path, other):
     first = ab(pair, **(dict(name='.flat') if other.get('name') == '.ink' else {}))
     path = write(tmp_path/'two.safetensors', first | ab(pair, **other))
-    with pytest.raises(StylekitError, match='2 adapters|twice|two tensors'): add_style(base, load_style(path))
+    with pytest.raises(StylekitError, match='2 adapters|twice|two tensors'): add(base, path)
 
 @pytest.mark.parametrize('dtype', ['float8_e4m3fn', 'float8_e5m2', 'bfloat16', 'float16', 'float64'])
 def test_narrow_numbers(base, pair, tmp_path, dtype):
-    narrow = {l: tuple(v.to(getattr(torch, dtype)).float() for v in p) for l, p in pair.items()}
-    path = write(tmp_path/'a.safetensors', {k: v.to(getattr(torch, dtype)) for k, v in kohya_file(narrow).items()})
-    assert strength_of(base, path, narrow)[0] == .5
-    bad = {k: v.clone().to(getattr(torch, dtype)) for k, v in kohya_file(narrow).items()}
-    key = next(iter(bad))
-    bad[key] = torch.full(bad[key].shape, float('nan')).to(bad[key].dtype)
+    dtype = getattr(torch, dtype)
+    narrow = {l: tuple(v.to(dtype).float() for v in p) for l, p in pair.items()}
+    state = {k: v.to(dtype) for k, v in kohya_file(narrow).items()}
+    assert strength_of(base, write(tmp_path/'a.safetensors', state), narrow)[0] == .5
+    key = next(iter(state))
+    bad = state | {key: torch.full(state[key].shape, float('nan')).to(dtype)}
     with pytest.raises(StylekitError, match='NaN'): load_style(write(tmp_path/'bad.safetensors', bad))
 
 
-HEADERS = dict(lora_alpha=(dict(lora_alpha='32'), 8), alpha=(dict(alpha='32', rank='4'), 8), ss=(dict(ss_network_alpha='2', ss_network_dim='4'), .5), network=(dict(network_alpha='8.0'), 2),
-               nested=(dict(adapter_config={'peft_type': 'LORA', 'lora_alpha': 16}), 4), deeper=(dict(config={'network': {'alpha': 8}}), 2), rslora=(dict(lora_adapter_metadata={'lora_alpha': 8, 'use_rslora': True}), 4))
+HEADERS = dict(
+    lora_alpha=(dict(lora_alpha='32'), 8),
+    alpha=(dict(alpha='32', rank='4'), 8),
+    ss=(dict(ss_network_alpha='2', ss_network_dim='4'), .5),
+    network=(dict(network_alpha='8.0'), 2),
+    nested=(dict(adapter_config={'peft_type': 'LORA', 'lora_alpha': 16}), 4),
+    deeper=(dict(config={'network': {'alpha': 8}}), 2),
+    rslora=(dict(lora_adapter_metadata={'lora_alpha': 8, 'use_rslora': True}), 4))
 
 @pytest.mark.parametrize('name', HEADERS)
 def test_alpha_in_the_header(base, pair, tmp_path, name):
@@ -406,7 +478,8 @@ def test_alpha_in_the_header(base, pair, tmp_path, name):
     got, report = strength_of(base, write(tmp_path/'a.safetensors', ab(pair), **meta), pair)
     assert got == want and any('the header' in n for n in report.notes)
 
-@pytest.mark.parametrize('beside', ['adapter_config.json', 'a.json', 'config.json', 'lora_config.json', 'settings_of_my_training.json', 'a.safetensors.json'])
+@pytest.mark.parametrize('beside', ['adapter_config.json', 'a.json', 'config.json', 'lora_config.json',
+                                    'settings_of_my_training.json', 'a.safetensors.json'])
 def test_alpha_beside_the_file(base, pair, tmp_path, beside):
     "It goes before the header, and α in tensors before both"
     path = write(tmp_path/'a.safetensors', ab(pair), lora_alpha='400')
@@ -423,13 +496,19 @@ def test_a_configuration_of_another_file(base, pair, tmp_path):
     got, report = strength_of(base, path, pair)
     assert got == 1 and any('unknown' in n for n in report.notes) and 'α is unknown' in str(report)
 
-ODD = dict(list='[1]', number='3', null='null', text='"a"', deep='['*200_000, deep_object='{"a":'*100_000, digits='{"a": {"b": '+'9'*5000+'}}', count='{"10_x": {"a": 1000000000000}}', empty='', half='{', nan='NaN',
-           none='None', lists='{"lora_alpha": [1, 2], "alpha_pattern": 3}', patterns='{"lora_alpha": "x", "alpha_pattern": {"(a+)+$": 1, "[": 2}}', huge='{"lora_alpha": 1e300}', minus='{"lora_alpha": -3}')
+ODD = dict(
+    list='[1]', number='3', null='null', text='"a"', deep='['*200_000, deep_object='{"a":'*100_000,
+    digits='{"a": {"b": '+'9'*5000+'}}', count='{"10_x": {"a": 1000000000000}}', empty='', half='{', nan='NaN',
+    none='None', lists='{"lora_alpha": [1, 2], "alpha_pattern": 3}',
+    patterns='{"lora_alpha": "x", "alpha_pattern": {"(a+)+$": 1, "[": 2}}', huge='{"lora_alpha": 1e300}',
+    minus='{"lora_alpha": -3}')
 
 @pytest.mark.parametrize('name', ODD)
 def test_odd_headers_are_ignored(base, pair, tmp_path, name):
-    keys = ('ss_tag_frequency', 'ss_dataset_dirs', 'lora_adapter_metadata', 'ss_network_args', 'lora_alpha', 'alpha', 'ss_network_alpha', 'config', 'modelspec.title')
-    path = write(tmp_path/'a.safetensors', ab(pair), **{k: ODD[name] for k in keys if not (name == 'number' and 'alpha' in k)})
+    keys = ['ss_tag_frequency', 'ss_dataset_dirs', 'lora_adapter_metadata', 'ss_network_args', 'config',
+            'modelspec.title']
+    if name != 'number': keys += ['lora_alpha', 'alpha', 'ss_network_alpha']
+    path = write(tmp_path/'a.safetensors', ab(pair), **dict.fromkeys(keys, ODD[name]))
     (tmp_path/'adapter_config.json').write_text(ODD[name])
     started = time.perf_counter()
     got, report = strength_of(base, path, pair)
@@ -439,22 +518,24 @@ def test_odd_headers_are_ignored(base, pair, tmp_path, name):
 
 def whole(b, bias=False):
     g, shapes = torch.Generator().manual_seed(4), parameter_shapes(b.unet)
-    weights = {l: .05*torch.randn(s['weight'], generator=g) for l, s in shapes.items() if l.endswith((*ATTN, 'conv1'))}
-    biases = {l: .05*torch.randn(s['bias'], generator=g) for l, s in shapes.items() if bias and l.endswith(('to_out.0', 'conv1'))}
-    return weights, biases
+    def some(part, ends):
+        found = {l: s[part] for l, s in shapes.items() if l.endswith(ends)}
+        return {l: .05*torch.randn(s, generator=g) for l, s in found.items()}
+    return some('weight', (*ATTN, 'conv1')), some('bias', ('to_out.0', 'conv1')) if bias else {}
 
 def test_whole_weights_are_added_exactly(base, tmp_path):
-    "LyCORIS full and biases: bit by bit the model with its weights changed, at any strength; then the model that was loaded"
+    "Full and biases: bit by bit the model with its weights changed, at any strength; then the model that was loaded"
     weights, biases = whole(base, True)
-    path = write(tmp_path/'full.safetensors', {f'{kohya_name("unet", l)}.diff': v for l, v in weights.items()} | {f'{kohya_name("unet", l)}.diff_b': v for l, v in biases.items()})
-    cond, own, plain = base.text('an owl'), dict(base.unet.named_parameters()), None
+    path = write(tmp_path/'full.safetensors', in_unet('diff', weights) | in_unet('diff_b', biases))
+    cond, own = base.text('an owl'), dict(base.unet.named_parameters())
     for scale in (1., -.5, 2.):
-        report = add_style(base, load_style(path, scale=scale))
+        report = add(base, path, scale=scale)
         hand = copy.deepcopy(base.unet)
         for l, v in weights.items(): hand.get_submodule(l).weight.data += scale*v
         for l, v in biases.items(): hand.get_submodule(l).bias.data += scale*v
         plain = raw(base.unet, base, cond)
-        assert torch.equal(base.predict(*inputs(base), cond, ('style',)), raw(hand, base, cond)) and report.kind == 'full+bias' and report.matched == len(weights)
+        assert torch.equal(base.predict(*inputs(base), cond, ('style',)), raw(hand, base, cond))
+        assert report.kind == 'full+bias' and report.matched == len(weights)
         assert torch.equal(base.predict(*inputs(base), cond), plain)
     base.use(('style',))
     base.remove('style')
@@ -462,10 +543,11 @@ def test_whole_weights_are_added_exactly(base, tmp_path):
 
 @pytest.mark.parametrize('kind', ['GroupNorm', 'LayerNorm'])
 def test_norms_beside_a_lora(base, sd15, pair, tmp_path, kind):
-    g, norms = torch.Generator().manual_seed(5), {}
-    for n, m in base.unet.named_modules():
-        if isinstance(m, getattr(torch.nn, kind)): norms[n] = [.1*torch.randn(len(m.weight), generator=g) for _ in 'wb']
-    state = kohya_file(pair) | {f'{kohya_name("unet", n)}.{r}': v for n, p in norms.items() for r, v in zip(('w_norm', 'b_norm'), p)}
+    g = torch.Generator().manual_seed(5)
+    sizes = {n: len(m.weight) for n, m in base.unet.named_modules() if isinstance(m, getattr(torch.nn, kind))}
+    norms = {n: [.1*torch.randn(size, generator=g) for _ in 'wb'] for n, size in sizes.items()}
+    state = kohya_file(pair)
+    for i, role in enumerate(('w_norm', 'b_norm')): state |= in_unet(role, {n: p[i] for n, p in norms.items()})
     hand = merged(base.unet, {l: .5*u@d for l, (d, u) in pair.items()})
     for n, (w, b) in norms.items():
         hand.get_submodule(n).weight.data += w
@@ -475,7 +557,8 @@ def test_norms_beside_a_lora(base, sd15, pair, tmp_path, kind):
 
 def test_peft_biases(base, sd15, tmp_path):
     from peft import LoraConfig, get_peft_model
-    model = get_peft_model(copy.deepcopy(base.unet), LoraConfig(r=4, lora_alpha=8, target_modules=['to_out.0', 'conv1'], lora_bias=True))
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=['to_out.0', 'conv1'], lora_bias=True)
+    model = get_peft_model(copy.deepcopy(base.unet), config)
     fill(model)
     model.save_pretrained(tmp_path/'mine')
     _, report = same(tmp_path/'mine', sd15, raw(model, base, base.text('an owl')))
@@ -484,23 +567,23 @@ def test_peft_biases(base, sd15, tmp_path):
 @pytest.mark.parametrize('names', ['diffusers', 'kohya'])
 def test_whole_weights_are_mixed_and_written(base, sd15, pair, tmp_path, names):
     weights, _ = whole(base)
-    full = write(tmp_path/'full.safetensors', {f'{kohya_name("unet", l)}.diff': v for l, v in weights.items()})
+    full = write(tmp_path/'full.safetensors', in_unet('diff', weights))
     thin = write(tmp_path/'thin.safetensors', kohya_file(pair))
-    add_style(base, load_style(f'{full}:0.5+{thin}:0.3'))
-    got = base.predict(*inputs(base), base.text('an owl'), ('style',))
+    add(base, f'{full}:0.5+{thin}:0.3')
+    got = styled(base)
     save_lora(base, 'style', tmp_path/'out.safetensors', 'ink', names=names)
     base.remove('style')
     deltas = {l: .5*v + (.15*pair[l][1]@pair[l][0] if l in pair else 0) for l, v in weights.items()}
     want = raw(merged(base.unet, deltas), base, base.text('an owl'))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     again = load_backbone(sd15)
-    add_style(again, load_style(tmp_path/'out.safetensors'))
-    torch.testing.assert_close(again.predict(*inputs(again), again.text('an owl'), ('style',)), want, atol=3e-3, rtol=1e-3)    # half precision
+    add(again, tmp_path/'out.safetensors')
+    torch.testing.assert_close(styled(again), want, atol=3e-3, rtol=1e-3)    # half precision
 
 def test_whole_weights_in_a_run(base, tmp_path):
     "Beside a LoRA that learns, with rows of several adapters in one batch: as at each its own"
     weights, _ = whole(base)
-    style = load_style(write(tmp_path/'full.safetensors', {f'{kohya_name("unet", l)}.diff': v for l, v in weights.items()}), words='ink')
+    style = load_style(write(tmp_path/'full.safetensors', in_unet('diff', weights)), words='ink')
     own, before = dict(base.unet.named_modules()), dict(base.unet.named_parameters())
     for kw in (dict(), dict(fake='shared')):
         stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=base, steps=2, seed=0, **kw)
@@ -509,7 +592,8 @@ def test_whole_weights_in_a_run(base, tmp_path):
     add_style(base, style)
     (z, t), c = inputs(base), base.text('an owl')
     asked = base.ask(t, (z, c, ('style',)), (z, c, ()))
-    for got, adapters in zip(asked, (('style',), ())): torch.testing.assert_close(got, base.predict(z, t, c, adapters), atol=1e-5, rtol=1e-5)
+    for got, adapters in zip(asked, (('style',), ())):
+        torch.testing.assert_close(got, base.predict(z, t, c, adapters), atol=1e-5, rtol=1e-5)
     base.remove('style')
 
 
@@ -518,49 +602,69 @@ def test_the_networks_are_as_they_were(models, pair, tmp_path):
     b = load_backbone(models('sd15'))
     state = kohya(b.parts, ATTN+TEXT)
     path = write(tmp_path/'a.safetensors', state)
-    facts = lambda: {p: ({n: id(m) for n, m in net.named_modules()}, {k for k in vars(net)}, [q.requires_grad for q in net.parameters()], list(net.state_dict())) for p, net in b.parts.items()}
+    def fact(net):
+        modules = {n: id(m) for n, m in net.named_modules()}
+        return modules, set(vars(net)), [p.requires_grad for p in net.parameters()], list(net.state_dict())
+    def facts(): return {part: fact(net) for part, net in b.parts.items()}
     was = facts()
     for _ in range(2):
         stylize(sample('owl').resize((64, 64)), load_style(path), 'an owl', backbone=b, steps=1, seed=0, fake='shared')
         assert facts() == was
-    add_style(b, load_style(path))
+    add(b, path)
     from stylekit.lora import new_adapter
     new_adapter(b, 'fake', 2)
-    b.remove('style'); b.remove('fake')
+    for name in ('style', 'fake'): b.remove(name)
     assert facts() == was
     with pytest.raises(StylekitError, match='no layer'): new_adapter(b, 'fake', 2, targets=('nowhere',))
     assert facts() == was
 
 def test_a_bad_file_leaves_the_style_that_is_on(base, pair, tmp_path):
-    add_style(base, load_style(write(tmp_path/'a.safetensors', kohya_file(pair))))
-    got = base.predict(*inputs(base), base.text('an owl'), ('style',))
-    with pytest.raises(StylekitError): add_style(base, load_style(write(tmp_path/'b.safetensors', {'x.lora_A.weight': torch.ones(2, 2), 'x.lora_B.weight': torch.ones(2, 2)})))
-    assert torch.equal(base.predict(*inputs(base), base.text('an owl'), ('style',)), got)
+    add(base, write(tmp_path/'a.safetensors', kohya_file(pair)))
+    got = styled(base)
+    bad = write(tmp_path/'b.safetensors', a_b('x', ones(2, 2), ones(2, 2)))
+    with pytest.raises(StylekitError): add(base, bad)
+    assert torch.equal(styled(base), got)
     base.remove('style')
 
 
 Q = 'mid_block.attentions.0.transformer_blocks.0.attn1.to_q'
 N = kohya_name('unet', Q)
-ones = lambda *s: torch.ones(s)
-BROKEN = {'rank 0': ({f'{N}.lora_down.weight': ones(0, 32), f'{N}.lora_up.weight': ones(32, 0)}, 'rank 0'),
-          'rank 0 of a LoHa': ({f'{N}.hada_w1_a': ones(32, 0), f'{N}.hada_w1_b': ones(0, 32), f'{N}.hada_w2_a': ones(32, 2), f'{N}.hada_w2_b': ones(2, 32)}, 'rank 0'),
-          'empty whole': ({f'{N}.diff': ones(0, 32)}, 'rank 0'),
-          '0-d': ({f'{N}.lora_down.weight': ones(), f'{N}.lora_up.weight': ones()}, '0 axes'), '1-d': ({f'{N}.lora_down.weight': ones(32), f'{N}.lora_up.weight': ones(32, 1)}, '1 axes'),
-          '3-d': ({f'{N}.lora_down.weight': ones(4, 32, 1), f'{N}.lora_up.weight': ones(32, 4, 1)}, '3 axes'), '5-d': ({f'{N}.lora_down.weight': ones(4, 32, 1, 1, 1), f'{N}.lora_up.weight': ones(32, 4)}, '5 axes'),
-          '1-d LoKr': ({f'{N}.lokr_w1': ones(8), f'{N}.lokr_w2': ones(4, 32)}, '1 axes'), '5-d whole': ({f'{N}.diff': ones(32, 32, 1, 1, 1)}, '5 axes'),
-          'two alphas': ({f'{N}.lora_down.weight': ones(4, 32), f'{N}.lora_up.weight': ones(32, 4), f'{N}.alpha': ones(2)}, '2 values'),
-          'no alpha inside': ({f'{N}.lora_down.weight': ones(4, 32), f'{N}.lora_up.weight': ones(32, 4), f'{N}.alpha': ones(0)}, '0 values'),
-          'ranks': ({f'{N}.lora_down.weight': ones(4, 32), f'{N}.lora_up.weight': ones(32, 5)}, 'ranks'),
-          'whole numbers': ({f'{N}.lora_down.weight': ones(4, 32).to(torch.int8), f'{N}.lora_up.weight': ones(32, 4).to(torch.int8)}, 'int8'),
-          'overflow': ({f'{N}.lora_down.weight': 1e30*ones(4, 32), f'{N}.lora_up.weight': 1e30*ones(32, 4)}, 'not finite'),
-          'overflow by alpha': ({f'{N}.lora_down.weight': 1e10*ones(4, 32), f'{N}.lora_up.weight': 1e10*ones(32, 4), f'{N}.alpha': torch.tensor(1e30)}, 'not finite'),
-          'overflow of a LoHa': ({f'{N}.hada_w{i}_{k}': 1e12*ones(*((32, 2) if k == 'a' else (2, 32))) for i in '12' for k in 'ab'}, 'not finite'),
-          'overflow of a LoKr': ({f'{N}.lokr_w1': 1e30*ones(4, 4), f'{N}.lokr_w2': 1e30*ones(8, 8)}, 'not finite'), 'overflow of a whole weight': ({f'{N}.diff': 3e38*ones(32, 32)}, 'not finite'),
-          '23 GB': ({f'{N}.lokr_w1': ones(80_000, 1), f'{N}.lokr_w2': ones(1, 80_000)}, 'another size'), '23 GB in factors': ({f'{N}.lokr_w1_a': ones(80_000, 1), f'{N}.lokr_w1_b': ones(1, 80_000), f'{N}.lokr_w2': ones(1, 1)}, 'another size'),
-          '23 GB of LoHa': ({f'{N}.hada_w{i}_{k}': ones(*((80_000, 1) if k == 'a' else (1, 80_000))) for i in '12' for k in 'ab'}, 'another size'),
-          '23 GB of Tucker': ({f'{N}.hada_t{i}': ones(1, 1, 1, 1) for i in '12'} | {f'{N}.hada_w{i}_{k}': ones(1, 80_000) for i in '12' for k in 'ab'}, 'another size'),
-          'a norm': ({'lora_unet_conv_norm_out.lora_down.weight': ones(4, 16), 'lora_unet_conv_norm_out.lora_up.weight': ones(16, 4)}, 'neither'),
-          'no bias': ({f'{N}.diff_b': ones(32)}, 'has none'), 'a norm of another size': ({'lora_unet_conv_norm_out.w_norm': ones(17)}, 'layer is')}
+def pairs_of(down, up, **more): return down_up(N, down, up, **more)
+
+def loha(down, up, **more):
+    "Its two pairs alike"
+    return rows(N, hada_w1_a=down, hada_w1_b=up, hada_w2_a=down, hada_w2_b=up, **more)
+
+def lokr(**factors): return rows(N, **{f'lokr_{k}': v for k, v in factors.items()})
+
+tall, broad = ones(80_000, 1), ones(1, 80_000)
+empty = rows(N, hada_w1_a=ones(32, 0), hada_w1_b=ones(0, 32))
+BROKEN = {
+    'rank 0': (pairs_of(ones(0, 32), ones(32, 0)), 'rank 0'),
+    'rank 0 of a LoHa': (loha(ones(32, 2), ones(2, 32)) | empty, 'rank 0'),
+    'empty whole': (rows(N, diff=ones(0, 32)), 'rank 0'),
+    '0-d': (pairs_of(ones(), ones()), '0 axes'),
+    '1-d': (pairs_of(ones(32), ones(32, 1)), '1 axes'),
+    '3-d': (pairs_of(ones(4, 32, 1), ones(32, 4, 1)), '3 axes'),
+    '5-d': (pairs_of(ones(4, 32, 1, 1, 1), ones(32, 4)), '5 axes'),
+    '1-d LoKr': (lokr(w1=ones(8), w2=ones(4, 32)), '1 axes'),
+    '5-d whole': (rows(N, diff=ones(32, 32, 1, 1, 1)), '5 axes'),
+    'two alphas': (pairs_of(ones(4, 32), ones(32, 4), alpha=ones(2)), '2 values'),
+    'no alpha inside': (pairs_of(ones(4, 32), ones(32, 4), alpha=ones(0)), '0 values'),
+    'ranks': (pairs_of(ones(4, 32), ones(32, 5)), 'ranks'),
+    'whole numbers': (pairs_of(ones(4, 32).to(torch.int8), ones(32, 4).to(torch.int8)), 'int8'),
+    'overflow': (pairs_of(1e30*ones(4, 32), 1e30*ones(32, 4)), 'not finite'),
+    'overflow by alpha': (pairs_of(1e10*ones(4, 32), 1e10*ones(32, 4), alpha=torch.tensor(1e30)), 'not finite'),
+    'overflow of a LoHa': (loha(1e12*ones(32, 2), 1e12*ones(2, 32)), 'not finite'),
+    'overflow of a LoKr': (lokr(w1=1e30*ones(4, 4), w2=1e30*ones(8, 8)), 'not finite'),
+    'overflow of a whole weight': (rows(N, diff=3e38*ones(32, 32)), 'not finite'),
+    '23 GB': (lokr(w1=tall, w2=broad), 'another size'),
+    '23 GB in factors': (lokr(w1_a=tall, w1_b=broad, w2=ones(1, 1)), 'another size'),
+    '23 GB of LoHa': (loha(tall, broad), 'another size'),
+    '23 GB of Tucker': (loha(broad, broad, hada_t1=ones(1, 1, 1, 1), hada_t2=ones(1, 1, 1, 1)), 'another size'),
+    'a norm': (down_up('lora_unet_conv_norm_out', ones(4, 16), ones(16, 4)), 'neither'),
+    'no bias': (rows(N, diff_b=ones(32)), 'has none'),
+    'a norm of another size': (rows('lora_unet_conv_norm_out', w_norm=ones(17)), 'layer is')}
 
 @pytest.mark.parametrize('name', BROKEN)
 def test_sizes_and_numbers_are_checked_first(base, pair, tmp_path, name):
@@ -568,54 +672,93 @@ def test_sizes_and_numbers_are_checked_first(base, pair, tmp_path, name):
     rest = {k: v for k, v in kohya_file(pair).items() if not k.startswith(N+'.')}
     path = write(tmp_path/'a.safetensors', rest | state)
     started = time.perf_counter()
-    with pytest.raises(StylekitError, match=why) as e: add_style(base, load_style(path))
+    with pytest.raises(StylekitError, match=why) as e: add(base, path)
     assert '\n' not in str(e.value) and len(str(e.value)) <= 300 and time.perf_counter()-started < 5
     assert not hasattr(base.unet, 'peft_config')
 
 
-ROWS = lambda l, **roles: {f'{l}.{r}': v for r, v in roles.items()}
-FAMILY = {'(IA)³': ROWS(N, weight=ones(32, 1), on_input=torch.tensor(False)), 'GLoRA': ROWS(N, **{'a1.weight': ones(32, 4), 'a2.weight': ones(4, 32), 'b1.weight': ones(32, 4), 'b2.weight': ones(4, 32)}),
-          'OFT': ROWS(N, oft_blocks=ones(4, 8, 8), alpha=ones()), 'BOFT': ROWS(N, oft_blocks=ones(2, 4, 8, 8), alpha=ones()), 'VeRA': ROWS(f'base_model.model.{Q}', vera_lambda_b=ones(4), vera_lambda_d=ones(4)),
-          'AdaLoRA': ROWS(f'base_model.model.{Q}', lora_A=ones(4, 32), lora_B=ones(32, 4), lora_E=ones(4, 1)), 'OFT ': ROWS(f'base_model.model.{Q}', oft_R=ones(4, 8, 8)), 'HRA': ROWS(f'base_model.model.{Q}', hra_u=ones(32, 2))}
+PEFT_Q = f'base_model.model.{Q}'
+GLORA = {f'{part}{i}.weight': ones(32, 4) if i == 1 else ones(4, 32) for part in 'ab' for i in (1, 2)}
+FAMILY = {
+    '(IA)³': rows(N, weight=ones(32, 1), on_input=torch.tensor(False)),
+    'GLoRA': rows(N, **GLORA),
+    'OFT': rows(N, oft_blocks=ones(4, 8, 8), alpha=ones()),
+    'BOFT': rows(N, oft_blocks=ones(2, 4, 8, 8), alpha=ones()),
+    'VeRA': rows(PEFT_Q, vera_lambda_b=ones(4), vera_lambda_d=ones(4)),
+    'AdaLoRA': rows(PEFT_Q, lora_A=ones(4, 32), lora_B=ones(32, 4), lora_E=ones(4, 1)),
+    'OFT ': rows(PEFT_Q, oft_R=ones(4, 8, 8)),
+    'HRA': rows(PEFT_Q, hra_u=ones(32, 2))}
 
 @pytest.mark.parametrize('name', FAMILY)
 def test_other_families_are_named(base, pair, tmp_path, name):
     "Also where only a few layers are of that family"
     for rest in ({}, {k: v for k, v in kohya_file(pair).items() if not k.startswith(N)}):
-        with pytest.raises(StylekitError, match=re.escape(f'family {name.strip()},')): add_style(base, load_style(write(tmp_path/'a.safetensors', FAMILY[name] | rest)))
+        path = write(tmp_path/'a.safetensors', FAMILY[name] | rest)
+        with pytest.raises(StylekitError, match=re.escape(f'family {name.strip()},')): add(base, path)
 
 def test_a_family_that_only_the_configuration_names(base, pair, tmp_path):
     path = write(tmp_path/'adapter_model.safetensors', ab(pair))
     (tmp_path/'adapter_config.json').write_text('{"peft_type": "SOMETHINGNEW"}')
-    with pytest.raises(StylekitError, match='SOMETHINGNEW'): add_style(base, load_style(path))
+    with pytest.raises(StylekitError, match='SOMETHINGNEW'): add(base, path)
 
-LORA = lambda l, width=3072: {f'{l}.lora_A.weight': ones(4, width), f'{l}.lora_B.weight': ones(width, 4)}
-OTHER = {'Flux': LORA('transformer.transformer_blocks.0.attn.to_q'), 'Flux ': LORA('transformer.single_transformer_blocks.0.attn.to_q'), 'Flux  ': LORA('lora_unet_double_blocks_0_img_attn_qkv'),
-         'SD3': LORA('transformer.transformer_blocks.0.attn.to_q', 1536), 'SD3 ': LORA('diffusion_model.joint_blocks.0.x_block.attn.qkv', 1536), 'SD3  ': LORA('lora_unet_joint_blocks_0_context_block_mlp_fc1'),
-         'IP-Adapter': {'image_proj.proj.weight': ones(8, 8), 'ip_adapter.1.to_k_ip.weight': ones(8, 8)}, 'embedding': {'emb_params': ones(2, 768)}, 'embedding ': {'clip_l': ones(2, 768), 'clip_g': ones(2, 1280)},
-         'embedding  ': {'<my-style>': ones(768)}, 'ControlNet': {'controlnet_cond_embedding.conv_in.weight': ones(4, 4), 'down_blocks.0.resnets.0.conv1.weight': ones(4, 4)}, 'ControlNet ': {'control_model.input_blocks.0.0.weight': ones(4, 4)},
-         'whole checkpoint': {'model.diffusion_model.input_blocks.0.0.weight': ones(4, 4), 'first_stage_model.encoder.conv_in.weight': ones(4, 4)}, 'UNet': {'down_blocks.0.resnets.0.conv1.weight': ones(4, 4)},
-         'VAE': {'encoder.down_blocks.0.resnets.0.conv1.weight': ones(4, 4)}, 'text encoder': {'text_model.embeddings.token_embedding.weight': ones(4, 4)}, 'Wan': LORA('diffusion_model.blocks.0.self_attn.q'),
-         'language model': LORA('base_model.model.model.layers.0.self_attn.q_proj', 64), 'T2I': {'body.0.resnets.0.block1.weight': ones(4, 4)}, 'AnimateDiff': {'down_blocks.0.motion_modules.0.proj_in.weight': ones(4, 4)}}
+def lora_of(layer, width=3072): return a_b(layer, ones(4, width), ones(width, 4))
+
+def weights_of(*layers): return {f'{l}.weight': ones(4, 4) for l in layers}
+
+OTHER = {
+    'Flux': lora_of('transformer.transformer_blocks.0.attn.to_q'),
+    'Flux ': lora_of('transformer.single_transformer_blocks.0.attn.to_q'),
+    'Flux  ': lora_of('lora_unet_double_blocks_0_img_attn_qkv'),
+    'SD3': lora_of('transformer.transformer_blocks.0.attn.to_q', 1536),
+    'SD3 ': lora_of('diffusion_model.joint_blocks.0.x_block.attn.qkv', 1536),
+    'SD3  ': lora_of('lora_unet_joint_blocks_0_context_block_mlp_fc1'),
+    'IP-Adapter': {'image_proj.proj.weight': ones(8, 8), 'ip_adapter.1.to_k_ip.weight': ones(8, 8)},
+    'embedding': {'emb_params': ones(2, 768)},
+    'embedding ': {'clip_l': ones(2, 768), 'clip_g': ones(2, 1280)},
+    'embedding  ': {'<my-style>': ones(768)},
+    'ControlNet': weights_of('controlnet_cond_embedding.conv_in', 'down_blocks.0.resnets.0.conv1'),
+    'ControlNet ': weights_of('control_model.input_blocks.0.0'),
+    'whole checkpoint': weights_of('model.diffusion_model.input_blocks.0.0', 'first_stage_model.encoder.conv_in'),
+    'UNet': weights_of('down_blocks.0.resnets.0.conv1'),
+    'VAE': weights_of('encoder.down_blocks.0.resnets.0.conv1'),
+    'text encoder': weights_of('text_model.embeddings.token_embedding'),
+    'Wan': lora_of('diffusion_model.blocks.0.self_attn.q'),
+    'language model': lora_of('base_model.model.model.layers.0.self_attn.q_proj', 64),
+    'T2I': weights_of('body.0.resnets.0.block1'),
+    'AnimateDiff': weights_of('down_blocks.0.motion_modules.0.proj_in')}
 
 @pytest.mark.parametrize('name', OTHER)
 def test_files_of_other_models_are_named(base, tmp_path, name):
-    with pytest.raises(StylekitError, match=name.strip()) as e: add_style(base, load_style(write(tmp_path/'a.safetensors', OTHER[name])))
+    path = write(tmp_path/'a.safetensors', OTHER[name])
+    with pytest.raises(StylekitError, match=name.strip()) as e: add(base, path)
     assert len(str(e.value)) <= 300
 
 
-WORDS = dict(tags=(dict(ss_tag_frequency={'10_inkwash': {'1girl': 40, 'solo': 39, 'inkwash': 38}}), 'inkwash', True), captions=(dict(ss_tag_frequency={'10_ink_wash': {'a photo of a cat sitting on a table': 1}}), 'ink wash', True),
-             most=(dict(ss_tag_frequency={'1_more': {'x': 9}, '5_inkwash': {'x': 1}}), 'inkwash', True), dirs=(dict(ss_dataset_dirs={'7_sumi': {'n_repeats': 7, 'img_count': 3}}), 'sumi', True),
-             path=(dict(ss_tag_frequency={r'C:\data\10_sumi': {}}), 'sumi', True), generic=(dict(ss_tag_frequency={'img': {'1girl': 4}}, ss_output_name='sumi_v2'), 'sumi v2', True),
-             number=(dict(ss_tag_frequency={'10_': {'1girl': 4}}, ss_output_name='sumi'), 'sumi', True), output=(dict(ss_output_name='sumi'), 'sumi', True), said=({'modelspec.trigger_phrase': ' in\n ink '}, 'in ink', False),
-             blank=({'modelspec.trigger_phrase': ' \n'}, 'k', True), megabyte=({'modelspec.trigger_phrase': 'ink '*250_000, 'ss_output_name': 'sumi'}, 'sumi', True), huge_tag=(dict(ss_tag_frequency={'10_'+'x'*10**6: {}}), 'k', True),
-             braces=({'modelspec.trigger_phrase': '{red|blue} ink, {style}'}, '{red|blue} ink, {style}', False), ours=({'stylekit.words': 'my ink', 'ss_output_name': 'x'}, 'my ink', False), silent=({}, 'k', True))
+TAGS = {'10_inkwash': {'1girl': 40, 'solo': 39, 'inkwash': 38}}
+CAPTIONS = {'10_ink_wash': {'a photo of a cat sitting on a table': 1}}
+WORDS = dict( # header; words; whether they are guessed
+    tags=(dict(ss_tag_frequency=TAGS), 'inkwash', True),
+    captions=(dict(ss_tag_frequency=CAPTIONS), 'ink wash', True),
+    most=(dict(ss_tag_frequency={'1_more': {'x': 9}, '5_inkwash': {'x': 1}}), 'inkwash', True),
+    dirs=(dict(ss_dataset_dirs={'7_sumi': {'n_repeats': 7, 'img_count': 3}}), 'sumi', True),
+    path=(dict(ss_tag_frequency={r'C:\data\10_sumi': {}}), 'sumi', True),
+    generic=(dict(ss_tag_frequency={'img': {'1girl': 4}}, ss_output_name='sumi_v2'), 'sumi v2', True),
+    number=(dict(ss_tag_frequency={'10_': {'1girl': 4}}, ss_output_name='sumi'), 'sumi', True),
+    output=(dict(ss_output_name='sumi'), 'sumi', True),
+    said=({'modelspec.trigger_phrase': ' in\n ink '}, 'in ink', False),
+    blank=({'modelspec.trigger_phrase': ' \n'}, 'k', True),
+    megabyte=({'modelspec.trigger_phrase': 'ink '*250_000, 'ss_output_name': 'sumi'}, 'sumi', True),
+    huge_tag=(dict(ss_tag_frequency={'10_'+'x'*10**6: {}}), 'k', True),
+    braces=({'modelspec.trigger_phrase': '{red|blue} ink, {style}'}, '{red|blue} ink, {style}', False),
+    ours=({'stylekit.words': 'my ink', 'ss_output_name': 'x'}, 'my ink', False),
+    silent=({}, 'k', True))
 
 @pytest.mark.parametrize('name', WORDS)
 def test_trigger_words(base, pair, tmp_path, name):
     meta, want, guessed = WORDS[name]
     style = load_style(write(tmp_path/'k.safetensors', kohya_file(pair), **meta))
-    assert (style.words, bool(style.guess)) == (want, guessed) and trigger_words(style.metadata)[0] in (want, '')
+    assert (style.words, bool(style.guess)) == (want, guessed)
+    assert trigger_words(style.metadata)[0] in (want, '')
     report = add_style(base, style)
     assert guessed == any('guess' in n for n in report.notes) and not load_style(style, words='ink').guess
     base.remove('style')
@@ -637,33 +780,38 @@ def test_a_folder_that_reads_like_a_mix(pair, tmp_path, name):
     assert (style.path, style.name, style.scale) == (path, name, 1)
 
 def test_the_mix_language():
-    assert parse_style('ink:0.7+flat:0.3') == [('ink', .7), ('flat', .3)] and parse_style('org/model') == 'org/model'
-    for text, spec in (('ink:0.7+flat:0.3', [('ink', .7), ('flat', .3)]), ('ink + flat', ['ink', 'flat']), ('ink:.5', [('ink', .5)])):
+    mix = [('ink', .7), ('flat', .3)]
+    assert parse_style('ink:0.7+flat:0.3') == mix and parse_style('org/model') == 'org/model'
+    for text, spec in (('ink:0.7+flat:0.3', mix), ('ink + flat', ['ink', 'flat']), ('ink:.5', [('ink', .5)])):
         a, b = load_style(text), load_style(spec)
         assert (a.name, a.words, a.scale, a.sha256) == (b.name, b.words, b.scale, b.sha256)
-    assert load_style('ink:0.5').path == load_style('ink').path and load_style('ink:0.5', scale=2).scale == 1
-    for bad in ('ink+', '+', 'ink:x', 'ink:nan', 'ink:9', 'ink:-2.1', 'ink:1e400', 'ink+oil', '+'.join(['ink:1', 'nothing']), 'ink+'*50_000, '\0', ':'):
+    half = load_style('ink:0.5')
+    assert half.path == load_style('ink').path and load_style('ink:0.5', scale=2).scale == 1
+    for bad in ('ink+', '+', 'ink:x', 'ink:nan', 'ink:9', 'ink:-2.1', 'ink:1e400', 'ink+oil', 'ink:1+nothing',
+                'ink+'*50_000, '\0', ':'):
         with pytest.raises(StylekitError) as e: load_style(bad)
         assert len(str(e.value)) <= 300 and '\n' not in str(e.value)
 
 @pytest.mark.parametrize('scale', [-2, -1, 0, .3, 3, 4, {'up': -1, 'mid': 3}])
 def test_sliders(base, pair, tmp_path, scale):
     path = write(tmp_path/'a.safetensors', kohya_file(pair))
-    report = add_style(base, load_style(path, scale=scale))
-    n = Q if isinstance(scale, dict) else list(pair)[0]
+    report = add(base, path, scale=scale)
+    uneven = isinstance(scale, dict)
+    n = Q if uneven else list(pair)[0]
     m, (d, u) = base.unet.get_submodule(n), pair[n]
-    torch.testing.assert_close(m.lora_B['style'].weight@m.lora_A['style'].weight, .5*(3 if isinstance(scale, dict) else scale)*u@d)
+    got = m.lora_B['style'].weight@m.lora_A['style'].weight
+    torch.testing.assert_close(got, .5*(3 if uneven else scale)*u@d)
     said = next(x for x in report.notes if 'strength' in x)
-    assert ('turned round' in said) == (scale != 0 and (isinstance(scale, dict) or scale < 0))
+    assert ('turned round' in said) == (scale != 0 and (uneven or scale < 0))
     base.remove('style')
     for bad in (-2.1, 4.1, float('nan'), 'x', {'up': 5}, {'up': float('inf')}):
         with pytest.raises(StylekitError, match='scale'): load_style(path, scale=bad)
 
 def test_a_dora_is_not_turned_round(base, pair, tmp_path):
-    state = kohya_file(pair) | {f'{kohya_name("unet", l)}.dora_scale': ones(len(u), 1) for l, (d, u) in pair.items()}
+    state = kohya_file(pair) | in_unet('dora_scale', {l: ones(len(u), 1) for l, (d, u) in pair.items()})
     path = write(tmp_path/'d.safetensors', state)
-    with pytest.raises(StylekitError, match='turned round'): add_style(base, load_style(path, scale=-1))
-    assert add_style(base, load_style(path, scale=2)).matched
+    with pytest.raises(StylekitError, match='turned round'): add(base, path, scale=-1)
+    assert add(base, path, scale=2).matched
     base.remove('style')
 
 
@@ -675,30 +823,35 @@ def test_where_styles_are_found(pair, tmp_path, monkeypatch):
     ours = built_in_styles()
     assert ours == ['flat', 'freehand', 'ink', 'pixel', 'watercolour'] == styles()
     mine = write(tmp_path/'ink'/'mine.safetensors', file)
-    (tmp_path/'flat').mkdir(); (tmp_path/'sumi').mkdir()
+    for name in ('flat', 'sumi'): (tmp_path/name).mkdir()
     assert load_style('ink').path == shipped and load_style('flat').name == 'flat'
-    assert load_style('./ink').path.samefile(mine) and load_style(tmp_path/'ink').path == mine and load_style('ink/mine.safetensors').path.samefile(mine)
+    assert load_style(tmp_path/'ink').path == mine
+    for path in ('./ink', 'ink/mine.safetensors'): assert load_style(path).path.samefile(mine)
     own = write(tmp_path/'styles'/'sumi'/'pytorch_lora_weights.safetensors', file)
     users = write(tmp_path/'home'/'styles'/'charcoal.safetensors', file)
     write(tmp_path/'home'/'styles'/'sumi'/'other.safetensors', file)
-    assert styles() == sorted(['charcoal', 'sumi', *ours]) and load_style('sumi').path.samefile(own) and load_style('charcoal').path == users
+    assert styles() == sorted(['charcoal', 'sumi', *ours])
+    assert load_style('sumi').path.samefile(own) and load_style('charcoal').path == users
     assert load_style('charcoal:0.5+sumi').name == 'charcoal+sumi'
     write(tmp_path/'styles'/'ink'/'pytorch_lora_weights.safetensors', file)
     with pytest.warns(UserWarning, match='comes with stylekit'): assert load_style('ink').path == shipped
     for name, data in (('torn', b'\0'), ('page', b'<html>'), ('empty', b'')):
         (tmp_path/'styles'/name).mkdir()
         (tmp_path/'styles'/name/'pytorch_lora_weights.safetensors').write_bytes(data)
-    (tmp_path/'styles'/'notes.txt').write_text('x'); (tmp_path/'styles'/'.hidden.safetensors').write_bytes(b'x'); (tmp_path/'styles'/'none').mkdir()
+    for name in ('notes.txt', '.hidden.safetensors'): (tmp_path/'styles'/name).write_text('x')
+    (tmp_path/'styles'/'none').mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         good, broken = read_styles()
-    assert {s.name for s in good} >= {'charcoal', *ours} and set(broken) == {'torn', 'page', 'empty'} and 'web page' in broken['page']
+    assert {s.name for s in good} >= {'charcoal', *ours}
+    assert set(broken) == {'torn', 'page', 'empty'} and 'web page' in broken['page']
     assert set(styles()) == {'charcoal', 'sumi', 'torn', 'page', 'empty', *ours} == set(find_styles())
 
 def test_names_of_files_without_a_name(pair, tmp_path, monkeypatch):
     write(tmp_path/'sumi'/'pytorch_lora_weights.safetensors', kohya_file(pair))
     monkeypatch.chdir(tmp_path/'sumi')
-    assert load_style('pytorch_lora_weights.safetensors').name == 'sumi' and load_style('./pytorch_lora_weights.safetensors').words == 'sumi'
+    assert load_style('pytorch_lora_weights.safetensors').name == 'sumi'
+    assert load_style('./pytorch_lora_weights.safetensors').words == 'sumi'
 
 
 # what is written here carries a hash
@@ -719,26 +872,32 @@ def header_mutants(raw:bytes, tensors:int=2):
         try: yield what, with_header(raw, mutant)
         except (TypeError, ValueError): pass   # no JSON
 
-def read_style(path): return {k: v.clone() for k, v in read_safetensors(path)[0].items()}, load_style(path).words   # not what the file is mapped to
+def read_style(path):
+    state = {k: v.clone() for k, v in read_safetensors(path)[0].items()}   # not what the file is mapped to
+    return state, load_style(path).words
 
 def test_every_change_of_a_saved_style_is_refused(sd15, random_style):
-    "Bytes of header and weights; keys of the header. A file that has lost the note is one of an earlier version: what else it holds must be the same"
+    "Bytes of header and weights, keys of the header; without its note it is an earlier version's, the rest the same"
     path = random_style(load_backbone(sd15), 'mine')
     raw, good = path.read_bytes(), read_style(path)
     def read(b):
         path.write_bytes(b)
         return read_style(path)
     header = 8 + int.from_bytes(raw[:8], 'little')
-    flips = [(f'byte {i}', raw[:i] + bytes([raw[i]^1]) + raw[i+1:]) for i in range(0, header, max(1, header//300))]
+    def flipped(i, bit): return raw[:i] + bytes([raw[i]^bit]) + raw[i+1:]
+    flips = [(f'byte {i}', flipped(i, 1)) for i in range(0, header, max(1, header//300))]
     assert sweep(read, flips, good) >= 300
     assert sweep(read, byte_mutants(raw), good) > 30
-    no_metadata = ('__metadata__: missing', '__metadata__: NoneType None', '__metadata__: dict {}', "__metadata__: dict {'x': 1}")
+    no_metadata = [f'__metadata__: {what}' for what in ('missing', 'NoneType None', 'dict {}', "dict {'x': 1}")]
     assert sweep(read, header_mutants(raw), good, no_metadata) > 100
-    seal = raw.index(SEAL.encode()), raw.index(b'stylekit-sha256:')   # the note itself: no bit of it may be the one that hides it
-    notes = [(f'byte {i} of the note', raw[:i] + bytes([raw[i]^bit]) + raw[i+1:]) for at in seal for i in range(at, at+13) for bit in (1, 4, 32)]
+    note = [raw.index(SEAL.encode()), raw.index(b'stylekit-sha256:')]   # no bit of it may be the one that hides it
+    places = [i for at in note for i in range(at, at+13)]
+    notes = [(f'byte {i} of the note', flipped(i, bit)) for i in places for bit in (1, 4, 32)]
     assert sweep(read, notes) == len(notes)
 
-@pytest.mark.parametrize('change', [lambda raw: raw[:-2]+b'\0\0', lambda raw: raw.replace(b'black ink', b'white ink'), lambda raw: raw.replace(SEAL.encode(), b'stylekit.zeal')])
+@pytest.mark.parametrize('change', [
+    lambda raw: raw[:-2]+b'\0\0', lambda raw: raw.replace(b'black ink', b'white ink'),
+    lambda raw: raw.replace(SEAL.encode(), b'stylekit.zeal')])
 def test_a_changed_style_says_what_to_do(sd15, random_style, change):
     b = load_backbone(sd15)
     path = random_style(b, 'mine')
@@ -746,7 +905,8 @@ def test_a_changed_style_says_what_to_do(sd15, random_style, change):
     path.write_bytes(change(good))
     assert path.read_bytes() != good
     for f in (lambda: load_style(path), lambda: add_style(b, style)):
-        with pytest.raises(StylekitError, match='mine.safetensors was changed.*copy it again.*stylekit.seal') as e: f()
+        with pytest.raises(StylekitError, match='mine.safetensors was changed.*copy it again.*stylekit.seal') as e:
+            f()
         assert len(str(e.value)) < 300
     assert main(['styles', str(path)]) == 2
 
@@ -757,12 +917,12 @@ def test_files_without_the_note_are_read_as_ever(sd15, random_style, tmp_path):
     assert meta.pop(SEAL) != '0'*64
     for name, header in dict(old=meta, other={'format': 'pt'}, bare=None).items():
         save_file({k: 2*v for k, v in state.items()}, tmp_path/f'{name}.safetensors', header)
-        b = load_backbone(sd15)
-        report = add_style(b, load_style(tmp_path/f'{name}.safetensors'))
+        report = add(load_backbone(sd15), tmp_path/f'{name}.safetensors')
         assert report.matched == report.total > 0
     again = load_backbone(sd15)
-    add_style(again, load_style(path))
-    saved = save_lora(again, 'style', tmp_path/'again.safetensors', 'ink', load_style(path).metadata)   # an old note does not come along
+    add(again, path)
+    old = load_style(path).metadata   # an old note does not come along
+    saved = save_lora(again, 'style', tmp_path/'again.safetensors', 'ink', old)
     assert read_safetensors(saved)[1][SEAL] != load_style(path).metadata[SEAL]
 
 def test_shipped_styles_are_sealed():
@@ -771,5 +931,7 @@ def test_shipped_styles_are_sealed():
 @pytest.mark.parametrize('names', ['diffusers', 'kohya'])
 def test_a_full_disk_keeps_the_old_style(sd15, random_style, tmp_path, monkeypatch, names):
     b = load_backbone(sd15)
-    add_style(b, load_style(random_style(b)))
-    for words in ('ink', 'flat'): check_full_disk(monkeypatch, tmp_path/'s'/LORA_FILE, lambda: save_lora(b, 'style', tmp_path/'s'/LORA_FILE, words, names=names))
+    add(b, random_style(b))
+    path = tmp_path/'s'/LORA_FILE
+    for words in ('ink', 'flat'):
+        check_full_disk(monkeypatch, path, lambda: save_lora(b, 'style', path, words, names=names))

@@ -1,4 +1,4 @@
-"Recipes, tables and kept measurements: what was changed after it was written is refused in one line, whatever was changed; what an earlier version wrote is read by its types"
+"Recipes, tables, kept measurements: a later change is refused in one line; an earlier version's are read by types"
 import json
 from dataclasses import asdict
 import pytest
@@ -13,25 +13,33 @@ from stylekit.sms import settings
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 
 
-def measured(value, metric='pd_src', **kw):
+def measured(value):
     each = (value-.5, value, value+.5)
-    return Measured(value, f'{metric}[mini]', 'mini', '0'*64, '128×128', 'bicubic', 'clip', 'mean', 3, ids=('a', 'b', 'c'), each=each, interval=(value-.1, value+.1), **kw)
+    return Measured(value, 'pd_src[mini]', 'mini', '0'*64, '128×128', 'bicubic', 'clip', 'mean', 3, ids=('a', 'b', 'c'),
+                    each=each, interval=(value-.1, value+.1))
 
 def table():
-    rows = [Row('ink', 'sms', 2, dict(pd_src=measured(1.25))), Row('flat', 'dds', 1, dict(kid=Measured(.1, 'kid', n=3, n_ref=9, note='few')))]
+    few = Measured(.1, 'kid', n=3, n_ref=9, note='few')
+    rows = [Row('ink', 'sms', 2, dict(pd_src=measured(1.25))), Row('flat', 'dds', 1, dict(kid=few))]
     return Table(rows, dict(pd_src=False, kid=False), {('dds', 'flat', 0, 'd'): 'the picture is empty'})
 
 def recipe():
     changes = [(3, dict(lam=1.)), (5, dict(keep='data:image/png;base64,AA=='))]
     about = dict(control_sha256='1'*64, alpha=.5, combine='lerp', blocks={})
-    return Recipe('0'*64, 'an owl – größer', [('ink', .5), ('flat', 1.)], {k: v for k, v in asdict(settings()).items() if k in ('method', 'steps', 'lam')}, 7, changes, steps_done=9, conditioning=about, style_sha256='2'*64)
+    changed = {k: v for k, v in asdict(settings()).items() if k in ('method', 'steps', 'lam')}
+    return Recipe('0'*64, 'an owl – größer', [('ink', .5), ('flat', 1.)], changed, 7, changes, steps_done=9,
+                  conditioning=about, style_sha256='2'*64)
 
 SEARCH = Search(dict(method='sms', lam=.05), (('ink', dict(method='sms'), dict(style=.5, edge_f1_src=1.)),))
+
+def keep(path): return kept(path.parent, path.stem, lambda: dict(value=.5, each=[0., 1.]), 'key')
+
+def load_kept(path): return Kept('', read_kept(path.parent, path.stem)[path.stem])
 
 # write(path), read(path) -> a record
 FORMATS = dict(recipe=(lambda path: recipe().save(path), load_recipe),
                table=(lambda path: table().save(path, 'these'), lambda path: read_table(path).to_file('these')),
-               kept=(lambda path: kept(path.parent, path.stem, lambda: dict(value=.5, each=[0., 1.]), 'key'), lambda path: Kept('', read_kept(path.parent, path.stem)[path.stem])),
+               kept=(keep, load_kept),
                search=(lambda path: write_json(path, SEARCH), lambda path: read_json(path, Search)))
 
 @pytest.fixture(params=FORMATS)
@@ -63,7 +71,8 @@ def test_types(sealed):
     def of(mutant):
         path.write_text(json.dumps(resealed(mutant) if isinstance(mutant, dict) else mutant))
         got = json.loads(json.dumps(read(path).to_json()))
-        wrong = [k for k, v in body(mutant).items() if k != 'key' and got[k] != v and not (k == 'ids' and not got['ids'])]   # names that no value has any more
+        unused = {'key'} if got.get('ids', True) else {'key', 'ids'}   # names that no value has any more
+        wrong = [k for k, v in body(mutant).items() if k not in unused and got[k] != v]
         assert not wrong, wrong
     assert sweep(of, json_mutants(json.loads(path.read_text(encoding='utf-8')))) > 50
 
@@ -76,17 +85,20 @@ def test_without_a_hash(sealed):
         if path.stem in ('recipe', 'table'): assert read(path) == good
         else:
             with pytest.raises(StylekitError, match=path.name): read(path)   # made anew, not edited
-    for foreign in (dict(data, kind='egg'), dict(body(data), kind='egg'), dict(body(data), colour='red'), [], None, 'x'):
+    eggs = dict(data, kind='egg'), dict(body(data), kind='egg')
+    for foreign in (*eggs, dict(body(data), colour='red'), [], None, 'x'):
         path.write_text(json.dumps(foreign))
         with pytest.raises(StylekitError, match=path.name): read(path)
 
-@pytest.mark.parametrize('change', [dict(seed=8), dict(caption='a cat'), dict(style=[['flat', 1.]]), dict(stylekit='9')])
+CHANGES = [dict(seed=8), dict(caption='a cat'), dict(style=[['flat', 1.]]), dict(stylekit='9')]
+@pytest.mark.parametrize('change', CHANGES)
 def test_a_changed_recipe_says_what_to_do(change):
     data = json.loads(recipe().text()) | change
     for given in (data, json.dumps(data)):
         with pytest.raises(StylekitError, match="the recipe was changed.*take 'sha256' out"): load_recipe(given)
     del data['sha256']
-    assert load_recipe(data).to_json() | change == json.loads(json.dumps(load_recipe(data).to_json())) | change != recipe().to_json()
+    read = load_recipe(data).to_json()
+    assert read | change == json.loads(json.dumps(read)) | change != recipe().to_json()
 
 def test_a_dict_that_is_no_json():
     for odd in (object(), {1, 2}, b'x'):
@@ -96,11 +108,18 @@ def test_a_table_comes_back_whole(tmp_path):
     path = table().save(tmp_path/'t.json', 'these')
     again = read_table(path, 'these')
     assert again == table() and again.markdown() == table().markdown() and read_table(path, 'others') is None
-    assert [(v.ids, v.each) for r in again.rows for v in r.values.values()] == [(v.ids, v.each) for r in table().rows for v in r.values.values()]
+    def values(t): return [(v.ids, v.each) for r in t.rows for v in r.values.values()]
+    assert values(again) == values(table())
     assert len(path.read_text().splitlines()) == 3   # a row, a line: what changed is seen in a diff
 
-@pytest.mark.parametrize('wrong, why', [(lambda d: d['rows'][0]['values']['pd_src'].update(ids=1), 'index'), (lambda d: d['rows'][0]['values']['pd_src'].update(each=[1.]), '1 values for 3 pictures'), (lambda d: d['ids'].__setitem__(0, []), '3 values for 0 pictures'),
-                                        (lambda d: d['high'].pop('kid'), 'kid'), (lambda d: d['rows'][0]['values']['pd_src'].update(ids=-1), 'at least 0')])
+def first(data): return data['rows'][0]['values']['pd_src']
+
+@pytest.mark.parametrize('wrong, why', [
+    (lambda d: first(d).update(ids=1), 'index'),
+    (lambda d: first(d).update(each=[1.]), '1 values for 3 pictures'),
+    (lambda d: d['ids'].__setitem__(0, []), '3 values for 0 pictures'),
+    (lambda d: d['high'].pop('kid'), 'kid'),
+    (lambda d: first(d).update(ids=-1), 'at least 0')])
 def test_a_table_that_does_not_hold_together(tmp_path, wrong, why):
     path = table().save(tmp_path/'t.json')
     data = json.loads(path.read_text())
@@ -111,7 +130,8 @@ def test_a_table_that_does_not_hold_together(tmp_path, wrong, why):
 def test_a_table_with_nan_is_not_written(tmp_path):
     path = table().save(tmp_path/'t.json')
     before = path.read_bytes()
-    with pytest.raises(StylekitError, match='cannot be saved'): Table([Row('ink', 'sms', 1, dict(pd_src=measured(float('nan'))))], dict(pd_src=False)).save(path)
+    row = Row('ink', 'sms', 1, dict(pd_src=measured(float('nan'))))
+    with pytest.raises(StylekitError, match='cannot be saved'): Table([row], dict(pd_src=False)).save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['t.json']
 
 def test_what_is_kept_is_measured_anew_where_it_depends_on_something_else(tmp_path):
@@ -119,23 +139,26 @@ def test_what_is_kept_is_measured_anew_where_it_depends_on_something_else(tmp_pa
     assert kept(tmp_path, 'a', lambda: [2], 'y') == [2]
     data = json.loads((tmp_path/'a.json').read_text())
     (tmp_path/'a.json').write_text(json.dumps(data | dict(got=[3])))
-    for ask in (lambda: kept(tmp_path, 'a', lambda: [4], 'y'), lambda: kept(tmp_path, 'a', lambda: [4], 'z'), lambda: read_kept(tmp_path)):
+    def again(key): return kept(tmp_path, 'a', lambda: [4], key)
+    for ask in (lambda: again('y'), lambda: again('z'), lambda: read_kept(tmp_path)):
         with pytest.raises(StylekitError, match='a.json was changed.*delete it'): ask()
 
 @pytest.mark.parametrize('name', FORMATS)
 def test_a_full_disk_keeps_the_old_one(tmp_path, monkeypatch, name):
     path, write = tmp_path/'new'/f'{name}.json', FORMATS[name][0]
     check_full_disk(monkeypatch, path, lambda: write(path))                    # there was none
-    other = dict(recipe=lambda: load_recipe(recipe().to_json() | dict(seed=1)).save(path), table=lambda: table().save(path, 'others'),
-                 kept=lambda: kept(path.parent, path.stem, lambda: [1], 'another key'), search=lambda: write_json(path, Search({}, ())))
+    other = dict(recipe=lambda: load_recipe(recipe().to_json() | dict(seed=1)).save(path),
+                 table=lambda: table().save(path, 'others'),
+                 kept=lambda: kept(path.parent, path.stem, lambda: [1], 'another key'),
+                 search=lambda: write_json(path, Search({}, ())))
     check_full_disk(monkeypatch, path, other[name])                            # over another
 
 # ---- what an evaluation keeps, and what it is told
 
-def measurement(path):
+def measurement(path, value=1.25):
     "What `evaluate` keeps of a metric, as it is written and read"
     from stylekit.evaluate import Metric, Shown, _measured_once
-    return _measured_once(path, Metric(lambda s, net: measured(1.25)), Shown({}, {}, {}, []), None)
+    return _measured_once(path, Metric(lambda s, net: measured(value)), Shown({}, {}, {}, []), None)
 
 def kept_value(path):
     got = measurement(path)
@@ -157,21 +180,28 @@ def test_kept_measurements(tmp_path):
         got = json.loads(json.dumps(kept_value(path)))
         wrong = [k for k, v in body(mutant).items() if got['sha256' if k == 'network_sha256' else k] != v]
         assert not wrong, wrong
-    assert sweep(resealed_of, json_mutants(data)) > 200                     # one that fits: refused by type, or just what the file says
+    # One that fits: refused by type, or just what the file says
+    assert sweep(resealed_of, json_mutants(data)) > 200
 
 def test_kept_measurements_are_nobody_elses(tmp_path):
     "A table, a recipe or another record in its place is refused by its name, and what is NaN is not kept"
     path = tmp_path/'pd_src-0123.json'
-    for write in (lambda: table().save(path), lambda: recipe().save(path), lambda: write_json(path, SEARCH), lambda: path.write_text('null'), lambda: path.write_bytes(b'\xff\xfe')):
+    writes = (lambda: table().save(path), lambda: recipe().save(path), lambda: write_json(path, SEARCH),
+              lambda: path.write_text('null'), lambda: path.write_bytes(b'\xff\xfe'))
+    for write in writes:
         write()
         with pytest.raises(StylekitError, match='pd_src-0123.json'): measurement(path)
     path.unlink()
-    from stylekit.evaluate import Metric, Shown, _measured_once
     for value in (float('nan'), float('inf')):
-        with pytest.raises(StylekitError, match=r'pd_src\[mini\] is NaN or infinite'): _measured_once(path, Metric(lambda s, net: measured(value)), Shown({}, {}, {}, []), None)
+        with pytest.raises(StylekitError, match=r'pd_src\[mini\] is NaN or infinite'): measurement(path, value)
     assert not path.exists()
 
-METHODS_FILE = dict(unchanged=None, usual={}, mine=dict(method='sms', steps=30, lr=.05, lam=.3, sampler='narrowing'), rival=dict(method='dds', guidance_scale=2.), once=dict(generator='ink'))
+METHODS_FILE = dict(
+    unchanged=None,
+    usual={},
+    mine=dict(method='sms', steps=30, lr=.05, lam=.3, sampler='narrowing'),
+    rival=dict(method='dds', guidance_scale=2.),
+    once=dict(generator='ink'))
 
 def methods_of(path):
     from stylekit.cli import METHOD_NAMES
@@ -192,21 +222,30 @@ def test_methods_json(tmp_path):
     assert sweep(of, json_mutants(METHODS_FILE)) > 150
 
 def test_the_bytes_of_methods_json(tmp_path):
-    "Cut, appended, flipped: one line, or just what the file says; twice the same name, NaN and nesting without end are no settings"
+    "Cut, appended, flipped: one line, or just what the file says; names twice, NaN, endless nesting are no settings"
     path = tmp_path/'methods.json'
     path.write_text(json.dumps(METHODS_FILE))
     def read(path):
         got = methods_of(path)
         assert got == json.loads(path.read_bytes())
     assert sweep_file(path, read, flips=200) > 100
-    for raw, why in ((b'{"a": {}, "a": {"steps": 3}}', 'twice'), (b'{"a": {"lr": NaN}}', 'NaN'), (b'['*100_000, 'nested'), (b'{"a": '*2000+b'1'+b'}'*2000, 'nested|object'), (b'\xff', 'damaged'), (b'', 'damaged'), (b'{}', 'object'), (b'[{}]', 'object')):
+    for raw, why in (
+        (b'{"a": {}, "a": {"steps": 3}}', 'twice'),
+        (b'{"a": {"lr": NaN}}', 'NaN'),
+        (b'['*100_000, 'nested'),
+        (b'{"a": '*2000+b'1'+b'}'*2000, 'nested|object'),
+        (b'\xff', 'damaged'),
+        (b'', 'damaged'),
+        (b'{}', 'object'),
+        (b'[{}]', 'object')):
         path.write_bytes(raw)
         with pytest.raises(StylekitError, match=why): methods_of(path)
     path.write_bytes(b'\xef\xbb\xbf{"a": {}}')   # with a mark, as some editors write it
     assert methods_of(path) == dict(a={})
 
 def test_a_full_disk_and_what_an_evaluation_keeps(tmp_path, monkeypatch):
-    check_full_disk(monkeypatch, tmp_path/'kept'/'pd_src-0123.json', lambda: measurement(tmp_path/'kept'/'pd_src-0123.json'))
+    path = tmp_path/'kept'/'pd_src-0123.json'
+    check_full_disk(monkeypatch, path, lambda: measurement(path))
     for what in (dict(labels=dict(kid=('bold', 'How bold.'))), dict(lacks=dict(ink='no references'))):
         t = Table(table().rows, table().high, **what)
         assert read_table(t.save(tmp_path/'t.json')) == t

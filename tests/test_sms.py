@@ -1,7 +1,7 @@
 "The method against a straight-line transcription of the released settings, and what preset `fast` promises"
 import copy, gc, math
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from stylekit import StylekitError, load_backbone, load_style, sample, settings
@@ -11,7 +11,8 @@ from stylekit.sms import CHOICES, FALL, SAMPLERS, PRESETS, SMS, Settings, edit_d
 from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
-ONLINE = settings('fast', fake='shared', fake_noise=0., guide='empty', guidance_scale=4.5)     # the fake score a LoRA, learning as the image moves
+# The fake score a LoRA, learning as the image moves
+ONLINE = settings('fast', fake='shared', fake_noise=0., guide='empty', guidance_scale=4.5)
 
 
 @pytest.fixture(scope='module')
@@ -25,21 +26,23 @@ def wide(base, style, tmp_path_factory):
     "The style file with weights ten times as large, so that differences of scores stand clear of rounding"
     from safetensors.torch import load_file, save_file
     path = tmp_path_factory.mktemp('wide')/'wide.safetensors'
-    save_file({k: v*10 if 'lora_B' in k else v for k,v in load_file(style.path).items()}, path, metadata={'stylekit.words': WORDS})
+    state = {k: v*10 if 'lora_B' in k else v for k,v in load_file(style.path).items()}
+    save_file(state, path, metadata={'stylekit.words': WORDS})
     return load_style(path)
 
 @contextmanager
 def prepared(base, style, preset, n=1, size=(128, 64), **changes):
     "A Stylizer before its first step"
-    names = ['owl', 'taxi', 'penguin'][:n]
-    run = Stylizer(base, style, settings(preset, **{'steps': 10} | changes), [sample(s).resize(size) for s in names], [CAPTION]*n, [3+i for i in range(n)])
+    pictures = [sample(s).resize(size) for s in ('owl', 'taxi', 'penguin')[:n]]
+    changes = {'steps': 10} | changes
+    run = Stylizer(base, style, settings(preset, **changes), pictures, [CAPTION]*n, [3+i for i in range(n)])
     try: yield run
     finally: run.close()
 
 def draws(run, t, seed=0):
     "Latents that have moved away from the content, timesteps, noise"
     g = torch.Generator().manual_seed(seed)
-    r = lambda: torch.randn(run.z_src.shape, generator=g)
+    def r(): return torch.randn(run.z_src.shape, generator=g)
     return run.z_src+r(), torch.tensor([t]*len(run.z_src)), r()
 
 def same(a, b, tol=1e-5):
@@ -77,9 +80,15 @@ def dct(n):
 def released_mask(h, w, t):
     return torch.tensor([[float(i+j <= t*(h+w-2)//500) for j in range(w)] for i in range(h)], dtype=torch.float64)
 
+@dataclass
 class Released:
     "The released arithmetic for given z, z_src, t, ε and φ"
-    def __init__(self, real, style, fake, y, edit, empty): self.real, self.style, self.fake, self.y, self.edit, self.empty = real, style, fake, y, edit, empty
+    real: torch.nn.Module
+    style: torch.nn.Module
+    fake: torch.nn.Module
+    y: torch.Tensor
+    edit: torch.Tensor
+    empty: torch.Tensor
     def noisy(self, z, t, eps): return ABAR[t].sqrt()*z + (1-ABAR[t]).sqrt()*eps
     def cfg(self, unet, z_t, t):
         e, e0 = unet(z_t, t, self.y).sample, unet(z_t, t, self.empty).sample
@@ -90,12 +99,13 @@ class Released:
         return w*(self.cfg(self.style, z_t, t)-self.cfg(self.fake, z_t, t))
     def R(self, z_src, t, eps):
         z_t = self.noisy(z_src, t, eps)
-        d = (self.real(z_t, t, self.edit).sample-self.real(z_t, t, self.empty).sample).mean(1, keepdim=True).abs()
+        e, e0 = self.real(z_t, t, self.edit).sample, self.real(z_t, t, self.empty).sample
+        d = (e-e0).mean(1, keepdim=True).abs()
         return (d-d.min())/(d.max()-d.min())
     def psr(self, z, z_src, t):
         h, w = z.shape[-2:]
-        m, spectrum = released_mask(h, w, t), lambda x: dct(h)@x@dct(w).T
-        return F.l1_loss(m*spectrum(z), m*spectrum(z_src))
+        def spectrum(x): return released_mask(h, w, t)*(dct(h)@x@dct(w).T)
+        return F.l1_loss(spectrum(z), spectrum(z_src))
     def total(self, z, z_src, t, eps):
         with torch.no_grad(): target = z - self.R(z_src, t, eps)*self.g_style(z, t, eps)
         x = z.clone().requires_grad_()
@@ -109,19 +119,23 @@ def released(wide, models):
     from safetensors.torch import load_file
     b = load_backbone(models('sd15'))
     with prepared(b, wide, 'paper') as run:
-        b.unet.double(); b.dtype = torch.float64            # differences of scores cancel: float32 leaves them 1e-5
+        b.unet.double()
+        b.dtype = torch.float64            # differences of scores cancel: float32 leaves them 1e-5
         g = torch.Generator().manual_seed(9)
         with torch.no_grad():
             for p in run.method.fake.params: p.copy_(torch.randn(p.shape, generator=g)*.2)
         folder = models('sd15')
-        tok, enc = CLIPTokenizer.from_pretrained(folder/'tokenizer'), CLIPTextModel.from_pretrained(folder/'text_encoder')
-        with torch.no_grad():
-            emb = [enc(tok([p], padding='max_length', max_length=77, return_tensors='pt').input_ids).last_hidden_state.double()
-                   for p in (f'{WORDS}, {CAPTION}', f'Turn into {WORDS}', '')]
+        tok = CLIPTokenizer.from_pretrained(folder/'tokenizer')
+        enc = CLIPTextModel.from_pretrained(folder/'text_encoder')
+        def embeds(prompt):
+            ids = tok([prompt], padding='max_length', max_length=77, return_tensors='pt').input_ids
+            return enc(ids).last_hidden_state.double()
+        with torch.no_grad(): emb = [embeds(p) for p in (f'{WORDS}, {CAPTION}', f'Turn into {WORDS}', '')]
         real = UNet2DConditionModel.from_pretrained(folder/'unet').double().requires_grad_(False)
         fake = {k: v for k,v in b.unet.named_parameters() if '.fake.' in k}
         pairs = lora_pairs(fake, '.fake')
-        ref = Released(real, merged(real, lora_pairs(load_file(wide.path), ''), .8), merged(real, pairs, 32/8), *emb)
+        style = merged(real, lora_pairs(load_file(wide.path), ''), .8)
+        ref = Released(real, style, merged(real, pairs, 32/8), *emb)
         yield run, ref, pairs
 
 TS = (21, 251, 499)
@@ -130,10 +144,11 @@ TS = (21, 251, 499)
 def test_released_direction_relevance_and_gradient(released, t):
     run, ref, _ = released
     z, tt, eps = draws(run, t, seed=t)
-    m, d = run.method, lambda x: x.double()
+    m, d = run.method, torch.Tensor.double
     with torch.no_grad():
         want, R = ref.g_style(d(z), t, d(eps)), ref.R(d(run.z_src), t, d(eps))
-        same(m.relevance(tt, edit_difference(m.backbone, m.z_src, tt, eps, m.conds.edit, m.conds.empty)), R)
+        edit = edit_difference(m.backbone, m.z_src, tt, eps, m.conds.edit, m.conds.empty)
+        same(m.relevance(tt, edit), R)
         same(m.direction(z, tt, eps)[0], R*want)
         m.cfg = replace(m.cfg, relevance='none')
         same(m.direction(z, tt, eps)[0], want)
@@ -163,13 +178,17 @@ def test_released_fake_loss_and_its_gradient(released, monkeypatch):
     "MSE(ᾱ·ε_φ(y), ᾱ·ε) at its own t and noise, over the whole range of indices however late the step"
     run, ref, pairs = released
     seen, add = [], run.backbone.add_noise
-    monkeypatch.setattr(run.backbone, 'add_noise', lambda z, noise, t: seen.append((z, noise, t)) or add(z, noise, t))
+    def add_noise(z, noise, t):
+        seen.append((z, noise, t))
+        return add(z, noise, t)
+    monkeypatch.setattr(run.backbone, 'add_noise', add_noise)
     state = [p.detach().clone() for p in run.method.fake.params]
     z = draws(run, 99)[0]
     loss = run.method.learn(z, run.gens)['fake']
     (zz, noise, t), = seen
     assert zz is z and t.item() % 2 == 1 and 21 <= t.item() <= 499
-    leaves = {k: (a.detach().clone().requires_grad_(), b.detach().clone().requires_grad_()) for k,(a,b) in pairs.items()}
+    def leaf(p): return p.detach().clone().requires_grad_()
+    leaves = {k: (leaf(a), leaf(b)) for k,(a,b) in pairs.items()}
     weights = {f'{k}.weight': ref.real.get_submodule(k).weight + 4*b@a for k,(a,b) in leaves.items()}
     z_t = ref.noisy(z.double(), t.item(), noise.double())
     eps = torch.func.functional_call(ref.real, weights, (z_t, t.item(), ref.y)).sample
@@ -177,8 +196,11 @@ def test_released_fake_loss_and_its_gradient(released, monkeypatch):
     want.backward()
     same(loss[0], want.detach())
     got = lora_pairs({k: p.grad for k,p in run.backbone.unet.named_parameters() if '.fake.' in k}, '.fake')
-    for k,(a,b) in leaves.items(): same(got[k][0], a.grad, 1e-4), same(got[k][1], b.grad, 1e-4)
-    with torch.no_grad(): [p.copy_(s) for p,s in zip(run.method.fake.params, state)]
+    for k,(a,b) in leaves.items():
+        same(got[k][0], a.grad, 1e-4)
+        same(got[k][1], b.grad, 1e-4)
+    with torch.no_grad():
+        for p,s in zip(run.method.fake.params, state): p.copy_(s)
 
 def test_released_fake_adapter(released):
     run, _, pairs = released
@@ -191,7 +213,10 @@ def test_fake_timesteps_do_not_narrow(base, style):
     "φ trains on the whole range at the last step too, whatever sampler the image uses"
     for sampler in SAMPLERS:
         with prepared(base, style, 'paper', size=(64, 64), sampler=sampler) as run:
-            ts, learn = [], lambda z_t, t, cond, noise, weight=None: (ts.append(t.item()), (noise, torch.zeros(1)))[1]
+            ts = []
+            def learn(z_t, t, cond, noise, weight=None):
+                ts.append(t.item())
+                return noise, torch.zeros(1)
             run.method.fake.learn, run.k = learn, 9
             for _ in range(60): run.method.learn(run.z, run.gens)
         assert min(ts) < 100 and max(ts) > 420 and len(set(ts)) > 20, (sampler, sorted(ts))
@@ -204,8 +229,9 @@ def test_sigma2_takes_a_stride_of_two(base):
 
 def test_released_settings():
     c = PRESETS['paper']
-    assert (c.steps, c.guidance_scale, c.fake_guidance, c.lam, c.lr, c.fake_rank, c.fake_alpha, c.fake_lr, c.style_scale) == (500, 4.5, 4.5, 5e-4, .1, 8, 32, 1e-3, .8)
-    assert (c.prompt, c.edit_prompt, set(c.fake_targets)) == ('{style}, {caption}', 'Turn into {style}', {'to_q', 'to_v'})
+    want = dict(steps=500, guidance_scale=4.5, lam=5e-4, lr=.1, style_scale=.8, fake_guidance=4.5, fake_rank=8,
+                fake_alpha=32, fake_lr=1e-3, prompt='{style}, {caption}', edit_prompt='Turn into {style}')
+    assert {k: getattr(c, k) for k in want} == want and set(c.fake_targets) == {'to_q', 'to_v'}
     assert (c.curve.top, c.curve.t_top, c.curve.power) == (1, 500, 1)
     assert settings().preset == 'fast'
 
@@ -229,10 +255,11 @@ def test_samplers_stay_in_range(name, lo, hi):
     for k in range(0, 100, 9):
         t = SAMPLERS[name](U, k/100, lo, hi)
         top = max(lo+1, (1-k/100)*hi) if name == 'narrowing' else hi
-        assert t.dtype == torch.long and t.shape == U.shape and t.min() >= lo and t.max() < top, (k, t.min(), t.max())
+        assert t.dtype == torch.long and t.shape == U.shape
+        assert t.min() >= lo and t.max() < top, (k, t.min(), t.max())
 
 def test_samplers_move_as_named():
-    end = lambda name, p: SAMPLERS[name](U, p, 20, 500).float()
+    def end(name, p): return SAMPLERS[name](U, p, 20, 500).float()
     assert abs(end('narrowing', .5).mean()-135) < 2 and abs(end('narrowing', 0.).mean()-260) < 2
     assert abs(end('uniform', 0.).mean()-end('uniform', .99).mean()) == 0
     lin = [end('linear', p/10) for p in range(10)]
@@ -250,39 +277,47 @@ def test_guidance():
 
 def optimise(cfg, grads, z):
     opt = LatentOptimizer(cfg, z)
-    for g in grads: yield (z := opt.step(z, g))
+    for g in grads:
+        z = opt.step(z, g)
+        yield z
+
+class ReleasedAdamW:
+    "Weight decay .01, 100 steps of warm-up, a cosine over 1.5·K"
+    def __init__(self, z, K):
+        self.p = torch.nn.Parameter(z.clone())
+        self.opt = torch.optim.AdamW([self.p], lr=.1, weight_decay=.01)
+        def factor(k): return k/100 if k < 100 else .5*(1+math.cos(math.pi*(k-100)/(1.5*K-100)))
+        self.sched = torch.optim.lr_scheduler.LambdaLR(self.opt, factor)
+    def step(self, grad):
+        self.p.grad = grad
+        self.opt.step()
+        self.sched.step()
+        return self.p.detach()
 
 @pytest.mark.parametrize('K', [100, 40])
 def test_released_optimizer_is_adamw(K):
-    "Weight decay .01, 100 steps of warm-up, a cosine over 1.5·K; gradients as small as the released mean makes them"
+    "Gradients as small as the released mean makes them"
     g = torch.Generator().manual_seed(0)
     z0 = torch.randn(1, 4, 8, 6, generator=g)
     grads = [torch.randn(z0.shape, generator=g)*3e-8 for _ in range(K)]
-    p = torch.nn.Parameter(z0.clone())
-    opt = torch.optim.AdamW([p], lr=.1, weight_decay=.01)
-    factor = lambda k: k/100 if k < 100 else .5*(1+math.cos(math.pi*(k-100)/(1.5*K-100)))
-    sched = torch.optim.lr_scheduler.LambdaLR(opt, factor)
+    ref = ReleasedAdamW(z0, K)
     for grad, z in zip(grads, optimise(settings('paper', steps=K), grads, z0)):
-        p.grad = grad
-        opt.step(), sched.step()
-        torch.testing.assert_close(z, p.detach(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(z, ref.step(grad), rtol=1e-5, atol=1e-6)
 
 def test_released_optimizer_after_the_warm_up():
     z0, K = torch.ones(1, 1, 2, 2), 200
-    p = torch.nn.Parameter(z0.clone())
-    opt = torch.optim.AdamW([p], lr=.1, weight_decay=.01)
-    sched = torch.optim.lr_scheduler.LambdaLR(opt, lambda k: min(k/100, .5*(1+math.cos(math.pi*max(0, k-100)/(1.5*K-100)))))
     grads = [torch.full_like(z0, math.sin(k)) for k in range(K)]
-    for grad, z in zip(grads, optimise(settings('paper', steps=K), grads, z0)):
-        p.grad = grad
-        opt.step(), sched.step()
-    torch.testing.assert_close(z, p.detach(), rtol=1e-5, atol=1e-6)
+    ref = ReleasedAdamW(z0, K)
+    for grad, z in zip(grads, optimise(settings('paper', steps=K), grads, z0)): want = ref.step(grad)
+    torch.testing.assert_close(z, want, rtol=1e-5, atol=1e-6)
 
 def rms_path(size, scale, steps=6):
     z, rms = torch.zeros(1, 4, *size), []
     g = torch.Generator().manual_seed(sum(size))
-    for new in optimise(settings('fast', steps=20), [torch.randn(1, 4, *size, generator=g)*scale for _ in range(steps)], z):
-        rms.append((new-z).pow(2).mean().sqrt().item()); z = new
+    grads = [torch.randn(1, 4, *size, generator=g)*scale for _ in range(steps)]
+    for new in optimise(settings('fast', steps=20), grads, z):
+        rms.append((new-z).pow(2).mean().sqrt().item())
+        z = new
     return torch.tensor(rms)
 
 def test_fast_step_does_not_depend_on_resolution_or_scale():
@@ -302,12 +337,16 @@ def test_fast_rate_anneals_and_does_not_decay_latents():
 
 # ---- settings ----
 
-BAD = dict(steps=[0, -1, 2.5, float('nan'), '10', True, [3]], guidance_scale=[-1, float('nan'), 'x'], lam=[-1e-9, float('nan'), float('inf'), 'x'],
-           cutoff=[-.01, 1.01, float('nan'), '1'], t_min=[-1, 950, 960, 20.5, float('nan')], t_max=[1000, 20, 5, float('nan')], lr=[-1, float('nan')],
-           sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'], adapt=['yes', True], noise=['paired', True], regulariser=['l3'], relevance=['yes'], fake=['none', True], guide=['self', 1], fake_noise=[-.1, 1.1, float('nan')],
-           relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2], fake_guidance=[-1, float('nan')], fake_lr=[-1], fake_alpha=[float('nan'), 'x', -1], style_scale=[-2.1, 4.1],
-           t_cutoff=[0, -5, float('nan')], cutoff_power=[-1, float('nan')], resolution=[0, -64, 2.5, 'big', float('nan')],
-           prompt=['', '{other}', '{', 3], edit_prompt=['{other}', '{', 3])
+NAN, INF = float('nan'), float('inf')
+BAD = dict(
+    steps=[0, -1, 2.5, NAN, '10', True, [3]], guidance_scale=[-1, NAN, 'x'], lam=[-1e-9, NAN, INF, 'x'],
+    cutoff=[-.01, 1.01, NAN, '1'], t_min=[-1, 950, 960, 20.5, NAN], t_max=[1000, 20, 5, NAN], lr=[-1, NAN],
+    sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'],
+    adapt=['yes', True], noise=['paired', True], regulariser=['l3'], relevance=['yes'], fake=['none', True],
+    guide=['self', 1], fake_noise=[-.1, 1.1, NAN], relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2],
+    fake_guidance=[-1, NAN], fake_lr=[-1], fake_alpha=[NAN, 'x', -1], style_scale=[-2.1, 4.1], t_cutoff=[0, -5, NAN],
+    cutoff_power=[-1, NAN], resolution=[0, -64, 2.5, 'big', NAN], prompt=['', '{other}', '{', 3],
+    edit_prompt=['{other}', '{', 3])
 
 for name in CHOICES: BAD[name] = [*BAD[name], np.ones((2, 2)), np.array([]), torch.ones(2), {}, b'none']
 
@@ -318,7 +357,8 @@ def test_bad_settings_name_the_argument(name, value):
         assert name in str(e.value) and '\n' not in str(e.value)
 
 def test_settings_take_changes():
-    assert settings('paper', steps=7, lam=None).steps == 7 and settings('paper', lam=None).lam == PRESETS['paper'].lam
+    assert settings('paper', steps=7, lam=None).steps == 7
+    assert settings('paper', lam=None).lam == PRESETS['paper'].lam
     assert settings(settings('fast', lam=0.)).lam == 0
     for bad in ('quick', None, 3, ['fast'], np.ones(2)):
         with pytest.raises(StylekitError, match='preset'): settings(bad)
@@ -346,13 +386,15 @@ def counted(unet):
 @pytest.mark.parametrize('fake', ['source', 'shared'])
 def test_fast_cost(base, style, images, fake):
     from diffusers import UNet2DConditionModel
-    count = lambda: sum(isinstance(o, UNet2DConditionModel) for o in gc.get_objects() if isinstance(o, torch.nn.Module))
+    def count():
+        modules = (o for o in gc.get_objects() if isinstance(o, torch.nn.Module))
+        return sum(isinstance(m, UNet2DConditionModel) for m in modules)
     unets, ptr = count(), next(base.unet.parameters()).data_ptr()
     with counted(base.unet) as n:
         with prepared(base, style, 'fast', images, size=(64, 64), fake=fake) as run:
             assert 0 < sum(n['forward']) <= 16*images and not n['backward']
             for _ in range(2):
-                n['forward'].clear(), n['backward'].clear()
+                for batches in n.values(): batches.clear()
                 run.step()
                 assert 0 < sum(n['forward']) <= 3*images
                 assert n['backward'] == ([images] if fake == 'shared' else [])
@@ -360,19 +402,25 @@ def test_fast_cost(base, style, images, fake):
 
 def test_fast_cost_in_all(base, style):
     with counted(base.unet) as n, prepared(base, style, 'fast', 2, size=(64, 64), steps=2) as run:
-        run.step(), run.step()
-    assert 0 < sum(n['forward']) <= (12 + 3*2 + 4*2)*2      # the relevance grid, two steps, and the last four to finish, guided
+        for _ in range(2): run.step()
+    most = 12 + 3*2 + 4*2   # the relevance grid, two steps, and the last four to finish, guided
+    assert 0 < sum(n['forward']) <= most*2
 
 def test_finish_ends_a_run(base, style):
     out = {}
     for finish in (0, 100):
         with prepared(base, style, 'fast', size=(64, 64), steps=2, finish=finish) as run:
-            run.step(); first = run.z
-            run.step(); out[finish] = first, run.z
-    assert torch.equal(out[0][0], out[100][0]) and not torch.equal(out[0][1], out[100][1])   # only the last step differs
+            run.step()
+            first = run.z
+            run.step()
+            out[finish] = first, run.z
+    assert torch.equal(out[0][0], out[100][0])
+    assert not torch.equal(out[0][1], out[100][1])   # only the last step differs
 
 def test_base_weights_stay_as_they_are(base, style):
-    plain = lambda: {k.replace('.base_layer', ''): v.detach().clone() for k,v in base.unet.named_parameters() if 'lora' not in k}
+    def plain():
+        weights = {k.replace('.base_layer', ''): v for k,v in base.unet.named_parameters() if 'lora' not in k}
+        return {k: v.detach().clone() for k,v in weights.items()}
     before = plain()
     with prepared(base, style, 'fast', size=(64, 64), fake='shared') as run:
         run.step()
@@ -383,12 +431,17 @@ def test_base_weights_stay_as_they_are(base, style):
         assert not any(p.grad is not None for k,p in base.unet.named_parameters() if '.fake.' not in k)
     assert before.keys() == after.keys() and all((before[k] == after[k]).all() for k in before)
 
+WAITS = torch.ops.aten.nonzero.default, torch.ops.aten.equal.default, torch.ops.aten.masked_select.default
+READ = torch.ops.aten._local_scalar_dense.default
+
 class NoSync(TorchDispatchMode):
     "Raises where a GPU would have to be waited for; the optimiser's own counters live on the CPU"
-    def __init__(self, allowed): super().__init__(); self.allowed = allowed
+    def __init__(self, allowed):
+        super().__init__()
+        self.allowed = allowed
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].data_ptr() not in self.allowed(): raise AssertionError('a value is read from the device')
-        if func in (torch.ops.aten.nonzero.default, torch.ops.aten.equal.default, torch.ops.aten.masked_select.default): raise AssertionError(f'{func} waits for the device')
+        assert func is not READ or args[0].data_ptr() in self.allowed(), 'a value is read from the device'
+        assert func not in WAITS, f'{func} waits for the device'
         return func(*args, **kwargs or {})
 
 KINDS = pytest.mark.parametrize('preset', ['fast', ONLINE, 'paper'], ids=['fast', 'online', 'paper'])
@@ -396,17 +449,22 @@ KINDS = pytest.mark.parametrize('preset', ['fast', ONLINE, 'paper'], ids=['fast'
 @KINDS
 def test_a_step_never_waits_for_the_device(base, style, preset):
     with prepared(base, style, preset, size=(64, 64)) as run:
-        counters = lambda: {s['step'].data_ptr() for s in run.method.fake.opt.state.values()} if run.method.fake else ()
-        with NoSync(counters): run.step(), run.step()
+        def counters():
+            fake = run.method.fake
+            return {s['step'].data_ptr() for s in fake.opt.state.values()} if fake else ()
+        with NoSync(counters):
+            for _ in range(2): run.step()
 
 def test_direction_of_the_other_fakes(base, style):
-    "The exact score of a point makes SMS an SDS; an untrained fake score is the real one; and what guidance points away from"
+    "The exact score of a point makes SMS an SDS; an untrained fake is the real one; what guidance points away from"
     for guide in ('base', 'empty'):
         with prepared(base, style, 'fast', relevance='none', guide=guide, guidance_scale=3.) as run:
             z, t, eps = draws(run, 301)
-            m, c, z_t, z_t_src = run.method, run.method.conds.styled, base.add_noise(z, eps, t := torch.tensor([301])), base.add_noise(run.z_src, eps, t)
+            m, c = run.method, run.method.conds.styled
+            z_t, z_t_src = base.add_noise(z, eps, t), base.add_noise(run.z_src, eps, t)
             with torch.no_grad():
-                e, real, source = base.predict(z_t, t, c, ('style',)), base.predict(z_t, t, c), base.predict(z_t_src, t, c)
+                e, real = base.predict(z_t, t, c, ('style',)), base.predict(z_t, t, c)
+                source = base.predict(z_t_src, t, c)
                 e0 = real if guide == 'base' else base.predict(z_t, t, m.conds.empty, ('style',))
                 eps_style = e0 + 3*(e-e0)
                 for fake, want in dict(noise=eps, frozen=real, source=source).items():
@@ -424,10 +482,14 @@ def test_fast_gradient(base, style):
     "R ⊙ g + λ·∂/∂z ½‖LPF(DCT(z − z_src))‖², and R in [floor, 1]"
     with prepared(base, style, 'fast', fake='noise', relevance='grid', size=(128, 64)) as run:
         z, t, eps = draws(run, 251)
-        with torch.no_grad(): total, g, R = run.method.gradient(z, t, eps)[0], run.method.direction(z, t, eps)[0], run.method.relevance(t)
+        with torch.no_grad():
+            total, g = run.method.gradient(z, t, eps)[0], run.method.direction(z, t, eps)[0]
+            R = run.method.relevance(t)
         h, w = z.shape[-2:]
         x = z.double().requires_grad_()
-        kept = (dct(h)@(x-run.z_src.double())@dct(w).T)*torch.tensor([[float(i+j <= run.cfg.cutoff*251*(h+w-2)/run.cfg.t_cutoff) for j in range(w)] for i in range(h)])
+        edge = run.cfg.cutoff*251*(h+w-2)/run.cfg.t_cutoff
+        mask = torch.tensor([[float(i+j <= edge) for j in range(w)] for i in range(h)])
+        kept = (dct(h)@(x-run.z_src.double())@dct(w).T)*mask
         psr = torch.autograd.grad(.5*kept.pow(2).sum(), x)[0]
         same(total, g.double()+run.cfg.lam/run.method.stretch.double()**FALL*psr)
         floor, whole = run.cfg.relevance_floor, replace(run.method.cfg, relevance='none')
@@ -448,18 +510,24 @@ def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
             both = m.gradient(z, t, eps)[0]
             for i in range(2):
                 own = {n: getattr(m.conds, n).map(lambda a: a[i:i+1]) for n in ('styled', 'plain')}
-                one = SMS.__new__(SMS); one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], stretch=m.stretch[i:i+1], conds=replace(m.conds, **own))
-                if m.grid: one.grid = copy.copy(m.grid); one.grid.maps = m.grid.maps[:, i:i+1]
+                one = SMS.__new__(SMS)
+                one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], stretch=m.stretch[i:i+1])
+                one.conds = replace(m.conds, **own)
+                if m.grid:
+                    one.grid = copy.copy(m.grid)
+                    one.grid.maps = m.grid.maps[:, i:i+1]
                 if m.fake: one.cfg = replace(m.cfg, fake='frozen')      # φ as it was: a fresh adapter is the identity
                 same(both[i:i+1], one.gradient(z[i:i+1], t[i:i+1], eps[i:i+1])[0], 1e-4)
 
 def test_reach_does_not_depend_on_the_size():
-    "The squares have one size, however many there are: else the mean over a small one is noise, and over a large one nothing"
+    "The squares have one size, however many there are: else a mean over few is noise, and over many nothing"
     from stylekit.lora import add_style
     b, ink = load_backbone(), load_style('ink')
     add_style(b, ink)
     asked = [b.text(p) for p in (f'{ink.words}, an owl', 'an owl')]
-    def far(w, h): return reach(b, b.encode(image_to_tensor(sample('owl').resize((w, h)))), *asked, [torch.Generator().manual_seed(0)], draws=12).item()
+    def far(w, h):
+        z = b.encode(image_to_tensor(sample('owl').resize((w, h))))
+        return reach(b, z, *asked, [torch.Generator().manual_seed(0)], draws=12).item()
     one = far(128, 128)
     for size in ((64, 64), (256, 256), (128, 256), (192, 96)): assert abs(far(*size)/one-1) < .15, size
 
@@ -475,20 +543,23 @@ def test_how_far_is_asked_of_each_picture_alone(base, wide):
         with torch.no_grad(): pull = m.gradient(z, t, eps)[0]-m.direction(z, t, eps)[0]
         same(pull, run.cfg.lam/m.stretch**FALL*m.regulariser_grad(z, t), 1e-3)
         m.stretch = torch.ones_like(m.stretch)
-        with torch.no_grad(): assert (m.gradient(z, t, eps)[0]-m.direction(z, t, eps)[0]).norm() > 2*pull.norm()
-    for fixed in (dict(adapt='none'), dict(preset='paper')):
-        with prepared(base, wide, **{'preset': 'fast'} | fixed) as run: assert (run.method.stretch == 1).all()
+        with torch.no_grad(): unscaled = m.gradient(z, t, eps)[0]-m.direction(z, t, eps)[0]
+        assert unscaled.norm() > 2*pull.norm()
+    for preset, fixed in (('fast', dict(adapt='none')), ('paper', {})):
+        with prepared(base, wide, preset, **fixed) as run: assert (run.method.stretch == 1).all()
 
 def test_without_its_own_parts_sms_is_dds():
-    "No R, no λ, no guidance, no noise in the fake score, the content's own caption: what is left is DDS with a style LoRA, bit for bit"
+    "No R, λ, guidance or noise in the fake, the content's own caption: DDS with a style LoRA is left, bit for bit"
     from stylekit import load_backbone, sample, stylize
-    b, kw = load_backbone(), dict(steps=4, seed=0, t_min=20, t_max=900, lr=.05, guidance_scale=1., adapt='reach', finish=200)
-    bare = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='content', lam=0., relevance='none', fake_noise=0., **kw)
-    dds = stylize(sample('owl'), 'ink', 'an owl', backbone=b, method='dds', optimizer='rms', schedule='cosine', sampler='uniform', guide='base',
-                  noise='antithetic', **kw)
-    assert bare.image.tobytes() == dds.image.tobytes()
-    words = stylize(sample('owl'), 'ink', 'an owl', backbone=b, fake='source', lam=0., relevance='none', fake_noise=0., **kw)
-    assert words.image.tobytes() != bare.image.tobytes()
+    both = dict(backbone=load_backbone(), steps=4, seed=0, t_min=20, t_max=900, lr=.05, guidance_scale=1.,
+                adapt='reach', finish=200)
+    without = dict(lam=0., relevance='none', fake_noise=0.)
+    theirs = dict(method='dds', optimizer='rms', schedule='cosine', sampler='uniform', guide='base',
+                  noise='antithetic')
+    def pixels(**kw): return stylize(sample('owl'), 'ink', 'an owl', **both, **kw).image.tobytes()
+    bare = pixels(fake='content', **without)
+    assert bare == pixels(**theirs)
+    assert bare != pixels(fake='source', **without)
 
 def test_low_memory_gives_the_same_in_less():
     from stylekit import load_backbone
@@ -497,12 +568,16 @@ def test_low_memory_gives_the_same_in_less():
     out = []
     for low in (False, True):
         b = load_backbone(low_memory=low)
-        g, c, fake = torch.Generator().manual_seed(0), b.text('an owl'), FakeScore(b)
+        g, c = torch.Generator().manual_seed(0), b.text('an owl')
+        fake = FakeScore(b)
         z, noise = (torch.randn(4, b.latent_channels, 16, 16, generator=g) for _ in range(2))
         with Ledger(b.unet) as ledger:
             before = ledger.now
-            for t in (300, 100): eps, loss = fake.learn(b.add_noise(z, noise, torch.full((4,), t)), torch.full((4,), t), c, noise)
+            for t in (300, 100):
+                t = torch.full((4,), t)
+                eps, loss = fake.learn(b.add_noise(z, noise, t), t, c, noise)
         out.append((ledger.peak-before, eps, [p.detach().clone() for p in fake.params]))
         fake.close()
     (much, eps, params), (little, same_eps, same_params) = out
-    assert little < .6*much and torch.allclose(eps, same_eps, atol=1e-5) and all(torch.allclose(p, q, atol=1e-5) for p, q in zip(params, same_params))
+    assert little < .6*much and torch.allclose(eps, same_eps, atol=1e-5)
+    assert all(torch.allclose(p, q, atol=1e-5) for p, q in zip(params, same_params))
