@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test slow tables control feedforward export readme constraints versions clean
+.PHONY: stylize app test slow tables control feedforward lint export readme constraints versions clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
@@ -40,6 +40,10 @@ control: .venv/dev
 # the networks of one pass for the five styles, and what they are worth
 feedforward: .venv/dev
 	$(BIN)/python -c "from stylekit.mini.generators import make_generators; make_generators()"
+
+# lines that a person can step through
+lint: .venv/dev
+	$(BIN)/ruff check -q
 
 export: .venv/dev
 	$(BIN)/nbdev-export && $(BIN)/nbdev-clean

@@ -2,7 +2,8 @@
 from configparser import ConfigParser
 from setuptools import setup
 
-cfg = ConfigParser(delimiters=['=']); cfg.read('settings.ini', encoding='utf-8')
+cfg = ConfigParser(delimiters=['='])
+cfg.read('settings.ini', encoding='utf-8')
 s = cfg['DEFAULT']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in s.items() if k.endswith('_requirements')}
 setup(description=s['description'], author=s['author'], keywords=s['keywords'].split(),
