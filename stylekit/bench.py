@@ -220,10 +220,10 @@ def fake(self:Released)->dict: # name -> Parameter
 
 def _share_fake(ours:Stylizer, theirs:Released, generator:torch.Generator):
     "Random weights φ in theirs, and the same in ours: LoRAs start at 0, which would hide a difference"
-    weights, own = theirs.fake(), dict(ours.backbone.unet.named_parameters())
+    weights, params = theirs.fake(), dict(ours.backbone.unet.named_parameters())
     for n, p in weights.items():
         if 'lora_B' in n: p.copy_(.02*torch.randn(p.shape, generator=generator))
-    for n, p in weights.items(): own[n].copy_(p)
+    for n, p in weights.items(): params[n].copy_(p)
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #f664cad6
 def same_gradient(ours:Stylizer, theirs:Released, t:int=301, seed:int=0)->float: # relative difference

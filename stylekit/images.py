@@ -60,12 +60,14 @@ def image_path(src)->Path: # of an ordinary file
     if not isinstance(src, (str, os.PathLike)) or not os.fsdecode(src).strip():
         what = f'a {type(src).__name__} of {len(src)}' if isinstance(src, (list, tuple, dict, set)) else _short(src, 60)
         raise StylekitError(f'{what} is not an image: give a path, a PIL image, an array or a tensor')
-    said = _short(src)
-    if re.match(r'[a-z][a-z0-9+]+://', said, re.I):
-        raise StylekitError(f'{said} is an address: download the picture and give its path')
-    try: p, kind = Path(src).expanduser(), _kind_of_path(Path(src).expanduser())
+    given = _short(src)
+    if re.match(r'[a-z][a-z0-9+]+://', given, re.I):
+        raise StylekitError(f'{given} is an address: download the picture and give its path')
+    try:
+        p = Path(src).expanduser()
+        kind = _kind_of_path(p)
     except Exception as e: # too long, NUL bytes, no such home
-        raise StylekitError(f'cannot read {said!r}: {getattr(e, "strerror", None) or _short(str(e), 80)}') from e
+        raise StylekitError(f'cannot read {given!r}: {getattr(e, "strerror", None) or _short(str(e), 80)}') from e
     if kind: raise StylekitError(f'{_short(p)} {kind}')
     return p
 
@@ -96,6 +98,12 @@ def check_size(size:tuple, # (width, height) in pixels
         raise StylekitError(f'{has} pixels, {longer:.0f} times as long as wide; the limit is {max_aspect:g}: crop it')
 
 # %% ../nbs/00b_images.ipynb #c23cadd8
+def _rescaling(lo:float, hi:float)->str: # least and greatest
+    "What to do about values that do not lie in 0–1"
+    if 2 < hi < 256 and lo >= 0: return 'divide by 255'
+    if -1.1 < lo < 0 and hi < 1.1: return 'from [-1, 1] use x/2 + 0.5'
+    return 'rescale it'
+
 def _to_uint8(a, # array of any shape: uint8, bool, or float in [0, 1]
               name:str):
     "Values to bytes; refuses what would have to be guessed"
@@ -106,10 +114,7 @@ def _to_uint8(a, # array of any shape: uint8, bool, or float in [0, 1]
         raise StylekitError(f'{name} holds {_short(str(a.dtype), 60)} values: give uint8 in 0–255 or floats in 0–1')
     lo, hi = (check_finite(a, name).min(), a.max()) if a.size else (0, 0)
     if lo < -1e-3 or hi > 1+1e-3: # a little overshoot is rounding
-        hint = 'rescale it'
-        if 2 < hi < 256 and lo >= 0: hint = 'divide by 255'
-        elif -1.1 < lo < 0 and hi < 1.1: hint = 'from [-1, 1] use x/2 + 0.5'
-        raise StylekitError(f'{name} holds values from {lo:.3g} to {hi:.3g}, not 0–1: {hint}')
+        raise StylekitError(f'{name} holds values from {lo:.3g} to {hi:.3g}, not 0–1: {_rescaling(lo, hi)}')
     return (a.astype(np.float32).clip(0, 1)*255).round().astype(np.uint8)
 
 # %% ../nbs/00b_images.ipynb #b19bb997
@@ -139,17 +144,19 @@ def _by_profile(im, # PIL, RGB, grey or CMYK, with or without alpha
         note(f'its colour profile cannot be used ({_short(str(e), 80)}); colours are approximate')
         return im
 
+# %% ../nbs/00b_images.ipynb #764edb53
 def _to_srgb(im, data:bytes): # an ICC profile
     "Colours by `data` to sRGB"
     from PIL import ImageCms
     profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
-    space, alpha = profile.profile.xcolor_space.strip(), im.getchannel('A') if 'A' in im.getbands() else None
+    space = profile.profile.xcolor_space.strip()
     if 'sRGB' in ImageCms.getProfileDescription(profile): return im
     mode = {'GRAY': 'L', 'CMYK': 'CMYK'}.get(space, 'RGB')
-    misfit = mode not in (im.mode, 'RGB') and im.mode not in ('L', 'LA') or (im.mode == 'CMYK') != (mode == 'CMYK')
-    if misfit: raise ValueError(f'profile is for {space}')
+    one_is_cmyk = (im.mode == 'CMYK') != (mode == 'CMYK')
+    if one_is_cmyk or mode not in (im.mode, 'RGB') and im.mode not in ('L', 'LA'):
+        raise ValueError(f'profile is for {space}')
     out = ImageCms.profileToProfile(im.convert(mode), profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
-    if alpha: out.putalpha(alpha)
+    if 'A' in im.getbands(): out.putalpha(im.getchannel('A'))
     return out
 
 # %% ../nbs/00b_images.ipynb #97028396
@@ -157,26 +164,33 @@ def parse_colour(background # name, '#rrggbb' or (r, g, b)
                 )->tuple: # (r, g, b), 0 to 255
     "A colour's name, hex code or triple as numbers"
     from PIL import ImageColor
-    said = f'background {_short(repr(background), 60)}'
-    with explain_errors(f'{said} is no colour', 'use a name such as "white", "#rrggbb" or (r, g, b)'):
+    given = f'background {_short(repr(background), 60)}'
+    with explain_errors(f'{given} is no colour', 'use a name such as "white", "#rrggbb" or (r, g, b)'):
         if isinstance(background, str): rgb = ImageColor.getrgb(background)
-        else: rgb = tuple(int(check_range(f'a part of {said}', c, 0, 255)) for c in background)
-        if len(rgb) != 3: raise StylekitError(f'{said} is no opaque colour: use "#rrggbb" or (r, g, b)')
+        else: rgb = tuple(int(check_range(f'a part of {given}', c, 0, 255)) for c in background)
+        if len(rgb) != 3: raise StylekitError(f'{given} is no opaque colour: use "#rrggbb" or (r, g, b)')
     return rgb
 
 # %% ../nbs/00b_images.ipynb #00ed697d
+def _eight_bits(im, # PIL image of any mode
+                name:str, note):
+    "Grey of 16 bits, floats, and a transparent colour that was given in 16 bits, in 8"
+    key = im.info.get('transparency')
+    if im.mode.startswith('I'): return _grey16(im, name, note)
+    if im.mode == 'F':
+        import numpy as np
+        from PIL import Image
+        return Image.fromarray(_to_uint8(np.asarray(im), name))
+    if im.mode == 'RGB' and isinstance(key, tuple) and max(key) > 255: # while Pillow keeps 8
+        im = im.copy()
+        im.info['transparency'] = tuple(k >> 8 for k in key)
+    return im
+
+# %% ../nbs/00b_images.ipynb #b82a3ade
 def _to_rgba(im, # PIL image of any mode
              name:str, note): # note(text) takes what had to be guessed
     "What a viewer shows: PIL RGB, or RGBA where something shows through; 16 bits rescaled, colours by the profile"
-    from PIL import Image
-    key = im.info.get('transparency')
-    if im.mode.startswith('I'): im = _grey16(im, name, note)
-    elif im.mode == 'F':
-        import numpy as np
-        im = Image.fromarray(_to_uint8(np.asarray(im), name))
-    elif im.mode == 'RGB' and isinstance(key, tuple) and max(key) > 255: # given in 16 bits, while Pillow keeps 8
-        im = im.copy()
-        im.info['transparency'] = tuple(k >> 8 for k in key)
+    im = _eight_bits(im, name, note)
     if im.mode == 'La': im = im.convert('LA')
     if im.has_transparency_data: im = im.convert('RGBA')
     elif im.mode not in ('RGB', 'L', 'CMYK'): im = im.convert('RGB')
@@ -196,6 +210,7 @@ def flatten(im, # PIL RGB or RGBA
     under = Image.new('RGBA', im.size, parse_colour(background)+(255,))
     return Image.alpha_composite(under, im).convert('RGB')
 
+# %% ../nbs/00b_images.ipynb #57835218
 def to_rgb(im, # PIL image of any mode
            background='white', # what shows through where the image is transparent: name, '#rrggbb' or (r, g, b)
            name:str='image' # for messages
@@ -207,7 +222,9 @@ def to_rgb(im, # PIL image of any mode
 # %% ../nbs/00b_images.ipynb #69dc0aeb
 _PNG = b'\x89PNG\r\n\x1a\n'
 _PNG_READ = (b'tRNS', b'iCCP', b'eXIf', b'acTL', b'iTXt', b'zTXt', b'tEXt') # ancillary ones that we look at
-_PNG_TEXTS = (b'XML:com.adobe.xmp\0', b'Raw profile type exif\0', b'Raw profile type APP1\0') # may say which way is up
+
+def _png_checksum(kind:bytes, data:bytes)->bytes: # four
+    return struct.pack('>I', zlib.crc32(data, zlib.crc32(kind)))
 
 def _png_chunks(f): # binary file; yields (kind, data) of the chunks that may matter
     "Chunks of a PNG; a critical one with a wrong checksum is refused, another is passed over"
@@ -218,13 +235,15 @@ def _png_chunks(f): # binary file; yields (kind, data) of the chunks that may ma
         if not critical and kind not in _PNG_READ:
             f.seek(n+4, os.SEEK_CUR)
             continue
-        data, said = f.read(n), f.read(4)
-        if said == struct.pack('>I', zlib.crc32(data, zlib.crc32(kind))): yield kind, data
+        data, checksum = f.read(n), f.read(4)
+        if checksum == _png_checksum(kind, data): yield kind, data
         elif critical: raise ValueError(f'chunk {_short(str(kind)[2:-1], 20)} has a wrong checksum or is cut')
         if kind == b'IEND': return
     raise ValueError('its end is missing')
 
 # %% ../nbs/00b_images.ipynb #c3bbe675
+_PNG_TEXTS = (b'XML:com.adobe.xmp\0', b'Raw profile type exif\0', b'Raw profile type APP1\0') # may say which way is up
+
 def _inflate(data:bytes, limit:int=1<<24)->bytes: # bytes, at most
     "Unpack what may be a bomb"
     d = zlib.decompressobj()
@@ -254,7 +273,7 @@ def _png_pixels(f, # binary file
             n = int.from_bytes(data[:4], 'big')
             if n > 1: note(f'holds {n} frames; only frame 1 is used')
         elif _png_sound(kind, data):
-            out.write(struct.pack('>I', len(data))+kind+data+struct.pack('>I', zlib.crc32(data, zlib.crc32(kind))))
+            out.write(struct.pack('>I', len(data))+kind+data+_png_checksum(kind, data))
         elif kind == b'iCCP': note('its colour profile cannot be used (it cannot be unpacked); colours are approximate')
     out.seek(0)
     return out
@@ -267,19 +286,21 @@ def _jpeg_segments(data:bytes): # yields (marker, segment); of a scan, with its 
     at = _MARKER.search(data, 2)
     while at:
         marker, i = data[at.end()-1], at.end()
-        n = 0 if marker == 0xd9 else max(2, int.from_bytes(data[i:i+2], 'big'))
-        after = _MARKER.search(data, i+n)
-        whole = after.start() if after and marker == 0xda else len(data) if marker == 0xda else i+n
-        yield marker, data[at.start():whole]
+        end = i if marker == 0xd9 else i+max(2, int.from_bytes(data[i:i+2], 'big'))
+        after = _MARKER.search(data, end)
+        if marker == 0xda: end = after.start() if after else len(data)
+        yield marker, data[at.start():end]
         if marker == 0xd9: return
         at = after
 
+# %% ../nbs/00b_images.ipynb #c00d1fe9
+def _decides_pixels(marker:int, segment:bytes)->bool:
+    if marker == 0xee and segment[4:9] == b'Adobe' and len(segment) >= 16: return True # says how colours are stored
+    return not (0xe0 <= marker <= 0xef or marker == 0xfe)
+
 def _bare_jpeg(data:bytes)->bytes:
     "A JPEG without EXIF, profile, comments and what else surrounds its pixels"
-    segments = [(m, s) for m, s in _jpeg_segments(data)]
-    adobe = lambda m, s: m == 0xee and s[4:9] == b'Adobe' and len(s) >= 16 # says how colours are stored
-    kept = [s for m, s in segments if not (0xe0 <= m <= 0xef or m == 0xfe) or adobe(m, s)]
-    return data[:2]+b''.join(kept)
+    return data[:2]+b''.join(s for m, s in _jpeg_segments(data) if _decides_pixels(m, s))
 
 # %% ../nbs/00b_images.ipynb #3e1473ee
 def _bare_webp(data:bytes)->bytes:
@@ -293,12 +314,14 @@ def _bare_webp(data:bytes)->bytes:
         i += 8+n+n%2
     return b'RIFF'+struct.pack('<I', len(kept)+4)+b'WEBP'+kept
 
+# %% ../nbs/00b_images.ipynb #0be29bd7
 def _bare(f)->io.BytesIO: # None: another format
     "The file again without what surrounds the pixels"
     f.seek(0)
     head = f.read(12)
-    make = _bare_jpeg if head[:2] == b'\xff\xd8' else _bare_webp if head[:4] == b'RIFF' else None
-    return make and io.BytesIO(make(head+f.read()))
+    if head[:2] == b'\xff\xd8': return io.BytesIO(_bare_jpeg(head+f.read()))
+    if head[:4] == b'RIFF': return io.BytesIO(_bare_webp(head+f.read()))
+    return None
 
 # %% ../nbs/00b_images.ipynb #ca65b7a3
 _BETWEEN_SCANS = {0xc4, 0xd9, 0xda, 0xdb, 0xdd, 0xfe} # tables, the next scan, the end
@@ -327,6 +350,12 @@ def _strict():
 # %% ../nbs/00b_images.ipynb #1f183d90
 _LIBTIFF = re.compile(rb'[\w.]+: [^\n]*\n?')
 
+def _sort_lines(f, printed:list): # binary file
+    f.seek(0)
+    for line in f:
+        if _LIBTIFF.fullmatch(line): printed.append(_short(line.decode('utf-8', 'replace'), 100))
+        else: os.write(2, line) # another thread's
+
 @contextmanager
 def _stderr_of_libtiff(said:list): # takes what it says
     "What libtiff prints on stderr while the block runs"
@@ -340,10 +369,7 @@ def _stderr_of_libtiff(said:list): # takes what it says
             if f:
                 os.dup2(keep, 2)
                 os.close(keep)
-                f.seek(0)
-                for line in f:
-                    if _LIBTIFF.fullmatch(line): said.append(_short(line.decode('utf-8', 'replace'), 100))
-                    else: os.write(2, line) # another thread's
+                _sort_lines(f, said)
 
 # %% ../nbs/00b_images.ipynb #142aa4ef
 def _decoders()->list: # of FORMATS
@@ -359,6 +385,7 @@ def _why_not(head:bytes)->str:
     broken = next((f for f, first in _EXTRA.items() if f in _decoders() and re.match(first, head, re.S)), None)
     return f'is damaged or cut short ({broken}): copy or save it again' if broken else _what_is(head)
 
+# %% ../nbs/00b_images.ipynb #c061677b
 def _pil_open(f, # binary file
               head:bytes, # its first bytes
               name:str):
@@ -389,7 +416,8 @@ def open_header(f, # binary file
         if head.startswith(_PNG) and len(head) > 33: f = _png_pixels(f, note)
         try: return _pil_open(f, head, name)
         except Exception as e:
-            if (bare := _bare(f)) is None: raise
+            bare = _bare(f)
+            if bare is None: raise
             try: im = _pil_open(bare, head, name)
             except Exception: raise e
             note('what surrounds its pixels is damaged; its orientation and colour profile are unknown')
@@ -412,6 +440,7 @@ def _upright(im, note):
     turn = _turn(im, note)
     return im.transpose(Image.Transpose[_UPRIGHT[turn]]) if turn in _UPRIGHT else im
 
+# %% ../nbs/00b_images.ipynb #105f5431
 def image_size(path # of a file
               )->tuple: # (width, height), upright
     "The size of a picture by its header, or a `StylekitError` that says why it can't be opened"
@@ -426,16 +455,22 @@ def _frames(im)->int:
     try: return getattr(im, 'n_frames', 1)
     except Exception: return 2
 
+def _load_pixels(im, note):
+    "Decode, in place; what libtiff prints of a TIFF is part of the error, or a note"
+    printed = []
+    try:
+        with _stderr_of_libtiff(printed) if im.format == 'TIFF' else nullcontext(): im.load()
+    except OSError as e: raise OSError(f'{e}: {printed[0]}' if printed else f'{e}') from e
+    if printed: note(f'its data are damaged ({printed[0]}); parts of it may be wrong')
+
+# %% ../nbs/00b_images.ipynb #407d0914
 def _decode(im, # PIL, perhaps not decoded yet
             name:str, limits:dict, note):
     "Size check, first frame, pixels, orientation, colours: in this order"
     check_size(im.size, name=name, **limits)
-    if (n := _frames(im)) > 1: note(f'holds {n} frames; only frame {im.tell()+1} is used')
-    said = []
-    try:
-        with _stderr_of_libtiff(said) if im.format == 'TIFF' else nullcontext(): im.load()
-    except OSError as e: raise OSError(f'{e}{": " if said else ""}{"; ".join(said[:1])}') from e
-    if said: note(f'its data are damaged ({said[0]}); parts of it may be wrong')
+    n = _frames(im)
+    if n > 1: note(f'holds {n} frames; only frame {im.tell()+1} is used')
+    _load_pixels(im, note)
     return _to_rgba(_upright(im, note), name, note)
 
 # %% ../nbs/00b_images.ipynb #8c49dc8a
@@ -444,10 +479,14 @@ def _decode_file(f, name:str, limits:dict, note)->tuple: # PIL RGB or RGBA, the 
     im = open_header(f, name, note)
     with explain_errors(f'{name} is damaged or cut short', 'copy or save it again'), _strict():
         pixels = _decode(im, name, limits, note)
-    if im.format in ('JPEG', 'MPO'):
-        f.seek(0)
-        if damage := _jpeg_damage(f.read()): note(f'its data are damaged ({damage}); parts of it may be wrong')
+    if im.format not in ('JPEG', 'MPO'): return pixels, im
+    f.seek(0)
+    damage = _jpeg_damage(f.read())
+    if damage: note(f'its data are damaged ({damage}); parts of it may be wrong')
     return pixels, im
+
+def _decode_path(path:Path, name:str, limits:dict, note)->tuple: # the same
+    with explain_errors(f'cannot read {name}'), open(path, 'rb') as f: return _decode_file(f, name, limits, note)
 
 # %% ../nbs/00b_images.ipynb #e592bbf1
 def _pixels(a, # array (H, W), (H, W, C); from a tensor (H, W), (C, H, W), (1, C, H, W)
@@ -490,6 +529,7 @@ def _is_array(x)->bool:
     "Is this a numpy array or number? Asked without importing numpy"
     return 'numpy' in sys.modules and isinstance(x, (sys.modules['numpy'].ndarray, sys.modules['numpy'].generic))
 
+# %% ../nbs/00b_images.ipynb #223fcd8b
 def _tensor_pixels(x, name:str):
     "PIL image of a tensor on any device, in any float type"
     odd = (('nested', x.is_nested, 'give one of its parts'),
@@ -514,7 +554,9 @@ class OpenedImage:
     @cached_property
     def rgb(self): return flatten(self.pixels, self.background) # PIL RGB
     @property
-    def alpha(self): return self.pixels.getchannel('A') if self.pixels.mode == 'RGBA' else None # PIL L, or None
+    def alpha(self):
+        "PIL L, or None"
+        return self.pixels.getchannel('A') if self.pixels.mode == 'RGBA' else None
     @property
     def size(self)->tuple: return self.pixels.size # (width, height)
     def finish(self, image): # PIL RGB made from `rgb`, of any size; PIL RGB or RGBA
@@ -522,28 +564,6 @@ class OpenedImage:
         return image if self.alpha is None else with_alpha(image, self.alpha, self.background)
 
 # %% ../nbs/00b_images.ipynb #1e33997f
-def open_image(src, # path, a file's bytes, PIL image, array (H, W[, C]) or tensor ([1,] C, H, W); uint8 or in [0, 1]
-               max_pixels:int=64_000_000, # width × height, at most; checked before decoding
-               min_side:int=16, # pixels of the shorter side, at least
-               max_aspect:float=8, # longer side / shorter side, at most
-               background='white', # shows through transparent parts: name, '#rrggbb' or (r, g, b)
-               name:str='image' # what to call an image without a path in messages
-              )->OpenedImage:
-    "A picture with its transparency and its profile, or a `StylekitError` that says why not"
-    if isinstance(src, OpenedImage): return src
-    colour, notes = parse_colour(background), []
-    limits = dict(max_pixels=max_pixels, min_side=min_side, max_aspect=max_aspect)
-    def note(text): notes.append(f'{name}{" " if text.startswith("holds") else ": "}{text}')
-    if _is_pixels(src): pixels, im = _decode_pixels(src, name, limits, note)
-    elif isinstance(src, (bytes, bytearray, memoryview)): pixels, im = _decode_file(io.BytesIO(src), name, limits, note)
-    else:
-        path = image_path(src)
-        name = _short(path)
-        with explain_errors(f'cannot read {name}'), open(path, 'rb') as f: pixels, im = _decode_file(f, name, limits, note)
-    for text in notes: warnings.warn(text)
-    return OpenedImage(pixels, colour, im.info.get('icc_profile') or None, im.format or '', name, tuple(notes))
-
-# %% ../nbs/00b_images.ipynb #5208b17d
 def _is_pixels(src)->bool:
     "Is it a picture already, and no file?"
     if _is_tensor(src) or _is_array(src): return True
@@ -555,6 +575,29 @@ def _decode_pixels(src, name:str, limits:dict, note)->tuple: # PIL RGB or RGBA, 
     elif _is_array(src): src = _pixels(src, False, name)
     with explain_errors(f'{name} cannot be read'), _strict(): return _decode(src, name, limits, note), src
 
+# %% ../nbs/00b_images.ipynb #656496ea
+def open_image(src, # path, a file's bytes, PIL image, array (H, W[, C]) or tensor ([1,] C, H, W); uint8 or in [0, 1]
+               max_pixels:int=64_000_000, # width × height, at most; checked before decoding
+               min_side:int=16, # pixels of the shorter side, at least
+               max_aspect:float=8, # longer side / shorter side, at most
+               background='white', # shows through transparent parts: name, '#rrggbb' or (r, g, b)
+               name:str='image' # what to call an image without a path in messages
+              )->OpenedImage:
+    "A picture with its transparency and its profile, or a `StylekitError` that says why not"
+    if isinstance(src, OpenedImage): return src
+    colour, notes = parse_colour(background), []
+    limits = dict(max_pixels=max_pixels, min_side=min_side, max_aspect=max_aspect)
+    if _is_pixels(src): decode = _decode_pixels
+    elif isinstance(src, (bytes, bytearray, memoryview)): decode, src = _decode_file, io.BytesIO(src)
+    else:
+        decode, src = _decode_path, image_path(src)
+        name = _short(src)
+    def note(text): notes.append(f'{name}{" " if text.startswith("holds") else ": "}{text}')
+    pixels, im = decode(src, name, limits, note)
+    for text in notes: warnings.warn(text)
+    return OpenedImage(pixels, colour, im.info.get('icc_profile') or None, im.format or '', name, tuple(notes))
+
+# %% ../nbs/00b_images.ipynb #5208b17d
 def load_image(src, # as `open_image`
                max_pixels:int=64_000_000, min_side:int=16, max_aspect:float=8, # limits, see `check_size`
                background='white', # shows through transparent parts: name, '#rrggbb' or (r, g, b)
@@ -572,6 +615,7 @@ def _bleed(im): # PIL RGBA -> RGB
     half = Image.merge('RGBA', (*rgb.split(), seen)).reduce(2) # means of what is seen
     return Image.composite(rgb, _bleed(half).resize(im.size, Image.Resampling.BILINEAR), seen)
 
+# %% ../nbs/00b_images.ipynb #7abc1c72
 def with_alpha(image, # PIL RGB, made from a transparent picture over `background`
                alpha, # PIL L, of that picture; scaled to the image's size
                background='white' # name, '#rrggbb' or (r, g, b)
@@ -580,11 +624,12 @@ def with_alpha(image, # PIL RGB, made from a transparent picture over `backgroun
     import numpy as np
     from PIL import Image
     if alpha.size != image.size: alpha = alpha.resize(image.size, Image.Resampling.BICUBIC)
-    b, rgb, a = np.float32(parse_colour(background)), np.array(image.convert('RGB')), np.asarray(alpha)
-    if not a.any(): return Image.new('RGBA', image.size, parse_colour(background)+(0,))
+    colour = parse_colour(background)
+    rgb, a = np.array(image.convert('RGB')), np.asarray(alpha)
+    if not a.any(): return Image.new('RGBA', image.size, colour+(0,))
     soft = (a > 0) & (a < 255)
     share = a[soft, None].astype(np.float32)/255
-    rgb[soft] = ((rgb[soft]-(1-share)*b)/share).clip(0, 255).round().astype(np.uint8)
+    rgb[soft] = ((rgb[soft]-(1-share)*np.float32(colour))/share).clip(0, 255).round().astype(np.uint8)
     out = _bleed(Image.merge('RGBA', (*Image.fromarray(rgb).split(), alpha)))
     out.putalpha(alpha)
     return out
