@@ -25,6 +25,7 @@ from .backbone import Backbone, load_backbone
 from .core import StylekitError, asset, atomic_path, check_range, check_whole, digest, explain_errors
 from .core import file_sha256, folder_lock, one_line, safe_name
 from .images import load_image
+from .judge import Judge, read_probe
 from .feedforward import FeedForward, generator_file
 from .pictures import list_pictures, name_key, name_twins, picture_folder
 from .lora import Style, load_style
@@ -306,7 +307,6 @@ LOOKS_SHA256 = '9b5cfa3b57c9bf345fa69f0327acf832fe97edfe99a1be70693c19869d60f21a
 @cache
 def judge_of_looks()->tuple: # Judge, StyleProbe
     "The network and the probe that tell the looks that come with stylekit apart"
-    from stylekit.mini.judge import Judge, read_probe
     file = asset('judge', 'looks.npz')
     if file_sha256(file) != LOOKS_SHA256:
         raise StylekitError(f'{file.name} is not the one that came with stylekit: install it again')
@@ -321,7 +321,7 @@ def known_look(style:Style)->str: # '' if there is none
 
 # %% ../nbs/13_evaluate.ipynb #02ba8bcd
 def in_look(pictures:dict, # id -> picture
-            judge, probe, # see `mini.judge`
+            judge, probe, # see `judge`
             look:str # one of the probe's answers
            )->Measured:
     "Share of the pictures that the probe takes for a look"
@@ -336,7 +336,7 @@ def in_look(pictures:dict, # id -> picture
 IN_STYLE = ('in the style?', 'Share of the results that a classifier of looks takes for the style. It has learnt from '
             'icons; of other pictures, as photographs, it can say little.')
 
-def style_metric(judge, probe, # see `mini.judge`
+def style_metric(judge, probe, # see `judge`
                  look # look(Shown) -> the answer of the probe that is wanted
                 )->Metric:
     "`in_look` as a metric"

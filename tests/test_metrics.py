@@ -176,7 +176,7 @@ def test_mini_is_the_embedded_clip(mini):
 
 def test_judge_is_a_ruler_too():
     pytest.importorskip('efficientnet_lite_pytorch')
-    from stylekit.mini.judge import Judge
+    from stylekit.judge import Judge
     judge = Judge()
     x = torch.cat(M.as_tensors([sample('owl', 'flat'), sample('taxi')]))
     net = M.judge_features(judge)
@@ -388,7 +388,7 @@ def test_ssim_and_psnr_against_skimage():
     assert M.psnr(a, b).each == pytest.approx(psnr, abs=1e-4)
 
 def test_edge_f1_is_the_judges():
-    from stylekit.mini.judge import edge_f1
+    from stylekit.judge import edge_f1
     a, b = images(4), images(4, 32, 1)
     assert M.edge_f1(a, b).each == pytest.approx(edge_f1(a, b).tolist(), abs=1e-7)
 

@@ -32,7 +32,8 @@ from ..lora import LORA_FILE
 from ..metrics import mean_interval
 from .build import set_examples
 from .data import StyleSets, look_words, thing
-from .judge import Judge, _statistics, fit_probe, through_codec, unit
+from ..judge import Judge, fit_probe, stage_statistics, unit
+from .judge import through_codec
 from ..records import Record, json_line, parse_line
 from ..training import draw_t, fit, min_snr
 
@@ -257,7 +258,7 @@ def _answers(probe, features)->list: return [probe.answers[i] for i in probe.pro
 def _see(self:Viewer, images)->torch.Tensor: # (N, D): statistics of maps, which tell the look, and 1280 pooled features
     def features(x):
         maps, pooled = self.judge.features(x)
-        return torch.cat([_statistics(maps), pooled], 1)
+        return torch.cat([stage_statistics(maps), pooled], 1)
     return self.judge.map_batches(features, images)
 
 @patch

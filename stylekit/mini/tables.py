@@ -25,7 +25,8 @@ from ..records import Record, read_json, write_json
 from .build import corpus_examples
 from .data import Corpus, look_words
 from ..sms import settings
-from .judge import ANSWER, Judge, envelope, read_probe
+from ..judge import ANSWER, Judge, read_probe
+from .judge import envelope
 
 # %% ../../nbs/mini/07_tables.ipynb #d0c2e333
 TABLE_STYLES = ('flat', 'ink', 'freehand', 'pixel', 'watercolour')
@@ -67,7 +68,7 @@ def picture_set(corpus:Corpus, folder, names:list, # test or validation names
 # %% ../../nbs/mini/07_tables.ipynb #a91794fe
 PROBE_LOOKS = ANSWER | dict(openmoji='openmoji')   # what the probe of the tables tells apart
 
-def look_metric(judge, probe)->Metric: # see `mini.judge`
+def look_metric(judge, probe)->Metric: # see `judge`
     "Share of the pictures that the probe takes for the style, which may be one learnt from some pictures of a look"
     return style_metric(judge, probe, lambda s: look_of(s.style))
 
