@@ -16,11 +16,13 @@ from ..feedforward import (FEEDFORWARD_PRESETS, GENERATOR_FILE, FeedForward, Fee
 from .build import corpus_examples
 from .data import Corpus
 from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
+from ..sms import settings
 
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
 def recipe(areas:int, steps:int=1600, **changes)->FeedForwardSettings: # of one colour each, 0: none
     "The preset `lessons`, somewhat longer, with a checkpoint less often"
-    return replace(FEEDFORWARD_PRESETS['lessons'], areas=areas, steps=steps, check=100, **changes)
+    lessons = settings(lr=.35, t_max=950)   # the default as it was when these were taught
+    return replace(FEEDFORWARD_PRESETS['lessons'], areas=areas, steps=steps, check=100, sms=lessons, **changes)
 
 RECIPES = dict(flat=recipe(16), ink=recipe(4), freehand=recipe(6), pixel=recipe(16), watercolour=recipe(0, 2000))
 PICTURES = 960   # lessons
