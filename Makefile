@@ -32,14 +32,14 @@ slow: .venv/dev
 
 # hours on a processor; goes on where it was stopped
 tables: .venv/dev
-	$(BIN)/python -c "from stylekit.mini.tables import make_tables; make_tables()"
+	$(BIN)/python -c "from stylekit.studies.tables import make_tables; make_tables()"
 
 control: .venv/dev
-	$(BIN)/python -c "from stylekit.mini.control import make_control; make_control()"
+	$(BIN)/python -c "from stylekit.studies.control import make_control; make_control()"
 
 # the networks of one pass for the five styles, and what they are worth
 feedforward: .venv/dev
-	$(BIN)/python -c "from stylekit.mini.generators import make_generators; make_generators()"
+	$(BIN)/python -c "from stylekit.studies.generators import make_generators; make_generators()"
 
 # lines that a person can step through
 lint: .venv/dev

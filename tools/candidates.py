@@ -12,7 +12,7 @@ from stylekit.images import image_to_tensor
 from stylekit.mini.data import Corpus
 from stylekit.judge import Judge, edge_f1, edges, read_probe
 from stylekit.mini.judge import look_images
-from stylekit.mini.tables import ALIGNED, PROBE_LOOKS, TABLE_STYLES, look_of
+from stylekit.studies.tables import ALIGNED, PROBE_LOOKS, TABLE_STYLES, look_of
 
 def drawn(corpus, names, style, seed, changes, batch=32):
     "The default with changes, for each name"

@@ -30,10 +30,10 @@ from ..guidance import control_clip, latents_on_white
 from ..images import image_to_tensor
 from ..lora import LORA_FILE
 from ..metrics import mean_interval
-from .build import set_examples
-from .data import StyleSets, look_words, thing
+from ..mini.build import set_examples
+from ..mini.data import StyleSets, look_words, thing
 from ..judge import Judge, fit_probe, stage_statistics, unit
-from .judge import through_codec
+from ..mini.judge import through_codec
 from ..records import Record, json_line, parse_line
 from ..training import draw_t, fit, min_snr
 

@@ -22,11 +22,11 @@ from ..feedforward import generator_file
 from ..finetune import train_lora
 from ..lora import LORA_FILE
 from ..records import Record, read_json, write_json
-from .build import corpus_examples
-from .data import Corpus, look_words
+from ..mini.build import corpus_examples
+from ..mini.data import Corpus, look_words
 from ..sms import settings
 from ..judge import ANSWER, Judge, read_probe
-from .judge import envelope
+from ..mini.judge import envelope
 
 # %% ../../nbs/mini/07_tables.ipynb #d0c2e333
 TABLE_STYLES = ('flat', 'ink', 'freehand', 'pixel', 'watercolour')

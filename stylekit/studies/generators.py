@@ -13,8 +13,8 @@ from ..backbone import load_backbone
 from ..evaluate import Table
 from ..feedforward import (FEEDFORWARD_PRESETS, GENERATOR_FILE, FeedForward, FeedForwardSettings,
                                   train_feedforward)
-from .build import corpus_examples
-from .data import Corpus
+from ..mini.build import corpus_examples
+from ..mini.data import Corpus
 from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
 from ..sms import settings
 

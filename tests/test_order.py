@@ -1,0 +1,60 @@
+"A module imports only what stands above it: in the notebooks' own order, imports within functions too"
+import ast, re, subprocess, sys
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT/'stylekit'
+WINGS = ['nbs', 'mini', 'studies']   # from above
+BY_HAND = ['__init__', '__main__']   # no notebook; they fetch names when asked
+
+def notebook_of(file:Path)->str:
+    "nbdev writes it in the second lines of a module"
+    found = re.search(r'File to edit: \S*?nbs/(\S+)\.ipynb', file.read_text(encoding='utf-8'))
+    return found[1] if found else ''
+
+def place(module:str, notebook:str)->tuple: # what sorts modules as they stand
+    "The wing, then the notebook's number; real size is measured for the command line, which stands last"
+    if module == 'bench': return 0, '15d'
+    wing = module.split('.')[0] if '.' in module else 'nbs'
+    return WINGS.index(wing), notebook.rpartition('/')[2]
+
+def name_of(file:Path)->str: return '.'.join(file.relative_to(PACKAGE).with_suffix('').parts)
+
+FILES = {name_of(f): f for f in sorted(PACKAGE.rglob('*.py')) if notebook_of(f)}
+PLACES = {name: place(name, notebook_of(f)) for name, f in FILES.items()}
+
+def imported(name:str)->set: # modules of ours
+    "By every import statement of a module"
+    found = set()
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): found |= {a.name.removeprefix('stylekit.') for a in node.names}
+        if not isinstance(node, ast.ImportFrom): continue
+        home = node.module or ''
+        if node.level:
+            parents = name.split('.')[:-node.level]
+            home = '.'.join([*parents, *home.split('.')]).strip('.')
+        elif home.partition('.')[0] != 'stylekit': continue
+        home = home.removeprefix('stylekit').strip('.')
+        found |= {home} | {f'{home}.{a.name}'.strip('.') for a in node.names}
+    return found & {*FILES}
+
+def test_every_module_has_a_place():
+    lacking = {name_of(f) for f in PACKAGE.rglob('*.py')} - {*FILES}
+    assert all(name.rpartition('.')[2] in [*BY_HAND, '_modidx'] for name in lacking), lacking
+    assert len(set(PLACES.values())) == len(PLACES) > 40
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_module_imports_only_what_stands_above_it(name):
+    back_up = [other for other in imported(name) if PLACES[other] >= PLACES[name]]
+    assert not back_up, f'{name} imports {", ".join(back_up)}, below it'
+
+def test_an_arrow_back_up_would_be_seen():
+    assert {'core', 'sms', 'baselines'} <= imported('stylizer')
+    assert PLACES['core'] < PLACES['sms'] < PLACES['stylizer'] < PLACES['cli'] < PLACES['mini.data'] < PLACES['studies.tables']
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FILES)
+def test_a_module_can_be_imported_alone(name):
+    run = subprocess.run([sys.executable, '-c', f'import stylekit.{name}'], cwd=ROOT, capture_output=True, text=True)
+    assert not run.returncode, run.stderr
