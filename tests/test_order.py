@@ -1,5 +1,5 @@
 "A module imports only what stands above it: in the notebooks' own order, imports within functions too"
-import ast, re, subprocess, sys
+import ast, re
 from pathlib import Path
 import pytest
 
@@ -52,9 +52,3 @@ def test_a_module_imports_only_what_stands_above_it(name):
 def test_an_arrow_back_up_would_be_seen():
     assert {'core', 'sms', 'baselines'} <= imported('stylizer')
     assert PLACES['core'] < PLACES['sms'] < PLACES['stylizer'] < PLACES['cli'] < PLACES['mini.data'] < PLACES['studies.tables']
-
-@pytest.mark.slow
-@pytest.mark.parametrize('name', FILES)
-def test_a_module_can_be_imported_alone(name):
-    run = subprocess.run([sys.executable, '-c', f'import stylekit.{name}'], cwd=ROOT, capture_output=True, text=True)
-    assert not run.returncode, run.stderr

@@ -71,19 +71,6 @@ def test_source(path):
         if getattr(n.targets[0], 'id', '') == '__all__' and isinstance(n.value, ast.List):
             assert set(ast.literal_eval(n.value)) <= defined
 
-ORDER = '''core records images pictures spectrum backbone rights training formats lora scores sms baselines clip grids
-           control_clip guidance metrics stylizer finetune feedforward folders evaluate fewshot live views panels app
-           bench cli'''.split()
-
-def test_modules_import_only_lower_ones():
-    for path in FILES:
-        if path.parent != PKG or path.stem.startswith('_'): continue
-        assert path.stem in ORDER, f'{path.stem} has no floor in the house'
-        for m, names in imports(ast.parse(path.read_text(encoding='utf-8')), top=False):
-            found = re.fullmatch(r'(?:\.|stylekit\.)(\w+)(?:\..*)?', m)
-            if not found or found[1] not in ORDER: continue
-            assert ORDER.index(found[1]) < ORDER.index(path.stem), f'{path.stem} imports {found[1]}'
-
 def test_one_version():
     "The version stands in `__init__` only; the other files point to it"
     root = PKG.parent
