@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'Task', 'task_of', 'zero_shot', 'linear_probe', 'clip_adapter', 'tip_adapter', 'tip_adapter_f', 'coop',
-           'clip_lora', 'Tuned', 'answer', 'eta2', 'balanced_accuracy', 'probe_accuracy', 'leakage']
+           'Tuned', 'clip_lora', 'answer', 'eta2', 'balanced_accuracy', 'probe_accuracy', 'leakage']
 
 # %% ../nbs/13a_fewshot.ipynb #33693939
 import copy, warnings
 from dataclasses import dataclass
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from .clip import Clip
 from .control_clip import ROLES, far_from_uniform, grid_logits, role_logits
 from .core import StylekitError
@@ -31,11 +32,17 @@ class Task:
     def __post_init__(self):
         self.v, self.v_val = self.clip.see(self.x), self.clip.see(self.x_val) if len(self.x_val) else None
         self.w = self.clip.read([self.template.format(a) for a in self.answers])   # (C, D)
-    def score(self, logits)->float: # of the validation pictures
-        return (logits(self.v_val).argmax(1) == self.y_val).float().mean().item()
-    def best(self, candidates:list)->object: # functions v -> logits
-        "The one that does best on validation; the first, if there is none"
-        return max(candidates, key=self.score) if self.v_val is not None else candidates[0]
+
+# %% ../nbs/13a_fewshot.ipynb #c6d977fc
+@patch
+def score(self:Task, logits)->float: # logits(v) -> (N, C)
+    "Share of the validation pictures that are answered right"
+    return (logits(self.v_val).argmax(1) == self.y_val).float().mean().item()
+
+@patch
+def best(self:Task, candidates:list)->object: # functions v -> logits
+    "The one that does best on validation; the first, if there is none"
+    return max(candidates, key=self.score) if self.v_val is not None else candidates[0]
 
 def task_of(clip:Clip, grid:Grid, role:str, template:str, val:Grid=(), seed:int=0)->Task:
     "The question of one role about a grid"
@@ -45,9 +52,12 @@ def task_of(clip:Clip, grid:Grid, role:str, template:str, val:Grid=(), seed:int=
     return Task(clip, answers, template, list(grid), grid.labels()[i], list(val), y_val, seed)
 
 # %% ../nbs/13a_fewshot.ipynb #03dccc61
-def zero_shot(task): return lambda v: task.clip.temperature*v@task.w.T
+def zero_shot(task:Task):
+    "The nearest prompt"
+    return lambda v: task.clip.temperature*v@task.w.T
 
-def linear_probe(task):
+def linear_probe(task:Task):
+    "Logistic regression on the features; its strength is chosen on validation"
     probes = [logistic(task.v, task.y, len(task.answers), l2) for l2 in (1e-3, 1e-4, 1e-2, 1e-5)]
     return task.best([linear(w) for w in probes])
 
@@ -56,16 +66,19 @@ def _learn(params, loss, steps, lr, seed):
     m = torch.nn.ParameterList(params)
     fit(m, lambda g: loss(), steps, lr, ema=0., warmup=max(1, steps//20), weight_decay=1e-2, every=steps, seed=seed)
 
-def clip_adapter(task, mix:float=.2, steps:int=200):
+def clip_adapter(task:Task, mix:float=.2, steps:int=200):
+    "A small network on the feature, mixed with it (arXiv 2110.04544)"
     torch.manual_seed(task.seed)
     D = task.v.shape[1]
     down, up = torch.nn.Linear(D, D//4, bias=False), torch.nn.Linear(D//4, D, bias=False)
     net = torch.nn.Sequential(down, torch.nn.ReLU(), up, torch.nn.ReLU())
-    logits = lambda v: task.clip.temperature*F.normalize(mix*net(v) + (1-mix)*v, dim=-1)@task.w.T
+    def logits(v): return task.clip.temperature*F.normalize(mix*net(v) + (1-mix)*v, dim=-1)@task.w.T
     _learn(net.parameters(), lambda: F.cross_entropy(logits(task.v), task.y), steps, 1e-3, task.seed)
     return torch.no_grad()(logits)
 
-def tip_adapter(task, train:bool=False, steps:int=200):
+# %% ../nbs/13a_fewshot.ipynb #2ca99b5b
+def tip_adapter(task:Task, train:bool=False, steps:int=200): # do the keys learn, too?
+    "The shots as a memory that votes beside the prompts (arXiv 2207.09519)"
     keys, votes = torch.nn.Parameter(task.v.clone()), F.one_hot(task.y, len(task.answers)).float()
     def logits(v, alpha, beta):
         alike = (-beta*(1-v@F.normalize(keys, dim=-1).T)).exp()
@@ -74,10 +87,13 @@ def tip_adapter(task, train:bool=False, steps:int=200):
     pairs = [(a, b) for a in (1., .3, 3., 10.) for b in (5.5, 1., 20.)]
     return task.best([torch.no_grad()(lambda v, a=a, b=b: logits(v, a, b)) for a, b in pairs])
 
-def tip_adapter_f(task): return tip_adapter(task, True)
+def tip_adapter_f(task:Task):
+    "`tip_adapter` whose keys learn"
+    return tip_adapter(task, True)
 
 # %% ../nbs/13a_fewshot.ipynb #b4d6f714
-def coop(task, words:int=4, steps:int=200, lr:float=2e-3):
+def coop(task:Task, words:int=4, steps:int=200, lr:float=2e-3):
+    "Vectors in the place of the words before the answer, which learn (arXiv 2109.01134)"
     m = task.clip.model
     ids = task.clip.ids([' '.join(['a']*words+[a]) for a in task.answers])
     torch.manual_seed(task.seed)
@@ -91,17 +107,35 @@ def coop(task, words:int=4, steps:int=200, lr:float=2e-3):
     with torch.no_grad(): w = prompts()
     return lambda v: task.clip.temperature*v@w.T
 
-def clip_lora(task, rank:int=2, steps:int=200, batch:int=32, lr:float=2e-4):
+# %% ../nbs/13a_fewshot.ipynb #c7287364
+class Tuned:
+    "A classifier that sees pictures with its own eyes"
+    def __init__(self, clip, w): self.clip, self.w = clip, w
+    def __call__(self, v): raise StylekitError('this classifier has its own image tower: give it pictures, by `answer`')
+    def of(self, images)->torch.Tensor: # (N, C)
+        "Logits of pictures"
+        return self.clip.temperature*self.clip.see(images)@self.w.T
+
+def _with_lora(clip:Clip, rank:int, seed:int)->Clip:
+    "A copy with LoRA in the attention of both towers"
     from peft import LoraConfig, inject_adapter_in_model
-    c = Clip(task.clip.name, copy.deepcopy(task.clip.model), task.clip.tokenizer, task.clip.mean, task.clip.std)
+    c = Clip(clip.name, copy.deepcopy(clip.model), clip.tokenizer, clip.mean, clip.std)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter('ignore'); torch.manual_seed(task.seed)
+        warnings.simplefilter('ignore')
+        torch.manual_seed(seed)
         cfg = LoraConfig(r=rank, lora_alpha=rank, target_modules=['q_proj', 'k_proj', 'v_proj'])
         inject_adapter_in_model(cfg, c.model)
+    return c
+
+# %% ../nbs/13a_fewshot.ipynb #e472045b
+def clip_lora(task:Task, rank:int=2, steps:int=200, batch:int=32, lr:float=2e-4)->Tuned:
+    "LoRA in both towers, which see every picture anew in each step (arXiv 2405.18541)"
+    c = _with_lora(task.clip, rank, task.seed)
     pixels = torch.cat([c._pixels(im) for im in task.x]).to(c.device)
     ids = c.ids([task.template.format(a) for a in task.answers])
-    see = lambda x: F.normalize(c.model.visual_projection(c.model.vision_model(pixel_values=x).pooler_output), dim=-1)
-    read = lambda: F.normalize(c.model.text_projection(c.model.text_model(ids).pooler_output), dim=-1)
+    m = c.model
+    def see(x): return F.normalize(m.visual_projection(m.vision_model(pixel_values=x).pooler_output), dim=-1)
+    def read(): return F.normalize(m.text_projection(m.text_model(ids).pooler_output), dim=-1)
     def loss(g):
         rows = torch.randint(len(pixels), (batch,), generator=g)
         return F.cross_entropy(c.temperature*see(pixels[rows])@read().T, task.y[rows])
@@ -109,12 +143,7 @@ def clip_lora(task, rank:int=2, steps:int=200, batch:int=32, lr:float=2e-4):
     with torch.no_grad(): w = read()
     return Tuned(c, w)
 
-class Tuned:
-    "A classifier that sees pictures with its own eyes"
-    def __init__(self, clip, w): self.clip, self.w = clip, w
-    def __call__(self, v): raise StylekitError('this classifier has its own image tower: give it pictures, by `answer`')
-    def of(self, images): return self.clip.temperature*self.clip.see(images)@self.w.T
-
+# %% ../nbs/13a_fewshot.ipynb #4f2df00c
 WAYS = {'zero-shot': zero_shot, 'linear probe': linear_probe, 'CLIP-Adapter': clip_adapter, 'Tip-Adapter': tip_adapter,
         'Tip-Adapter-F': tip_adapter_f, 'CoOp': coop, 'CLIP-LoRA': clip_lora}
 
@@ -135,6 +164,7 @@ def balanced_accuracy(said:torch.Tensor, y:torch.Tensor)->float: # (N,) each; in
     "How often each answer is found where it is right, the mean over answers"
     return torch.stack([(said[y == k] == k).float().mean() for k in y.unique()]).mean().item()
 
+# %% ../nbs/13a_fewshot.ipynb #924fccbc
 def probe_accuracy(l:torch.Tensor, y:torch.Tensor, # logits (N, K, S) and answers (N,) to learn from
                    l_test:torch.Tensor, y_test:torch.Tensor, # to be asked about
                    n:int, l2:float=1e-3 # answers there are
@@ -142,7 +172,8 @@ def probe_accuracy(l:torch.Tensor, y:torch.Tensor, # logits (N, K, S) and answer
     "How well a logistic probe finds an attribute in logits, on other pictures than it learnt from; balanced"
     x, xt = l.flatten(1), l_test.flatten(1)
     size = x.std()   # one size for all of it, so that what is small stays small
-    return balanced_accuracy(linear(logistic(x/size, y, n, l2, torch.full((n,), 1/n)))(xt/size).argmax(1), y_test)
+    probe = linear(logistic(x/size, y, n, l2, torch.full((n,), 1/n)))
+    return balanced_accuracy(probe(xt/size).argmax(1), y_test)
 
 # %% ../nbs/13a_fewshot.ipynb #13a00001
 def leakage(control, role:str,
@@ -151,23 +182,37 @@ def leakage(control, role:str,
             seed:int=0
            )->dict: # 'own', 'cross', 'probe', ... balanced accuracies; 'cross_left', 'probe_left': normalised
     "What the encoder of a role knows of its own attribute, and what of the wrong one"
-    g = torch.Generator().manual_seed(seed)
-    other = ROLES[role == 'category']
-    chance = 1/len(control.words.styles if role == 'category' else control.words.categories)
     t, t0 = control.grid_features(role), control.grid_features()
-    blind = t.mean(ROLES.index(other), keepdim=True).expand_as(t)
-    of = lambda t, v: grid_logits(v, t, control.temperature)
-    right = lambda t, r: balanced_accuracy(role_logits(of(t, v_test), r).argmax(1), labels_test[r])
-    probe = lambda t, y=labels[other]: probe_accuracy(of(t, v), y, of(t, v_test), labels_test[other], round(1/chance))
-    out = dict(own=right(t, role), own_frozen=right(t0, role), cross=right(t, other), cross_frozen=right(t0, other))
-    out |= dict(probe=probe(t), probe_frozen=probe(t0), probe_blind=probe(blind))
-    shuffled = [probe(t, labels[other][torch.randperm(len(v), generator=g)]) for _ in range(3)]
-    uniform = far_from_uniform(role_logits(of(t, v_test), other)).item()
-    out |= dict(probe_shuffled=sum(shuffled)/3, chance=chance, far_from_uniform=uniform)
-    out |= dict(cross_left=_left(out['cross'], chance, out['cross_frozen']))
+    other = ROLES[role == 'category']
+    out = _asked_accuracies(control, t, t0, role, v_test, labels_test)
+    out |= _probe_accuracies(control, t, t0, other, v, labels[other], v_test, labels_test[other], seed)
+    uniform = far_from_uniform(role_logits(grid_logits(v_test, t, control.temperature), other)).item()
+    out |= dict(far_from_uniform=uniform)
+    out |= dict(cross_left=_left(out['cross'], out['chance'], out['cross_frozen']))
     out |= dict(probe_left=_left(out['probe'], out['probe_blind'], out['probe_frozen']))
     return out | {f'eta2_{k}': x for k, x in eta2(t).items()}
 
 def _left(a, none, all_):
     "Where `a` lies between nothing and all; NaN where CLIP itself does not know, and there is nothing to compare with"
     return (a-none)/(all_-none) if all_ > none else float('nan')
+
+# %% ../nbs/13a_fewshot.ipynb #3de73fba
+def _asked_accuracies(control, t, t0, role, v, labels)->dict: # prompts (K, S, D), now and frozen
+    "The encoder itself, asked for its own attribute and for the wrong one"
+    def right(t, r):
+        l = grid_logits(v, t, control.temperature)
+        return balanced_accuracy(role_logits(l, r).argmax(1), labels[r])
+    other = ROLES[role == 'category']
+    return dict(own=right(t, role), own_frozen=right(t0, role), cross=right(t, other), cross_frozen=right(t0, other))
+
+def _probe_accuracies(control, t, t0, other, v, y, v_test, y_test, seed)->dict: # as above; the wrong attribute
+    "A probe for the wrong attribute: on the encoder, on CLIP, without the attribute, and on answers by lot"
+    n = t.shape[ROLES.index(other)]
+    def probe(t, y=y):
+        l, l_test = (grid_logits(x, t, control.temperature) for x in (v, v_test))
+        return probe_accuracy(l, y, l_test, y_test, n)
+    blind = t.mean(ROLES.index(other), keepdim=True).expand_as(t)
+    out = dict(probe=probe(t), probe_frozen=probe(t0), probe_blind=probe(blind))
+    g = torch.Generator().manual_seed(seed)
+    shuffled = [probe(t, y[torch.randperm(len(v), generator=g)]) for _ in range(3)]
+    return out | dict(probe_shuffled=sum(shuffled)/3, chance=1/n)
