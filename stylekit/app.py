@@ -108,6 +108,7 @@ def has_place(self:Gate, request)->bool:
 # %% ../nbs/15c_app.ipynb #9a8f40ce
 @patch
 def refusal(self:Gate, request)->tuple: # status and a sentence; None: come in
+    "Why a request may not come in"
     if why := self.stranger(request): return 403, why
     if not self.has_token(request): return 403, 'This page needs its link: ask whoever started it.'
     if request.path != '/': return None

@@ -39,6 +39,7 @@ def _example(p:PictureFile)->Example:
     if p.error: raise StylekitError(p.error)
     return Example(p.path, load_image(p.path), p.caption, file_sha256(p.path))
 
+# %% ../nbs/08a_finetune.ipynb #cadc9227
 def _different(pictures)->tuple: # sha256 -> Example; what is left out, and why
     out, failed = {}, []
     for p in pictures:
@@ -114,6 +115,7 @@ LORA_RANGES = dict(rank=(1, 512), steps=(1, 1_000_000), batch=(1, 256), lr=(0, 1
                    gamma=(0, 100), views=(1, 64), zoom=(.1, 1), hold_out=(0, .5), patience=(0, 1000),
                    check=(1, 100_000), resolution=(64, 4096), seed=(0, 2**31-1))
 
+# %% ../nbs/08a_finetune.ipynb #7065d7bd
 def _check_lora_settings(c:LoraSettings):
     for k, (lo, hi) in LORA_RANGES.items():
         v = getattr(c, k)
@@ -134,9 +136,11 @@ class Latents:
     plain: Cond
     x: torch.Tensor = None   # the pixels (N, V, 3, H, W), uint8
 
+# %% ../nbs/08a_finetune.ipynb #d26dd5eb
 def _read_captions(backbone:Backbone, texts:list, size:int, batch:int=64)->Cond:
     return Cond.cat([backbone.text(texts[i:i+batch], (size, size)) for i in range(0, len(texts), batch)])
 
+# %% ../nbs/08a_finetune.ipynb #0fafd540
 def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
                  pixels:bool=False, # keep them too
                  more=view # makes the views beyond the first
@@ -184,6 +188,7 @@ def lora_run_id(backbone:Backbone, examples:list, words:str, cfg:LoraSettings)->
     pictures = [(e.sha256, e.caption) for e in examples]
     return digest(json.dumps(asdict(cfg), sort_keys=True), words, backbone.sha256, pictures)[:16]
 
+# %% ../nbs/08a_finetune.ipynb #7cb29bdc
 class LoraTrainer:
     "Trains one adapter on the frozen model; `run` returns the error history"
     def __init__(self, backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
@@ -217,6 +222,7 @@ def lr(self:LoraTrainer)->float:
     size = sum(p.numel() for p in self.backbone.unet.parameters())
     return self.cfg.lr or (1e-3 if size < SMALL_MODEL else 1e-4)
 
+# %% ../nbs/08a_finetune.ipynb #d8e9b561
 @patch
 def loss(self:LoraTrainer, g:torch.Generator)->torch.Tensor:
     "Mean loss of one random batch"
@@ -253,6 +259,7 @@ def _say(self:LoraTrainer, step:int, **known):
     self.history.append(TrainingReport(step, self.cfg.steps, **known))
     if self.report: self.report(self.history[-1])
 
+# %% ../nbs/08a_finetune.ipynb #e7f391f5
 @patch
 def _look(self:LoraTrainer, step:int, avg)->bool: # end here?
     ended = bool(self.held) and self.best(step, avg)
@@ -294,6 +301,7 @@ _HINTS = dict(licence='an SPDX id, as "CC-BY-4.0", or "LicenseRef-..."', evidenc
 _RIGHTS_HEAD = ('# Who made the pictures this style was learnt from, and what may be done with it? '
                 'What is not filled in counts as unknown.')
 
+# %% ../nbs/08a_finetune.ipynb #cfa5a05f
 def _rights_line(key:str, value)->str: # JSON's texts and lists are TOML's, too
     hint = f'   # {_HINTS[key]}' if key in _HINTS and not value else ''
     return f'{key} = {json.dumps(value, ensure_ascii=False)}{hint}'
@@ -335,6 +343,7 @@ def check_taken(dest:Path, # folder of the style
     if overwrite: drop_states(dest, run_id)
     return {}
 
+# %% ../nbs/08a_finetune.ipynb #92a1a837
 def drop_states(dest:Path, but:str=''): # a run whose states stay
     "Remove a training's checkpoints; files of these names that are not ours stay"
     for kind in ('training', 'best'):
@@ -354,6 +363,7 @@ def _train(trainer_of, b:Backbone, examples, dest, names, minutes, metadata)->Lo
         finally: b.remove('style')
     return trainer
 
+# %% ../nbs/08a_finetune.ipynb #7c86d110
 def _about(trainer:LoraTrainer, examples)->dict: # for the file's header: text to text
     end, b = trainer.end, trainer.backbone
     step, error = (end.step, float('nan')) if end.best_error is None else (end.best_step, end.best_error)
@@ -371,6 +381,7 @@ def _lora_settings(given, changes:dict)->LoraSettings:
         raise StylekitError(f'settings must be LoraSettings, got {one_line(repr(given), 60)}')
     return changed(cfg, changes)
 
+# %% ../nbs/08a_finetune.ipynb #93b4029b
 def _preview_pairs(previews)->list: # of (PIL image, caption)
     with explain_errors('previews must be pairs of a picture and its caption'):
         return [(load_image(im), str(caption)) for im, caption in previews]

@@ -519,6 +519,7 @@ class _FolderLoop:
 
 @patch
 def tell(self:_FolderLoop, new:list):
+    "Report how far the folder is, and how long the rest may take"
     if not self.report: return
     busy, n = [r for r in self.records if r.made or r.error], len(self.records)
     left = None   # nothing is known of the pace before a picture is made

@@ -336,13 +336,19 @@ def stop(self:LiveRun):
 
 # %% ../nbs/15_live.ipynb #331df5d4
 @patch(as_prop=True)
-def k(self:LiveRun)->int: return self.run.k if self.run else 0
+def k(self:LiveRun)->int:
+    "Steps done"
+    return self.run.k if self.run else 0
 
 @patch(as_prop=True)
-def ended(self:LiveRun)->bool: return self.state in ('stopped', 'done', 'error')
+def ended(self:LiveRun)->bool:
+    "Does nothing go on any more?"
+    return self.state in ('stopped', 'done', 'error')
 
 @patch(as_prop=True)
-def going(self:LiveRun)->bool: return not self.ended
+def going(self:LiveRun)->bool:
+    "Is there still something to come?"
+    return not self.ended
 
 @patch
 def tell(self:LiveRun, state=None, note=None):
@@ -608,7 +614,9 @@ def idle(self:LiveRun):
     self.tell()
 
 @patch(as_prop=True)
-def has_turn(self:LiveRun)->bool: return not self.queue or self._turn is not None and self._turn.file is not None
+def has_turn(self:LiveRun)->bool:
+    "May it use the device now?"
+    return not self.queue or self._turn is not None and self._turn.file is not None
 
 # %% ../nbs/15_live.ipynb #94763cf8
 @patch
@@ -686,10 +694,13 @@ def pause(self:Worker):
     self._go.clear()
 
 @patch
-def resume(self:Worker): self.start()
+def resume(self:Worker):
+    "Go on after a pause"
+    self.start()
 
 @patch
 def stop(self:Worker):
+    "End the run after the step in progress"
     self.run.stop()
     self._go.set()
     if not self.alive: self.run.advance()
@@ -731,6 +742,7 @@ def tick(self:Ticker):
 
 @patch
 def wait(self:Ticker, timeout:float=None)->bool:
+    "Tick until the run has ended, is paused, or the time is over"
     until = time.monotonic()+(timeout or float('inf'))
     try:
         while self.on and self._go.is_set() and time.monotonic() < until: self.tick()
@@ -739,12 +751,15 @@ def wait(self:Ticker, timeout:float=None)->bool:
 
 @patch
 def stop(self:Ticker):
+    "End the run after the step in progress"
     self.run.stop()
     self._go.set()
     while self.on: self.tick()
 
 # %% ../nbs/15_live.ipynb #38889b54
-def in_colab()->bool: return 'google.colab' in sys.modules
+def in_colab()->bool:
+    "Does this run in Google Colab?"
+    return 'google.colab' in sys.modules
 
 def engine_for(run:LiveRun):
     "The engine that works where we are"

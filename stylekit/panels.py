@@ -28,7 +28,9 @@ _PANELS = {}      # where it was made -> the panel that was made there last
 GRACE = 3.        # seconds in which a view that was taken away may come back: a cell that is moved
 UNSEEN = 90.      # seconds without a word of its page after which a panel counts as seen by nobody
 
-def in_voila()->bool: return 'VOILA' in os.environ.get('SERVER_SOFTWARE', '').upper()
+def in_voila()->bool:
+    "Is this served as a page by Voilà?"
+    return 'VOILA' in os.environ.get('SERVER_SOFTWARE', '').upper()
 
 def _place(panel)->str: # '' outside a notebook
     try: message = get_ipython().get_parent()
@@ -99,6 +101,7 @@ def safely(self:Panel, f, clears:bool=False): # does it take an older error away
 
 @patch
 def button(self:Panel, label:str, f, plain:str, name:str, **kw)->W.Button:
+    "A button whose errors are shown in the panel"
     b = W.Button(description=label, layout=dict(width='auto'), tooltip=tip(plain), **kw)
     b.add_class(f'sk-{name}')
     b.on_click(self.safely(lambda _: f(), clears=True))
@@ -154,6 +157,7 @@ def _view(self:Panel, said:dict):
 
 @patch
 def unseen(self:Panel)->bool: # has it been shown, and is its page gone?
+    "Does nobody look at it any more?"
     return self.pulse.beat > 0 and time.monotonic()-self.pulse.last > UNSEEN
 
 # %% ../nbs/15b_panels.ipynb #a44dd946
@@ -175,10 +179,13 @@ def columns(*cols)->W.HBox: # lists of widgets
     return named(W.HBox(boxes), 'cols')
 
 def named(widget, name:str): # to find it by, in tests and style sheets
+    "Give a widget a class of its own"
     widget.add_class(f'sk-{re.sub("[^A-Za-z0-9_-]", "-", name)}')
     return widget
 
-def row(*widgets)->W.HBox: return named(W.HBox(widgets), 'buttons')
+def row(*widgets)->W.HBox:
+    "Widgets side by side"
+    return named(W.HBox(widgets), 'buttons')
 
 def _grid(cells, n:int, width:int)->W.GridBox: # widgets; columns; pixels of a cell, at most
     return W.GridBox(cells, layout=dict(grid_template_columns=f'repeat({n}, minmax(0, {width}px))', grid_gap='8px'))
@@ -308,10 +315,14 @@ def _build(self:StylizePanel, cfg, style, caption:str, seed):
 
 # %% ../nbs/15b_panels.ipynb #b6437b91
 @patch(as_prop=True)
-def result(self:StylizePanel): return self.run and self.run.result   # StylizeResult
+def result(self:StylizePanel):
+    "The last run's `StylizeResult`"
+    return self.run and self.run.result   # StylizeResult
 
 @patch(as_prop=True)
-def recipe(self:StylizePanel): return self.run and self.run.recipe   # see `live.Recipe`
+def recipe(self:StylizePanel):
+    "What makes the last run again"
+    return self.run and self.run.recipe   # see `live.Recipe`
 
 @patch
 def save(self:StylizePanel, path # .png, .jpg, .webp
@@ -609,6 +620,7 @@ def _show_as_begun(self:StylizePanel):
 # %% ../nbs/15b_panels.ipynb #699acb79
 @patch
 def let_go(self:StylizePanel):
+    "Give back the run's tensors"
     if self.run: self.run.let_go()
 
 # %% ../nbs/15b_panels.ipynb #afacf11b
@@ -870,7 +882,9 @@ def _cell(self:ComparePanel, cell:tuple): # (λ, guidance)
 
 # %% ../nbs/15b_panels.ipynb #b9b28a62
 @patch(as_prop=True)
-def ended(self:ComparePanel)->bool: return self.state in ('done', 'stopped', 'error')
+def ended(self:ComparePanel)->bool:
+    "Are all pictures of the grid made, or given up?"
+    return self.state in ('done', 'stopped', 'error')
 
 @patch
 def advance(self:ComparePanel)->bool:
@@ -890,15 +904,19 @@ def advance(self:ComparePanel)->bool:
 # %% ../nbs/15b_panels.ipynb #b8a469cb
 @patch
 def stop(self:ComparePanel):
+    "Give up the pictures that are not made yet"
     self.state = 'stopped'
     if self.now: self.now[1].stop()
 
 @patch
-def tell(self:ComparePanel, state=None, note=None): self.state = state or self.state
+def tell(self:ComparePanel, state=None, note=None):
+    "What an engine reports of the grid"
+    self.state = state or self.state
 
 # %% ../nbs/15b_panels.ipynb #baa40044
 @patch
 def wait(self:ComparePanel, timeout:float=None)->dict: # (λ, guidance) -> StylizeResult
+    "Wait for the grid, and give what there is"
     if self.engine: self.engine.wait(timeout)
     return self.results
 
@@ -1015,16 +1033,24 @@ def _good(self:LoraPanel):
 
 # %% ../nbs/15b_panels.ipynb #4e161c0e
 @patch
-def stop_work(self:LoraPanel): self._stopping = True
+def stop_work(self:LoraPanel):
+    "End the training at its next check"
+    self._stopping = True
 
 @patch(as_prop=True)
-def ended(self:LoraPanel)->bool: return self.thread is None or not self.thread.is_alive()
+def ended(self:LoraPanel)->bool:
+    "Does no training go on?"
+    return self.thread is None or not self.thread.is_alive()
 
 @patch
-def stop(self:LoraPanel): self.stop_work()
+def stop(self:LoraPanel):
+    "End the training at its next check"
+    self.stop_work()
 
 @patch
-def abandoned(self:LoraPanel)->bool: return self.unseen()
+def abandoned(self:LoraPanel)->bool:
+    "Does nobody look at the training any more?"
+    return self.unseen()
 
 # %% ../nbs/15b_panels.ipynb #77403a3c
 @patch
@@ -1181,6 +1207,7 @@ def _make_grid(self:ControlClipPanel, n:int): # columns
 # %% ../nbs/15b_panels.ipynb #990ce28b
 @patch
 def wait(self:ControlClipPanel, timeout:float=None):
+    "Wait for the pictures, and give what there is"
     if self.thread: self.thread.join(timeout)
     return self.images
 
@@ -1200,16 +1227,24 @@ def draw(self:ControlClipPanel):
 class Halted(Exception): "Somebody pressed Stop"
 
 @patch(as_prop=True)
-def ended(self:ControlClipPanel)->bool: return self.thread is None or not self.thread.is_alive()
+def ended(self:ControlClipPanel)->bool:
+    "Is nothing drawn?"
+    return self.thread is None or not self.thread.is_alive()
 
 @patch
-def stop_work(self:ControlClipPanel): self._halt = True
+def stop_work(self:ControlClipPanel):
+    "End the drawing after the step in progress"
+    self._halt = True
 
 @patch
-def stop(self:ControlClipPanel): self.stop_work()
+def stop(self:ControlClipPanel):
+    "End the drawing after the step in progress"
+    self.stop_work()
 
 @patch
-def abandoned(self:ControlClipPanel)->bool: return self.unseen()
+def abandoned(self:ControlClipPanel)->bool:
+    "Does nobody look at the drawing any more?"
+    return self.unseen()
 
 # %% ../nbs/15b_panels.ipynb #82f7a00f
 @patch

@@ -387,11 +387,13 @@ def state_dict(self:Method)->dict:
 
 @patch
 def load_state_dict(self:Method, s:dict):
+    "Go on where `state_dict` was taken"
     self.noise = s.get('noise')
     if self.fake: self.fake.load_state_dict(s)
 
 @patch
 def close(self:Method):
+    "Take the fake score off"
     if self.fake: self.fake.close()
 
 # %% ../nbs/06_sms.ipynb #b03cf12d

@@ -51,6 +51,7 @@ def fit_image(image:Image.Image, inner:tuple, outer:tuple)->torch.Tensor: # (1, 
     left, top = (W-w)//2, (H-h)//2
     return F.pad(image_to_tensor(image), (left, W-w-left, top, H-h-top), mode='replicate')
 
+# %% ../nbs/08_stylizer.ipynb #33331a90
 def unfit_image(x:torch.Tensor, # (3, H, W) in [0, 1]
                 inner:tuple, size:tuple # (width, height) to give back
                )->Image.Image:
@@ -84,6 +85,7 @@ def rate(self:LatentOptimizer)->float:
     if k < 100: return c.lr*k/100
     return c.lr*(.5*(1+math.cos(math.pi*(k-100)/max(1, 1.5*c.steps-100))))
 
+# %% ../nbs/08_stylizer.ipynb #a7905b94
 @patch
 def step(self:LatentOptimizer, z:torch.Tensor, g:torch.Tensor)->torch.Tensor:
     "The next latents"
@@ -148,6 +150,7 @@ class Preview(Callback):
         self.frames.append(run.images())
         if self.on_image: self.on_image(run.k, self.frames[-1])
 
+# %% ../nbs/08_stylizer.ipynb #986a6626
 @patch
 def save_gif(self:Preview, path:Path,
              i:int=0, # which image
@@ -192,6 +195,7 @@ def _check_form(got, own, what:str):
         raise ValueError(f'{what} is of another shape or type')
     if not torch.isfinite(got).all(): raise ValueError(f'{what} is not finite')
 
+# %% ../nbs/08_stylizer.ipynb #732279c9
 def _check_record(rec:dict, n:int): # images
     if not {'t', 'style'} <= {*rec}: raise ValueError('its history is incomplete')
     for name, v in rec.items():
@@ -231,6 +235,7 @@ class Checkpoint(Callback):
         if not run.complete: self.save(run)
         else: self.path.unlink(missing_ok=True)
 
+# %% ../nbs/08_stylizer.ipynb #e680c43a
 @patch
 def resume(self:Checkpoint, run):
     "Go on where the file's run was"
@@ -261,6 +266,7 @@ class StylizeResult:
         "Ended by Ctrl-C or a callback: the rest of a list need not begin"
         return 'interrupted' in self.info.get('note', '')
 
+# %% ../nbs/08_stylizer.ipynb #d721052e
 @patch
 def save(self:StylizeResult, path:Path, # .png, .jpg, .webp
          keep_profile:bool=False, # in the colour profile of the content image, instead of sRGB
@@ -317,6 +323,7 @@ def _take_images(self:Stylizer, images:list):
                             'run them one by one')
     self.outer = outers[0]
 
+# %% ../nbs/08_stylizer.ipynb #1dd91428
 @patch
 def _begin(self:Stylizer):
     "Hold the backbone, encode the images, and set the method up"
@@ -363,6 +370,7 @@ def _set_up(self:Stylizer, size:tuple # (height, width) it works at
     self.method = make(self.backbone, cfg, self.z_src, conds, self.gens, seed=self.seeds[0])
     return report
 
+# %% ../nbs/08_stylizer.ipynb #7ef27818
 @patch
 def _read_prompts(self:Stylizer, size:tuple, report:Report)->Conds:
     "What the scores are told, by the model's text encoder or by those of the conditioning"
@@ -376,6 +384,7 @@ def _read_prompts(self:Stylizer, size:tuple, report:Report)->Conds:
     if self.conditioning: styled, words = self._attach_conditioning(prompts, words, own)
     return Conds(styled, plain, edit, empty, negative, own, words)
 
+# %% ../nbs/08_stylizer.ipynb #beaa53c0
 @patch
 def _attach_conditioning(self:Stylizer, prompts:list, words:torch.Tensor, own)->tuple:
     "The styled prompt as the conditioning reads it, and the places of the style's words in that"
@@ -411,6 +420,7 @@ def _free(self:Stylizer, keep:str # see `_picture_url`
     x = fit_image(fitting_mask(keep, self.sizes), self.inner[0], self.outer).mean(1, keepdim=True)
     return 1-F.adaptive_avg_pool2d(x, self.z_src.shape[-2:]).to(self.z_src)
 
+# %% ../nbs/08_stylizer.ipynb #0afd8c52
 def fitting_mask(keep, # a picture, or one as `_picture_url` gives it
                  sizes:list, # (width, height) of the images
                  name:str='the mask')->Image.Image: # RGB
@@ -454,6 +464,7 @@ def iterate(self:Stylizer): # yields after each step; then `results`, and `close
             self.note = f'interrupted after step {self.k}'
     for c in self.callbacks: c.after_run(self)
 
+# %% ../nbs/08_stylizer.ipynb #4710cd31
 @patch
 def run(self:Stylizer)->list: # a StylizeResult for each image
     "Run to the end, or to an interrupt, with the result so far"
@@ -471,6 +482,7 @@ def images(self:Stylizer)->list:
     with explain_memory(MEMORY_LEVER): x = self.backbone.decode(self.z).cpu()
     return [unfit_image(*fitted) for fitted in zip(x, self.inner, self.sizes)]
 
+# %% ../nbs/08_stylizer.ipynb #3ad73934
 @patch
 def _history(self:Stylizer)->dict: # name -> (steps, B); NaN where a step had none: with λ = 0 no spectrum is asked for
     none = torch.full((len(self.seeds),), torch.nan, device=self.z.device)
@@ -485,6 +497,7 @@ def _about(self:Stylizer, i:int)->dict: # what is recorded with image `i`
     if self.changes: info['changes'] = [[k, {f: short(f, v) for f,v in c.items()}] for k,c in self.changes]
     return info
 
+# %% ../nbs/08_stylizer.ipynb #6bdbcfd7
 @patch
 def results(self:Stylizer)->list:
     "What the run came to, one result per image"
@@ -511,6 +524,7 @@ def load_state_dict(self:Stylizer, s:dict):
     self.method.load_state_dict(s['method'])
     for g,v in zip(self.gens, s['gens']): g.set_state(v.cpu())
 
+# %% ../nbs/08_stylizer.ipynb #c5baed19
 @patch
 def close(self:Stylizer):
     "Take the run's adapters off, and let the next run have the backbone"
@@ -556,6 +570,7 @@ def _check_mix(self:Stylizer, mix)->tuple: # factors
         raise StylekitError(f'mix needs a factor for each of {self.style.name}, got {len(factors)}')
     return factors
 
+# %% ../nbs/08_stylizer.ipynb #895510c7
 @patch
 def _set_strength(self:Stylizer, cfg:Settings, factors:tuple):
     "Put the style on again, where it is to be stronger, weaker or mixed otherwise"
@@ -564,6 +579,7 @@ def _set_strength(self:Stylizer, cfg:Settings, factors:tuple):
     style = replace(self.style, parts=parts) if self.style.parts else parts[0]
     add_style(self.backbone, style.scaled(cfg.style_scale))
 
+# %% ../nbs/08_stylizer.ipynb #c80e611f
 @patch
 def _restore(self:Stylizer, changes:list):
     if changes==self.changes: return
@@ -633,6 +649,7 @@ def _pairs(images, caption)->tuple: # OpenedImages, a caption each
     warn_weights(captions)
     return images, captions
 
+# %% ../nbs/08_stylizer.ipynb #7a903cfb
 def _check_callbacks(callbacks):
     if not isinstance(callbacks, (list, tuple)) or not all(isinstance(c, Callback) for c in callbacks):
         raise StylekitError('callbacks must be a list of `Callback` objects')
@@ -647,6 +664,7 @@ def _groups(images, backbone, cfg, independent)->list: # of lists of places
         groups.setdefault(outer, []).append(i)
     return list(groups.values())
 
+# %% ../nbs/08_stylizer.ipynb #cb9ba9cd
 def _run_groups(groups, make_run, callbacks)->list: # results in the order of the images
     out, stopped = {}, False
     for n, group in enumerate(groups):
