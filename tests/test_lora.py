@@ -510,10 +510,10 @@ def test_odd_headers_are_ignored(base, pair, tmp_path, name):
     if name != 'number': keys += ['lora_alpha', 'alpha', 'ss_network_alpha']
     path = write(tmp_path/'a.safetensors', ab(pair), **dict.fromkeys(keys, ODD[name]))
     (tmp_path/'adapter_config.json').write_text(ODD[name])
-    started = time.perf_counter()
+    started = time.process_time()
     got, report = strength_of(base, path, pair)
     assert got == 1 and any('unknown' in n for n in report.notes) and load_style(path).words
-    assert time.perf_counter()-started < 5
+    assert time.process_time()-started < 5
 
 
 def whole(b, bias=False):
@@ -671,9 +671,9 @@ def test_sizes_and_numbers_are_checked_first(base, pair, tmp_path, name):
     state, why = BROKEN[name]
     rest = {k: v for k, v in kohya_file(pair).items() if not k.startswith(N+'.')}
     path = write(tmp_path/'a.safetensors', rest | state)
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(StylekitError, match=why) as e: add(base, path)
-    assert '\n' not in str(e.value) and len(str(e.value)) <= 300 and time.perf_counter()-started < 5
+    assert '\n' not in str(e.value) and len(str(e.value)) <= 300 and time.process_time()-started < 5
     assert not hasattr(base.unet, 'peft_config')
 
 
