@@ -45,6 +45,7 @@ class Residual(torch.nn.Module):
         change = self.up(F.gelu(self.down(x.to(self.up.weight.dtype)/self.unit)))
         return x + self.rho*self.unit*change.to(x.dtype)
 
+# %% ../nbs/07c_control_clip.ipynb #60cefa75
 def shared_copy(module:torch.nn.Module)->torch.nn.Module:
     "The same weights in a module of its own: what is hung into it is not in the first one"
     memo = {id(p): torch.nn.Parameter(p.detach(), requires_grad=False) for p in module.parameters()}
@@ -63,6 +64,7 @@ class Words:
     def __post_init__(self):
         for t in self.templates: _check_template(t)
     def prompts(self, template:str)->list: # K·S texts, styles fastest
+        "Every pair in one template"
         return [template.format(c=c, s=s) for c in self.categories for s in self.styles]
 
 def _check_template(t:str):
@@ -83,64 +85,84 @@ class ControlClip(torch.nn.Module):
                  seed:int=0): # of the first weights
         super().__init__()
         if mode not in MODES: raise StylekitError(f'mode={mode!r}: choose {", ".join(MODES)}')
-        self.tokenizer, self.words, self.temperature = tokenizer, words, temperature
+        self.tokenizer, self.words = tokenizer, words
+        self.temperature, self.about = temperature, {}   # how they were trained: fields of `ControlConfig`
         self.mode, self.rank = mode, rank
-        self.about = {}   # how they were trained: fields of `ControlConfig`
         self.rho = rho if rho is not None else 1. if mode == 'embedding' else .2
         self.base_sha256 = weights_sha256(tower)
         self.tower, self.projection = shared_copy(tower).eval(), projection and shared_copy(projection)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self._build(tower.config.hidden_size)
-    def _build(self, width):
-        if self.mode == 'full': self.own = torch.nn.ModuleDict({r: copy.deepcopy(self.tower) for r in ROLES})
-        if 'lora' in self.mode:
-            from peft import LoraConfig, inject_adapter_in_model
-            targets = ['q_proj', 'k_proj', 'v_proj', 'out_proj']
-            cfg = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=targets)
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')   # PEFT wonders at a second adapter
-                for r in ROLES: inject_adapter_in_model(cfg, self.tower, r)
-        # in a list, so that it is no part of this module too
-        self.embed = [m for n, m in self.tower.named_modules() if n.endswith('token_embedding')]
-        unit = self.embed[0].weight.float().std().item() if self.mode == 'embedding' else 1.
-        if self.mode == 'embedding' or 'adapter' in self.mode:
-            self.residual = torch.nn.ModuleDict({r: Residual(width, self.rho, unit) for r in ROLES})
-        for p in self.parameters(): p.requires_grad_(False)
-        self.to(next(self.tower.parameters()).device)
 
-    @property
-    def sha256(self)->str:
-        learnt = [(n, p.detach().float()) for r in ROLES for n, p in sorted(self.part(r).items())]
-        return digest(self.base_sha256, *[t for n, p in learnt for t in (n, p.cpu().numpy().tobytes())])
-    def part(self, role:str)->dict: # name -> Parameter
-        "What a role may change"
-        return {n: p for n, p in self.named_parameters() if role in n.split('.')}
-    def __repr__(self):
-        n = sum(p.numel() for p in self.part('style').values())
-        return f'ControlClip({self.mode}, {n:,} weights for each role)'
+# %% ../nbs/07c_control_clip.ipynb #0c254c73
+@patch
+def _build(self:ControlClip, width:int): # of the tokens
+    "What each role may change, beside the frozen tower"
+    if self.mode == 'full': self.own = torch.nn.ModuleDict({r: copy.deepcopy(self.tower) for r in ROLES})
+    if 'lora' in self.mode: _add_loras(self.tower, self.rank)
+    # in a list, so that it is no part of this module too
+    self.embed = [m for n, m in self.tower.named_modules() if n.endswith('token_embedding')]
+    unit = self.embed[0].weight.float().std().item() if self.mode == 'embedding' else 1.
+    if self.mode == 'embedding' or 'adapter' in self.mode:
+        self.residual = torch.nn.ModuleDict({r: Residual(width, self.rho, unit) for r in ROLES})
+    for p in self.parameters(): p.requires_grad_(False)
+    self.to(next(self.tower.parameters()).device)
 
-    def ids(self, texts, pad='longest'): return token_ids(self.tokenizer, self.tower, texts, pad)
+def _add_loras(tower, rank:int):
+    from peft import LoraConfig, inject_adapter_in_model
+    targets = ['q_proj', 'k_proj', 'v_proj', 'out_proj']
+    cfg = LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')   # PEFT wonders at a second adapter
+        for r in ROLES: inject_adapter_in_model(cfg, tower, r)
 
-    def tokens(self, ids:torch.Tensor, # (B, T) long
-               role:str=None # of ROLES; None: f_0, the tower as it came
-              )->torch.Tensor: # (B, T, width)
-        "What cross-attention hears"
-        if role not in (None, *ROLES): raise StylekitError(f'no role {role!r}: choose {" or ".join(ROLES)}')
-        if 'lora' in self.mode: _switch(self.tower, (role,) if role else (), train=torch.is_grad_enabled())
-        hooks = []
-        if role and self.mode == 'embedding':
-            hooks.append(self.embed[0].register_forward_hook(lambda m, args, x: self.residual[role](x)))
-        try: x = (self.own[role] if role and self.mode == 'full' else self.tower)(ids).last_hidden_state
-        finally:
-            for h in hooks: h.remove()
-        return self.residual[role](x) if role and 'adapter' in self.mode else x
+# %% ../nbs/07c_control_clip.ipynb #4f41b4e8
+@patch
+def part(self:ControlClip, role:str)->dict: # name -> Parameter
+    "What a role may change"
+    return {n: p for n, p in self.named_parameters() if role in n.split('.')}
 
-    def features(self, texts:list, role:str=None)->torch.Tensor: # (B, D), of length 1
-        "Where texts lie among the pictures"
-        ids = self.ids(texts)
-        end = (ids == self.tokenizer.eos_token_id).int().argmax(1)
-        return F.normalize(self.projection(self.tokens(ids, role)[torch.arange(len(ids)), end]), dim=-1)
+@patch(as_prop=True)
+def sha256(self:ControlClip)->str:
+    "Of the tower and of all that was learnt"
+    learnt = [(n, p.detach().float()) for r in ROLES for n, p in sorted(self.part(r).items())]
+    return digest(self.base_sha256, *[t for n, p in learnt for t in (n, p.cpu().numpy().tobytes())])
+
+@patch
+def __repr__(self:ControlClip):
+    n = sum(p.numel() for p in self.part('style').values())
+    return f'ControlClip({self.mode}, {n:,} weights for each role)'
+
+# %% ../nbs/07c_control_clip.ipynb #65276901
+@patch
+def ids(self:ControlClip, texts, pad='longest'): # (B, T) long
+    "Numbers of the tokens"
+    return token_ids(self.tokenizer, self.tower, texts, pad)
+
+@patch
+def tokens(self:ControlClip, ids:torch.Tensor, # (B, T) long
+           role:str=None # of ROLES; None: f_0, the tower as it came
+          )->torch.Tensor: # (B, T, width)
+    "What cross-attention hears"
+    if role not in (None, *ROLES): raise StylekitError(f'no role {role!r}: choose {" or ".join(ROLES)}')
+    if 'lora' in self.mode: _switch(self.tower, (role,) if role else (), train=torch.is_grad_enabled())
+    tower = self.own[role] if role and self.mode == 'full' else self.tower
+    hooks = []
+    if role and self.mode == 'embedding':
+        hooks.append(self.embed[0].register_forward_hook(lambda m, args, x: self.residual[role](x)))
+    try: x = tower(ids).last_hidden_state
+    finally:
+        for h in hooks: h.remove()
+    return self.residual[role](x) if role and 'adapter' in self.mode else x
+
+# %% ../nbs/07c_control_clip.ipynb #0172d430
+@patch
+def features(self:ControlClip, texts:list, role:str=None)->torch.Tensor: # (B, D), of length 1
+    "Where texts lie among the pictures"
+    ids = self.ids(texts)
+    end = (ids == self.tokenizer.eos_token_id).int().argmax(1)
+    return F.normalize(self.projection(self.tokens(ids, role)[torch.arange(len(ids)), end]), dim=-1)
 
 # %% ../nbs/07c_control_clip.ipynb #4f9d8c38
 def grid_logits(v:torch.Tensor, # pictures (N, D), of length 1
@@ -180,7 +202,9 @@ def labelled_loss(l:torch.Tensor, # (N, K, S), see `grid_logits`
 # %% ../nbs/07c_control_clip.ipynb #dfb78670
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight): ctx.weight = weight; return x.view_as(x)
+    def forward(ctx, x, weight):
+        ctx.weight = weight
+        return x.view_as(x)
     @staticmethod
     def backward(ctx, grad): return -ctx.weight*grad, None
 
@@ -188,8 +212,8 @@ def adversary_loss(head:torch.nn.Linear, # D -> answers of the other role
                    l:torch.Tensor, t:torch.Tensor, # (N, K, S); (K, S, D)
                    labels:torch.Tensor, weight:float)->torch.Tensor:
     "The adversary's error; going back it helps the head and hinders the encoder (gradient reversal, arXiv 1505.07818)"
-    said = torch.einsum('nks,ksd->nd', l.flatten(1).softmax(1).view_as(l), t)   # the mean prompt for each picture
-    return F.cross_entropy(head(_Reverse.apply(said, weight)), labels)
+    mean_prompt = torch.einsum('nks,ksd->nd', l.flatten(1).softmax(1).view_as(l), t)   # for each picture
+    return F.cross_entropy(head(_Reverse.apply(mean_prompt, weight)), labels)
 
 # %% ../nbs/07c_control_clip.ipynb #fcceee0a
 UNLABELLED = ('T1', 'T2', 'T1+T2')
@@ -203,17 +227,21 @@ def _wrong(near, right, g, hard): # (N,) of (N, S)
     if hard: return near.scatter(1, right[:, None], -9.).max(1).values
     return near.gather(1, _others(near.shape[1], right, g)[:, None]).squeeze(1)
 
+def _hinge(near, right, g, margin, hard)->torch.Tensor: # similarities (N, S); the right one of each (N,)
+    "By how much the right one is not nearer than a wrong one by the margin"
+    similarity = near.gather(1, right[:, None]).squeeze(1)
+    return (margin-similarity+_wrong(near, right, g, hard)).clamp(min=0).mean()
+
+# %% ../nbs/07c_control_clip.ipynb #693c5d83
 def t1(v:torch.Tensor, # pictures (N, D)
        t:torch.Tensor, # prompts (K, S, D)
        style:torch.Tensor, g:torch.Generator, # (N,) the set each came from
        margin:float=.2, hard:bool=False # the nearest wrong style, instead of any
       )->torch.Tensor:
     "A picture lies nearer to its style than to another, in a category drawn by lot for both"
-    K, S, _ = t.shape
-    near = torch.einsum('nd,nsd->ns', v, t[torch.randint(K, (len(v),), generator=g).to(t.device)])
-    right = near.gather(1, style[:, None]).squeeze(1)
-    wrong = _wrong(near, style, g, hard)
-    return (margin-right+wrong).clamp(min=0).mean()
+    category = torch.randint(len(t), (len(v),), generator=g).to(t.device)
+    near = torch.einsum('nd,nsd->ns', v, t[category])
+    return _hinge(near, style, g, margin, hard)
 
 def t2(t:torch.Tensor, n:int, # (K, S, D); triplets
        g:torch.Generator, margin:float=.2, hard:bool=False)->torch.Tensor:
@@ -222,9 +250,7 @@ def t2(t:torch.Tensor, n:int, # (K, S, D); triplets
     k, s = torch.randint(K, (n,), generator=g).to(t.device), torch.randint(S, (n,), generator=g).to(t.device)
     there = t[_others(K, k, g)]                                     # (n, S, D)
     near = torch.einsum('nd,nsd->ns', t[k, s], there)
-    right = near.gather(1, s[:, None]).squeeze(1)
-    wrong = _wrong(near, s, g, hard)
-    return (margin-right+wrong).clamp(min=0).mean()
+    return _hinge(near, s, g, margin, hard)
 
 # %% ../nbs/07c_control_clip.ipynb #e4ac855b
 GENERIC = ( # for the keep term
@@ -258,16 +284,16 @@ class ControlSettings:
     weight_decay: float = 1e-2
     check: int = 50                 # steps between looks at the validation pictures
     seed: int = 0
+    def __post_init__(self): _check_control_settings(self)
 
-    def __post_init__(self):
-        for f in fields(self): object.__setattr__(self, f.name, plain_number(getattr(self, f.name)))
-        _check_control_settings(self)
-
+# %% ../nbs/07c_control_clip.ipynb #12dbed34
 CONTROL_RANGES = dict(weight=(0, 100), margin=(0, 2), keep=(0, 1000), rank=(1, 4096), lr=(0, 1), lora_lr=(0, 1),
                       weight_decay=(0, 1))
 _LEAST = dict(rank=1, steps=1, batch=1, check=1, prompts=4)   # whole numbers
 
-def _check_control_settings(c):
+def _check_control_settings(c:ControlSettings):
+    "Numbers become plain ones; what there is not, or is out of range, is refused"
+    for f in fields(c): object.__setattr__(c, f.name, plain_number(getattr(c, f.name)))
     for name, choices in (('mode', MODES), ('loss', LABELLED+UNLABELLED)):
         value = getattr(c, name)
         if value not in choices: raise StylekitError(f'{name}={value!r}: choose {", ".join(choices)}')
@@ -284,34 +310,52 @@ def control_run_id(clip:Clip, train:Grid, val:Grid, cfg:ControlSettings, words:W
     how = json.dumps([asdict(cfg), asdict(words), list(keep_prompts)], sort_keys=True)
     return digest(how, clip.sha256, *pictures)[:16]
 
+def _look(clip:Clip, grid:Grid)->tuple: # features, role -> (N,) labels; None of an empty grid
+    "What training needs of pictures"
+    labels = dict(zip(ROLES, (x.to(clip.device) for x in grid.labels())))
+    return (clip.see(grid), labels) if len(grid) else None
+
+def _filled(labels:dict, words:Words)->torch.Tensor: # (K, S) bool
+    "Which pairs have pictures"
+    has = torch.zeros(len(words.categories), len(words.styles), dtype=torch.bool)
+    has[labels['category'].cpu(), labels['style'].cpu()] = True
+    return has
+
+# %% ../nbs/07c_control_clip.ipynb #a4e76803
 class ControlTrainer:
     "Trains the two encoders on a grid"
     def __init__(self, clip:Clip, train:Grid, val:Grid, # val may be empty: then the last weights are taken
                  cfg:ControlSettings, words:Words, keep_prompts=GENERIC, work:Path=None, # folder for checkpoints
                  report=None): # report(TrainingReport) at each check, and once more when an encoder is done
-        self.cfg, self.report, self.work, self.val = cfg, report, work and Path(work), val
-        self.run_id, self.history = control_run_id(clip, train, val, cfg, words, keep_prompts), []
-        m = clip.model
+        self.cfg, self.report = cfg, report
+        self.work, self.val = work and Path(work), val
+        self.run_id = control_run_id(clip, train, val, cfg, words, keep_prompts)
+        self.history, m = [], clip.model
         self.control = ControlClip(m.text_model, clip.tokenizer, m.text_projection, cfg.mode, cfg.rank, cfg.rho,
                                    words, clip.temperature, cfg.seed)
-        def look(grid): # features, role -> (N,) labels; None of an empty grid
-            labels = dict(zip(ROLES, (x.to(clip.device) for x in grid.labels())))
-            return (clip.see(grid), labels) if len(grid) else None
-        self.train, self.seen = look(train), look(val)
-        pairs = self.train[1]['category'].cpu(), self.train[1]['style'].cpu()
-        self.has = torch.zeros(len(words.categories), len(words.styles), dtype=torch.bool)   # pairs with pictures
-        self.has[pairs] = True
+        self.train, self.seen = _look(clip, train), _look(clip, val)
+        self.has = _filled(self.train[1], words)
         self.kept = self.control.ids(keep_prompts, 'max_length')
         with torch.no_grad(): self.before = self.control.tokens(self.kept)
 
-    def draw(self, g:torch.Generator)->tuple: # categories, styles, rows: which of each
-        "A part of the grid, and pictures in it"
-        K, S, y = len(self.control.words.categories), len(self.control.words.styles), self.train[1]
-        s = torch.randperm(S, generator=g)[:max(2, min(S, self.cfg.prompts//2))]
-        k = torch.randperm(K, generator=g)[:max(2, self.cfg.prompts//len(s))]
-        rows = torch.nonzero(torch.isin(y['category'].cpu(), k) & torch.isin(y['style'].cpu(), s)).squeeze(1)
-        if not len(rows): return self.draw(g)
-        return k, s, rows[torch.randint(len(rows), (self.cfg.batch,), generator=g)]
+# %% ../nbs/07c_control_clip.ipynb #f2b1da90
+@patch
+def draw(self:ControlTrainer, g:torch.Generator)->tuple: # categories, styles, rows: which of each
+    "A part of the grid, and pictures in it"
+    (K, S), y = self.has.shape, self.train[1]
+    s = torch.randperm(S, generator=g)[:max(2, min(S, self.cfg.prompts//2))]
+    k = torch.randperm(K, generator=g)[:max(2, self.cfg.prompts//len(s))]
+    rows = torch.nonzero(torch.isin(y['category'].cpu(), k) & torch.isin(y['style'].cpu(), s)).squeeze(1)
+    if not len(rows): return self.draw(g)
+    return k, s, rows[torch.randint(len(rows), (self.cfg.batch,), generator=g)]
+
+@patch
+def _prompt_features(self:ControlTrainer, k:torch.Tensor, s:torch.Tensor, role:str, g:torch.Generator)->torch.Tensor:
+    "Of the drawn categories and styles, in a template drawn by lot: (K', S', D)"
+    w = self.control.words
+    template = w.templates[torch.randint(len(w.templates), (), generator=g)]
+    part = Words(tuple(w.categories[i] for i in k), tuple(w.styles[i] for i in s))
+    return self.control.features(part.prompts(template), role).view(len(k), len(s), -1)
 
 # %% ../nbs/07c_control_clip.ipynb #df2a3056
 @patch
@@ -322,28 +366,40 @@ def possible(self:ControlTrainer, role:str, y:dict, rows=slice(None))->torch.Ten
     return seen | F.one_hot(y[role][rows], has.shape[1]).bool()
 
 @patch
+def _asked(self:ControlTrainer, k:torch.Tensor, s:torch.Tensor)->torch.Tensor: # (K', S') bool
+    "The pairs that take part: those with pictures, and all of a row or column without any"
+    there = self.has[k][:, s]
+    return there | ~(there.any(0, keepdim=True) & there.any(1, keepdim=True))
+
+def _places(chosen:torch.Tensor, labels:torch.Tensor)->torch.Tensor: # drawn numbers; (N,) of them
+    "Where each label stands among those that were drawn"
+    places = torch.zeros(max(chosen)+1, dtype=torch.long)
+    return places.index_copy(0, chosen, torch.arange(len(chosen)))[labels.cpu()]
+
+# %% ../nbs/07c_control_clip.ipynb #dc9fdf65
+@patch
 def loss(self:ControlTrainer, role:str, head, g:torch.Generator)->torch.Tensor:
     "Of one random batch"
-    cfg, control, (v, y) = self.cfg, self.control, self.train
+    cfg, (v, y) = self.cfg, self.train
     k, s, rows = self.draw(g)
-    w = control.words
-    template = w.templates[torch.randint(len(w.templates), (), generator=g)]
-    part = Words(tuple(w.categories[i] for i in k), tuple(w.styles[i] for i in s))
-    t = control.features(part.prompts(template), role).view(len(k), len(s), -1)
-    def places(chosen):
-        return torch.zeros(max(chosen)+1, dtype=torch.long).index_copy(0, chosen, torch.arange(len(chosen)))
-    labels = {r: places(chosen)[y[r][rows].cpu()].to(v.device) for r, chosen in zip(ROLES, (k, s))}   # in the part
-    some = torch.randperm(len(self.kept), generator=g)[:8]
-    total = cfg.keep*keep_loss(control.tokens(self.kept[some], role), self.before[some]) if cfg.keep else 0.
+    t = self._prompt_features(k, s, role, g)
+    labels = {r: _places(chosen, y[r][rows]).to(v.device) for r, chosen in zip(ROLES, (k, s))}
+    total = self._keep_term(role, g)
     if cfg.loss in UNLABELLED:
         return total + self._triplets(v[rows], t if role == 'style' else t.transpose(0, 1), labels[role], g)
-    there = self.has[k][:, s]
-    there = there | ~(there.any(0, keepdim=True) & there.any(1, keepdim=True))
-    l = grid_logits(v[rows], t, control.temperature).masked_fill(~there.to(v.device), -1e4)
+    l = grid_logits(v[rows], t, self.control.temperature).masked_fill(~self._asked(k, s).to(v.device), -1e4)
     possible = self.possible(role, y, rows)[:, s if role == 'style' else k]
     total = total + labelled_loss(l, labels, role, cfg.loss, cfg.weight, possible)
     other = ROLES[role == 'category']
     return total + adversary_loss(head, l, t, y[other][rows], cfg.weight) if head else total
+
+# %% ../nbs/07c_control_clip.ipynb #f2c01a3c
+@patch
+def _keep_term(self:ControlTrainer, role:str, g:torch.Generator):
+    "`keep_loss` on some of the prompts from outside the grid"
+    some = torch.randperm(len(self.kept), generator=g)[:8]   # in any case: other draws must not hang on `keep`
+    if not self.cfg.keep: return 0.
+    return self.cfg.keep*keep_loss(self.control.tokens(self.kept[some], role), self.before[some])
 
 @patch
 def _triplets(self:ControlTrainer, v, t, own, g):
@@ -392,21 +448,29 @@ def _say(self:ControlTrainer, best:Best, role:str, step:int, **known):
 @patch
 def run_role(self:ControlTrainer, role:str, minutes:float=None)->TrainingReport: # the last: how it ended
     "Train one encoder; it then holds its best weights"
-    cfg, own, head = self.cfg, self.control.part(role), self._adversary(role)
+    own = self.control.part(role)
     for p in own.values(): p.requires_grad_(True)
+    best, avg = self._fit_role(role, own, minutes)
+    for p in own.values(): p.requires_grad_(False)
+    self._say(best, role, avg.step, ended=avg.ended)
+    return self.history[-1]
+
+# %% ../nbs/07c_control_clip.ipynb #545dada1
+@patch
+def _fit_role(self:ControlTrainer, role:str, own:dict, minutes:float)->tuple: # Best, None without validation; Ema
+    "`fit`, and the best weights put into the encoder"
+    cfg, head = self.cfg, self._adversary(role)
     module = torch.nn.ModuleList([torch.nn.ParameterList(own.values()), *([head] if head else [])])
     slow = {id(p) for n, p in own.items() if not n.startswith('residual')}
-    path = lambda kind: self.work and self.work/f'{role}-{kind}.pt'
+    def path(kind): return self.work and self.work/f'{role}-{kind}.pt'
     best = Best(module, partial(self.held_out, role), path('best'), self.run_id) if self.seen else None
-    say = partial(self._say, best, role)
-    how = dict(ema=.9, warmup=max(1, cfg.steps//20), weight_decay=cfg.weight_decay, every=cfg.check, seed=cfg.seed)
-    how |= dict(run_id=self.run_id, minutes=minutes, optimizer=self._optimizer(slow), stop=best)
-    avg = fit(module, partial(self.loss, role, head), cfg.steps, cfg.lr, path('training'), **how,
-              report=lambda step, loss, seconds: say(step, loss=loss, seconds=seconds))
-    best.restore(avg) if best else avg.copy_to(module)
-    for p in own.values(): p.requires_grad_(False)
-    say(avg.step, ended=avg.ended)
-    return self.history[-1]
+    def report(step, loss, seconds): self._say(best, role, step, loss=loss, seconds=seconds)
+    avg = fit(module, partial(self.loss, role, head), cfg.steps, cfg.lr, path('training'),
+              ema=.9, warmup=max(1, cfg.steps//20), weight_decay=cfg.weight_decay, every=cfg.check, seed=cfg.seed,
+              run_id=self.run_id, minutes=minutes, optimizer=self._optimizer(slow), stop=best, report=report)
+    if best: best.restore(avg)
+    else: avg.copy_to(module)
+    return best, avg
 
 # %% ../nbs/07c_control_clip.ipynb #c0117e02
 @patch
@@ -606,6 +670,7 @@ def drop_states(out:Path, # folder of a training
         if not but or state_run(work/name, kind) != but: drop_state(work/name, kind)
     if work.is_dir() and not any(work.iterdir()): work.rmdir()
 
+# %% ../nbs/07c_control_clip.ipynb #6139caeb
 def check_result(out:Path, run_id:str, # of the training that wants to write there
                  overwrite:bool
                 )->str: # how this very training ended before: 'finished', 'cut short'; '': there is nothing of it
@@ -622,7 +687,12 @@ def check_result(out:Path, run_id:str, # of the training that wants to write the
     return ''
 
 # %% ../nbs/07c_control_clip.ipynb #19990d4c
-CONTROL_LEVER = 'lower `prompts` or `batch`'
+def _control_settings(given, changes:dict)->ControlSettings:
+    "Those that are given, with the changes"
+    given_or_usual = given or ControlSettings()
+    if not isinstance(given_or_usual, ControlSettings):
+        raise StylekitError(f'settings must be ControlSettings, got {one_line(repr(given), 60)}')
+    return changed(given_or_usual, changes)
 
 def _parts(grid:Grid, shots, hold_out, seed)->tuple: # what is learnt from, what is only looked at
     "Of a grid, without the cells that are held out"
@@ -632,6 +702,9 @@ def _parts(grid:Grid, shots, hold_out, seed)->tuple: # what is learnt from, what
     if {s.category for s in train} != {*grid.categories} or {s.style for s in train} != {*grid.styles}:
         raise StylekitError('some category or style has no training picture: add pictures, or leave it out of the grid')
     return train, val
+
+# %% ../nbs/07c_control_clip.ipynb #7f86fdb8
+CONTROL_LEVER = 'lower `prompts` or `batch`'
 
 def _train(trainer:ControlTrainer, minutes, held_out)->ControlClip:
     "Both encoders, and how they came about"
@@ -643,6 +716,15 @@ def _train(trainer:ControlTrainer, minutes, held_out)->ControlClip:
     about |= dict(run_id=trainer.run_id, steps={r.part: r.step for r in ends})
     trainer.control.about = about | dict(ended='cut short' if cut else 'finished')
     return trainer.control.eval()
+
+def _trained_in(out:Path, clip:Clip, data:dict, overwrite:bool, train)->ControlClip: # train(clip, work)
+    "The encoders that are there already, or new ones; a finished training leaves no checkpoints"
+    if check_result(out, control_run_id(clip, **data), overwrite) == 'finished': control = load_control_clip(out, clip)
+    else:
+        control = train(clip, out/'work')
+        control.save(out)
+    if control.about['ended'] == 'finished': drop_states(out)
+    return control
 
 # %% ../nbs/07c_control_clip.ipynb #c0117e10
 def train_control_clip(grid, # a Grid, or a folder as `read_grid` takes it
@@ -658,21 +740,14 @@ def train_control_clip(grid, # a Grid, or a folder as `read_grid` takes it
                        **changes # fields of ControlSettings
                       )->ControlClip:
     "Train a category encoder and a style encoder from few pictures"
-    if not isinstance(settings or ControlSettings(), ControlSettings):
-        raise StylekitError(f'settings must be ControlSettings, got {one_line(repr(settings), 60)}')
-    cfg = changed(settings or ControlSettings(), changes)
+    cfg = _control_settings(settings, changes)
     check_minutes(minutes)
     if not isinstance(grid, Grid): grid = read_grid(grid)
     words, held_out = Words(grid.categories, grid.styles, tuple(templates)), tuple(sorted(map(tuple, hold_out)))
     train, val = _parts(grid, shots, held_out, cfg.seed)
-    make = partial(ControlTrainer, train=train, val=val, cfg=cfg, words=words, keep_prompts=keep_prompts, report=report)
-    if out is None: return _train(make(load_clip(base, device)), minutes, held_out)
-    with own_folder(out := user_path(out)):
-        clip = load_clip(base, device)
-        run_id = control_run_id(clip, train, val, cfg, words, keep_prompts)
-        if check_result(out, run_id, overwrite) == 'finished': control = load_control_clip(out, clip)
-        else:
-            control = _train(make(clip, work=out/'work'), minutes, held_out)
-            control.save(out)
-        if control.about['ended'] == 'finished': drop_states(out)
-    return control
+    data = dict(train=train, val=val, cfg=cfg, words=words, keep_prompts=keep_prompts)
+    def trained(clip, work=None):
+        return _train(ControlTrainer(clip, **data, work=work, report=report), minutes, held_out)
+    if out is None: return trained(load_clip(base, device))
+    out = user_path(out)
+    with own_folder(out): return _trained_in(out, load_clip(base, device), data, overwrite, trained)

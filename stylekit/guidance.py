@@ -9,6 +9,7 @@ __all__ = ['COMBINE', 'BLOCKS', 'join_attention', 'Steer', 'attach', 'detach', '
 import math
 from contextlib import contextmanager
 import torch, torch.nn.functional as F
+from fastcore.basics import patch
 from .backbone import Backbone, _ids
 from .control_clip import ROLES, ControlClip, check_base, load_control_clip
 from .core import StylekitError, check_range
@@ -18,6 +19,16 @@ COMBINE = dict(lerp='cs', delta='0cs', concat='cs', kv_swap='cs', add='cs', embe
 
 def _heads(x, n): return x.unflatten(-1, (n, -1)).transpose(1, 2)
 
+def _ask_both(q, ks, vs, share)->torch.Tensor: # of the second text, in [0, 1]
+    "One attention over two texts, of which the second counts by its share"
+    ask = F.scaled_dot_product_attention
+    if share in (0, 1): return ask(q, ks[int(share)], vs[int(share)])
+    bias = torch.zeros(2, ks[0].shape[2], dtype=q.dtype, device=q.device)
+    bias[1] = math.log(share/(1-share))
+    mask = bias.flatten()[None].expand(q.shape[2], -1)
+    return ask(q, torch.cat(ks, 2), torch.cat(vs, 2), attn_mask=mask)
+
+# %% ../nbs/07d_guidance.ipynb #cb181a20
 def join_attention(q:torch.Tensor, # (B, heads, N, d)
                    ks:list, vs:list, # of each text: (B, heads, T, d)
                    combine:str, a:tuple # α for category and style
@@ -25,11 +36,7 @@ def join_attention(q:torch.Tensor, # (B, heads, N, d)
     "One answer from several texts"
     ask = F.scaled_dot_product_attention
     if combine == 'kv_swap': return ask(q, ks[0], torch.lerp(vs[0], vs[1], a[1]))
-    if combine == 'concat':
-        if a[1] in (0, 1): return ask(q, ks[int(a[1])], vs[int(a[1])])
-        bias = torch.zeros(2, ks[0].shape[2], dtype=q.dtype, device=q.device)
-        bias[1] = math.log(a[1]/(1-a[1]))
-        return ask(q, torch.cat(ks, 2), torch.cat(vs, 2), attn_mask=bias.flatten()[None].expand(q.shape[2], -1))
+    if combine == 'concat': return _ask_both(q, ks, vs, a[1])
     o = [ask(q, k, v) for k, v in zip(ks, vs)]
     if combine == 'delta': return o[0] + a[0]*(o[1]-o[0]) + a[1]*(o[2]-o[0])
     return torch.lerp(o[0], o[1], a[1]) if combine == 'lerp' else o[0] + a[1]*o[1]
@@ -44,9 +51,12 @@ def _at(table, layer:str)->float:
     fits = [b for b in table if layer.startswith(b)]
     return table[max(fits, key=len)] if fits else 1.
 
+# %% ../nbs/07d_guidance.ipynb #1694c09e
 class _Joined:
     "An attention processor without weights: splits the texts, joins the answers"
-    def __init__(self, steer, layer, plain): self.steer, self.layer, self.plain = steer, layer, plain
+    def __init__(self, steer, layer, plain):
+        self.steer, self.layer = steer, layer
+        self.plain = plain
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None, *args, **kw):
         texts = self.steer.split(encoder_hidden_states)
         if texts is None: # one text, as ever
@@ -67,55 +77,81 @@ class Steer:
                  combine:str='lerp', blocks='all', # of COMBINE; of BLOCKS, or {start of a layer's name: factor}
                  dual=None): # (w_c, w_s): ε_∅ + w_c(ε_c − ε_∅) + w_s(ε_cs − ε_c) in place of the pipeline's guidance
         if combine not in COMBINE: raise StylekitError(f'combine={combine!r}: choose {", ".join(COMBINE)}')
-        if isinstance(blocks, str) and blocks not in BLOCKS:
-            raise StylekitError(f'blocks={blocks!r}: choose {", ".join(BLOCKS)}, or give {{block: factor}}')
-        self.control, self.combine, self.dual = control, combine, dual
-        self.blocks = BLOCKS[blocks] if isinstance(blocks, str) else blocks
+        self.control, self.combine = control, combine
+        self.dual, self.blocks = dual, _block_factors(blocks)
         self.alpha = alpha
     @property
-    def alpha(self): return self._alpha
+    def alpha(self):
+        "How much of the style is heard, as it was given"
+        return self._alpha
     @alpha.setter
     def alpha(self, alpha):
-        given = alpha.values() if isinstance(alpha, dict) else [alpha]
-        shares = [a for p in given for a in (p if isinstance(p, (tuple, list)) else [p])]
-        for a in shares: check_range('alpha', a, 0, 2)
-        if self.combine == 'concat' and max(shares, default=0) > 1:
-            raise StylekitError("alpha is a share in 'concat': at most 1")
+        _check_alpha(alpha, self.combine)
         self._alpha = alpha
-    def alpha_at(self, layer:str)->tuple: # category, style
-        a, k = _at(self.alpha, layer), _at(self.blocks, layer)
-        c, s = a if isinstance(a, (tuple, list)) else (a, a)
-        return c*k, s*k
-    @property
-    def length(self)->int: return self.control.tower.config.max_position_embeddings   # tokens of one text
 
-    @property
-    def about(self)->dict: # for a run's record
-        return dict(control_sha256=self.control.sha256, alpha=self.alpha, combine=self.combine, blocks=self.blocks)
+# %% ../nbs/07d_guidance.ipynb #db4aa2d9
+def _block_factors(blocks)->dict: # of BLOCKS, or factors
+    if isinstance(blocks, str) and blocks not in BLOCKS:
+        raise StylekitError(f'blocks={blocks!r}: choose {", ".join(BLOCKS)}, or give {{block: factor}}')
+    return BLOCKS[blocks] if isinstance(blocks, str) else blocks
 
-    def split(self, e)->list: # one (B, T, width) for each text, or None
-        n = len(COMBINE[self.combine])
-        return list(e.chunk(n, 1)) if n and e is not None and e.shape[1] == n*self.length else None
+def _check_alpha(alpha, combine:str):
+    "Each of them in its range"
+    given = alpha.values() if isinstance(alpha, dict) else [alpha]
+    shares = [a for p in given for a in (p if isinstance(p, (tuple, list)) else [p])]
+    for a in shares: check_range('alpha', a, 0, 2)
+    if combine == 'concat' and max(shares, default=0) > 1:
+        raise StylekitError("alpha is a share in 'concat': at most 1")
 
-    @torch.no_grad()
-    def embeds(self, prompts:list, # texts
-               negative:bool=False # the unconditional side: f_0 in every place
-              )->torch.Tensor: # (B, texts·T, width)
-        "What the model is told"
-        c = self.control
-        ids = _ids(c.tokenizer, prompts).to(next(c.parameters()).device)   # it says what it cuts off
-        said = {'0': c.tokens(ids)} | ({} if negative else {r[0]: c.tokens(ids, r) for r in ROLES})
-        if self.combine == 'embed':
-            return said['0'] if negative else said['c'] + self.alpha_at('')[1]*(said['s']-said['0'])
-        return torch.cat([said['0' if negative else x] for x in COMBINE[self.combine]], 1)
+# %% ../nbs/07d_guidance.ipynb #9093a183
+@patch
+def alpha_at(self:Steer, layer:str)->tuple: # category, style
+    "α in a layer, times the factor of its block"
+    a, k = _at(self.alpha, layer), _at(self.blocks, layer)
+    c, s = a if isinstance(a, (tuple, list)) else (a, a)
+    return c*k, s*k
 
-    def only_category(self, e):
-        "The same prompts with nothing of the style encoder"
-        if not (texts := self.split(e)): return e
-        return torch.cat([texts[0], texts[1], texts[0]] if self.combine == 'delta' else [texts[0]]*2, 1)
+@patch(as_prop=True)
+def length(self:Steer)->int:
+    "Tokens of one text"
+    return self.control.tower.config.max_position_embeddings
+
+@patch(as_prop=True)
+def about(self:Steer)->dict:
+    "For a run's record"
+    return dict(control_sha256=self.control.sha256, alpha=self.alpha, combine=self.combine, blocks=self.blocks)
+
+# %% ../nbs/07d_guidance.ipynb #3b772b5e
+@patch
+def split(self:Steer, e)->list: # one (B, T, width) for each text, or None
+    "The texts that lie side by side in a sequence of tokens"
+    n = len(COMBINE[self.combine])
+    return list(e.chunk(n, 1)) if n and e is not None and e.shape[1] == n*self.length else None
+
+@patch
+@torch.no_grad()
+def embeds(self:Steer, prompts:list, # texts
+           negative:bool=False # the unconditional side: f_0 in every place
+          )->torch.Tensor: # (B, texts·T, width)
+    "What the model is told"
+    c = self.control
+    ids = _ids(c.tokenizer, prompts).to(next(c.parameters()).device)   # it says what it cuts off
+    read = {'0': c.tokens(ids)} | ({} if negative else {r[0]: c.tokens(ids, r) for r in ROLES})
+    if self.combine == 'embed':
+        return read['0'] if negative else read['c'] + self.alpha_at('')[1]*(read['s']-read['0'])
+    return torch.cat([read['0' if negative else x] for x in COMBINE[self.combine]], 1)
+
+# %% ../nbs/07d_guidance.ipynb #f7305911
+@patch
+def only_category(self:Steer, e):
+    "The same prompts with nothing of the style encoder"
+    texts = self.split(e)
+    if not texts: return e
+    return torch.cat([texts[0], texts[1], texts[0]] if self.combine == 'delta' else [texts[0]]*2, 1)
 
 # %% ../nbs/07d_guidance.ipynb #4061cec7
 def _encode_prompt(steer, plain):
+    "A pipeline's `encode_prompt`, which lets the two encoders read"
     def encode_prompt(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt=None,
                       prompt_embeds=None, negative_prompt_embeds=None, clip_skip=None, **kw):
         if prompt_embeds is not None or negative_prompt_embeds is not None:
@@ -129,13 +165,17 @@ def _encode_prompt(steer, plain):
                      prompt_embeds=e, negative_prompt_embeds=n, **kw)
     return encode_prompt
 
+# %% ../nbs/07d_guidance.ipynb #a2b6dc20
 def _dual_forward(steer, pipe, plain):
+    "A UNet's `forward`, which asks three questions and answers as if it were two"
     def forward(sample, timestep, encoder_hidden_states, *args, return_dict=True, **kw):
         if not pipe.do_classifier_free_guidance: raise StylekitError('dual guidance needs a guidance_scale above 1')
-        (nothing, both), (x0, x1), (w_c, w_s) = encoder_hidden_states.chunk(2), sample.chunk(2), steer.dual
+        nothing, both = encoder_hidden_states.chunk(2)
+        x0, x1 = sample.chunk(2)
         t = torch.cat([timestep, timestep.chunk(2)[1]]) if torch.is_tensor(timestep) and timestep.ndim else timestep
         texts = torch.cat([nothing, steer.only_category(both), both])
         e0, ec, ecs = plain(torch.cat([x0, x1, x1]), t, texts, *args, return_dict=False, **kw)[0].chunk(3)
+        w_c, w_s = steer.dual
         out = torch.cat([e0, e0 + (w_c*(ec-e0) + w_s*(ecs-ec))/pipe.guidance_scale])
         if not return_dict: return (out,)
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
@@ -152,6 +192,7 @@ def _check_processor(kind:str):
     if kind == '_Joined': raise StylekitError('Control-CLIP is attached already: detach it first')
     raise StylekitError(f'{kind} {_GUESTS.get(kind[:3], "is at work there: remove it first")}')
 
+# %% ../nbs/07d_guidance.ipynb #af22eb28
 def _plain_model(model):
     "The UNet, if nobody else sits in its attention"
     for part in ('controlnet', 'adapter', 'transformer'):
@@ -168,6 +209,7 @@ def _plain_model(model):
         if name.endswith('attn2'): _check_processor(type(m.processor).__name__)
     return unet
 
+# %% ../nbs/07d_guidance.ipynb #3ccfc334
 _NONE = object()
 
 def _put(owner, **values)->tuple: # what to give to `_take_back`
@@ -177,7 +219,9 @@ def _put(owner, **values)->tuple: # what to give to `_take_back`
     return owner, before
 
 def _take_back(owner, before):
-    for k, v in before.items(): owner.__dict__.pop(k) if v is _NONE else owner.__dict__.update({k: v})
+    for k, v in before.items():
+        if v is _NONE: owner.__dict__.pop(k)
+        else: owner.__dict__[k] = v
 
 # %% ../nbs/07d_guidance.ipynb #4d511673
 def attach(model, # diffusers pipeline of SD 1.x shape (text to image, image to image, inpainting), or a Backbone
@@ -198,13 +242,14 @@ def attach(model, # diffusers pipeline of SD 1.x shape (text to image, image to 
     if steer.dual: steer.undo.append(_put(unet, forward=_dual_forward(steer, model, unet.forward)))
     return steer
 
+# %% ../nbs/07d_guidance.ipynb #ec70281b
 def detach(model):
     "Undo `attach`, exactly"
-    if not (steer := model.__dict__.get('_steer')): raise StylekitError('nothing is attached to this model')
+    steer = model.__dict__.get('_steer')
+    if not steer: raise StylekitError('nothing is attached to this model')
     model.unet.set_attn_processor(dict(steer.processors))
     for owner, before in steer.undo: _take_back(owner, before)
 
-# %% ../nbs/07d_guidance.ipynb #ec70281b
 @contextmanager
 def control_clip(model, control, *args, **kw):
     "`attach` for the length of a with block"
