@@ -257,6 +257,17 @@ def control_clip(model, control, *args, **kw):
     try: yield steer
     finally: detach(model)
 
+# %% ../nbs/07d_guidance.ipynb #b6e2c1d9
+@patch
+def attach(self:Steer, model):
+    "As the function; what a `Stylizer` asks of a conditioning"
+    attach(model, self)
+
+@patch
+def detach(self:Steer, model):
+    "Undo `attach`, if it is this that is attached"
+    if model.__dict__.get('_steer') is self: detach(model)
+
 # %% ../nbs/07d_guidance.ipynb #c1d00002
 @torch.no_grad()
 def latents_on_white(backbone:Backbone, # whose autoencoder and noise schedule

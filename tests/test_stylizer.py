@@ -518,14 +518,14 @@ def test_two_encoders_read_the_styled_prompt(base, style):
     for kw in (dict(), dict(guide='empty'), dict(preset='paper'), dict(method='dds'), lusd):
         def pixels(control): return np.asarray(go(base, style, conditioning=control, **kw).image, float)
         plain, moved = pixels(None), pixels(Steer(taught, 1.))
-        assert np.abs(plain-pixels(new())).max() <= 2 and np.abs(plain-moved).max() > 2, kw
+        assert np.abs(plain-pixels(Steer(new()))).max() <= 2 and np.abs(plain-moved).max() > 2, kw
         assert all(base.unet.attn_processors[k] is p for k, p in processors.items())
         assert not hasattr(base, '_steer')
     steer = Steer(taught, .3, 'delta')
     info = go(base, style, conditioning=steer).info
     assert info['conditioning']['combine'] == 'delta'
     plain = go(base, style).info
-    assert info['run_id'] != plain['run_id'] != go(base, style, conditioning=taught).info['run_id']
+    assert info['run_id'] != plain['run_id'] != go(base, style, conditioning=Steer(taught)).info['run_id']
     def fail(run): 1/0
     with pytest.raises(ZeroDivisionError): go(base, style, conditioning=steer, callbacks=[At(2, fail)])
     with pytest.raises(StylekitError, match='nothing is attached'): detach(base)
