@@ -29,7 +29,7 @@ from .lora import Style, add_style, load_style, read_safetensors
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
 from .stylizer import LatentOptimizer, StylizeResult, fit_image, unfit_image
 from .records import UNSEALED, Record, check_sealed, load_state, parse_json, save_state, seal_file
-from .training import (Ema, TrainingReport, agreed, check_minutes, drop_state, fit, place, state_run, take_step)
+from .training import Ema, TrainingReport, agreed, check_minutes, drop_state, fit, place, state_run, take_step
 
 # %% ../nbs/09_feedforward.ipynb #6a14b4f1
 class Block(torch.nn.Module):
@@ -54,17 +54,25 @@ class Generator(torch.nn.Module):
         self.shape = dict(channels=channels, patch=patch, widths=list(widths), blocks=list(blocks))
         if areas: self.shape |= dict(areas=areas, sharp=sharp)
         self.patch, self.multiple = patch, patch*2**(len(widths)-1)
-        conv, steps = torch.nn.Conv2d, list(zip(widths, widths[1:]))
-        self.stem = conv(channels, widths[0], patch, patch) if patch > 1 else conv(channels, widths[0], 3, padding=1)
-        self.down = torch.nn.ModuleList([conv(a, b, 3, 2, 1) for a, b in steps])
-        self.up = torch.nn.ModuleList([conv(b, a, 1) for a, b in steps])
-        self.enc = torch.nn.ModuleList([_blocks(w, n) for w, n in zip(widths, blocks)])
-        self.dec = torch.nn.ModuleList([_blocks(w, n) for w, n in zip(widths[:-1], blocks)])
+        self._scales(channels, widths, blocks)
         self.areas = Areas(channels, areas, sharp) if areas else None
-        self.head = conv(widths[0], (self.areas.width if areas else channels)*patch**2, 3, padding=1)
+        says = self.areas.width if areas else channels
+        self.head = torch.nn.Conv2d(widths[0], says*patch**2, 3, padding=1)
         if not areas:
             torch.nn.init.zeros_(self.head.weight)
             torch.nn.init.zeros_(self.head.bias)
+
+# %% ../nbs/09_feedforward.ipynb #2283ba16
+@patch
+def _scales(self:Generator, channels:int, widths, blocks):
+    "The way down and the way up again"
+    conv, p = torch.nn.Conv2d, self.patch
+    steps = list(zip(widths, widths[1:]))
+    self.stem = conv(channels, widths[0], p, p) if p > 1 else conv(channels, widths[0], 3, padding=1)
+    self.down = torch.nn.ModuleList([conv(a, b, 3, 2, 1) for a, b in steps])
+    self.up = torch.nn.ModuleList([conv(b, a, 1) for a, b in steps])
+    self.enc = torch.nn.ModuleList([_blocks(w, n) for w, n in zip(widths, blocks)])
+    self.dec = torch.nn.ModuleList([_blocks(w, n) for w, n in zip(widths[:-1], blocks)])
 
 # %% ../nbs/09_feedforward.ipynb #6a14b4f3
 @patch
@@ -88,8 +96,8 @@ class Areas(torch.nn.Module):
     def __init__(self, channels:int, n:int, sharp:float=4.): # of a picture; areas; how far the shares are pushed apart
         super().__init__()
         conv, w = partial(torch.nn.Conv2d, kernel_size=3, padding=1), self.width
-        self.sharp = sharp
-        self.mix, self.whose, self.colour = conv(channels+w, 2*w), conv(2*w, n), conv(2*w, channels)
+        self.sharp, self.mix = sharp, conv(channels+w, 2*w)
+        self.whose, self.colour = conv(2*w, n), conv(2*w, channels)
         torch.nn.init.zeros_(self.colour.weight)
         torch.nn.init.zeros_(self.colour.bias)
     def forward(self, x, h): # (B, channels, H, W); (B, width, H, W); like x
@@ -134,11 +142,14 @@ class FeedForwardSettings:
     seed: int = 0
     sms: Settings = field(default_factory=lambda: settings(**_GRADIENT))   # of the gradient, and the last step
     def __post_init__(self): _check_feedforward(self)
-    @property
-    def shape(self)->dict: # arguments of `Generator`
-        own = {k: tuple(v) for k, v in dict(widths=self.widths, blocks=self.blocks).items() if v}
-        if self.areas: own |= dict(areas=self.areas, sharp=self.sharp)
-        return SHAPES[self.space] | own
+
+# %% ../nbs/09_feedforward.ipynb #0d9d6aef
+@patch(as_prop=True)
+def shape(self:FeedForwardSettings)->dict:
+    "Arguments of `Generator`"
+    own = {k: tuple(v) for k, v in dict(widths=self.widths, blocks=self.blocks).items() if v}
+    if self.areas: own |= dict(areas=self.areas, sharp=self.sharp)
+    return SHAPES[self.space] | own
 
 # %% ../nbs/09_feedforward.ipynb #94d33271
 def _check_feedforward(c:FeedForwardSettings):
@@ -207,7 +218,8 @@ CRITIC_FROM = .15   # share of the steps before which there is nothing to critic
 def critic_network(channels:int=3, width:int=48 # of a picture; of the first layer
                   )->torch.nn.Module: # (B, 2·channels, H, W) -> (B, 1, H/4, W/4)
     "One answer for every square of about 30 pixels"
-    normed, w, act = torch.nn.utils.parametrizations.spectral_norm, width, torch.nn.LeakyReLU(.2)
+    normed, w = torch.nn.utils.parametrizations.spectral_norm, width
+    act = torch.nn.LeakyReLU(.2)
     def conv(a, b, kernel, stride): return normed(torch.nn.Conv2d(a, b, kernel, stride, 1))
     layers = [conv(2*channels, w, 4, 2), act, conv(w, 2*w, 4, 2), act, conv(2*w, 4*w, 3, 1), act, conv(4*w, 1, 3, 1)]
     return torch.nn.Sequential(*layers)
@@ -243,11 +255,15 @@ def doubt(self:Critic, made:torch.Tensor, content:torch.Tensor)->torch.Tensor: #
     for p in self.params: p.requires_grad_(True)
     return doubt
 
+# %% ../nbs/09_feedforward.ipynb #b2a6b3fb
 @patch
-def state_dict(self:Critic)->dict: return dict(net=self.net.state_dict(), opt=copy.deepcopy(self.opt.state_dict()))
+def state_dict(self:Critic)->dict:
+    "Its network and the optimiser, as they are now"
+    return dict(net=self.net.state_dict(), opt=copy.deepcopy(self.opt.state_dict()))
 
 @patch
 def load_state_dict(self:Critic, s:dict):
+    "Go on from such a state"
     self.net.load_state_dict(s['net'])
     self.opt.load_state_dict(s['opt'])
 
@@ -275,15 +291,23 @@ class FeedForwardTrainer:
         self.backbone, self.style = backbone, style
         self.cfg, self.teacher = cfg, teacher
         self.work, self.report = work and Path(work), report
-        self.part, self.history, self.end = part, [], None
+        self.part, self.history = part, []
+        self.end = None
         taught_by = teacher.sha256 if teacher else None
         self.made_from = _made_from(backbone, style, examples, taught_by)
         self.run_id = run_id or feedforward_run_id(backbone, style, examples, cfg, taught_by)
         self._begin(examples)
-    @property
-    def taught(self)->bool: return bool(self.teacher or self.cfg.refine)   # by lessons, picture by picture
-    def close(self):
-        for a in ('fake', 'style'): self.backbone.remove(a)
+
+# %% ../nbs/09_feedforward.ipynb #1d775fc3
+@patch(as_prop=True)
+def taught(self:FeedForwardTrainer)->bool:
+    "By lessons, picture by picture?"
+    return bool(self.teacher or self.cfg.refine)
+
+@patch
+def close(self:FeedForwardTrainer):
+    "Leave the model as it was"
+    for a in ('fake', 'style'): self.backbone.remove(a)
 
 # %% ../nbs/09_feedforward.ipynb #30dbd0ed
 @patch
@@ -319,7 +343,8 @@ def _network(self:FeedForwardTrainer)->Generator:
 @patch
 def _encode(self:FeedForwardTrainer, examples:list):
     "Views of the pictures, and what the diffusion model is told about them"
-    cfg, b, words = self.cfg, self.backbone, self.style.words
+    cfg, b = self.cfg, self.backbone
+    words = self.style.words
     views = LoraSettings(views=cfg.views, flip=cfg.flip, zoom=cfg.zoom, resolution=cfg.resolution, seed=cfg.seed)
     is_pixel = cfg.space == 'pixel'
     self.data = encode_views(b, examples, words, views, is_pixel, varied if cfg.vary else view)
@@ -347,7 +372,8 @@ class Lesson:
 @patch
 @torch.no_grad()
 def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid for all pictures, or None
-    cfg, b, seed = self.cfg.sms, self.backbone, self.cfg.seed
+    cfg, b = self.cfg.sms, self.backbone
+    seed = self.cfg.seed
     everything = torch.arange(len(self.z))
     plain = replace(cfg, relevance='none', adapt='none')
     m = METHODS[cfg.method](b, plain, self.z[:1], self.conds(everything[:1]), generators(seed, 1), seed=seed)
@@ -365,7 +391,8 @@ def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid fo
 def lesson(self:FeedForwardTrainer, rows:torch.Tensor # (B,) of z
           )->torch.Tensor: # latents (B, C, h, w)
     "What the teacher makes of these pictures, or the pictures themselves, optimised further, and finished"
-    steps, seed, z_src = self.cfg.refine, self.cfg.seed, self.z[rows]
+    steps, seed = self.cfg.refine, self.cfg.seed
+    z_src = self.z[rows]
     cfg = replace(self.cfg.sms, steps=max(1, steps))
     if not steps: cfg = replace(cfg, relevance='none')
     gens = generators([seed+r for r in rows.tolist()], len(rows))   # a noise each: what one does to all would be learnt
@@ -420,7 +447,8 @@ def lessons(self:FeedForwardTrainer, minutes:float=None # stop after so long; wh
 @patch
 def loss(self:FeedForwardTrainer, g:torch.Generator)->torch.Tensor:
     "Of one random batch, or of this process's part of it"
-    cfg, n, (rank, world) = self.cfg, self.cfg.batch, place()
+    cfg, n = self.cfg, self.cfg.batch
+    rank, world = place()
     progress = g.initial_seed()%10**9/cfg.steps   # `fit` seeds it by the step
     rows = torch.randint(len(self.z), (n,), generator=g)
     u, noise = torch.rand(n, generator=g), torch.randn(n, *self.z.shape[1:], generator=g)
@@ -430,6 +458,7 @@ def loss(self:FeedForwardTrainer, g:torch.Generator)->torch.Tensor:
     if self.taught: return share*self._taught_loss(rows, g, share, progress)
     return share*self._gradient_loss(rows, g, u, noise, progress)
 
+# %% ../nbs/09_feedforward.ipynb #5d9b8330
 @patch
 def _batch(self:FeedForwardTrainer, rows:torch.Tensor, of:torch.Tensor)->torch.Tensor:
     x = of[rows].to(self.backbone.device).float()
@@ -462,7 +491,8 @@ def criticised(self:FeedForwardTrainer, made, wanted, given, share:float, progre
 @patch
 def _gradient_loss(self:FeedForwardTrainer, rows, g, u, noise, progress)->torch.Tensor: # ()
     "What has the method's direction at these latents as its gradient"
-    b, cfg, m, in_pixels = self.backbone, self.cfg.sms, self.method, self.cfg.space == 'pixel'
+    b, m = self.backbone, self.method
+    cfg, in_pixels = self.cfg.sms, self.cfg.space == 'pixel'
     made = self._made(self._batch(rows, self.x if in_pixels else self.z))
     z = b.encode(made, grad=True) if in_pixels else made
     t = SAMPLERS[cfg.sampler](u, progress, cfg.t_min, cfg.t_max)
@@ -526,7 +556,8 @@ class FeedForward:
                  about:dict, # space, shape, style, words, settings, hashes
                  backbone:Backbone=None, # whose autoencoder a generator in latent space uses
                  sha256:str=''): # of its file
-        self.net, self.about, self.backbone, self.sha256 = net, about, backbone, sha256
+        self.net, self.about = net, about
+        self.backbone, self.sha256 = backbone, sha256
         if self.space == 'latent' and backbone is None:
             raise StylekitError('a generator in latent space needs the model it was trained with')
     @classmethod
@@ -554,6 +585,7 @@ def multiple(self:FeedForward)->int:
     "Sides of what it takes are multiples of this, pixels"
     return self.about['multiple']*(self.backbone.factor if self.space == 'latent' else 1)
 
+# %% ../nbs/09_feedforward.ipynb #3b45429e
 @patch
 @torch.no_grad()
 def tensor(self:FeedForward, x:torch.Tensor # (B, 3, H, W) in [0, 1], sides multiples of `multiple`
@@ -672,30 +704,34 @@ def save(self:FeedForward, path)->Path: # .safetensors
     self.sha256 = file_sha256(path)
     return Path(path)
 
-
 # %% ../nbs/09_feedforward.ipynb #4f0bffce
-def _check_fit(net:Generator, about:dict, channels:int, # of what it works on
-               name:str): # of the file
-    "Refuse a header whose parts contradict each other"
-    fits = net.multiple == about['multiple'] and net.shape['channels'] == channels
-    if not fits: raise StylekitError(f'the header of {name} does not fit its network: copy it again')
-
 def _open_generator(cls, name, backbone, device):
     path = generator_file(name)
     if path.suffix == '.onnx': return cls(*_open_onnx(path), sha256=file_sha256(path))
     state, meta = read_safetensors(path)
     about = generator_header(meta.get(HEADER), path.name)
     check_sealed(path)
-    net, b = _empty_generator(about['shape']), None
+    net = _empty_generator(about['shape'])
     with explain_errors(f'{path.name} is incomplete', 'copy it again'):
         net.load_state_dict({k: v.float() for k, v in state.items()}, assign=True)
-    if about['space'] == 'latent':
-        b = load_backbone(backbone, device)
-        if b.sha256 != about['backbone_sha256']:
-            theirs = about['backbone']
-            raise StylekitError(f'{path.name} was trained with {theirs}, and this is {b.name}: load that model')
+    b = _its_backbone(about, backbone, device, path.name) if about['space'] == 'latent' else None
     _check_fit(net, about, b.latent_channels if b else 3, path.name)
     return cls(net.eval().to(b.device if b else pick_device(device)), about, b, file_sha256(path))
+
+# %% ../nbs/09_feedforward.ipynb #b7760f4c
+def _its_backbone(about:dict, backbone, device, name:str)->Backbone: # of the file
+    "The model that a generator in latent space was trained with"
+    b = load_backbone(backbone, device)
+    if b.sha256 != about['backbone_sha256']:
+        theirs = about['backbone']
+        raise StylekitError(f'{name} was trained with {theirs}, and this is {b.name}: load that model')
+    return b
+
+def _check_fit(net:Generator, about:dict, channels:int, # of what it works on
+               name:str): # of the file
+    "Refuse a header whose parts contradict each other"
+    fits = net.multiple == about['multiple'] and net.shape['channels'] == channels
+    if not fits: raise StylekitError(f'the header of {name} does not fit its network: copy it again')
 
 # %% ../nbs/09_feedforward.ipynb #e8368cd5
 def _empty_generator(shape:dict)->Generator:
@@ -904,7 +940,8 @@ def _ready(part:_Part, b, report)->FeedForward:
 # %% ../nbs/09_feedforward.ipynb #f07b7698
 def _about(trainer, name:str, examples:list)->dict: # of `GeneratorHeader`
     "What the file says of its training"
-    b, style, teacher, cfg = trainer.backbone, trainer.style, trainer.teacher, trainer.cfg
+    b, style = trainer.backbone, trainer.style
+    teacher, cfg = trainer.teacher, trainer.cfg
     made = dict(name=name, space=cfg.space, shape=trainer.net.shape, multiple=trainer.net.multiple)
     made |= dict(settings=asdict(cfg), style=style.name, style_sha256=style.sha256, words=style.words)
     made |= dict(backbone=b.name, backbone_sha256=b.sha256, pictures=len(examples))
@@ -939,13 +976,18 @@ def train_feedforward(style, # name, path, hub id or Style
     is_file = teacher and teacher is not True and not isinstance(teacher, FeedForward)
     if is_file: teacher = FeedForward.load(teacher, b)
     parts = _parts(name, dest, cfg, teacher, partial(feedforward_run_id, b, style, examples))
+    def train(): return _train_parts(parts, style, examples, b, teacher, minutes, report)
+    with folder_lock(dest, held=place()[0] == 0): return _train_unless_ready(parts, b, train, overwrite, report)
+
+# %% ../nbs/09_feedforward.ipynb #4a1abf2d
+def _train_unless_ready(parts:list, b, train, overwrite:bool, report)->FeedForward: # train() -> generator, is it whole?
+    "What is there already, or a new one; the first process looks after the folders"
     is_first = place()[0] == 0
-    with folder_lock(dest, held=is_first):
-        if is_first:
-            for p in parts: _check_folder(p, overwrite)
-        if not overwrite and _is_whole(parts[-1]): ff, done = _ready(parts[-1], b, report), True
-        else: ff, done = _train_parts(parts, style, examples, b, teacher, minutes, report)
-        if not done and not report: warnings.warn(f'the training of {name!r} was cut short: run it again to go on')
-        if done and is_first:   # the teacher's not before: it would be trained again
-            for p in parts: _drop_work(p.dest)
+    if is_first:
+        for p in parts: _check_folder(p, overwrite)
+    last = parts[-1]
+    ff, done = (_ready(last, b, report), True) if not overwrite and _is_whole(last) else train()
+    if not done and not report: warnings.warn(f'the training of {last.name!r} was cut short: run it again to go on')
+    if done and is_first:   # the teacher's not before: it would be trained again
+        for p in parts: _drop_work(p.dest)
     return ff
