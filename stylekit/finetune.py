@@ -386,11 +386,18 @@ def _preview_pairs(previews)->list: # of (PIL image, caption)
     with explain_errors('previews must be pairs of a picture and its caption'):
         return [(load_image(im), str(caption)) for im, caption in previews]
 
-def _check_enough(examples:list):
+def _save_previews(style:Style, pairs:list, b:Backbone, seed:int):
+    "Beside the style's file: what it makes of some pictures"
+    for i, (im, caption) in enumerate(pairs):
+        stylize(im, style, caption, backbone=b, seed=seed).save(style.path.parent/f'preview-{i}.png')
+
+def _enough_examples(folder, template:str)->list: # see `train_lora`
+    examples = folder if isinstance(folder, list) else read_folder(folder, template)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     if len(examples) < FEW:
         warnings.warn(f'{len(examples)} pictures: of fewer than about {FEW}, a style also learns what they show; '
                       'more and different ones help')
+    return examples
 
 # %% ../nbs/08a_finetune.ipynb #11037703
 def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
@@ -416,9 +423,8 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
     words, dest = (words or name_words(name) or name).strip(), user_path(out)/name
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     check_minutes(minutes)
-    examples = folder if isinstance(folder, list) else read_folder(folder, template)
+    examples = _enough_examples(folder, template)
     pairs = _preview_pairs(previews)   # a bad one is named before any work
-    _check_enough(examples)
     b = load_backbone(backbone, device, dtype)
     def trainer_of(): return LoraTrainer(b, examples, words, cfg, dest, report=report, watch=watch)
     with folder_lock(dest):
@@ -432,6 +438,5 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
         write_rights(dest/'rights.toml', **known | (rights or {}))
         if ended != CUT_SHORT: drop_states(dest)
         style = load_style(dest/LORA_FILE)
-        for i, (im, caption) in enumerate(pairs):
-            stylize(im, style, caption, backbone=b, seed=cfg.seed).save(dest/f'preview-{i}.png')
+        _save_previews(style, pairs, b, cfg.seed)
     return style

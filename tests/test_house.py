@@ -1,7 +1,8 @@
-"A module imports only what stands above it: in the notebooks' own order, imports within functions too"
-import ast, re
+"""How the house is kept: a module imports only what stands above it, in the notebooks' own order and within functions
+too; cells and functions are short, and what is public says what it is"""
+import ast, json, re
 from pathlib import Path
-import pytest
+import numpy as np, pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT/'stylekit'
@@ -53,3 +54,41 @@ def test_an_arrow_back_up_would_be_seen():
     assert {'core', 'sms', 'baselines'} <= imported('stylizer')
     known = ['core', 'sms', 'stylizer', 'cli', 'mini.data', 'studies.tables']
     assert sorted(known, key=PLACES.get) == known
+
+
+# ---- lines, cells, functions ----
+
+NOTEBOOKS = sorted((ROOT/'nbs').rglob('*.ipynb'))
+WHOLE = 40   # lines of a function, its parameters among them
+
+def exported_cells()->list: # numbers of lines
+    cells = [''.join(c['source']) for f in NOTEBOOKS for c in json.loads(f.read_text(encoding='utf-8'))['cells']]
+    return [len([line for line in s.splitlines()[1:] if line.strip()]) for s in cells if s.startswith('#| export')]
+
+def definitions(kind):
+    for name, file in FILES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+            if isinstance(node, kind): yield name, node
+
+FUNCTIONS = [(f'{name}.{n.name}', n) for name, n in definitions((ast.FunctionDef, ast.AsyncFunctionDef))]
+
+def test_an_exported_cell_is_one_idea():
+    lines = exported_cells()
+    assert np.median(lines) <= 12 and np.percentile(lines, 90) <= 22
+
+def test_functions_are_short():
+    lines = {name: n.end_lineno-n.lineno+1 for name, n in FUNCTIONS}
+    assert np.percentile([*lines.values()], 90) <= 14
+    assert not [name for name, n in lines.items() if n > WHOLE]
+
+def test_what_is_public_says_what_it_is():
+    silent = [f'{name}.{node.name}' for name, file in FILES.items()
+              for node in ast.parse(file.read_text(encoding='utf-8')).body
+              if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_')
+              and not ast.get_docstring(node)]
+    assert not silent
+
+def test_no_statement_is_an_expression_for_its_effect():
+    kinds = ast.ListComp, ast.SetComp, ast.Tuple, ast.BoolOp
+    found = [f'{name}:{n.lineno}' for name, n in definitions(ast.Expr) if isinstance(n.value, kinds)]
+    assert not found
