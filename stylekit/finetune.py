@@ -88,7 +88,7 @@ class LoraSettings:
     rank: int = 16
     dora: bool = False          # magnitudes learn as well (arXiv 2402.09353)
     targets: tuple = ATTENTION+FEED_FORWARD   # module name endings
-    steps: int = 400
+    steps: int = 400            # enough for some 16 pictures; of more, 25 for each
     batch: int = 8
     lr: float = None            # None: 1e-3 for the embedded model, 1e-4 for models of Stable Diffusion's size
     p_empty: float = .1         # share of empty captions: guidance asks the styled model about no prompt too
