@@ -6,12 +6,12 @@
 __all__ = ['PREDICTION_TYPES', 'TIMESTEPS', 'NOISE_SCHEDULE', 'BETA_SCHEDULERS', 'MOST_ROWS', 'FAMILIES', 'PARTS',
            'TOKENIZER_FILES', 'CLIP_REPOS', 'PICKLES', 'HUB_SECONDS', 'STALL_SECONDS', 'to_epsilon', 'read_config',
            'config_value', 'check_scheduler', 'noise_schedule', 'alpha_bars', 'Cond', 'Backbone', 'file_stamp',
-           'stamped_sha256', 'config_text', 'state_sha256', 'family_of', 'refuse_family', 'part_classes', 'check_unet',
-           'check_texts', 'check_vae', 'check_numbers', 'open_tensors', 'fill', 'build_part', 'load_tokenizer',
-           'check_tokenizer', 'merges_tokenizer', 'tokenizer_pair', 'tokenizer_files', 'weight_names', 'shard_names',
-           'ModelFiles', 'read_folder', 'check_model_folder', 'single_family', 'single_unet_config',
-           'single_vae_config', 'single_text', 'said_prediction', 'read_single', 'in_time', 'hub_names', 'hub_fetch',
-           'hub_copy', 'hub_folder', 'find_model', 'public_path', 'load_backbone']
+           'stamped_sha256', 'config_text', 'state_sha256', 'token_ids', 'switch_adapters', 'family_of',
+           'refuse_family', 'part_classes', 'check_unet', 'check_texts', 'check_vae', 'check_numbers', 'open_tensors',
+           'fill', 'build_part', 'load_tokenizer', 'check_tokenizer', 'merges_tokenizer', 'tokenizer_pair',
+           'tokenizer_files', 'weight_names', 'shard_names', 'ModelFiles', 'read_folder', 'check_model_folder',
+           'single_family', 'single_unet_config', 'single_vae_config', 'single_text', 'said_prediction', 'read_single',
+           'in_time', 'hub_names', 'hub_fetch', 'hub_copy', 'hub_folder', 'find_model', 'public_path', 'load_backbone']
 
 # %% ../nbs/02_backbone.ipynb #78f9f46b
 import gzip, json, math, re, threading, warnings
@@ -368,7 +368,10 @@ def decode(self:Backbone, z:torch.Tensor # latents as `encode` gives them
     return (x.float()/2+.5).clamp(0, 1)
 
 # %% ../nbs/02_backbone.ipynb #dd2349bb
-def _ids(tok, prompts):
+def token_ids(tok, # tokenizer
+              prompts:list # texts
+             )->torch.Tensor: # (N, length of the model)
+    "What a text encoder reads; a warning says what it cuts off"
     n = tok.model_max_length
     for p in prompts:
         ids = tok(p).input_ids
@@ -387,8 +390,8 @@ def text(self:Backbone,
         )->Cond:
     "What the UNet is told for these prompts"
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    for m in self.text_encoders: _switch(m, adapters)
-    ids = [_ids(t, prompts).to(self.device) for t in self.tokenizers]
+    for m in self.text_encoders: switch_adapters(m, adapters)
+    ids = [token_ids(t, prompts).to(self.device) for t in self.tokenizers]
     with self.present(*self.text_encoders):
         outs = [m(i, output_hidden_states=self.is_xl) for m, i in zip(self.text_encoders, ids)]
     if not self.is_xl: return Cond(outs[0].last_hidden_state)
@@ -433,13 +436,21 @@ def _tuners(model): # PEFT's layers of a model, by name
     from peft.tuners.tuners_utils import BaseTunerLayer
     return [(n, m) for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)]
 
-def _switch(model, adapters, train=False):
+def switch_adapters(model, adapters, # names of PEFT
+                    train:bool=False # do their weights ask for gradients?
+                   ):
+    "Only these adapters, from now on"
     for _, layer in _tuners(model):
         layer.set_adapter(list(adapters))   # which asks for gradients: older PEFT has no other way
         if train: continue
         for kind in layer.adapter_layer_names:
             for weights in getattr(layer, kind).values(): weights.requires_grad_(False)
     _exchange(model, adapters)
+
+@patch
+def forget_adapters(self:Backbone):
+    "Which adapters are on is not known any more: the next `use` switches them again"
+    self._adapters = None
 
 # %% ../nbs/02_backbone.ipynb #fbf0b338
 @patch
@@ -452,7 +463,7 @@ def use(self:Backbone,
     known = {*getattr(self.unet, 'peft_config', {}), *getattr(self.unet, '_offsets', {})}
     missing = set(adapters)-known
     if missing: raise StylekitError(f'no adapter named {sorted(missing)}; loaded: {sorted(known)}')
-    _switch(self.unet, adapters, train)
+    switch_adapters(self.unet, adapters, train)
     self._adapters = (adapters, train)
 
 # %% ../nbs/02_backbone.ipynb #5c1e07ab
@@ -503,7 +514,7 @@ def add_offsets(self:Backbone,
         total = own.float() + offset.to(own.device).float()
         sums[name] = torch.nn.Parameter(total.to(own.dtype), False)
     model.__dict__.setdefault('_offsets', {})[adapter] = sums
-    self._adapters = None
+    self.forget_adapters()
 
 # %% ../nbs/02_backbone.ipynb #9b2051cf
 @patch
@@ -538,7 +549,7 @@ def remove(self:Backbone, adapter:str):
             loaded = getattr(model, kind, {})
             loaded.pop(adapter, None)
             if hasattr(model, kind) and not loaded: delattr(model, kind)
-    self._adapters = None
+    self.forget_adapters()
 
 # %% ../nbs/02_backbone.ipynb #b485432e
 @patch

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
-from .backbone import Backbone, _switch
+from .backbone import Backbone, switch_adapters
 from .clip import Clip, load_clip, token_ids, weights_sha256
 from .core import (StylekitError, atomic_path, changed, check_range, check_whole, digest, explain_errors,
                            explain_memory, folder_lock, one_line, plain_number, user_path)
@@ -146,7 +146,7 @@ def tokens(self:ControlClip, ids:torch.Tensor, # (B, T) long
           )->torch.Tensor: # (B, T, width)
     "What cross-attention hears"
     if role not in (None, *ROLES): raise StylekitError(f'no role {role!r}: choose {" or ".join(ROLES)}')
-    if 'lora' in self.mode: _switch(self.tower, (role,) if role else (), train=torch.is_grad_enabled())
+    if 'lora' in self.mode: switch_adapters(self.tower, (role,) if role else (), train=torch.is_grad_enabled())
     tower = self.own[role] if role and self.mode == 'full' else self.tower
     hooks = []
     if role and self.mode == 'embedding':

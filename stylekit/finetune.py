@@ -268,7 +268,7 @@ def _look(self:LoraTrainer, step:int, avg)->bool: # end here?
     avg.copy_to(self.backbone.unet)
     try: self.enough = bool(self.watch(self, step))
     finally:
-        self.best._put(now)
+        self.best.put(now)
         self.backbone.use((self.adapter,), train=True)
     return self.enough or ended
 

@@ -10,7 +10,7 @@ import math
 from contextlib import contextmanager
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
-from .backbone import Backbone, _ids
+from .backbone import Backbone, token_ids
 from .control_clip import ROLES, ControlClip, check_base, load_control_clip
 from .core import StylekitError, check_range
 
@@ -135,7 +135,7 @@ def embeds(self:Steer, prompts:list, # texts
           )->torch.Tensor: # (B, texts·T, width)
     "What the model is told"
     c = self.control
-    ids = _ids(c.tokenizer, prompts).to(next(c.parameters()).device)   # it says what it cuts off
+    ids = token_ids(c.tokenizer, prompts).to(next(c.parameters()).device)   # it says what it cuts off
     read = {'0': c.tokens(ids)} | ({} if negative else {r[0]: c.tokens(ids, r) for r in ROLES})
     if self.combine == 'embed':
         return read['0'] if negative else read['c'] + self.alpha_at('')[1]*(read['s']-read['0'])

@@ -449,7 +449,7 @@ def _put_on(backbone, adapter, pairs, offsets):
     except BaseException:
         backbone.remove(adapter)
         raise
-    backbone._adapters = None
+    backbone.forget_adapters()
 
 # %% ../nbs/04_lora.ipynb #be240b6f
 def _check_strength(style): # its own, times what a mix and the settings make of it
@@ -532,7 +532,7 @@ def new_adapter(backbone:Backbone,
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets),
                         init_lora_weights='gaussian', use_dora=dora)
     _inject_fresh(backbone, config, name, targets, seed)
-    backbone._adapters = None
+    backbone.forget_adapters()
     params = adapter_parameters(backbone, name)
     for p in params: p.data = p.data.float()
     backbone.use(())

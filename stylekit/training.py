@@ -389,7 +389,7 @@ def _error_of(self:Best, step:int, avg:Ema)->float:
     now = {k: p.detach().clone() for k, p in self.module.named_parameters() if k in avg.avg}
     avg.copy_to(self.module)
     error = self.score()
-    self._put(now)
+    self.put(now)
     if not math.isfinite(error):
         raise StylekitError(f'the held-out error is NaN at step {step}: use a smaller lr, or float32')
     return error
@@ -419,7 +419,8 @@ def _load(self:Best, path:Path):
     self.weights = s.weights
 
 @patch
-def _put(self:Best, weights:dict):
+def put(self:Best, weights:dict): # name -> parameter
+    "Give the module these weights"
     with torch.no_grad():
         for k, p in self.module.named_parameters():
             if k in weights: p.copy_(weights[k])
@@ -427,7 +428,7 @@ def _put(self:Best, weights:dict):
 @patch
 def restore(self:Best, avg:Ema):
     "Put the best weights into the module, or the average where nobody looked"
-    self._put(self.weights or avg.avg)
+    self.put(self.weights or avg.avg)
 
 # %% ../nbs/03a_training.ipynb #489b06c8
 def logistic(x:torch.Tensor, # (N, D)

@@ -92,3 +92,8 @@ def test_no_statement_is_an_expression_for_its_effect():
     kinds = ast.ListComp, ast.SetComp, ast.Tuple, ast.BoolOp
     found = [f'{name}:{n.lineno}' for name, n in definitions(ast.Expr) if isinstance(n.value, kinds)]
     assert not found
+
+def test_no_private_helper_crosses_a_room():
+    found = [f'{name}: {a.name}' for name, n in definitions(ast.ImportFrom) if n.level or 'stylekit' in (n.module or '')
+             for a in n.names if a.name.startswith('_') and not a.name.startswith('__')]
+    assert not found
