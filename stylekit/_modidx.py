@@ -868,6 +868,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.finetune.LoraSettings': ('finetune.html#lorasettings', 'stylekit/finetune.py'),
                                    'stylekit.finetune.LoraSettings.__post_init__': ( 'finetune.html#lorasettings.__post_init__',
                                                                                      'stylekit/finetune.py'),
+                                   'stylekit.finetune.LoraSettings.for_pictures': ( 'finetune.html#lorasettings.for_pictures',
+                                                                                    'stylekit/finetune.py'),
                                    'stylekit.finetune.LoraTrainer': ('finetune.html#loratrainer', 'stylekit/finetune.py'),
                                    'stylekit.finetune.LoraTrainer.__init__': ('finetune.html#loratrainer.__init__', 'stylekit/finetune.py'),
                                    'stylekit.finetune.LoraTrainer._look': ('finetune.html#loratrainer._look', 'stylekit/finetune.py'),

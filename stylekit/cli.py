@@ -676,7 +676,7 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
                template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
                rank:whole(1, 512)=None, # size of the LoRA; default 16
                dora:bool=False, # let magnitudes learn as well
-               steps:whole(1, 1_000_000)=None, # default 400, enough for some 16 pictures; of more, 25 for each
+               steps:whole(1, 1_000_000)=None, # default 25 for each picture, 400 to 4000
                batch:whole(1, 256)=None, # pictures a step; default 8
                lr:number(0, 1)=None, # learning rate; default by the model's size
                prior:number(0, 100)=None, # weight of what the model says without the style's words; default 0

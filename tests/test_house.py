@@ -115,3 +115,15 @@ def links_of(page:Path)->set:
 def test_a_link_points_at_a_file(page):
     lost = [link for link in links_of(page) if not (page.parent/link).exists()]
     assert not lost
+
+
+# ---- what notebooks show ----
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_no_logs(notebook):
+    "No warnings, no progress bars, no paths of a machine; a figure is small"
+    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+        for o in cell.get('outputs', ()):
+            text = ''.join(o.get('text', ()))
+            assert o.get('name') != 'stderr' and '\r' not in text and str(ROOT) not in text, cell['id']
+            assert max((len(''.join(v)) for v in o.get('data', {}).values()), default=0) < 1_500_000, cell['id']
