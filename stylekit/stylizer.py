@@ -445,8 +445,8 @@ _URL = 'data:image/png;base64,'
 def _is_url(keep)->bool: return isinstance(keep, str) and keep.startswith(_URL)
 
 def _picture_url(keep)->str: # a PNG as a data URL, so that JSON and a browser can have it; '' for none
-    if keep is None or keep is False or keep == '': return ''
-    if _is_url(keep): return keep
+    if keep is None or keep is False: return ''
+    if isinstance(keep, str) and not keep or _is_url(keep): return keep
     load_image(keep).convert('L').save(file := io.BytesIO(), 'PNG')
     return _URL + base64.b64encode(file.getvalue()).decode()
 
