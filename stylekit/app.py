@@ -6,7 +6,7 @@
 __all__ = ['LOOPBACK', 'HOLD', 'write_page', 'known_hosts', 'is_known', 'Gate', 'serve', 'app_command', 'app']
 
 # %% ../nbs/15c_app.ipynb #2ecf67ec
-import asyncio, contextlib, hmac, html, ipaddress, json, os, re, secrets, socket, subprocess, sys, tempfile, time
+import asyncio, hmac, html, ipaddress, json, os, re, secrets, socket, subprocess, sys, tempfile, time
 from importlib.util import find_spec
 from pathlib import Path
 from fastcore.basics import patch

@@ -9,7 +9,7 @@ __all__ = ['USUAL', 'LOOKS_SHA256', 'IN_STYLE', 'METRICS', 'NEEDS', 'Item', 'rea
            'sheet', 'scatter', 'evaluate']
 
 # %% ../nbs/13_evaluate.ipynb #c22fe568
-import difflib, errno, io, json, math, os, re, warnings
+import difflib, errno, io, json, math, re, warnings
 from csv import writer
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
@@ -17,7 +17,7 @@ from html import escape
 from pathlib import Path
 from textwrap import fill
 from urllib.parse import quote
-import numpy as np, torch
+import numpy as np
 from fastcore.basics import patch
 
 # %% ../nbs/13_evaluate.ipynb #f7c5d57b

@@ -15,11 +15,10 @@ from functools import partial
 from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
-from PIL import Image
 from typing import Any, Literal
 from safetensors.torch import save_file
 from . import __version__
-from .backbone import Backbone, Cond, load_backbone
+from .backbone import Backbone, load_backbone
 from .baselines import METHODS
 from .core import (StylekitError, asset, atomic_path, changed, check_range, check_whole, digest, explain_errors,
                            explain_memory, file_sha256, folder_lock, generators, pick_device, safe_name)

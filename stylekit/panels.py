@@ -8,7 +8,7 @@ __all__ = ['GRACE', 'UNSEEN', 'WIDE', 'LAM_ENDS', 'CURVE', 'BLOCKS_OF_UNET', 'in
            'SpectrumPanel', 'ComparePanel', 'halting', 'LoraPanel', 'ControlClipPanel', 'Halted']
 
 # %% ../nbs/15b_panels.ipynb #1ad6674e
-import hashlib, html, json, os, re, tempfile, threading, time, weakref
+import hashlib, html, os, re, tempfile, threading, time, weakref
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import wraps

@@ -298,6 +298,7 @@ class Stylizer:
         self._held = ExitStack()
         self._take_images(images)
         refuse_unread(cfg)
+        check_conditioning(conditioning)
         try: self._begin()
         except BaseException:
             self.close()
@@ -546,6 +547,7 @@ def _take_off(self:Stylizer):
 LIVE = ('lam', 'cutoff', 't_cutoff', 'cutoff_power', 'guidance_scale', 'relevance_floor', 'lr', 't_min', 't_max',
         'fake_noise', 'style_scale', 'finish')
 
+# %% ../nbs/08_stylizer.ipynb #4cf6d32b
 @patch
 def change(self:Stylizer, keep=None, # picture, white: this must not change any more; False: all may
            mix=None, # a factor for each style of the mix, -100 to 100; their strengths stay in `SCALES`
@@ -633,7 +635,6 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     style, backbone = load_style(style), load_backbone(backbone, device)
     seeds, keep = caller_seeds(seed, len(images)), _picture_url(keep)
     if keep: fitting_mask(keep, [im.size for im in images])   # before any work
-    check_conditioning(conditioning)
     groups = _groups(images, backbone, cfg, independent)
     def make_run(n, group, callbacks):
         its_images, its_captions, its_seeds = ([of[i] for i in group] for of in (images, captions, seeds))

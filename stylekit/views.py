@@ -10,7 +10,7 @@ __all__ = ['script', 'Slider', 'Picture', 'BeforeAfter', 'CutoffEditor', 'MaskBr
 import io, time, uuid
 import anywidget, traitlets as T
 from fastcore.basics import patch
-from .core import StylekitError, asset
+from .core import asset
 from .live import jpeg
 
 # %% ../nbs/15a_views.ipynb #5c7248af
