@@ -24,7 +24,7 @@ from .core import (StylekitError, atomic_path, changed, check_range, check_whole
                            explain_memory, folder_lock, one_line, plain_number, user_path)
 from .grids import Grid, few, read_grid
 from .lora import SEAL, read_safetensors
-from .records import UNSEALED, Record, parse_json, seal, seal_file, unseal, unseal_if_sealed, write_json
+from .records import Record, parse_json, save_sealed, seal, unseal, unseal_if_sealed, write_json
 from .training import Best, TrainingReport, check_minutes, drop_state, fit, state_run
 
 # %% ../nbs/07c_control_clip.ipynb #686d0b8d
@@ -537,13 +537,11 @@ _CONFIG_NOTE = 'stylekit.config'   # in the header of the weights: the hash of t
 @patch
 def save(self:ControlClip, folder)->Path:
     "Write what was learnt, without the tower: both files or, where one cannot be written, neither"
-    from safetensors.torch import save_file
     folder, config = user_path(folder), self.config()
     state = {n: p.detach().cpu().contiguous() for r in ROLES for n, p in self.part(r).items()}
     state['base_reads'] = self.base_reads()
     with atomic_path(folder/CONTROL_FILE) as tmp:
-        save_file(state, tmp, {_CONFIG_NOTE: seal(config)['sha256'], SEAL: UNSEALED})
-        seal_file(tmp)
+        save_sealed(state, tmp, {_CONFIG_NOTE: seal(config)['sha256']}, SEAL)
         write_json(folder/CONFIG_FILE, config)   # before the weights take their place: a folder with weights has both
     return folder
 

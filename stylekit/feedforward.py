@@ -16,7 +16,6 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from typing import Any, Literal
-from safetensors.torch import save_file
 from . import __version__
 from .backbone import Backbone, load_backbone
 from .baselines import METHODS
@@ -27,7 +26,7 @@ from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
 from .stylizer import LatentOptimizer, StylizeResult, fit_image, unfit_image
-from .records import UNSEALED, Record, check_sealed, load_state, parse_json, save_state, seal_file
+from .records import UNSEALED, Record, check_sealed, load_state, parse_json, save_sealed, save_state, seal_file
 from .training import Ema, TrainingReport, agreed, check_minutes, drop_state, fit, place, state_run, take_step
 
 # %% ../nbs/09_feedforward.ipynb #6a14b4f1
@@ -681,14 +680,6 @@ def generator_header(text, # JSON of the header; None: there is none
     return about
 
 # %% ../nbs/09_feedforward.ipynb #687fa3ea
-def _sort_header(path):
-    "The notes of a safetensors file by name, so that what is equal has the same bytes"
-    raw = Path(path).read_bytes()
-    end = 8+int.from_bytes(raw[:8], 'little')
-    text = json.dumps(json.loads(raw[8:end]), sort_keys=True).encode()
-    text += b' '*(-len(text)%8)
-    Path(path).write_bytes(len(text).to_bytes(8, 'little')+text+raw[end:])
-
 @patch
 def save(self:FeedForward, path)->Path: # .safetensors
     "Write weights and what they were made from"
@@ -697,9 +688,7 @@ def save(self:FeedForward, path)->Path: # .safetensors
     weights = {k: v.half().contiguous().cpu() for k, v in self.net.state_dict().items()}
     explained = explain_errors(f'cannot write {path}', 'free some space, or choose another folder')
     with explained, atomic_path(path) as tmp:
-        save_file(weights, tmp, {HEADER: json.dumps(self.about), SEAL: UNSEALED})
-        _sort_header(tmp)
-        seal_file(tmp)
+        save_sealed(weights, tmp, {HEADER: json.dumps(self.about)}, SEAL)
     self.sha256 = file_sha256(path)
     return Path(path)
 

@@ -19,7 +19,7 @@ from .core import (StylekitError, asset, atomic_path, check_range, digest, expla
                            user_path)
 from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family,
                               parameter_shapes, read_lora, sgm_names, what_it_is)
-from .records import UNSEALED, check_sealed, seal_file
+from .records import UNSEALED, check_sealed, save_sealed
 
 # %% ../nbs/04_lora.ipynb #6f6953fd
 SCALES = (-2, 4)   # strengths that make sense: sliders are turned round, or up
@@ -566,16 +566,12 @@ def save_lora(backbone:Backbone,
               names:str='diffusers' # whose: 'diffusers', or 'kohya' for other programs
              )->Path:
     "Write an adapter as float16 safetensors, with a hash of the whole file in its header"
-    from safetensors.torch import save_file
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     state = _factors(backbone, adapter)
     state = _kohya_state(backbone, state) if names=='kohya' else {f'unet.{k}': v for k, v in state.items()}
     state |= _whole(backbone, adapter, names)
-    meta = {'format': 'pt', 'stylekit.words': words, 'modelspec.trigger_phrase': words}
-    meta |= {**(metadata or {}), SEAL: UNSEALED}
-    with atomic_path(path) as tmp:
-        save_file(state, str(tmp), metadata=meta)
-        seal_file(tmp)
+    meta = {'format': 'pt', **(metadata or {}), 'stylekit.words': words, 'modelspec.trigger_phrase': words}
+    with atomic_path(path) as tmp: save_sealed(state, tmp, meta, SEAL)
     return user_path(path)
 
 # %% ../nbs/04_lora.ipynb #0b8a5ea1

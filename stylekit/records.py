@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'payload_hash', 'seal', 'unseal',
            'unseal_if_sealed', 'write_json', 'read_json', 'json_line', 'parse_line', 'read_lines', 'save_state',
-           'load_state', 'check_run', 'seal_file', 'check_sealed']
+           'load_state', 'check_run', 'seal_file', 'check_sealed', 'save_sealed']
 
 # %% ../nbs/00a_records.ipynb #091362ea
 import hashlib, io, json, math, re, types
@@ -341,3 +341,23 @@ def check_sealed(path, # a file that stylekit wrote
     at, digits, right = _file_seal(raw)
     if at < 0 or digits != right:
         raise StylekitError(f'{path.name} was changed or cut short after stylekit wrote it: {do}')
+
+# %% ../nbs/00a_records.ipynb #5ea1ed03
+def _sort_header(path):
+    "The notes of a safetensors file by name"
+    raw = path.read_bytes()
+    end = 8+int.from_bytes(raw[:8], 'little')
+    text = json.dumps(json.loads(raw[8:end]), sort_keys=True).encode()
+    text += b' '*(-len(text)%8)
+    path.write_bytes(len(text).to_bytes(8, 'little')+text+raw[end:])
+
+def save_sealed(tensors:dict, # name -> tensor, on the CPU and contiguous
+                path, # .safetensors
+                notes:dict, # str -> str
+                key:str # of the note that holds the hash
+               ):
+    "Write tensors with a hash of the whole file in its header; what is equal has the same bytes"
+    from safetensors.torch import save_file
+    save_file(tensors, str(path), {**notes, key: UNSEALED})
+    _sort_header(user_path(path))
+    seal_file(path)

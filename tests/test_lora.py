@@ -923,7 +923,11 @@ def test_files_without_the_note_are_read_as_ever(sd15, random_style, tmp_path):
     add(again, path)
     old = load_style(path).metadata   # an old note does not come along
     saved = save_lora(again, 'style', tmp_path/'again.safetensors', 'ink', old)
-    assert read_safetensors(saved)[1][SEAL] != load_style(path).metadata[SEAL]
+    assert read_safetensors(saved)[1][SEAL] != old[SEAL]
+    assert load_style(saved).words == 'ink'
+
+def test_what_is_equal_has_the_same_bytes(sd15, random_style):
+    assert len({random_style(load_backbone(sd15), 'mine').read_bytes() for _ in range(8)}) == 1
 
 def test_shipped_styles_are_sealed():
     for name in built_in_styles(): assert SEAL in read_safetensors(find_styles()[name])[1]
