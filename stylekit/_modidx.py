@@ -780,6 +780,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'stylekit.feedforward.Generator': ('feedforward.html#generator', 'stylekit/feedforward.py'),
                                       'stylekit.feedforward.Generator.__init__': ( 'feedforward.html#generator.__init__',
                                                                                    'stylekit/feedforward.py'),
+                                      'stylekit.feedforward.Generator._drawn': ( 'feedforward.html#generator._drawn',
+                                                                                 'stylekit/feedforward.py'),
                                       'stylekit.feedforward.Generator._scales': ( 'feedforward.html#generator._scales',
                                                                                   'stylekit/feedforward.py'),
                                       'stylekit.feedforward.Generator.forward': ( 'feedforward.html#generator.forward',

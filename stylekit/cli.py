@@ -701,7 +701,7 @@ def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_fee
     if o.preset == 'gradient': _refuse(o, 'refine adversarial', 'with --preset gradient: there are no lessons')
     style = load_style(o.style)
     made = Path(o.out)/(o.name or style.name)/GENERATOR_FILE
-    options = _given(o, 'template space areas refine adversarial steps batch lr lam guidance_scale '
+    options = _given(o, 'template space areas cell refine adversarial steps batch lr lam guidance_scale '
                         'seed minutes backbone device dtype overwrite')
     settings = FEEDFORWARD_PRESETS['lessons' if o.preset == 'lessons' else 'teacher']
     line = TrainingLine()
@@ -722,6 +722,7 @@ def train_feedforward(
         preset:LESSONS='lessons',
         space:choice('latent', 'pixel')=None, # where it works; default pixel with lessons, else latent
         areas:whole(0, 1024)=None, # in pixel space, of one colour each, 0 for soft looks; default 16, with a teacher 0
+        cell:whole(0, 64)=None, # in pixel space, side of squares of one colour each, as in pixel art; default 0, none
         refine:whole(0, 1000)=None, # steps of the optimisation in each lesson; default 30, with a teacher 0
         adversarial:number(0, 10)=None, # weight of the critic, in pixel space; default 0.05, with a teacher 0
         template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'

@@ -47,11 +47,14 @@ class Generator(torch.nn.Module):
     def __init__(self, channels:int=3, patch:int=4, # of the input; side of the squares it is cut into
                  widths=(64, 128, 256), blocks=(2, 2, 4), # of each scale
                  areas:int=0, # of one colour each, see `Areas`; 0: every place for itself
-                 sharp:float=4.): # how decided they are
+                 sharp:float=4., # how decided they are
+                 cell:int=0): # side of squares of one colour each, as in pixel art; 0: as fine as the input
         super().__init__()
         self.shape = dict(channels=channels, patch=patch, widths=list(widths), blocks=list(blocks))
         if areas: self.shape |= dict(areas=areas, sharp=sharp)
-        self.patch, self.multiple = patch, patch*2**(len(widths)-1)
+        if cell: self.shape |= dict(cell=cell)
+        self.patch, self.cell = patch, cell
+        self.multiple = math.lcm(patch*2**(len(widths)-1), cell or 1)
         self._scales(channels, widths, blocks)
         self.areas = Areas(channels, areas, sharp) if areas else None
         says = self.areas.width if areas else channels
@@ -85,7 +88,12 @@ def forward(self:Generator, x:torch.Tensor # (B, channels, H, W), sides multiple
         h = dec(k + F.interpolate(up(h), scale_factor=2.))
     h = self.head(h)
     if self.patch > 1: h = F.pixel_shuffle(h, self.patch)
-    return self.areas(x, h) if self.areas else x + h
+    if not self.cell: return self._drawn(x, h)
+    x, h = F.avg_pool2d(x, self.cell), F.avg_pool2d(h, self.cell)
+    return F.interpolate(self._drawn(x, h), scale_factor=float(self.cell))
+
+@patch
+def _drawn(self:Generator, x, h): return self.areas(x, h) if self.areas else x + h
 
 # %% ../nbs/09_feedforward.ipynb #06644594
 class Areas(torch.nn.Module):
@@ -110,7 +118,7 @@ class Areas(torch.nn.Module):
 SHAPES = dict(pixel=dict(patch=4, widths=(64, 128, 256), blocks=(2, 2, 4)),
               latent=dict(patch=1, widths=(96, 192), blocks=(2, 3)))
 _LIMITS = dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000), refine=(0, 1000),
-               areas=(0, 1024), lr=(0, 1), edges=(0, 100), zoom=(.1, 1), crop=(.1, 1), sharp=(1, 1000),
+               areas=(0, 1024), cell=(0, 64), lr=(0, 1), edges=(0, 100), zoom=(.1, 1), crop=(.1, 1), sharp=(1, 1000),
                adversarial=(0, 10))
 _GRADIENT = dict(fake='content', relevance='none', lam=.05, lr=.14, sampler='narrowing', t_max=500, steps=1,
                  finish=300, finish_guidance=4.)
@@ -124,6 +132,7 @@ class FeedForwardSettings:
     blocks: tuple = None        # residual blocks at each
     areas: int = 0              # of one colour each, see `Areas`; 0: every place for itself
     sharp: float = 4.           # how far their shares are pushed apart in the end
+    cell: int = 0               # side of squares of one colour each, in pixels; 0: as fine as the picture
     steps: int = 1000
     batch: int = 16
     lr: float = 1e-3
@@ -147,6 +156,7 @@ def shape(self:FeedForwardSettings)->dict:
     "Arguments of `Generator`"
     own = {k: tuple(v) for k, v in dict(widths=self.widths, blocks=self.blocks).items() if v}
     if self.areas: own |= dict(areas=self.areas, sharp=self.sharp)
+    if self.cell: own |= dict(cell=self.cell)
     return SHAPES[self.space] | own
 
 # %% ../nbs/09_feedforward.ipynb #94d33271
@@ -159,6 +169,7 @@ def _check_feedforward(c:FeedForwardSettings):
     if c.resolution is not None: check_range('resolution', check_whole('resolution', c.resolution), 64, 4096)
     if c.areas and c.space != 'pixel':
         raise StylekitError('areas have colours, which latents have not: use space="pixel"')
+    if c.cell and c.space != 'pixel': raise StylekitError('cells are squares of a picture: use space="pixel"')
     if c.adversarial and c.space != 'pixel':
         raise StylekitError('a critic looks at pictures, not at latents: use space="pixel"')
     widths, blocks = c.shape['widths'], c.shape['blocks']
@@ -194,13 +205,13 @@ def varied(x:torch.Tensor, size:int, g:torch.Generator, flip:bool=True, zoom:flo
     if u[5] < .7: x = _recoloured(x, 2*math.pi*u[6], math.exp(.8*u[7]-.5), math.exp(.5*u[8]-.25))
     return x
 
-def _part(g:torch.Generator, share:float, multiple:int, flip:bool, *xs:torch.Tensor)->list: # (B, 3, H, W) each
+def _part(g:torch.Generator, share:float, net:Generator, flip:bool, *xs:torch.Tensor)->list: # (B, 3, H, W) each
     "The same part of all, perhaps mirrored: pairs of pictures may be cut and mirrored together, latents may not"
     mirrored = flip and torch.rand((), generator=g) < .5
-    at = []
+    at, cell = [], net.cell or 1   # whole cells stay whole
     for side in xs[0].shape[-2:]:
-        length = max(1, round(side*share/multiple))*multiple
-        start = int(torch.randint(side-length+1, (), generator=g))
+        length = max(1, round(side*share/net.multiple))*net.multiple
+        start = cell*int(torch.randint((side-length)//cell+1, (), generator=g))
         at.append(slice(start, start+length))
     return [(x.flip(-1) if mirrored else x)[..., at[0], at[1]] for x in xs]
 
@@ -474,7 +485,7 @@ def _taught_loss(self:FeedForwardTrainer, rows, g, share, progress)->torch.Tenso
     "How far from the lessons, and what the critic has against it"
     cfg, in_pixels = self.cfg, self.cfg.space == 'pixel'
     given, wanted = self._batch(rows, self.x if in_pixels else self.z), self._batch(rows, self.y)
-    if in_pixels: given, wanted = _part(g, cfg.crop, self.net.multiple, cfg.flip, given, wanted)
+    if in_pixels: given, wanted = _part(g, cfg.crop, self.net, cfg.flip, given, wanted)
     made = self._made(given)
     return _apart(made, wanted, cfg.edges) + self.criticised(made, wanted, given, share, progress)
 
@@ -640,6 +651,7 @@ class GeneratorShape(Record):
     blocks: tuple[int, ...] = field(metadata=dict(lo=1, hi=64, longest=8))
     areas: int = field(default=0, metadata=dict(lo=0, hi=1024))
     sharp: float = field(default=4., metadata=dict(lo=0, hi=1000))
+    cell: int = field(default=0, metadata=dict(lo=0, hi=64))
 
 # %% ../nbs/09_feedforward.ipynb #a08320a1
 @dataclass(frozen=True)
@@ -852,7 +864,7 @@ def _parts(name:str, dest:Path, cfg, teacher, # a FeedForward; True: one is trai
     "In the order in which they are trained"
     if teacher is not True: return [_Part(name, dest, cfg, run_id(cfg, teacher.sha256 if teacher else None))]
     own = {} if cfg.space == 'latent' else dict(widths=None, blocks=None)
-    first = replace(cfg, space='latent', areas=0, refine=0, adversarial=0., **own)
+    first = replace(cfg, space='latent', areas=0, cell=0, refine=0, adversarial=0., **own)
     first = _Part('teacher', dest/'teacher', first, run_id(first, None))
     return [first, _Part(name, dest, cfg, run_id(cfg, first.run_id))]
 

@@ -21,10 +21,11 @@ from ..sms import settings
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
 def recipe(areas:int, steps:int=1600, **changes)->FeedForwardSettings: # of one colour each, 0: none
     "The preset `lessons`, somewhat longer, with a checkpoint less often"
-    lessons = settings(lr=.35, t_max=950)   # the default as it was when these were taught
-    return replace(FEEDFORWARD_PRESETS['lessons'], areas=areas, steps=steps, check=100, sms=lessons, **changes)
+    return replace(FEEDFORWARD_PRESETS['lessons'], areas=areas, steps=steps, check=100, **changes)
 
-RECIPES = dict(flat=recipe(16), ink=recipe(4), freehand=recipe(6), pixel=recipe(16), watercolour=recipe(0, 2000))
+_BEFORE = dict(sms=settings(lr=.35, t_max=950))   # the default as it was when these were taught
+RECIPES = dict(flat=recipe(16, **_BEFORE), ink=recipe(4, **_BEFORE), freehand=recipe(6), pixel=recipe(16, cell=4),
+               watercolour=recipe(0, 2000))
 PICTURES = 960   # lessons
 
 # %% ../../nbs/mini/09_generators.ipynb #ba8f9fec
