@@ -14,7 +14,8 @@ from fastcore.basics import patch
 from .backbone import Backbone, Cond
 from .core import StylekitError, check_range
 from .scores import Score, ddim, falling, read_off, scores
-from .sms import METHODS, PRESETS, Method, Settings, randn_like
+from .released import RELEASED, Released
+from .sms import METHODS, PRESETS, USUAL, Direction, Method, Settings, Step, randn_like
 
 # %% ../nbs/07_baselines.ipynb #0eaf830d
 def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
@@ -37,7 +38,7 @@ class Img2Img(Method):
     LOOP = ('preset', 'method', 'steps', 'style_scale', 'finish', 'resolution', 'prompt', 'terms')
     READS = ('guidance_scale', 'guide')
     TERMS, RANGES = dict(draws=25), dict(draws=(1, 1000))   # steps of the sampler
-    def direction(self, z, t, noise): return torch.zeros_like(z), None
+    def direction(self, step): return Direction(torch.zeros_like(step.z))
     @torch.no_grad()
     def finish(self, z, gens):
         if not self.cfg.finish: return z
@@ -49,34 +50,32 @@ class Img2Img(Method):
 # %% ../nbs/07_baselines.ipynb #540096c0
 class SDS(Method):
     "Score distillation sampling: w·(ε_style(z_t) − ε) (arXiv 2209.14988)"
-    def direction(self, z, t, noise):
-        z_t = self.backbone.add_noise(z, noise, t)
-        return self.weight(t)*(self.style(z_t, t, self.conds.styled)-noise), None
+    def direction(self, step):
+        z_t = self.backbone.add_noise(step.z, step.noise, step.t)
+        return Direction(self.weight(step.t)*(self.style(z_t, step.t, step.conds.styled)-step.noise))
 
 class DDS(Method):
     "Delta denoising score: ε_style(z_t; styled) − ε(z_t^src; caption), both guided (arXiv 2304.07090)"
-    def scores(self, z, t, noise)->list: # ε_style(z_t; styled), ε(z_t^src; caption)
+    def scores(self, step)->list: # ε_style(z_t; styled), ε(z_t^src; caption)
         "What the style sees in the result, and the base model in the content"
-        b, c = self.backbone, self.conds
+        b, c = self.backbone, step.conds
         source = Score(b, (), self.cfg.guidance_scale, c.empty)
-        z_t, z_t_src = b.add_noise(z, noise, t), b.add_noise(self.z_src, noise, t)
-        return scores(t, (self.style, z_t, c.styled), (source, z_t_src, c.plain))
-    def direction(self, z, t, noise):
-        styled, source = self.scores(z, t, noise)
-        return self.weight(t)*(styled-source), None
+        z_t, z_t_src = (b.add_noise(x, step.noise, step.t) for x in (step.z, step.z_src))
+        return scores(step.t, (self.style, z_t, c.styled), (source, z_t_src, c.plain))
+    def direction(self, step):
+        styled, source = self.scores(step)
+        return Direction(self.weight(step.t)*(styled-source))
 
 # %% ../nbs/07_baselines.ipynb #0f14febe
 class VSD(Method):
     "Variational score distillation: w·(ε_style(z_t) − ε_φ(z_t; caption)); φ learns beside (arXiv 2305.16213)"
     READS = Method.READS + ('fake', 'fake_rank', 'fake_alpha', 'fake_lr', 'fake_targets')
-    def __init__(self, backbone, cfg, *args, **kw):
-        if cfg.fake!='own': raise StylekitError(f"vsd needs fake='own', got {cfg.fake!r}")
-        super().__init__(backbone, cfg, *args, **kw)
-    def direction(self, z, t, noise):
-        z_t = self.backbone.add_noise(z, noise, t)
-        styled, fake = self.style(z_t, t, self.conds.styled), self.fake(z_t, t, self.conds.plain)
-        return self.weight(t)*(styled-fake), None
-    def learn(self, z, gens): return self.learn_fake(z, gens, self.conds.plain)
+    NEEDS = dict(fake='own')
+    def direction(self, step):
+        z_t, t, c = self.backbone.add_noise(step.z, step.noise, step.t), step.t, step.conds
+        styled, fake = self.style(z_t, t, c.styled), self.fake(z_t, t, c.plain)
+        return Direction(self.weight(t)*(styled-fake))
+    def learn(self, step): return self.learn_fake(step, step.conds.plain)
 
 # %% ../nbs/07_baselines.ipynb #c7dabafe
 class PDS(DDS):
@@ -85,11 +84,11 @@ class PDS(DDS):
     def draw(self, gens, progress):
         t, noise = super().draw(gens, progress)
         return (t-1)//2*2+1, noise   # the grid of 500 steps
-    def direction(self, z, t, noise):
-        noise_prev = randn_like(z, self.gens)
-        eps, eps_src = self.scores(z, t, noise)
-        now = self.step_noise(z, eps, t, noise, noise_prev)
-        return now-self.step_noise(self.z_src, eps_src, t, noise, noise_prev), None
+    def direction(self, step):
+        noise_prev = randn_like(step.z, step.gens)
+        eps, eps_src = self.scores(step)
+        now = self.step_noise(step.z, eps, step.t, step.noise, noise_prev)
+        return Direction(now-self.step_noise(step.z_src, eps_src, step.t, step.noise, noise_prev))
 
 @patch
 def step_noise(self:PDS, z, eps, t, noise, noise_prev)->torch.Tensor: # like z
@@ -107,25 +106,25 @@ class CSD(Method):
     READS = ('weight', 'negative_prompt')
     TERMS = dict(styled=1., negative=0., empty=-1.)
     RANGES = dict(styled=(-100, 100), negative=(-100, 100), empty=(-100, 100))
-    def parts(self, z, t, noise)->list: # ε_style(y), ε(∅), ε(negative)
+    def parts(self, step)->list: # ε_style(y), ε(∅), ε(negative)
         "The scores that guidance is made of"
-        z_t, c = self.backbone.add_noise(z, noise, t), self.conds
+        z_t, c = self.backbone.add_noise(step.z, step.noise, step.t), step.conds
         styled, base = replace(self.style, guidance=1.), Score(self.backbone)
-        return scores(t, (styled, z_t, c.styled), (base, z_t, c.empty), (base, z_t, c.negative))
-    def direction(self, z, t, noise):
-        styled, empty, negative = self.parts(z, t, noise)
+        return scores(step.t, (styled, z_t, c.styled), (base, z_t, c.empty), (base, z_t, c.negative))
+    def direction(self, step):
+        styled, empty, negative = self.parts(step)
         k = self.terms
-        return self.weight(t)*(k['styled']*styled + k['empty']*empty + k['negative']*negative), None
+        return Direction(self.weight(step.t)*(k['styled']*styled + k['empty']*empty + k['negative']*negative))
 
 # %% ../nbs/07_baselines.ipynb #0718cb42
 class NFSD(CSD):
     "Noise-free score distillation: w·(s·δ_C + δ_D), δ_D = ε(∅) at t < 200, else ε(∅) − ε(negative) (arXiv 2310.17590)"
     READS = CSD.READS + ('guidance_scale',)
     TERMS, RANGES = dict(switch=200), dict(switch=(0, 1000))   # a timestep
-    def direction(self, z, t, noise):
-        styled, empty, negative = self.parts(z, t, noise)
-        domain = empty - negative*(t >= self.terms['switch']).view(-1,1,1,1)
-        return self.weight(t)*(self.cfg.guidance_scale*(styled-empty) + domain), None
+    def direction(self, step):
+        styled, empty, negative = self.parts(step)
+        domain = empty - negative*(step.t >= self.terms['switch']).view(-1,1,1,1)
+        return Direction(self.weight(step.t)*(self.cfg.guidance_scale*(styled-empty) + domain))
 
 # %% ../nbs/07_baselines.ipynb #fa43bb7b
 class SSD(Method):
@@ -133,18 +132,18 @@ class SSD(Method):
     READS = ('weight',)
     TERMS = dict(source=1., cross=3.75, prompt=5.5, keep=.075)
     RANGES = dict.fromkeys(TERMS, (-100, 100))
-    def direction(self, z, t, noise):
-        b, k = self.backbone, self.terms
-        z_t, z_t_src = b.add_noise(z, noise, t), b.add_noise(self.z_src, noise, t)
-        styled, plain, empty, source_empty = self.parts(z_t, z_t_src, t)
+    def direction(self, step):
+        b, t, k = self.backbone, step.t, self.terms
+        z_t, z_t_src = (b.add_noise(x, step.noise, t) for x in (step.z, step.z_src))
+        styled, plain, empty, source_empty = self.parts(step, z_t, z_t_src)
         score = k['source']*(plain-source_empty) + k['cross']*(styled-plain) + k['prompt']*(styled-empty)
         keep = k['keep']*(t/len(b.betas)).exp().view(-1,1,1,1)*(z_t-z_t_src)
-        return self.weight(t)*score + keep, None
-    def parts(self, z_t, z_t_src, t)->list: # ε_style(y), ε(caption), ε(∅); ε(∅) of the content
+        return Direction(self.weight(t)*score + keep)
+    def parts(self, step, z_t, z_t_src)->list: # ε_style(y), ε(caption), ε(∅); ε(∅) of the content
         "The scores that guidance is made of"
-        c, base = self.conds, Score(self.backbone)
-        styled = replace(self.style, guidance=1.)
-        return scores(t, (styled, z_t, c.styled), (base, z_t, c.plain), (base, z_t, c.empty), (base, z_t_src, c.empty))
+        c, base = step.conds, Score(self.backbone)
+        asked = (base, z_t, c.plain), (base, z_t, c.empty), (base, z_t_src, c.empty)
+        return scores(step.t, (replace(self.style, guidance=1.), z_t, c.styled), *asked)
 
 # %% ../nbs/07_baselines.ipynb #0cf670e7
 def patch_nce(ref:torch.Tensor, now:torch.Tensor, # features (B, N, C): of the content, of the result
@@ -167,30 +166,30 @@ class CDS(DDS):
     "Contrastive denoising score: DDS and patch_nce on the up blocks' self-attention (arXiv 2311.18608)"
     TERMS = dict(nce=3., patches=256, tau=.07, sizes=(1, 2))
     RANGES = dict(nce=(0, 1000), patches=(1, 100_000), tau=(1e-3, 100), sizes=(1, 64))
-    def direction(self, z, t, noise):
-        k = self.terms['nce']*z[0,0].numel()/2000   # the released DDS part is 2000/(h·w) long
-        return super().direction(z, t, noise)[0] + k*self.nce_grad(z, t, noise), None
+    def direction(self, step):
+        k = self.terms['nce']*step.z[0,0].numel()/2000   # the released DDS part is 2000/(h·w) long
+        return Direction(super().direction(step).g + k*self.nce_grad(step))
 
 # %% ../nbs/07_baselines.ipynb #b9158419
 @patch
-def nce_grad(self:CDS, z, t, noise)->torch.Tensor: # like z
+def nce_grad(self:CDS, step:Step)->torch.Tensor: # like z
     "Gradient of the contrastive loss, summed over layers and sizes"
-    b, c = self.backbone, self.conds
-    with b.watch('attn1', 'up_blocks') as ref: b.predict(b.add_noise(self.z_src, noise, t), t, c.plain)
+    b, c, t = self.backbone, step.conds, step.t
+    with b.watch('attn1', 'up_blocks') as ref: b.predict(b.add_noise(step.z_src, step.noise, t), t, c.plain)
     with torch.enable_grad(), b.watch('attn1', 'up_blocks') as now:
-        x = z.detach().requires_grad_()
-        b.predict(b.add_noise(x, noise, t), t, c.styled, self.style.adapters)
-        return torch.autograd.grad(sum(self.nce_losses(ref, now, *z.shape[-2:])), x)[0]
+        x = step.z.detach().requires_grad_()
+        b.predict(b.add_noise(x, step.noise, t), t, c.styled, self.style.adapters)
+        return torch.autograd.grad(sum(self.nce_losses(step, ref, now)), x)[0]
 
 @patch
-def nce_losses(self:CDS, ref:list, now:list, h:int, w:int): # yields scalars
+def nce_losses(self:CDS, step:Step, ref:list, now:list): # yields scalars
     "The contrastive loss of each layer at each size that fits into it"
-    k = self.terms
+    k, (h, w) = self.terms, step.z.shape[-2:]
     for r, f in zip(ref, now):
         side = math.sqrt(h*w/r.shape[1])
         shape = round(h/side), round(w/side)
         for size in k['sizes']:
-            if size <= min(shape): yield patch_nce(r, f, shape, self.gens, k['patches'], k['tau'], size).sum()
+            if size <= min(shape): yield patch_nce(r, f, shape, step.gens, k['patches'], k['tau'], size).sum()
 
 # %% ../nbs/07_baselines.ipynb #4c4ea0ff
 class LUSD(Method):
@@ -200,15 +199,15 @@ class LUSD(Method):
     RANGES = dict(keep=(0, 1), threshold=(0, 10), decay=(0, .999), momentum=(0, 1), high=(0, 10),
                   low=(0, 10), speed=(-100, 100))
     mask = None   # moving average (B, 1, h, w)
-    def direction(self, z, t, noise):
-        k, i = self.terms, round(self.progress*self.cfg.steps)
+    def direction(self, step):
+        k, i = self.terms, round(step.progress*self.cfg.steps)
         last = max(1, self.cfg.steps-1)
-        edit, here = self.draw_again(z, t, noise)
+        edit, here = self.draw_again(step)
         if i: self.mask = here if self.mask is None else (1-k['momentum'])*self.mask + k['momentum']*here
         where = 1. if self.mask is None else 1 - i/last*(1-self.mask)
-        d = (1-k['keep'])*where*edit + k['keep']*(z-self.z_src)
+        d = (1-k['keep'])*where*edit + k['keep']*(step.z-step.z_src)
         length = k['low'] + (k['high']-k['low'])/(1+math.exp(k['speed']*(2*i/last-1)))
-        return length*d/d.std((1,2,3), keepdim=True), None
+        return Direction(length*d/d.std((1,2,3), keepdim=True))
     def state_dict(self): return super().state_dict() | (dict(mask=self.mask) if self.mask is not None else {})
     def load_state_dict(self, s):
         self.mask = s.get('mask')
@@ -216,18 +215,19 @@ class LUSD(Method):
 
 # %% ../nbs/07_baselines.ipynb #f235cf5b
 @patch
-def edit(self:LUSD, z, t, noise)->tuple: # ε_style − ε(caption), and where it acts, (B, 1, h, w) in [0, 1]
+def edit(self:LUSD, step:Step)->tuple: # ε_style − ε(caption), and where it acts, (B, 1, h, w) in [0, 1]
     "What the style's words change"
-    b, (h, w) = self.backbone, z.shape[-2:]
-    z_t = b.add_noise(z, noise, t)
+    b, t, (h, w) = self.backbone, step.t, step.z.shape[-2:]
+    z_t = b.add_noise(step.z, step.noise, t)
     with b.watch('attn2', maps=True, pixels=h*w//16) as cross, b.watch('attn1', maps=True, pixels=h*w//4) as own:
-        styled = replace(self.style, guidance=1.)(z_t, t, self.conds.styled)
-    return styled-b.predict(z_t, t, self.conds.plain), self.place(cross, own, h, w)
+        styled = replace(self.style, guidance=1.)(z_t, t, step.conds.styled)
+    return styled-b.predict(z_t, t, step.conds.plain), self.place(step, cross, own)
 
 @patch
-def place(self:LUSD, cross:list, own:list, h:int, w:int)->torch.Tensor: # (B, 1, h, w) in [0, 1]
+def place(self:LUSD, step:Step, cross:list, own:list)->torch.Tensor: # (B, 1, h, w) in [0, 1]
     "Attention to the style's words at a quarter of the size, spread by self-attention at half of it"
-    words = self.conds.words.to(cross[0].device).float()[:, None]
+    h, w = step.z.shape[-2:]
+    words = step.conds.words.to(cross[0].device).float()[:, None]
     m = ((sum(cross)/len(cross)).float()*words).sum(-1)/words.sum(-1).clamp(min=1)
     m = F.interpolate(m.view(-1, 1, h//4, w//4), (h//2, w//2), mode='bicubic')
     m = (sum(own)/len(own)).float() @ m.flatten(2).transpose(1, 2)
@@ -239,23 +239,23 @@ def place(self:LUSD, cross:list, own:list, h:int, w:int)->torch.Tensor: # (B, 1,
 MOST_DRAWS = 200   # at the usual threshold, one asks for a seventh of it by then
 
 @patch
-def draw_again(self:LUSD, z, t, noise)->tuple: # as `edit`
+def draw_again(self:LUSD, step:Step)->tuple: # as `edit`
     "New t and ε for images whose edit says too little; every time a little less is asked for"
-    found = self.edit(z, t, noise)
-    t, noise = t.clone(), noise.clone()
-    least = torch.full((len(z),), self.terms['threshold'], device=z.device)
+    found = self.edit(step)
+    step = replace(step, t=step.t.clone(), noise=step.noise.clone())
+    least = torch.full((len(step.z),), self.terms['threshold'], device=step.z.device)
     for _ in range(MOST_DRAWS):   # a style that changes nothing says nothing at any t
         weak = found[0].std((1,2,3)) < least
         if not bool(weak.any()): break
         least = torch.where(weak, least*self.terms['decay'], least)
         for i in weak.nonzero().flatten().tolist():
-            t[i] = torch.randint(self.cfg.t_min, self.cfg.t_max, (), generator=self.gens[i])
-            noise[i] = torch.randn(noise.shape[1:], generator=self.gens[i])
-        found = self.edit(z, t, noise)
+            step.t[i] = torch.randint(self.cfg.t_min, self.cfg.t_max, (), generator=step.gens[i])
+            step.noise[i] = torch.randn(step.noise.shape[1:], generator=step.gens[i])
+        found = self.edit(step)
     return found
 
 # %% ../nbs/07_baselines.ipynb #758e1511
-METHODS.update(img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD, cds=CDS, ssd=SSD, lusd=LUSD)
+METHODS.update(released=Released, img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD, cds=CDS, ssd=SSD, lusd=LUSD)
 
 def _rival(name, **kw):
     "What the rivals share, and what one of them changes"
@@ -279,4 +279,5 @@ RIVALS = dict(
     nfsd=_rival('nfsd', **_adam, lr=.01, negative_prompt=UNWANTED),
     ssd=_rival('ssd'),
     lusd=_rival('lusd', steps=300, guidance_scale=1., t_min=50, t_max=949, lr=.488))
-PRESETS.update(RIVALS)
+PRESETS.update(paper=RELEASED, **RIVALS)
+USUAL.update(released='paper')

@@ -24,8 +24,8 @@ from .core import (StylekitError, asset, atomic_path, changed, check_range, chec
 from .images import load_image, open_image
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
-from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
-from .stylizer import LatentOptimizer, StylizeResult, fit_image, unfit_image
+from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, Step, settings
+from .stylizer import StylizeResult, fit_image, refine, unfit_image
 from .records import UNSEALED, Record, check_sealed, load_state, parse_json, save_sealed, save_state, seal_file
 from .training import Ema, TrainingReport, agreed, check_minutes, drop_state, fit, place, state_run, take_step
 
@@ -332,7 +332,7 @@ def _begin(self:FeedForwardTrainer, examples:list):
     self.critic = Critic(self.backbone.device, seed=self.cfg.seed) if self.cfg.adversarial else None
     self._encode(examples)
     add_style(self.backbone, self.style.scaled(self.cfg.sms.style_scale))
-    try: self.method, self.grid = (None, None) if self.taught else self._method()
+    try: self.method = None if self.taught else self._method()
     except BaseException:
         self.close()
         raise
@@ -380,19 +380,19 @@ class Lesson:
 # %% ../nbs/09_feedforward.ipynb #e0c3bbe5
 @patch
 @torch.no_grad()
-def _method(self:FeedForwardTrainer)->tuple: # the method; its relevance grid for all pictures, or None
-    cfg, b = self.cfg.sms, self.backbone
-    seed = self.cfg.seed
-    everything = torch.arange(len(self.z))
-    plain = replace(cfg, relevance='none', adapt='none')
-    m = METHODS[cfg.method](b, plain, self.z[:1], self.conds(everything[:1]), generators(seed, 1), seed=seed)
-    m.cfg = cfg
-    if cfg.method != 'sms' or cfg.relevance != 'grid': return m, None
-    def grid(rows):
-        return RelevanceGrid(b, self.z[rows], *self.fixed[:2], cfg.t_min, cfg.t_max, generators(seed, len(rows)))
-    grids = [grid(rows) for rows in everything.split(self.cfg.batch)]
-    grids[0].maps = torch.cat([g.maps for g in grids], 1)
-    return m, grids[0]
+def _method(self:FeedForwardTrainer): # a `Method` whose direction teaches, for all pictures
+    cfg, seed, first = self.cfg.sms, self.cfg.seed, torch.arange(1)
+    known = dict(grid=self._grid()) if cfg.method == 'sms' and cfg.relevance == 'grid' else {}
+    cfg = replace(cfg, adapt='none')   # the reach is asked for each picture, and here they come by chance
+    return METHODS[cfg.method](self.backbone, cfg, self.z[first], self.conds(first), generators(seed, 1), seed=seed, **known)
+
+@patch
+def _grid(self:FeedForwardTrainer)->RelevanceGrid: # of all pictures, made in batches
+    b, cfg, (edit, empty) = self.backbone, self.cfg.sms, self.fixed[:2]
+    def part(rows):
+        gens = generators(self.cfg.seed, len(rows))
+        return RelevanceGrid(b, self.z[rows], edit, empty, cfg.t_min, cfg.t_max, gens)
+    return RelevanceGrid.join([part(rows) for rows in torch.arange(len(self.z)).split(self.cfg.batch)])
 
 # %% ../nbs/09_feedforward.ipynb #e0c3bbe6
 @patch
@@ -407,13 +407,7 @@ def lesson(self:FeedForwardTrainer, rows:torch.Tensor # (B,) of z
     gens = generators([seed+r for r in rows.tolist()], len(rows))   # a noise each: what one does to all would be learnt
     z = self.teacher.net(z_src) if self.teacher else z_src
     m = METHODS[cfg.method](self.backbone, cfg, z_src, self.conds(rows), gens, seed=seed)
-    opt = LatentOptimizer(cfg, z, m.stretch)
-    try:
-        for k in range(steps):
-            t, noise = m.draw(gens, k/steps)
-            z = opt.step(z, m.gradient(z, t, noise)[0])
-            m.learn(z, gens)
-        return m.finish(z, gens)
+    try: return refine(m, z, steps)
     finally: self.backbone.remove('fake')
 
 # %% ../nbs/09_feedforward.ipynb #e0c3bbe7
@@ -505,13 +499,9 @@ def _gradient_loss(self:FeedForwardTrainer, rows, g, u, noise, progress)->torch.
     made = self._made(self._batch(rows, self.x if in_pixels else self.z))
     z = b.encode(made, grad=True) if in_pixels else made
     t = SAMPLERS[cfg.sampler](u, progress, cfg.t_min, cfg.t_max)
-    m.z_src, m.conds = self.z[rows], self.conds(rows)
-    m.gens, m.progress = [g]*len(rows), progress
-    if self.grid:
-        m.grid = copy.copy(self.grid)
-        m.grid.maps = self.grid.maps[:, rows]
-    with torch.no_grad(): way = m.gradient(z.detach(), t.to(b.device), noise.to(b.device))[0]
-    m.learn(z.detach(), m.gens)
+    step = Step(z.detach(), self.z[rows], t.to(b.device), noise.to(b.device), self.conds(rows), [g]*len(rows), progress, rows)
+    with torch.no_grad(): way = m.gradient(step)[0]
+    m.learn(step)
     return (way*z).mean()
 
 # %% ../nbs/09_feedforward.ipynb #e0c3bbed

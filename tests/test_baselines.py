@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
 from stylekit import StylekitError, load_backbone, load_style, sample, settings, stylize
 from stylekit.baselines import METHODS, MOST_DRAWS, RIVALS, UNWANTED, img2img, patch_nce
+from stylekit.released import RELEASED
 from stylekit.stylizer import LatentOptimizer
 from test_sms import ABAR, BETA, CAPTION, WORDS, base, draws, lora_pairs, merged, prepared, same, style, wide  # noqa: F401
 
@@ -78,7 +79,7 @@ def rival(double, wide, name, **changes):
 def test_direction(double, wide, written, name, t):
     with rival(double, wide, name) as run, torch.no_grad():
         z, tt, eps = draws(run, t, seed=t)
-        same(run.method.direction(z, tt, eps)[0], FORMULAS[name](written, z, run.z_src, t, eps))
+        same(run.method.direction(run.method.step(z, tt, eps)).g, FORMULAS[name](written, z, run.z_src, t, eps))
 
 @pytest.mark.parametrize('t', [21, 501, 979])
 def test_pds(double, wide, written, t):
@@ -96,7 +97,7 @@ def test_pds(double, wide, written, t):
             mu = A1.sqrt()*beta/(1-A)*x0 + (1-beta).sqrt()*(1-A1)/(1-A)*x_t
             return (A1.sqrt()*x.double()+(1-A1).sqrt()*eps_prev-mu)/((1-A1)/(1-A)*beta).sqrt()
         # near-equal numbers, their difference over a small σ: float32 shows
-        same(run.method.direction(z, tt, eps)[0], tilde(z, STYLED)-tilde(run.z_src, CAPTION), 1e-4)
+        same(run.method.direction(run.method.step(z, tt, eps)).g, tilde(z, STYLED)-tilde(run.z_src, CAPTION), 1e-4)
 
 def test_pds_keeps_to_its_grid(double, wide):
     with rival(double, wide, 'pds', steps=60) as run:
@@ -112,10 +113,10 @@ def test_vsd_learns_what_it_is_shown(double, wide):
             seen.append((t.item(), cond, weight))
             return learn(z_t, t, cond, noise, weight)
         run.method.fake.learn = learn_and_note
-        z, tt, eps = draws(run, 301)
-        with torch.no_grad(): before = run.method.direction(z, tt, eps)[0]
-        for _ in range(20): run.method.learn(z, run.gens)
-        with torch.no_grad(): assert (run.method.direction(z, tt, eps)[0]-before).norm() > 1e-3*before.norm()
+        step = run.method.step(*draws(run, 301))
+        with torch.no_grad(): before = run.method.direction(step).g
+        for _ in range(20): run.method.learn(step)
+        with torch.no_grad(): assert (run.method.direction(step).g-before).norm() > 1e-3*before.norm()
     assert all(c is run.method.conds.plain and w is None for _, c, w in seen)
     assert len({t for t, _, _ in seen}) > 10
     with pytest.raises(StylekitError, match='own'):
@@ -161,7 +162,7 @@ def test_cds(double, wide, written):
                 loss = loss + F.cross_entropy(n/.07, torch.arange(len(n)))
         nce = 3*16*8/2000*torch.autograd.grad(loss, x)[0]
         with torch.no_grad():
-            same(run.method.direction(z, tt, eps)[0], dds(written, z, run.z_src, 301, eps)+nce, 1e-4)
+            same(run.method.direction(run.method.step(z, tt, eps)).g, dds(written, z, run.z_src, 301, eps)+nce, 1e-4)
 
 def released_lusd_map(w, z_t, t, words):
     "Cross-attention at a quarter of the latents' side, spread by self-attention at half of it, as released"
@@ -194,7 +195,6 @@ def test_lusd(double, wide, written):
         words = [1, 2, 3]                                # black ink drawing
         assert m.conds.words[0].nonzero().flatten().tolist() == words
         for i in range(3):
-            m.progress = i/5
             z, tt, eps = draws(run, 401, seed=i)
             z_t = written.noisy(z, 401, eps)
             e = written(z_t, 401, STYLED)-written(z_t, 401, CAPTION)
@@ -203,24 +203,23 @@ def test_lusd(double, wide, written):
             where = 1. if mask is None else mask*(i/4) + 1-i/4
             d = .98*where*e + .02*(z-run.z_src)
             length = (1-1/(1+math.exp(-(-5+10*i/4))))*(.15-.01)+.01
-            same(m.direction(z, tt, eps)[0], d/d.std()*length, 1e-4)
+            same(m.direction(m.step(z, tt, eps, i/5)).g, d/d.std()*length, 1e-4)
 
 def test_lusd_draws_again(double, wide):
     "A step that says too little is drawn again, for its own image alone, and less is asked for every time"
     with rival(double, wide, 'lusd', terms=dict(threshold=10., decay=.1), steps=5, n=2) as run, torch.no_grad():
         asked, edit = [], run.method.edit
-        def edit_and_note(z, t, noise):
-            asked.append(noise.clone())
-            return edit(z, t, noise)
+        def edit_and_note(step):
+            asked.append(step.noise.clone())
+            return edit(step)
         run.method.edit = edit_and_note
-        z, tt, eps = draws(run, 401)
-        run.method.direction(z, tt, eps)
+        run.method.direction(run.method.step(*draws(run, 401)))
         assert len(asked) > 2
         assert all((asked[1][i] != asked[0][i]).any() for i in range(2))
     with rival(double, wide, 'lusd', terms=dict(threshold=0.), steps=5) as run, torch.no_grad():
         asked, edit = [], run.method.edit
         run.method.edit = edit_and_note
-        run.method.direction(*draws(run, 401))
+        run.method.direction(run.method.step(*draws(run, 401)))
         assert len(asked) == 1
 
 
@@ -234,7 +233,7 @@ def test_lusd_does_not_draw_for_ever(double, wide):
             eps, where = edit(*a)
             return 0*eps, where
         run.method.edit = nothing
-        run.method.draw_again(*draws(run, 401))
+        run.method.draw_again(run.method.step(*draws(run, 401)))
         assert len(asked) == MOST_DRAWS+1
 
 
@@ -242,8 +241,8 @@ def test_lusd_does_not_draw_for_ever(double, wide):
 
 OTHER = dict(
     guidance_scale=3., guide='base', lam=.2, cutoff=.6, t_cutoff=300, cutoff_power=2., sampler='linear',
-    t_min=33, t_max=700, lr=.011, optimizer='adamw', schedule='released', weight='sigma2', reduction='mean',
-    adapt='none', regulariser='l1', relevance='grid', relevance_floor=.7,
+    t_min=33, t_max=700, lr=.011, optimizer='adamw', schedule='released', weight='variance',
+    adapt='none', relevance='grid', relevance_floor=.7,
     fake='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02, fake_targets=('to_v',),
     style_scale=.5, finish=150, finish_noise=.5, finish_guidance=4., resolution=80,
     prompt='{caption}, {style}', edit_prompt='{style}!', negative_prompt='ugly')
@@ -261,7 +260,8 @@ def anything(monkeypatch):
 def test_what_is_not_read_changes_nothing(base, style, name, anything):
     cfg = settings(method=name, steps=2, **{} if name == 'img2img' else dict(lam=.1, cutoff=.9))
     unread = {k: v for k, v in OTHER.items() if k not in METHODS[name].reads(cfg)}
-    if unread.get('fake') and METHODS[name] is not METHODS['vsd']: unread['fake'] = 'content'
+    if unread.get('fake'): unread['fake'] = 'content'
+    for needed in METHODS[name].NEEDS: unread.pop(needed, None)
     assert unread
     assert made(base, style, replace(cfg, **unread)) == made(base, style, cfg)
 
@@ -270,7 +270,7 @@ def test_what_is_read_changes_the_picture(base, style, name, anything):
     "Each setting of the direction alone"
     cfg = settings(method=name, steps=2, **dict(fake='own', fake_guidance=3.) if name == 'sms' else {})
     terms = dict(negative=.5) if name == 'csd' else {}
-    cfg = replace(cfg, lr=.06, guide='empty', optimizer='rms', weight='variance', terms=terms)
+    cfg = replace(cfg, lr=.06, guide='empty', optimizer='rms', weight='one', terms=terms)
     whole = made(base, style, cfg)
     for k in {*METHODS[name].READS} & {*METHODS[name].reads(cfg)} - {'fake'}:
         if name == 'img2img' and k == 'weight': continue
@@ -334,9 +334,9 @@ def test_a_resumed_rival_ends_alike(base, style, tmp_path, name):
 
 def test_methods_by_name(base, style):
     assert settings(method='dds') == settings('dds') == RIVALS['dds']
-    assert settings('paper', method='sms').preset == 'paper'
-    assert set(METHODS) == {'sms', *RIVALS}
-    with pytest.raises(StylekitError, match='is one of sms, not of dds'): settings('paper', method='dds')
+    assert settings('paper', method='released') == settings(method='released') == settings('paper') == RELEASED
+    assert set(METHODS) == {'sms', 'released', *RIVALS}
+    with pytest.raises(StylekitError, match='is one of released, not of sms'): settings('paper', method='sms')
     with pytest.raises(StylekitError, match="no preset named 'magic'"): settings(method='magic')
     with pytest.raises(StylekitError, match='no terms named'):
         stylize(sample('owl'), style, CAPTION, backbone=base, method='cds', terms=dict(ncee=1.))
@@ -351,7 +351,7 @@ def test_img2img_is_the_sampler(base, style):
         conds = run.method.conds
         same(a, img2img(base, run.z_src, conds.styled, conds.empty, 500/999, run.gens))
         z, t, eps = draws(run, 300)
-        assert not run.method.direction(z, t, eps)[0].any()
+        assert not run.method.direction(run.method.step(z, t, eps)).g.any()
 
 
 # ---- a schedule that ends in noise alone ----
@@ -370,13 +370,13 @@ def ends_in_noise(request, models, tmp_path_factory):
 @pytest.mark.parametrize('method', METHODS)
 def test_the_last_timestep_of_a_schedule_that_ends_in_noise(ends_in_noise, random_style, method):
     style = load_style(random_style(ends_in_noise))
-    changes = dict(relevance='released', weight='sigma2') if method == 'sms' else {}
-    with prepared(ends_in_noise, style, method if method != 'sms' else 'fast', n=2, steps=3, **changes) as run:
+    with prepared(ends_in_noise, style, settings(method=method), n=2, steps=3) as run:
         z, _, noise = draws(run, 999)
         for t in ([999, 999], [999, 500], [998, 1]):
-            g, rec = run.method.gradient(z, torch.tensor(t), noise)
+            step = run.method.step(z, torch.tensor(t), noise)
+            g, rec = run.method.gradient(step)
             for v in (g, *rec.values()): assert torch.isfinite(v).all()
-        run.method.learn(z, run.gens)
+        run.method.learn(step)
 
 @pytest.mark.parametrize('strength', [1., .999, .5])
 def test_img2img_from_noise_alone(ends_in_noise, strength):

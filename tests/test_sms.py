@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stylekit import StylekitError, load_backbone, load_style, sample, settings
 from stylekit.scores import guided
 from stylekit.images import image_to_tensor
-from stylekit.sms import CHOICES, FALL, SAMPLERS, PRESETS, SMS, Settings, edit_difference, reach, sigma2
+from stylekit.sms import CHOICES, FALL, SAMPLERS, PRESETS, Settings, edit_difference, reach, released_relevance, sigma2
 from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
@@ -148,12 +148,10 @@ def test_released_direction_relevance_and_gradient(released, t):
     with torch.no_grad():
         want, R = ref.g_style(d(z), t, d(eps)), ref.R(d(run.z_src), t, d(eps))
         edit = edit_difference(m.backbone, m.z_src, tt, eps, m.conds.edit, m.conds.empty)
-        same(m.relevance(tt, edit), R)
-        same(m.direction(z, tt, eps)[0], R*want)
-        m.cfg = replace(m.cfg, relevance='none')
-        same(m.direction(z, tt, eps)[0], want)
-        m.cfg = replace(m.cfg, relevance='released')
-        got = m.gradient(z, tt, eps)[0]
+        same(released_relevance(edit), R)
+        step = m.step(z, tt, eps)
+        same(m.direction(step).g, R*want)
+        got = m.gradient(step)[0]
     same(got, ref.total(d(z), d(run.z_src), t, d(eps)))
     assert R.min() == 0 and R.max() == 1
 
@@ -164,7 +162,7 @@ def test_released_spectrum_loss(released, t):
     z = draws(run, t)[0]
     same(psr_l1(z, run.z_src, run.cfg.curve(torch.tensor([t]))), ref.psr(z.double(), run.z_src.double(), t))
     x = z.double().requires_grad_()
-    with torch.no_grad(): got = run.method.regulariser_grad(z, torch.tensor([t]))
+    with torch.no_grad(): got = run.method.regulariser_grad(run.method.step(z, torch.tensor([t]), None))
     same(got, torch.autograd.grad(ref.psr(x, run.z_src.double(), t), x)[0])
 
 @pytest.mark.parametrize('h,w', [(8, 16), (64, 64), (51, 51), (7, 96)])
@@ -184,7 +182,7 @@ def test_released_fake_loss_and_its_gradient(released, monkeypatch):
     monkeypatch.setattr(run.backbone, 'add_noise', add_noise)
     state = [p.detach().clone() for p in run.method.fake.params]
     z = draws(run, 99)[0]
-    loss = run.method.learn(z, run.gens)['fake']
+    loss = run.method.learn(run.method.step(z, None, None))['fake']
     (zz, noise, t), = seen
     assert zz is z and t.item() % 2 == 1 and 21 <= t.item() <= 499
     def leaf(p): return p.detach().clone().requires_grad_()
@@ -218,7 +216,7 @@ def test_fake_timesteps_do_not_narrow(base, style):
                 ts.append(t.item())
                 return noise, torch.zeros(1)
             run.method.fake.learn, run.k = learn, 9
-            for _ in range(60): run.method.learn(run.z, run.gens)
+            for _ in range(60): run.method.learn(run.method.step(run.z, None, None))
         assert min(ts) < 100 and max(ts) > 420 and len(set(ts)) > 20, (sampler, sorted(ts))
 
 def test_sigma2_takes_a_stride_of_two(base):
@@ -341,8 +339,8 @@ NAN, INF = float('nan'), float('inf')
 BAD = dict(
     steps=[0, -1, 2.5, NAN, '10', True, [3]], guidance_scale=[-1, NAN, 'x'], lam=[-1e-9, NAN, INF, 'x'],
     cutoff=[-.01, 1.01, NAN, '1'], t_min=[-1, 950, 960, 20.5, NAN], t_max=[1000, 20, 5, NAN], lr=[-1, NAN],
-    sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma'], reduction=['none'],
-    adapt=['yes', True], noise=['paired', True], regulariser=['l3'], relevance=['yes'], fake=['none', True],
+    sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma', 'sigma2'],
+    adapt=['yes', True], noise=['paired', True], relevance=['yes', 'released'], fake=['none', True],
     guide=['self', 1], fake_noise=[-.1, 1.1, NAN], relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2],
     fake_guidance=[-1, NAN], fake_lr=[-1], fake_alpha=[NAN, 'x', -1], style_scale=[-2.1, 4.1], t_cutoff=[0, -5, NAN],
     cutoff_power=[-1, NAN], resolution=[0, -64, 2.5, 'big', NAN], prompt=['', '{other}', '{', 3],
@@ -470,21 +468,23 @@ def test_direction_of_the_other_fakes(base, style):
                 for fake, want in dict(noise=eps, frozen=real, source=source).items():
                     for share in (0., .2):
                         m.cfg = replace(m.cfg, fake=fake, fake_noise=share)
-                        same(m.direction(z, t, eps)[0], eps_style - (1-share)*want - share*eps, 1e-4)
+                        same(m.direction(m.step(z, t, eps)).g, eps_style - (1-share)*want - share*eps, 1e-4)
             assert m.fake is None
     with prepared(base, style, ONLINE, relevance='none') as run, torch.no_grad():
         e, e0 = base.predict(z_t, t, c, ('style',)), base.predict(z_t, t, m.conds.empty, ('style',))
         eps_style = e0 + ONLINE.guidance_scale*(e-e0)
-        same(run.method.direction(z, t, eps)[0], eps_style-real, 1e-4)  # before φ has learnt anything
-        assert (run.method.direction(z, t, eps)[0]-(eps_style-real)).norm() > 1e-4*real.norm()
+        step = run.method.step(z, t, eps)
+        same(run.method.direction(step).g, eps_style-real, 1e-4)  # before φ has learnt anything
+        assert (run.method.direction(step).g-(eps_style-real)).norm() > 1e-4*real.norm()
 
 def test_fast_gradient(base, style):
     "R ⊙ g + λ·∂/∂z ½‖LPF(DCT(z − z_src))‖², and R in [floor, 1]"
     with prepared(base, style, 'fast', fake='noise', relevance='grid', size=(128, 64)) as run:
         z, t, eps = draws(run, 251)
         with torch.no_grad():
-            total, g = run.method.gradient(z, t, eps)[0], run.method.direction(z, t, eps)[0]
-            R = run.method.relevance(t)
+            step = run.method.step(z, t, eps)
+            total, g = run.method.gradient(step)[0], run.method.direction(step).g
+            R = run.method.relevance(step)
         h, w = z.shape[-2:]
         x = z.double().requires_grad_()
         edge = run.cfg.cutoff*251*(h+w-2)/run.cfg.t_cutoff
@@ -495,10 +495,10 @@ def test_fast_gradient(base, style):
         floor, whole = run.cfg.relevance_floor, replace(run.method.cfg, relevance='none')
         assert R.shape == (1, 1, h, w) and R.max() > .8
         for s in (run.cfg.t_min, 137, run.cfg.t_max-1):
-            r = run.method.relevance(torch.tensor([s]))
+            r = run.method.relevance(replace(step, t=torch.tensor([s])))
             assert r.min() >= floor-1e-6 and r.max() <= 1+1e-6
         run.method.cfg = whole
-        with torch.no_grad(): same(g, R*run.method.direction(z, t, eps)[0])
+        with torch.no_grad(): same(g, R*run.method.direction(step).g)
 
 @KINDS
 def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
@@ -507,17 +507,17 @@ def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
         z, _, eps = draws(run, 0)
         t, m = torch.tensor([101, 401]), run.method
         with torch.no_grad():
-            both = m.gradient(z, t, eps)[0]
+            both = m.gradient(m.step(z, t, eps))[0]
             for i in range(2):
                 own = {n: getattr(m.conds, n).map(lambda a: a[i:i+1]) for n in ('styled', 'plain')}
-                one = SMS.__new__(SMS)
-                one.__dict__ |= m.__dict__ | dict(z_src=m.z_src[i:i+1], stretch=m.stretch[i:i+1])
+                one = copy.copy(m)
+                one.__dict__ |= dict(z_src=m.z_src[i:i+1], stretch=m.stretch[i:i+1])
                 one.conds = replace(m.conds, **own)
-                if m.grid:
+                if getattr(m, 'grid', None):
                     one.grid = copy.copy(m.grid)
                     one.grid.maps = m.grid.maps[:, i:i+1]
-                if m.fake: one.cfg = replace(m.cfg, fake='frozen')      # φ as it was: a fresh adapter is the identity
-                same(both[i:i+1], one.gradient(z[i:i+1], t[i:i+1], eps[i:i+1])[0], 1e-4)
+                if m.cfg.fake == 'shared': one.cfg = replace(m.cfg, fake='frozen')   # a fresh φ is the identity
+                same(both[i:i+1], one.gradient(one.step(z[i:i+1], t[i:i+1], eps[i:i+1]))[0], 1e-4)
 
 def test_reach_does_not_depend_on_the_size():
     "The squares have one size, however many there are: else a mean over few is noise, and over many nothing"
@@ -539,11 +539,11 @@ def test_how_far_is_asked_of_each_picture_alone(base, wide):
         m = run.method
         same(m.stretch, both[:1], 1e-4)
         same(run.opt.stretch, m.stretch)
-        z, t, eps = draws(run, 251)
-        with torch.no_grad(): pull = m.gradient(z, t, eps)[0]-m.direction(z, t, eps)[0]
-        same(pull, run.cfg.lam/m.stretch**FALL*m.regulariser_grad(z, t), 1e-3)
+        step = m.step(*draws(run, 251))
+        with torch.no_grad(): pull = m.gradient(step)[0]-m.direction(step).g
+        same(pull, run.cfg.lam/m.stretch**FALL*m.regulariser_grad(step), 1e-3)
         m.stretch = torch.ones_like(m.stretch)
-        with torch.no_grad(): unscaled = m.gradient(z, t, eps)[0]-m.direction(z, t, eps)[0]
+        with torch.no_grad(): unscaled = m.gradient(step)[0]-m.direction(step).g
         assert unscaled.norm() > 2*pull.norm()
     for preset, fixed in (('fast', dict(adapt='none')), ('paper', {})):
         with prepared(base, wide, preset, **fixed) as run: assert (run.method.stretch == 1).all()
