@@ -137,6 +137,7 @@ def kept_step(self:LoraPanel)->int: # 0: none
     try: return load_state(path, 'training')['step']
     except StylekitError: return 0             # Train will say what is wrong with it
 
+# %% ../nbs/15bf_lora_panel.ipynb #2ac66e13
 @patch
 def _learn(self:LoraPanel):
     from stylekit.finetune import train_lora

@@ -51,6 +51,7 @@ def look(self:SpectrumPanel):
         rest.value = jpeg(tensor_to_image((x-low+.5).clamp(0, 1)))
     self.plot.value = figure_png(lambda ax: self._draw(ax, xs), size=(5, 1.9), dark=self.pulse.dark)
 
+# %% ../nbs/15bd_spectrum_panel.ipynb #8e7f8c52
 @patch
 def _draw(self:SpectrumPanel, ax, xs): # pictures (1, 3, h, w)
     from stylekit.spectrum import radial_spectrum

@@ -57,6 +57,7 @@ def _start_pictures(self:StylizePanel, image, references):
     self.opened = open_image(image if image is not None else sample('owl'))
     self.picture = self.opened.rgb
 
+# %% ../nbs/15bc_stylize_panel.ipynb #41ad3041
 @patch
 def _build(self:StylizePanel, cfg, style, caption:str, seed):
     styles = style if isinstance(style, list) else [style]
@@ -76,6 +77,7 @@ def recipe(self:StylizePanel):
     "What makes the last run again"
     return self.run and self.run.recipe   # see `live.Recipe`
 
+# %% ../nbs/15bc_stylize_panel.ipynb #ce3ca959
 @patch
 def save(self:StylizePanel, path # .png, .jpg, .webp
         )->Path:
@@ -104,6 +106,7 @@ def _make(self:StylizePanel, cfg, mix, caption, seed):
     self._make_views()
     self._make_savers()
 
+# %% ../nbs/15bc_stylize_panel.ipynb #3ad6219a
 @patch
 def _make_buttons(self:StylizePanel):
     self.start = self.button('Start', self._start, 'Begin, from the picture as it is', 'start')
@@ -161,6 +164,7 @@ def _make_styles(self:StylizePanel, given:dict): # name -> strength
                             f'How much of the style {n}; 0: not at all', lowest=0., highest=2.)
                    for n in dict.fromkeys([*given, *styles()])}
 
+# %% ../nbs/15bc_stylize_panel.ipynb #55bad822
 @patch
 def _make_presets(self:StylizePanel):
     known = {'fast': 'fast', 'paper': 'paper'}
@@ -180,6 +184,7 @@ def _arrange(self:StylizePanel):
     self._listen()
     self._buttons()
 
+# %% ../nbs/15bc_stylize_panel.ipynb #6c9a70cc
 @patch
 def _simple_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
     left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self._make_choice(),
@@ -218,6 +223,7 @@ def _make_choice(self:StylizePanel)->W.Dropdown:
     self.choice.observe(self.safely(lambda ch: self._choose(ch['new'], ch['old'])), 'value')
     return self.choice
 
+# %% ../nbs/15bc_stylize_panel.ipynb #fc941037
 @patch
 def _choose(self:StylizePanel, name:str, before:str):
     going = self.run and self.run.going
@@ -242,6 +248,7 @@ def _coming(self:StylizePanel, name:str):
     self.missing = f'{name} has not arrived yet'
     self.say(f'Reading {name}…')
 
+# %% ../nbs/15bc_stylize_panel.ipynb #a79559ee
 @patch
 def _uploaded(self:StylizePanel, name:str, data:bytes, note:str=''):
     try: opened = open_image(data)
@@ -258,6 +265,7 @@ def _take_picture(self:StylizePanel, opened):
     self.missing = ''
     self._show_picture(jpeg(self.picture))
 
+# %% ../nbs/15bc_stylize_panel.ipynb #fa907508
 @patch
 def _no_picture(self:StylizePanel, why:str):
     self.missing = 'there is no picture: the last one could not be taken'
@@ -319,6 +327,7 @@ def _start(self:StylizePanel):
     self.engine = engine_for(self.run)
     self._begin()
 
+# %% ../nbs/15bc_stylize_panel.ipynb #045b8b35
 @patch
 def _check_ready(self:StylizePanel):
     if self.run and self.run.going: raise StylekitError('a run is going on here: stop it first')
@@ -347,6 +356,7 @@ def _pause(self:StylizePanel):
 @patch
 def _stop(self:StylizePanel): self.engine.stop()
 
+# %% ../nbs/15bc_stylize_panel.ipynb #3e5444b1
 @patch
 def _rewind(self:StylizePanel):
     was_over = self.run.ended
@@ -426,6 +436,7 @@ def _look_at_step(self:StylizePanel, run:LiveRun, changed:bool):
     if len(run.run.changes if run.run else ()) != self.logged: self._log()
     if changed: self._buttons()
 
+# %% ../nbs/15bc_stylize_panel.ipynb #865d31b1
 @patch
 def _in_words(self:StylizePanel, run:LiveRun)->str:
     "The state of a run that has not ended"
@@ -457,6 +468,7 @@ def _look_last(self:StylizePanel, run:LiveRun):
 StylizePanel.seen_at, StylizePanel.begun = 0., 0.
 StylizePanel.logged, StylizePanel.shown_state = 0, ''
 
+# %% ../nbs/15bc_stylize_panel.ipynb #1825789b
 def _short(value)->str: # of a change
     if isinstance(value, float): return f'{value:.3g}'
     if isinstance(value, tuple): return '(' + ', '.join(f'{x:.3g}' for x in value) + ')'
