@@ -11,7 +11,11 @@ _NAMES = dict(stylizer='stylize Stylizer StylizeResult Callback Checkpoint Previ
               images='load_image sample samples',
               rights='save_output read_output',
               live='replay',
-              panels='StylizePanel SpectrumPanel ComparePanel LoraPanel ControlClipPanel')
+              stylize_panel='StylizePanel',
+              spectrum_panel='SpectrumPanel',
+              compare_panel='ComparePanel',
+              lora_panel='LoraPanel',
+              control_clip_panel='ControlClipPanel')
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ['__version__', *_HOMES]
 

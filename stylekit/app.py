@@ -18,7 +18,7 @@ def write_page(folder, # empty, or not there yet
               )->Path: # the notebook
     "The page as a notebook of one cell"
     cell = dict(cell_type='code', id='page', metadata={}, outputs=[], execution_count=None,
-                source=f'from stylekit.panels import StylizePanel\nStylizePanel(simple=True, queue=True, **{how!r})')
+                source=f'from stylekit import StylizePanel\nStylizePanel(simple=True, queue=True, **{how!r})')
     kernel = dict(name='python3', display_name='Python 3', language='python')
     path = Path(folder)/'stylekit.ipynb'
     page = dict(cells=[cell], metadata=dict(kernelspec=kernel, title='stylekit'), nbformat=4, nbformat_minor=5)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['script', 'Slider', 'Picture', 'BeforeAfter', 'CutoffEditor', 'MaskBrush', 'Pulse', 'Saver', 'PictureDrop', 'Status',
-           'darken', 'figure_png', 'tip']
+           'darken', 'figure_png', 'hide_ticks', 'title_axes', 'tip']
 
 # %% ../nbs/15a_views.ipynb #f7de552b
 import io, time, uuid
@@ -215,6 +215,18 @@ def figure_png(draw, # draw(axes): what to draw
     if dark: darken(fig)
     fig.savefig(f := io.BytesIO(), format='png')
     return f.getvalue()
+
+# %% ../nbs/15a_views.ipynb #f10713d2
+def hide_ticks(axs):
+    "Axes of pictures: nothing to read off"
+    for ax in axs:
+        ax.set_xticks([])
+        ax.set_yticks([])
+
+def title_axes(ax, title:str, xlabel:str=''):
+    "What is drawn, in letters that fit a small figure"
+    ax.set_title(title, fontsize=8)
+    if xlabel: ax.set_xlabel(xlabel, fontsize=7)
 
 # %% ../nbs/15a_views.ipynb #4657ce9e
 def tip(plain:str, # what it does to the picture, in plain words

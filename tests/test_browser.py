@@ -31,7 +31,7 @@ def lab(tmp_path_factory):
 
 def panel(*given):
     "A cell that shows a `StylizePanel`"
-    return f'from stylekit.panels import StylizePanel\npanel = StylizePanel({", ".join(given)})\npanel'
+    return f'from stylekit import StylizePanel\npanel = StylizePanel({", ".join(given)})\npanel'
 
 def opened(png): return Image.open(io.BytesIO(png)).convert('RGB')
 
@@ -261,8 +261,7 @@ def settled(n, *names):
     return at_work(*names) == n
 '''
 TRAINING = AT_WORK+'''
-from stylekit import sample
-from stylekit.panels import LoraPanel
+from stylekit import LoraPanel, sample
 from pathlib import Path
 folder = Path('{name}')
 folder.mkdir(exist_ok=True)
@@ -305,9 +304,9 @@ def test_a_training_stops(chrome, lab):
 def test_a_grid_stops(chrome, lab):
     "9: the one of two encoders"
     cell = AT_WORK+'''
+from stylekit import ControlClipPanel
 from stylekit.backbone import load_backbone
 from stylekit.control_clip import ControlClip
-from stylekit.panels import ControlClipPanel
 model = load_backbone()
 control = ControlClip(model.text_encoders[0], model.tokenizers[0], mode='adapter')
 panel = ControlClipPanel(control, steps=400, backbone=model)
@@ -334,9 +333,9 @@ def test_keys_stay_in_the_panel(chrome, lab):
 
 ALL = '''
 from IPython.display import display
+from stylekit import ComparePanel, ControlClipPanel, LoraPanel, SpectrumPanel, StylizePanel
 from stylekit.backbone import load_backbone
 from stylekit.control_clip import ControlClip
-from stylekit.panels import ComparePanel, ControlClipPanel, LoraPanel, SpectrumPanel, StylizePanel
 model = load_backbone()
 control = ControlClip(model.text_encoders[0], model.tokenizers[0], mode='adapter')
 panel = StylizePanel(steps=3)

@@ -660,7 +660,7 @@ def test_through_a_live_run_and_its_recipe(ball):
 
 def test_through_the_panel(ball):
     pytest.importorskip('ipywidgets')
-    from stylekit.panels import StylizePanel
+    from stylekit.stylize_panel import StylizePanel
     panel = StylizePanel(ball, caption='a red ball', steps=2, seed=0)
     panel._start()
     panel.wait(120)

@@ -7,7 +7,7 @@ from browser import CHROMIUM, FLAGS, Server
 
 def record(out):
     # Short steps, to see the picture move
-    cell = 'from stylekit.panels import StylizePanel\nStylizePanel(steps=200, lr=.02, lam=0.)'
+    cell = 'from stylekit import StylizePanel\nStylizePanel(steps=200, lr=.02, lam=0.)'
     frames = []
     with sync_playwright() as pw, Server(Path(tempfile.mkdtemp())) as lab:
         browser = pw.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
