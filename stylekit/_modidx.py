@@ -1930,6 +1930,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'stylekit.scores.scores': ('scores.html#scores', 'stylekit/scores.py')},
             'stylekit.setting_controls': { 'stylekit.setting_controls._focus_slider': ( 'setting_controls.html#_focus_slider',
                                                                                         'stylekit/setting_controls.py'),
+                                           'stylekit.setting_controls._lam_ends': ( 'setting_controls.html#_lam_ends',
+                                                                                    'stylekit/setting_controls.py'),
                                            'stylekit.setting_controls._speed_slider': ( 'setting_controls.html#_speed_slider',
                                                                                         'stylekit/setting_controls.py'),
                                            'stylekit.setting_controls._strength_slider': ( 'setting_controls.html#_strength_slider',

@@ -33,7 +33,7 @@ def draw_relevance(axs, picture, grid, # two axes; PIL; the maps of a run, None:
     axs[0].imshow(picture)
     title_axes(axs[0], 'source')
     if grid is None:
-        where = 'asked anew at every step' if cfg.relevance=='released' else 'everywhere alike'
+        where = 'asked anew at every step' if cfg.method=='released' else 'everywhere alike'
         axs[1].text(.5, .5, where, ha='center', fontsize=8)
     else:
         relevance = grid(grid.ts[1:2].long(), cfg.relevance_floor)[0, 0]
