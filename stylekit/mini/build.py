@@ -221,8 +221,9 @@ def decoder_lessons(backbone, views:Views, words:str='', # of a style; none: the
 
 # %% ../../nbs/mini/04_build.ipynb #31c3eeb5
 def write_once(folder:Path, write)->Path: # write(a temporary folder beside it)
-    "A folder that is there is whole; what fails leaves none"
+    "A folder, written if it is not there; one that is there is whole, as what fails leaves none"
     folder = Path(folder)
+    if folder.exists(): return folder
     part = folder.with_name(folder.name+'.part')
     shutil.rmtree(part, ignore_errors=True)       # of a run that was killed
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -280,24 +281,24 @@ class ModelBuild:
 @patch
 def ready_autoencoder(self:ModelBuild)->AutoencoderTiny:
     "The autoencoder, trained on once, in `work/vae`"
-    if not (self.work/'vae').exists():
+    def train(part):
         images = torch.from_numpy(self.corpus.images(self.corpus.pictures('train', CODEC_SOURCES))).to(self.device)
         vae = read_part(AutoencoderTiny, self.start/'vae', self.device)
         vae = refine_autoencoder(vae, images, self.plan.autoencoder, self.plan.crops, report=self.say('autoencoder'))
-        write_once(self.work/'vae', vae.save_pretrained)
-    return read_part(AutoencoderTiny, self.work/'vae', self.device)
+        vae.save_pretrained(part)
+    return read_part(AutoencoderTiny, write_once(self.work/'vae', train), self.device)
 
 # %% ../../nbs/mini/04_build.ipynb #918d5d55
 @patch
 def ready_towers(self:ModelBuild)->tuple: # tokenizer, CLIPModel
     "The tokenizer of the start and its two towers, trained on once, in `work/clip`"
     tok = CLIPTokenizer.from_pretrained(self.start/'tokenizer')
-    if not (self.work/'clip').exists():
+    def train(part):
         clip = read_part(CLIPModel, self.start/'clip', self.device).requires_grad_(True)
         views = Views(self.corpus, self.corpus.pictures('train'), TOWER_VIEWS, self.device, seed=1)
         refine_towers(clip, tok, views, self.plan.towers, self.plan.things, report=self.say('towers'))
-        write_once(self.work/'clip', clip.save_pretrained)
-    return tok, read_part(CLIPModel, self.work/'clip', self.device)
+        clip.save_pretrained(part)
+    return tok, read_part(CLIPModel, write_once(self.work/'clip', train), self.device)
 
 # %% ../../nbs/mini/04_build.ipynb #bf77bc6d
 def told(encoders:Encoders, corpus:Corpus, pictures:list, device='cpu')->tuple: # latents, text states
@@ -315,17 +316,17 @@ def held_latents(self:ModelBuild, encoders:Encoders)->dict: # name -> (latents, 
 @patch
 def ready_base(self:ModelBuild)->Path: # `work/base`
     "A model folder with the base model and the decoder as it is so far"
-    if (self.work/'base').exists(): return self.work/'base'
-    vae = self.ready_autoencoder()
-    tok, clip = self.ready_towers()
-    encoders, pictures = Encoders(vae, clip.text_model, tok), self.corpus.pictures('train')
-    encoders.scale_latents(white_pixels(self.corpus, pictures[::4], self.device))
-    unet = read_part(UNet2DConditionModel, self.start/'unet', 'cpu')
-    views = Views(self.corpus, pictures, device=self.device, seed=2)
-    held = self.held_latents(encoders) if self.report else {}
-    unet = refine_base(unet, encoders, views, self.plan.base, self.plan.training, held, self.say('base'))
-    parts = vae.cpu(), clip.cpu(), tok, unet.cpu()
-    return write_once(self.work/'base', lambda part: pack(part, *parts, vae.config.scaling_factor))
+    def train(part):
+        vae = self.ready_autoencoder()
+        tok, clip = self.ready_towers()
+        encoders, pictures = Encoders(vae, clip.text_model, tok), self.corpus.pictures('train')
+        encoders.scale_latents(white_pixels(self.corpus, pictures[::4], self.device))
+        unet = read_part(UNet2DConditionModel, self.start/'unet', 'cpu')
+        views = Views(self.corpus, pictures, device=self.device, seed=2)
+        held = self.held_latents(encoders) if self.report else {}
+        unet = refine_base(unet, encoders, views, self.plan.base, self.plan.training, held, self.say('base'))
+        pack(part, vae.cpu(), clip.cpu(), tok, unet.cpu(), vae.config.scaling_factor)
+    return write_once(self.work/'base', train)
 
 # %% ../../nbs/mini/04_build.ipynb #a861314e
 @patch
@@ -369,15 +370,15 @@ def lessons(self:ModelBuild, backbone)->DecoderLessons:
 @patch
 def ready_model(self:ModelBuild)->Path: # `work/model`
     "The whole model, with the decoder trained on"
-    if (self.work/'model').exists(): return self.work/'model'
-    plan, backbone = self.plan, load_backbone(self.ready_base(), str(self.device), 'fp32')
-    self.ready_styles(backbone)
-    lessons, report = self.lessons(backbone), self.say('decoder')
-    vae = refine_decoder(backbone.vae, lessons, plan.decoder, plan.decoder_crops, report=report).cpu()
-    tok, clip = self.ready_towers()
-    unet = read_part(UNet2DConditionModel, self.work/'base'/'unet')
-    parts = vae, clip.cpu(), tok, unet, vae.config.scaling_factor
-    return write_once(self.work/'model', lambda part: pack(part, *parts))
+    def train(part):
+        plan, backbone = self.plan, load_backbone(self.ready_base(), str(self.device), 'fp32')
+        self.ready_styles(backbone)
+        lessons, report = self.lessons(backbone), self.say('decoder')
+        vae = refine_decoder(backbone.vae, lessons, plan.decoder, plan.decoder_crops, report=report).cpu()
+        tok, clip = self.ready_towers()
+        unet = read_part(UNet2DConditionModel, self.work/'base'/'unet')
+        pack(part, vae, clip.cpu(), tok, unet, vae.config.scaling_factor)
+    return write_once(self.work/'model', train)
 
 # %% ../../nbs/mini/04_build.ipynb #530f139a
 def build_model(data:Path, # packages and the rendered corpus; fetched and rendered when absent

@@ -11,6 +11,7 @@ __all__ = ['TABLE_STYLES', 'PART_STYLES', 'ALIGNED', 'PROBE_LOOKS', 'LOOP', 'STA
 # %% ../../nbs/mini/07_tables.ipynb #fc994887
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -21,7 +22,7 @@ from ..evaluate import METRICS, Metric, Table, evaluate, read_table, style_metri
 from ..feedforward import generator_file
 from ..finetune import train_lora
 from ..lora import LORA_FILE
-from ..records import Record, read_json, write_json
+from ..records import Record, cached, read_json, write_json
 from ..mini.build import corpus_examples
 from ..mini.data import Corpus, look_words
 from ..sms import settings
@@ -187,18 +188,19 @@ class Search(Record):
     points: tuple[tuple[str, dict[str, Any], dict[str, float]], ...]   # style, arguments, metric -> value
 
 # %% ../../nbs/mini/07_tables.ipynb #9d73ffb1
+def _read_search(file, key)->dict: return read_json(file, Search).to_json()
+
+def _write_search(found:dict, file, key): write_json(file, Search(**found))
+
 def searched(kept, work, corpus:Corpus, # folders for what is found and for what is drawn
              names:list, methods, styles, metrics, # validation names
              **kw # to `evaluate`
             )->dict: # method -> what `search` gives
     "The search of each method on validation names, kept in search-<method>.json"
     folder = picture_set(corpus, Path(work)/'validation', names, styles)
-    files = {m: Path(kept)/f'search-{m}.json' for m in methods}
-    for m, file in files.items():
-        if file.exists(): continue
-        found = search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search'/m, **kw)
-        write_json(file, Search(**found))
-    return {m: read_json(file, Search).to_json() for m, file in files.items()}
+    def found(m): return search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search'/m, **kw)
+    def file(m): return Path(kept)/f'search-{m}.json'
+    return {m: cached(file(m), None, partial(found, m), _read_search, _write_search) for m in methods}
 
 # %% ../../nbs/mini/07_tables.ipynb #7bcc16f2
 def _draw_curve(ax, points, content, method, colour):
@@ -262,17 +264,13 @@ def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seed
                out, **kw # as `evaluate`
               )->Table:
     "A table, each method of it in a file: what has been measured needs no pictures any more"
-    parts = []
-    for label, how in methods.items():
-        key = table_key(how, dataset, styles, metrics, seeds)
+    def part(label, how):
         file = Path(kept)/f"{name}-{label.replace(' ', '-')}.json"
-        part = read_table(file, key) if file.exists() else None
-        if part is None:
+        def measured_row():
             rows = measure(dataset, {label: how}, styles, metrics, seeds=seeds, out=Path(out)/file.stem, **kw)
-            part = Table(rows, {k: m.high for k, m in metrics.items()})
-            part.save(file, key)
-        parts.append(part)
-    return _joined(parts, [Path(s).name for s in styles])
+            return Table(rows, {k: m.high for k, m in metrics.items()})
+        return cached(file, table_key(how, dataset, styles, metrics, seeds), measured_row, read_table, Table.save)
+    return _joined([part(*item) for item in methods.items()], [Path(s).name for s in styles])
 
 # %% ../../nbs/mini/07_tables.ipynb #49bb3dd0
 def _table_rows(found:dict)->dict: # of `searched`; table -> method -> arguments of `stylize`
