@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'TIMESTEPS', 'NOISE_SCHEDULE', 'BETA_SCHEDULERS', 'FAMILIES', 'PARTS', 'TOKENIZER_FILES',
            'CLIP_REPOS', 'PICKLES', 'HUB_SECONDS', 'STALL_SECONDS', 'read_config', 'config_value', 'check_scheduler',
-           'noise_schedule', 'alpha_bars', 'family_of', 'refuse_family', 'part_classes', 'check_unet', 'check_texts',
-           'check_vae', 'check_numbers', 'open_tensors', 'fill', 'build_part', 'load_tokenizer', 'check_tokenizer',
-           'merges_tokenizer', 'tokenizer_pair', 'tokenizer_files', 'weight_names', 'shard_names', 'ModelFiles',
-           'read_folder', 'check_model_folder', 'single_family', 'single_unet_config', 'single_vae_config',
-           'single_text', 'said_prediction', 'read_single', 'in_time', 'hub_names', 'hub_fetch', 'hub_copy',
-           'hub_folder', 'find_model', 'public_path']
+           'noise_schedule', 'alpha_bars', 'family_of', 'refuse_family', 'part_classes', 'pipeline_index', 'check_unet',
+           'check_texts', 'check_vae', 'check_numbers', 'open_tensors', 'fill', 'build_part', 'load_tokenizer',
+           'check_tokenizer', 'merges_tokenizer', 'tokenizer_pair', 'tokenizer_files', 'weight_names', 'shard_names',
+           'ModelFiles', 'read_folder', 'check_model_folder', 'single_family', 'single_unet_config',
+           'single_vae_config', 'single_text', 'said_prediction', 'read_single', 'in_time', 'hub_names', 'hub_fetch',
+           'hub_copy', 'hub_folder', 'find_model', 'public_path']
 
 # %% ../nbs/01b_model_files.ipynb #b1f00003
 import gzip, json, math, re, threading, warnings
@@ -213,6 +213,17 @@ def _check_complete(classes:dict, name:str):
     missing = [p for p in needed if p not in classes]
     if missing:
         raise StylekitError(f'{name}: model_index.json names no {", ".join(missing)}: {_ALSO}, or download it again')
+
+# %% ../nbs/01b_model_files.ipynb #f134276e
+def pipeline_index(vae:str='AutoencoderKL' # class of the autoencoder
+                  )->dict: # of `model_index.json`
+    "What a Stable Diffusion pipeline is made of"
+    parts = dict(vae=['diffusers', vae], unet=['diffusers', 'UNet2DConditionModel'],
+                 text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'],
+                 scheduler=['diffusers', 'DDIMScheduler'])
+    none = {k: [None, None] for k in ('safety_checker', 'feature_extractor', 'image_encoder')}
+    return dict(_class_name='StableDiffusionPipeline', _diffusers_version='0.35.0', **parts, **none,
+                requires_safety_checker=False)
 
 # %% ../nbs/01b_model_files.ipynb #557b1289
 _MORE_CHANNELS = {9: 'an inpainting model', 8: 'an InstructPix2Pix model', 7: 'an upscaler', 5: 'a depth model'}

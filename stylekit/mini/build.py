@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLES_BUILT', 'USES', 'STYLE_VIEWS', 'WHITE_VIEWS', 'WHITE_ROUND', 'LONG_ROUND', 'SAMPLES', 'text_encoder_of',
-           'pipeline_index', 'pack', 'style_rights', 'set_examples', 'corpus_examples', 'style_views', 'StyleRound',
-           'StyleTrainer', 'learn_style', 'write_style', 'denoise_once', 'decoder_lessons', 'write_once',
-           'ready_corpus', 'read_part', 'BuildPlan', 'ModelBuild', 'told', 'build_model', 'untrained_model',
-           'model_errors', 'write_samples']
+           'pack', 'style_rights', 'set_examples', 'corpus_examples', 'style_views', 'StyleRound', 'StyleTrainer',
+           'learn_style', 'write_style', 'denoise_once', 'decoder_lessons', 'write_once', 'ready_corpus', 'read_part',
+           'BuildPlan', 'ModelBuild', 'told', 'build_model', 'untrained_model', 'model_errors', 'write_samples']
 
 # %% ../../nbs/mini/04_build.ipynb #2c44e650
 import json, shutil
@@ -21,6 +20,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from ..backbone import load_backbone
 from ..core import StylekitError, asset, digest, folder_lock, pick_device
 from ..finetune import Example, write_rights
+from ..model_files import pipeline_index
 from ..lora import (ATTENTION, FEED_FORWARD, LORA_FILE, add_style, adapter_parameters, load_style, new_adapter,
                            save_lora)
 
@@ -44,15 +44,6 @@ def text_encoder_of(clip:CLIPModel)->CLIPTextModel:
     return enc.eval()
 
 # %% ../../nbs/mini/04_build.ipynb #f134276f
-def pipeline_index()->dict: # of `model_index.json`
-    "What a Stable Diffusion pipeline is made of"
-    parts = dict(vae=['diffusers', 'AutoencoderTiny'], unet=['diffusers', 'UNet2DConditionModel'],
-                 text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'],
-                 scheduler=['diffusers', 'DDIMScheduler'])
-    none = {k: [None, None] for k in ('safety_checker', 'feature_extractor', 'image_encoder')}
-    return dict(_class_name='StableDiffusionPipeline', _diffusers_version='0.35.0', **parts, **none,
-                requires_safety_checker=False)
-
 def _drop(path, *keys): # from a configuration
     cfg = json.loads(path.read_text())
     path.write_text(json.dumps({k:v for k,v in cfg.items() if k not in keys}, indent=2)+'\n')
@@ -71,7 +62,7 @@ def pack(dest:Path, vae, clip, tok, unet, scale:float # 1/std of the latents
     for name in ('vae', 'unet'): _drop(dest/name/'config.json', '_name_or_path')  # a folder of the one who trained
     tok.save_pretrained(dest/'tokenizer')
     DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(dest/'scheduler')
-    (dest/'model_index.json').write_text(json.dumps(pipeline_index(), indent=2)+'\n')
+    (dest/'model_index.json').write_text(json.dumps(pipeline_index('AutoencoderTiny'), indent=2)+'\n')
     return dest
 
 # %% ../../nbs/mini/04_build.ipynb #b7f7ad95
