@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PART_STYLES', 'ALIGNED', 'PROBE_LOOKS', 'LOOP', 'START', 'AXES', 'TABLE_METHODS', 'TABLE_METRICS',
-           'pick', 'look_of', 'picture_set', 'look_metric', 'edges_of', 'balance', 'measure', 'search_space', 'search',
-           'few_shot_styles', 'ablation', 'added', 'Search', 'searched', 'curves', 'table_metrics', 'decided',
+           'pick', 'look_of', 'picture_set', 'look_metric', 'edges_of', 'balance', 'measure', 'search_space', 'Search',
+           'search', 'few_shot_styles', 'ablation', 'added', 'searched', 'curves', 'table_metrics', 'decided',
            'table_key', 'kept_table', 'make_tables', 'measured', 'balances']
 
 # %% ../../nbs/mini/07_tables.ipynb #fc994887
@@ -115,10 +115,18 @@ def search_space(method:str)->tuple: # arguments of `stylize` to start from; set
     start = {k: v for k, v in START.items() if k in read}
     return dict(method=method) | start, {k: v for k, v in AXES.items() if k in read}
 
+# %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
+@dataclass(frozen=True)
+class Search(Record):
+    "What a search found"
+    kind = 'search'
+    best: dict[str, Any]     # arguments of `stylize`
+    points: tuple[tuple[str, dict[str, Any], dict[str, float]], ...]   # style, arguments, metric -> value
+
 # %% ../../nbs/mini/07_tables.ipynb #11818924
 def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting -> values to try
            dataset, styles, metrics:dict, report=print, **kw # to `evaluate`
-          )->dict: # best: arguments; points: what was tried, as (style, arguments, metric -> value)
+          )->Search:
     "Along one setting at a time, the mean balance over styles decides"
     tried, points = {}, []
     def value(how):
@@ -133,7 +141,7 @@ def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting ->
     for axis, choices in axes.items():
         if axis == 'guide' and best.get('guidance_scale') == 1: continue   # no guidance, nothing to point away from
         best = max([best, *(best | {axis: c} for c in choices)], key=value)
-    return dict(best=best, points=points)
+    return Search(best, tuple(points))
 
 # %% ../../nbs/mini/07_tables.ipynb #8dd643a6
 def few_shot_styles(corpus:Corpus, look:str, out, # folder for styles
@@ -179,23 +187,15 @@ def added(dds:dict # DDS's best setting
             'fresh noise': dict(fake_noise=.5)}
     return dict(DDS=bare) | {k: bare | v for k, v in rows.items()}
 
-# %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
-@dataclass(frozen=True)
-class Search(Record):
-    "What `search` gives, in a file"
-    kind = 'search'
-    best: dict[str, Any]     # arguments of `stylize`
-    points: tuple[tuple[str, dict[str, Any], dict[str, float]], ...]   # style, arguments, metric -> value
-
 # %% ../../nbs/mini/07_tables.ipynb #9d73ffb1
-def _read_search(file, key)->dict: return read_json(file, Search).to_json()
+def _read_search(file, key)->Search: return read_json(file, Search)
 
-def _write_search(found:dict, file, key): write_json(file, Search(**found))
+def _write_search(found:Search, file, key): write_json(file, found)
 
 def searched(kept, work, corpus:Corpus, # folders for what is found and for what is drawn
              names:list, methods, styles, metrics, # validation names
              **kw # to `evaluate`
-            )->dict: # method -> what `search` gives
+            )->dict: # method -> Search
     "The search of each method on validation names, kept in search-<method>.json"
     folder = picture_set(corpus, Path(work)/'validation', names, styles)
     def found(m): return search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search'/m, **kw)
@@ -211,7 +211,7 @@ def _draw_curve(ax, points, content, method, colour):
 
 def _draw_curves(ax, found:dict, style:str, content:str): # every method's
     for i, (method, f) in enumerate(found.items()):
-        points = [p for p in f['points'] if p[0] == style]
+        points = [p for p in f.points if p[0] == style]
         _draw_curve(ax, points, content, method, 'k' if method == 'sms' else f'C{i}')
     ax.set(title=style, xlabel=content, ylabel='style')
 
@@ -221,7 +221,7 @@ def curves(found:dict, # of `searched`
           ): # matplotlib figure
     "Everything that was tried, and the best style that each method reaches at each amount of content kept"
     import matplotlib.pyplot as plt
-    points = [p for f in found.values() for p in f['points']]
+    points = [p for f in found.values() for p in f.points]
     styles = list(dict.fromkeys(style for style, _, values in points if content in values))
     size = 3.6*len(styles), 3.2
     fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=size, dpi=100, layout='constrained')
@@ -275,7 +275,7 @@ def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seed
 # %% ../../nbs/mini/07_tables.ipynb #49bb3dd0
 def _table_rows(found:dict)->dict: # of `searched`; table -> method -> arguments of `stylize`
     "The default, and the rivals at their best, with the default's own loop around them"
-    best = {m: search_space(m)[0] | f['best'] for m, f in found.items()}
+    best = {m: search_space(m)[0] | f.best for m, f in found.items()}
     rivals = {m: how for m, how in best.items() if m != 'sms'}
     main = {'unchanged': None, 'default': {}, 'independent noise': dict(noise='independent')} | rivals
     rows = dict(main=main, ablation=ablation(), shots=dict(default={}))
