@@ -434,7 +434,7 @@ def read_icons(source:Source, package:Path # unpacked
 
 # %% ../../nbs/mini/00_data.ipynb #2db75161
 def known_things(packages:dict # as `fetch_sets` returns them
-                )->dict: # name -> dict(group, subgroup, char)
+                )->dict: # name -> dict(group, char)
     "Every thing that Unicode names, with its group"
     emoji = json.loads((packages['names']/'data-by-emoji.json').read_text())
     return {v['slug'].replace('_', '-'): dict(group=v['group'], char=ch) for ch,v in emoji.items()}
