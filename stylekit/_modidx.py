@@ -1400,6 +1400,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'stylekit.mini.data.Corpus.names': ('mini/data.html#corpus.names', 'stylekit/mini/data.py'),
                                     'stylekit.mini.data.Corpus.pictures': ('mini/data.html#corpus.pictures', 'stylekit/mini/data.py'),
                                     'stylekit.mini.data.Drawing': ('mini/data.html#drawing', 'stylekit/mini/data.py'),
+                                    'stylekit.mini.data.NamedThing': ('mini/data.html#namedthing', 'stylekit/mini/data.py'),
                                     'stylekit.mini.data.Picture': ('mini/data.html#picture', 'stylekit/mini/data.py'),
                                     'stylekit.mini.data.Source': ('mini/data.html#source', 'stylekit/mini/data.py'),
                                     'stylekit.mini.data.Source.origin': ('mini/data.html#source.origin', 'stylekit/mini/data.py'),

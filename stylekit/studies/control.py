@@ -68,15 +68,15 @@ def emoji_grid(sets:StyleSets,
                called:dict=None # look -> its name; default the words of captions
               )->Grid:
     "The rendered sets as a grid of categories and looks"
-    if any('subgroup' not in v for v in sets.info.values()):
+    if any(v.subgroup is None for v in sets.info.values()):
         raise StylekitError(f'{sets.root} was made before names had subgroups: '
                             'call render_sets(fetch_sets(...), ...) again')
     category = {subgroup: c for c, subgroups in categories.items() for subgroup in subgroups}
     style = called or {l: look_words(l) for l in looks}
     def shot(name, info, look):
-        return Shot(category[info['subgroup']], style[look], name, lambda: sets[look, name], info['split'])
+        return Shot(category[info.subgroup], style[look], name, lambda: sets[look, name], info.split)
     return Grid(shot(n, v, l) for c in categories for n, v in sets.info.items()
-                if category.get(v['subgroup']) == c for l in looks)
+                if category.get(v.subgroup) == c for l in looks)
 
 # %% ../../nbs/mini/08_control.ipynb #c80fd5e3
 class Seen(Clip):
