@@ -21,6 +21,7 @@ from .backbone import Backbone, load_backbone
 from .core import StylekitError, asset, atomic_path, folder_lock, user_path
 from .images import sample
 from .lora import load_style, new_adapter, save_lora
+from .model_files import pipeline_index
 from .sms import settings
 from .stylizer import Stylizer
 
@@ -78,15 +79,6 @@ def _scheduler():
     return DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=1,
                          clip_sample=False, set_alpha_to_one=False)
 
-def _model_index()->dict:
-    "By which diffusers knows the class of each part"
-    parts = dict(unet=['diffusers', 'UNet2DConditionModel'], vae=['diffusers', 'AutoencoderKL'],
-                 text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'],
-                 scheduler=['diffusers', 'DDIMScheduler'])
-    absent = {k: [None, None] for k in ('safety_checker', 'feature_extractor', 'image_encoder')}
-    return dict(_class_name='StableDiffusionPipeline', _diffusers_version='0.35.0', **parts, **absent,
-                requires_safety_checker=False)
-
 # %% ../nbs/benchmarks/00_real_size.ipynb #80518f67
 def _make_model(folder:Path, shape:str, seed:int)->Path:
     sizes, tokenizer = SHAPES[shape], _tokenizer()
@@ -99,7 +91,7 @@ def _make_model(folder:Path, shape:str, seed:int)->Path:
     tokenizer.save_pretrained(folder/'tokenizer')
     _scheduler().save_pretrained(folder/'scheduler')
     with atomic_path(folder/'model_index.json') as f:   # last: a folder with it is whole
-        Path(f).write_text(json.dumps(_model_index()))
+        Path(f).write_text(json.dumps(pipeline_index()))
     return folder
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #4af4a6f2

@@ -646,6 +646,13 @@ class TrainingLine:
     @property
     def is_cut(self)->bool: return any(r.ended == 'cut short' for r in self.parts.values())
 
+def _learn(o, names:str, # what was given to a command; those of its options that `run` has by the same name
+           run, *given, **settings)->TrainingLine: # a function that trains
+    "Run a training and say how far it is"
+    line = TrainingLine()
+    run(*given, report=line, **settings, **_given(o, names))
+    return line
+
 def _trained(line:TrainingLine, made:Path, **data)->int: # exit status
     "Say where the result is, if there is one, and whether it is whole"
     cut = line.is_cut
@@ -660,10 +667,9 @@ def _learn_lora(o)->int: # exit status; `o`: what was given to `train_lora`
     name = o.name or Path(o.folder).resolve().name
     _new_style_name(name)
     made = Path(o.out)/name/LORA_FILE
-    options = _given(o, 'out template names rank steps batch lr prior seed backbone device dtype minutes overwrite')
-    line = TrainingLine()
+    options = 'out template names rank steps batch lr prior seed backbone device dtype minutes overwrite'
     shown = [(o.preview, _caption_of(o.preview))] if o.preview else []
-    run(o.folder, name, o.words, dora=o.dora or None, previews=shown, report=line, **options)
+    line = _learn(o, options, run, o.folder, name, o.words, dora=o.dora or None, previews=shown)
     SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
     return _trained(line, made, command='train-lora', name=name)
 
@@ -701,12 +707,11 @@ def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_fee
     if o.preset == 'gradient': _refuse(o, 'refine adversarial', 'with --preset gradient: there are no lessons')
     style = load_style(o.style)
     made = Path(o.out)/(o.name or style.name)/GENERATOR_FILE
-    options = _given(o, 'template space areas cell refine adversarial steps batch lr lam guidance_scale '
-                        'seed minutes backbone device dtype overwrite')
+    options = ('template space areas cell refine adversarial steps batch lr lam guidance_scale '
+               'seed minutes backbone device dtype overwrite')
     settings = FEEDFORWARD_PRESETS['lessons' if o.preset == 'lessons' else 'teacher']
-    line = TrainingLine()
-    run(style, o.folder, o.name, out=Path(o.out), settings=settings, report=line,
-        teacher=True if o.preset == 'teacher' else None, **options)
+    line = _learn(o, options, run, style, o.folder, o.name, out=Path(o.out), settings=settings,
+                  teacher=True if o.preset == 'teacher' else None)
     if place()[0]: return 0
     return _trained(line, made, command='train-feedforward', name=made.parent.name)
 
@@ -761,11 +766,10 @@ def _few_cells(folder:Path):
 def _learn_control_clip(o)->int: # exit status; `o`: what was given to `train_control_clip`
     from stylekit.control_clip import CONTROL_FILE, TEMPLATES, train_control_clip as run
     made = Path(o.out)/CONTROL_FILE
-    options = _given(o, 'out mode loss weight steps batch seed shots overwrite device minutes')
+    options = 'out mode loss weight steps batch seed shots overwrite device minutes'
     templates = (o.template,) if o.template else TEMPLATES
     _few_cells(Path(o.folder))
-    line = TrainingLine()
-    run(o.folder, o.clip, templates=templates, report=line, **options)
+    line = _learn(o, options, run, o.folder, o.clip, templates=templates)
     return _trained(line, made, command='train-control-clip')
 
 # %% ../nbs/16_cli.ipynb #a85edaf8

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from fastcore.basics import patch
 import torch, torch.nn.functional as F
-from .backbone import hub_copy
+from .model_files import hub_copy
 from .core import asset, explain_errors, one_line, pick_device, user_path
 from .images import image_to_tensor, load_image
 

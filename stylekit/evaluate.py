@@ -12,7 +12,7 @@ __all__ = ['USUAL', 'LOOKS_SHA256', 'IN_STYLE', 'METRICS', 'NEEDS', 'Item', 'rea
 import difflib, errno, io, json, math, re, warnings
 from csv import writer
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from html import escape
 from pathlib import Path
 from textwrap import fill
@@ -32,7 +32,7 @@ from .lora import Style, load_style
 from .metrics import Measured, art_fd, as_tensors, cfsd, edge_f1, fd, identified, judge_features, kid
 from .metrics import load_features, mean_interval, mmd, pd, similarity, ssim, structure
 from .folders import LOST, without_folders, worker_pool
-from .records import Record, parse_json, read_json, seal, unseal_if_sealed, write_json
+from .records import Record, cached, parse_json, read_json, seal, unseal_if_sealed, write_json
 from .sms import settings
 from .stylizer import StylizeResult, stylize
 
@@ -468,17 +468,23 @@ class Measurement(Record):
     each: tuple[float, ...]
 
 # %% ../nbs/13_evaluate.ipynb #62eabd32
-def _measured_once(file:Path, m:Metric, shown:Shown, net)->Measured:
-    "What the file says; measured and written if there is none"
-    if file.exists():
-        kept = vars(read_json(file, Measurement))
-        return Measured(sha256=kept.pop('network_sha256'), **kept)
+def _measure(m:Metric, shown:Shown, net)->Measured:
     found = m.f(shown, net)
     if not all(map(math.isfinite, (found.value, *found.each))):
         raise StylekitError(f'{found.name} is NaN or infinite on these pictures')
+    return found
+
+def _read_measured(file, key)->Measured:
+    kept = vars(read_json(file, Measurement))
+    return Measured(sha256=kept.pop('network_sha256'), **kept)
+
+def _write_measured(found:Measured, file, key):
     values = asdict(found)
     write_json(file, Measurement(network_sha256=values.pop('sha256'), **values))
-    return found
+
+def _measured_once(file:Path, m:Metric, shown:Shown, net)->Measured:
+    "What the file says; measured and written if there is none"
+    return cached(file, None, partial(_measure, m, shown, net), _read_measured, _write_measured)
 
 # %% ../nbs/13_evaluate.ipynb #7dbab7d0
 def _truths(items, style)->dict: # id -> path

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS_SHA256', 'STAGES', 'ANSWER', 'unit', 'edges', 'edge_f1', 'stage_distance', 'stage_statistics', 'Judge',
-           'StyleProbe', 'fit_probe', 'save_probe', 'read_probe']
+           'ToyJudge', 'StyleProbe', 'fit_probe', 'save_probe', 'read_probe']
 
 # %% ../nbs/11_judge.ipynb #e95c07a3
 import hashlib, io
@@ -139,6 +139,15 @@ def stats(self:Judge, images # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
          )->torch.Tensor: # (N, 384)
     "Mean and deviation of every channel of the early stages: how it is drawn, more than what it is"
     return self.map_batches(lambda x: stage_statistics(self.features(x)[0]), images)
+
+# %% ../nbs/11_judge.ipynb #534c8ccf
+class ToyJudge(Judge):
+    "Average pools in place of a network"
+    def __init__(self): self.device, self.batch = 'cpu', 3
+    def features(self, images):
+        "Five maps and a vector, as `Judge.features` gives them"
+        x = unit(images)
+        return [F.avg_pool2d(x, 2**i) for i in range(1, 6)], x.mean((2,3))
 
 # %% ../nbs/11_judge.ipynb #a0f7a375
 ANSWER = dict(shaded='content', render='content', flat='flat', ink='ink', freehand='freehand', pixel='pixel',

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .backbone import PICKLES, Backbone, hub_copy
+from .backbone import Backbone
+from .model_files import PICKLES, hub_copy
 from .core import (StylekitError, asset, atomic_path, check_range, digest, explain_errors, file_sha256,
                            user_path)
 from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family,

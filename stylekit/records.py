@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'payload_hash', 'seal', 'unseal',
            'unseal_if_sealed', 'write_json', 'read_json', 'json_line', 'parse_line', 'read_lines', 'save_state',
-           'load_state', 'check_run', 'seal_file', 'check_sealed', 'save_sealed']
+           'load_state', 'check_run', 'seal_file', 'check_sealed', 'save_sealed', 'Kept', 'save_kept', 'load_kept',
+           'cached']
 
 # %% ../nbs/00a_records.ipynb #091362ea
 import hashlib, io, json, math, re, types
@@ -361,3 +362,49 @@ def save_sealed(tensors:dict, # name -> tensor, on the CPU and contiguous
     save_file(tensors, str(path), {**notes, key: UNSEALED})
     _sort_header(user_path(path))
     seal_file(path)
+
+# %% ../nbs/00a_records.ipynb #cbac2550
+@dataclass(frozen=True)
+class Kept(Record):
+    "A value in its file"
+    kind = 'kept result'
+    made_from: str   # hash of all that it depends on
+    got: Any
+
+def _each(f, value):
+    "Lists and objects with `f` of all that is in them"
+    if isinstance(value, dict): return {k: _each(f, v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)): return [_each(f, v) for v in value]
+    return f(value)
+
+def _null_for_nan(v): return None if v != v else v    # JSON has no NaN
+def _nan_for_null(v): return float('nan') if v is None else v
+
+# %% ../nbs/00a_records.ipynb #7c0a5e02
+def save_kept(value, # numbers, texts, lists, dicts
+              path, key:str # says what it was made from
+             ):
+    "Write a value to a file of its own"
+    line = json_line(Kept(key, _each(_null_for_nan, value)))
+    with atomic_path(path) as tmp: tmp.write_text(line, encoding='utf-8')
+
+def load_kept(path,
+              key:str=None # what it must have been made from; None: it does not matter
+             ): # None if it was made from something else
+    "The value that `save_kept` wrote"
+    kept = read_json(path, Kept)
+    return _each(_nan_for_null, kept.got) if key in (None, kept.made_from) else None
+
+# %% ../nbs/00a_records.ipynb #7c0a5e03
+def cached(path, # the file that keeps the value; its folders are made
+           key:str, # says what the value is made from; None: the name of the file does
+           make, # make() -> the value
+           read=load_kept, # read(path, key) -> the value; None if it was made from something else
+           write=save_kept # write(value, path, key)
+          ):
+    "The value that a file keeps; made and written if there is none, or one that was made from something else"
+    path = user_path(path)
+    found = read(path, key) if path.exists() else None
+    if found is not None: return found
+    write(make(), path, key)
+    return read(path, key)

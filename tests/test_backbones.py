@@ -655,7 +655,7 @@ def test_one_file_says_what_it_was_trained_for(singles, tmp_path):
 
 def test_one_file_without_a_tokenizer(singles, tmp_path, monkeypatch):
     folder, file = singles('sd1')
-    monkeypatch.setattr('stylekit.backbone._cached_vocabulary', lambda: None)
+    monkeypatch.setattr('stylekit.model_files._cached_vocabulary', lambda: None)
     refused(file, 'tokenizer=FOLDER', 'open_clip')
     refused(file, 'does not exist', tokenizer=tmp_path/'none')
     refused(file, 'vocabulary', tokenizer=tmp_path)
@@ -745,12 +745,12 @@ def serve():
 threading.Thread(target=serve, daemon=True).start()
 port = server.getsockname()[1]
 os.environ.update(HF_ENDPOINT=f'http://127.0.0.1:{port}', HF_HUB_OFFLINE='0', HF_HOME=home)
-import stylekit.backbone as B
+import stylekit.backbone as B, stylekit.model_files as files
 from stylekit.clip import load_clip
 from stylekit.lora import load_style
 from stylekit.metrics import load_features
 B.load_backbone()       # libraries are imported in it
-B.HUB_SECONDS = 1
+files.HUB_SECONDS = 1
 def load_revision(name): B.load_backbone(name, revision='v2')
 def load_mix(name): load_style(f'ink:0.5+{name}/a.safetensors:0.5')
 ask = dict(backbone=B.load_backbone, revision=load_revision, style=load_style, mix=load_mix, clip=load_clip,

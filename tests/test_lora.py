@@ -316,12 +316,12 @@ def test_hub_ids(monkeypatch, tmp_path, sd15):
     save_file(kohya(dict(unet=load_backbone(sd15).unet), ['to_q']), tmp_path/'a.safetensors')
     files = ['README.md', 'a.safetensors']
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
-    monkeypatch.setattr('stylekit.backbone.hub_names', lambda repo, revision: ('c'*40, files))
+    monkeypatch.setattr('stylekit.model_files.hub_names', lambda repo, revision: ('c'*40, files))
     fetched = []
     def fetch(repo, commit, names):
         fetched.append(names)
         return tmp_path
-    monkeypatch.setattr('stylekit.backbone.hub_fetch', fetch)
+    monkeypatch.setattr('stylekit.model_files.hub_fetch', fetch)
     assert load_style('someone/style').path == tmp_path/'a.safetensors' and fetched == [['a.safetensors']]
     files.append('b.safetensors')
     with pytest.raises(StylekitError, match='a.safetensors, b.safetensors; name the one'): load_style('someone/style')

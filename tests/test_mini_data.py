@@ -79,7 +79,7 @@ def test_single_things():
     groups = {'Animals & Nature': ['owl'], 'Flags': ['flag-france'], 'Symbols': ['input-numbers'],
               'Travel & Places': ['four-o-clock', 'four-thirty'],
               'People & Body': ['astronaut', 'family-man-woman-girl', 'man-walking', 'person-walking']}
-    known = {n: dict(group=g, char='') for g,names in groups.items() for n in names}
+    known = {n: D.NamedThing(g) for g,names in groups.items() for n in names}
     assert {*D.single_things(known)} == {'owl', 'astronaut', 'person-walking'}
 
 

@@ -6,9 +6,9 @@ from stylekit import StylekitError
 from stylekit.evaluate import Row, Table, read_table
 from stylekit.live import Recipe, load_recipe
 from stylekit.metrics import Measured
-from stylekit.studies.control import Kept, kept, read_kept
+from stylekit.studies.control import kept, read_kept
 from stylekit.studies.tables import Search
-from stylekit.records import read_json, write_json
+from stylekit.records import Kept, read_json, write_json
 from stylekit.sms import settings
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLES_BUILT', 'USES', 'STYLE_VIEWS', 'WHITE_VIEWS', 'WHITE_ROUND', 'LONG_ROUND', 'SAMPLES', 'text_encoder_of',
-           'pipeline_index', 'pack', 'style_rights', 'set_examples', 'corpus_examples', 'style_views', 'StyleRound',
-           'StyleTrainer', 'learn_style', 'write_style', 'denoise_once', 'decoder_lessons', 'write_once',
-           'ready_corpus', 'read_part', 'BuildPlan', 'ModelBuild', 'told', 'build_model', 'untrained_model',
-           'model_errors', 'write_samples']
+           'pack', 'style_rights', 'set_examples', 'corpus_examples', 'style_views', 'StyleRound', 'StyleTrainer',
+           'learn_style', 'write_style', 'denoise_once', 'decoder_lessons', 'write_once', 'ready_corpus', 'read_part',
+           'BuildPlan', 'ModelBuild', 'told', 'build_model', 'untrained_model', 'model_errors', 'write_samples']
 
 # %% ../../nbs/mini/04_build.ipynb #2c44e650
 import json, shutil
@@ -21,6 +20,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from ..backbone import load_backbone
 from ..core import StylekitError, asset, digest, folder_lock, pick_device
 from ..finetune import Example, write_rights
+from ..model_files import pipeline_index
 from ..lora import (ATTENTION, FEED_FORWARD, LORA_FILE, add_style, adapter_parameters, load_style, new_adapter,
                            save_lora)
 
@@ -44,15 +44,6 @@ def text_encoder_of(clip:CLIPModel)->CLIPTextModel:
     return enc.eval()
 
 # %% ../../nbs/mini/04_build.ipynb #f134276f
-def pipeline_index()->dict: # of `model_index.json`
-    "What a Stable Diffusion pipeline is made of"
-    parts = dict(vae=['diffusers', 'AutoencoderTiny'], unet=['diffusers', 'UNet2DConditionModel'],
-                 text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'],
-                 scheduler=['diffusers', 'DDIMScheduler'])
-    none = {k: [None, None] for k in ('safety_checker', 'feature_extractor', 'image_encoder')}
-    return dict(_class_name='StableDiffusionPipeline', _diffusers_version='0.35.0', **parts, **none,
-                requires_safety_checker=False)
-
 def _drop(path, *keys): # from a configuration
     cfg = json.loads(path.read_text())
     path.write_text(json.dumps({k:v for k,v in cfg.items() if k not in keys}, indent=2)+'\n')
@@ -71,7 +62,7 @@ def pack(dest:Path, vae, clip, tok, unet, scale:float # 1/std of the latents
     for name in ('vae', 'unet'): _drop(dest/name/'config.json', '_name_or_path')  # a folder of the one who trained
     tok.save_pretrained(dest/'tokenizer')
     DDIMScheduler(**SCHEDULE, set_alpha_to_one=False, steps_offset=1).save_pretrained(dest/'scheduler')
-    (dest/'model_index.json').write_text(json.dumps(pipeline_index(), indent=2)+'\n')
+    (dest/'model_index.json').write_text(json.dumps(pipeline_index('AutoencoderTiny'), indent=2)+'\n')
     return dest
 
 # %% ../../nbs/mini/04_build.ipynb #b7f7ad95
@@ -221,8 +212,9 @@ def decoder_lessons(backbone, views:Views, words:str='', # of a style; none: the
 
 # %% ../../nbs/mini/04_build.ipynb #31c3eeb5
 def write_once(folder:Path, write)->Path: # write(a temporary folder beside it)
-    "A folder that is there is whole; what fails leaves none"
+    "A folder, written if it is not there; one that is there is whole, as what fails leaves none"
     folder = Path(folder)
+    if folder.exists(): return folder
     part = folder.with_name(folder.name+'.part')
     shutil.rmtree(part, ignore_errors=True)       # of a run that was killed
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -280,24 +272,24 @@ class ModelBuild:
 @patch
 def ready_autoencoder(self:ModelBuild)->AutoencoderTiny:
     "The autoencoder, trained on once, in `work/vae`"
-    if not (self.work/'vae').exists():
+    def train(part):
         images = torch.from_numpy(self.corpus.images(self.corpus.pictures('train', CODEC_SOURCES))).to(self.device)
         vae = read_part(AutoencoderTiny, self.start/'vae', self.device)
         vae = refine_autoencoder(vae, images, self.plan.autoencoder, self.plan.crops, report=self.say('autoencoder'))
-        write_once(self.work/'vae', vae.save_pretrained)
-    return read_part(AutoencoderTiny, self.work/'vae', self.device)
+        vae.save_pretrained(part)
+    return read_part(AutoencoderTiny, write_once(self.work/'vae', train), self.device)
 
 # %% ../../nbs/mini/04_build.ipynb #918d5d55
 @patch
 def ready_towers(self:ModelBuild)->tuple: # tokenizer, CLIPModel
     "The tokenizer of the start and its two towers, trained on once, in `work/clip`"
     tok = CLIPTokenizer.from_pretrained(self.start/'tokenizer')
-    if not (self.work/'clip').exists():
+    def train(part):
         clip = read_part(CLIPModel, self.start/'clip', self.device).requires_grad_(True)
         views = Views(self.corpus, self.corpus.pictures('train'), TOWER_VIEWS, self.device, seed=1)
         refine_towers(clip, tok, views, self.plan.towers, self.plan.things, report=self.say('towers'))
-        write_once(self.work/'clip', clip.save_pretrained)
-    return tok, read_part(CLIPModel, self.work/'clip', self.device)
+        clip.save_pretrained(part)
+    return tok, read_part(CLIPModel, write_once(self.work/'clip', train), self.device)
 
 # %% ../../nbs/mini/04_build.ipynb #bf77bc6d
 def told(encoders:Encoders, corpus:Corpus, pictures:list, device='cpu')->tuple: # latents, text states
@@ -315,17 +307,17 @@ def held_latents(self:ModelBuild, encoders:Encoders)->dict: # name -> (latents, 
 @patch
 def ready_base(self:ModelBuild)->Path: # `work/base`
     "A model folder with the base model and the decoder as it is so far"
-    if (self.work/'base').exists(): return self.work/'base'
-    vae = self.ready_autoencoder()
-    tok, clip = self.ready_towers()
-    encoders, pictures = Encoders(vae, clip.text_model, tok), self.corpus.pictures('train')
-    encoders.scale_latents(white_pixels(self.corpus, pictures[::4], self.device))
-    unet = read_part(UNet2DConditionModel, self.start/'unet', 'cpu')
-    views = Views(self.corpus, pictures, device=self.device, seed=2)
-    held = self.held_latents(encoders) if self.report else {}
-    unet = refine_base(unet, encoders, views, self.plan.base, self.plan.training, held, self.say('base'))
-    parts = vae.cpu(), clip.cpu(), tok, unet.cpu()
-    return write_once(self.work/'base', lambda part: pack(part, *parts, vae.config.scaling_factor))
+    def train(part):
+        vae = self.ready_autoencoder()
+        tok, clip = self.ready_towers()
+        encoders, pictures = Encoders(vae, clip.text_model, tok), self.corpus.pictures('train')
+        encoders.scale_latents(white_pixels(self.corpus, pictures[::4], self.device))
+        unet = read_part(UNet2DConditionModel, self.start/'unet', 'cpu')
+        views = Views(self.corpus, pictures, device=self.device, seed=2)
+        held = self.held_latents(encoders) if self.report else {}
+        unet = refine_base(unet, encoders, views, self.plan.base, self.plan.training, held, self.say('base'))
+        pack(part, vae.cpu(), clip.cpu(), tok, unet.cpu(), vae.config.scaling_factor)
+    return write_once(self.work/'base', train)
 
 # %% ../../nbs/mini/04_build.ipynb #a861314e
 @patch
@@ -369,15 +361,15 @@ def lessons(self:ModelBuild, backbone)->DecoderLessons:
 @patch
 def ready_model(self:ModelBuild)->Path: # `work/model`
     "The whole model, with the decoder trained on"
-    if (self.work/'model').exists(): return self.work/'model'
-    plan, backbone = self.plan, load_backbone(self.ready_base(), str(self.device), 'fp32')
-    self.ready_styles(backbone)
-    lessons, report = self.lessons(backbone), self.say('decoder')
-    vae = refine_decoder(backbone.vae, lessons, plan.decoder, plan.decoder_crops, report=report).cpu()
-    tok, clip = self.ready_towers()
-    unet = read_part(UNet2DConditionModel, self.work/'base'/'unet')
-    parts = vae, clip.cpu(), tok, unet, vae.config.scaling_factor
-    return write_once(self.work/'model', lambda part: pack(part, *parts))
+    def train(part):
+        plan, backbone = self.plan, load_backbone(self.ready_base(), str(self.device), 'fp32')
+        self.ready_styles(backbone)
+        lessons, report = self.lessons(backbone), self.say('decoder')
+        vae = refine_decoder(backbone.vae, lessons, plan.decoder, plan.decoder_crops, report=report).cpu()
+        tok, clip = self.ready_towers()
+        unet = read_part(UNet2DConditionModel, self.work/'base'/'unet')
+        pack(part, vae, clip.cpu(), tok, unet, vae.config.scaling_factor)
+    return write_once(self.work/'model', train)
 
 # %% ../../nbs/mini/04_build.ipynb #530f139a
 def build_model(data:Path, # packages and the rendered corpus; fetched and rendered when absent

@@ -7,12 +7,13 @@ __all__ = ['EMOJI', 'MICROSOFT', 'SOURCES', 'UI_WORDS', 'UI_SIGNS', 'BRANDS', 'N
            'OUTLINED_SECTIONS', 'STREAMLINE', 'SIGNS', 'CLIPART_SECTIONS', 'CLIPART_OUT', 'BASE_SOURCES', 'SETS',
            'NAMES', 'SUBGROUPS', 'BASE_LOOKS', 'GROUPS', 'PEOPLE', 'GENDERED', 'PEOPLE_OUT', 'ENGLISH', 'DULL',
            'SERIES', 'MADE', 'SOURCES_READ', 'READERS', 'Source', 'any_of', 'look_words', 'fetch_package', 'fetch_sets',
-           'shared_names', 'split_of', 'thing', 'render_svg', 'render_sets', 'StyleSets', 'sample_sets', 'fetch_debian',
-           'fetch_sources', 'Drawing', 'plain_name', 'draw_svg', 'fit_square', 'on_white', 'thing_box', 'largest',
-           'read_icons', 'known_things', 'single_things', 'read_emoji', 'read_renders', 'words_of', 'clipart_words',
-           'clipart_files', 'read_clipart', 'tones', 'is_scene', 'fault', 'pixel_art', 'soft_noise', 'wandering',
-           'watercolour', 'fingerprint', 'mirrored', 'near_duplicates', 'split_among', 'Picture', 'read_source',
-           'render_source', 'coarse_colours', 'first_of_twins', 'write_corpus', 'apart', 'Corpus', 'sample_corpus']
+           'NamedThing', 'shared_names', 'split_of', 'thing', 'render_svg', 'render_sets', 'StyleSets', 'sample_sets',
+           'fetch_debian', 'fetch_sources', 'Drawing', 'plain_name', 'draw_svg', 'fit_square', 'on_white', 'thing_box',
+           'largest', 'read_icons', 'known_things', 'single_things', 'read_emoji', 'read_renders', 'words_of',
+           'clipart_words', 'clipart_files', 'read_clipart', 'tones', 'is_scene', 'fault', 'pixel_art', 'soft_noise',
+           'wandering', 'watercolour', 'fingerprint', 'mirrored', 'near_duplicates', 'split_among', 'Picture',
+           'read_source', 'render_source', 'coarse_colours', 'first_of_twins', 'write_corpus', 'apart', 'Corpus',
+           'sample_corpus']
 
 # %% ../../nbs/mini/00_data.ipynb #88af98b7
 import io, json, re, shutil, subprocess, tarfile
@@ -26,6 +27,7 @@ from PIL import Image, ImageFilter
 from fastcore.basics import patch
 from ..core import StylekitError
 from ..images import sample, samples
+from ..records import Record
 from ..grids import split_by_name
 
 # %% ../../nbs/mini/00_data.ipynb #875e8577
@@ -201,15 +203,26 @@ def _icons(pkg): return json.loads((pkg/'icons.json').read_text())
 
 def _plain(char): return char.replace('\ufe0f', '')   # without the mark "draw it in colour", which some lists write
 
+# %% ../../nbs/mini/00_data.ipynb #8b0c3001
+@dataclass(frozen=True)
+class NamedThing(Record):
+    "What Unicode says of a thing that it names"
+    kind = 'named thing'
+    group: str = ''
+    subgroup: str | None = None   # None: it was not asked for
+    char: str = ''                # that stands for it
+    split: str = ''               # 'train', 'val' or 'test'; '' until it is in one
+
+# %% ../../nbs/mini/00_data.ipynb #8b0c3002
 def shared_names(pkgs:dict # as `fetch_sets` returns them
-                )->dict: # name -> dict(group, subgroup, char)
+                )->dict: # name -> NamedThing
     "The names that every set draws, in the groups we keep, with the character they stand for"
     emoji = json.loads((pkgs['names']/'data-by-emoji.json').read_text())
     kinds = {_plain(e['char']): e['subgroup'] for e in json.loads((pkgs['subgroups']/'emoji.json').read_text())}
     known = {}
     for char, v in emoji.items():
         if v['group'] not in GROUPS: continue
-        known[v['slug'].replace('_', '-')] = dict(group=v['group'], subgroup=kinds.get(_plain(char), ''), char=char)
+        known[v['slug'].replace('_', '-')] = NamedThing(v['group'], kinds.get(_plain(char), ''), char)
     common = set.intersection(*[set(_icons(pkgs[k])['icons']) for k in SETS])
     return {n: known[n] for n in sorted(common & {*known}) if not n.endswith(('-oclock', '-thirty'))}
 
@@ -259,24 +272,24 @@ def _render_names(pkg, names, size): # an Iconify package, name after name
 
 def _render_all_3d(pkg, names, size, shaded): # (N, size, size, 3), which stand in
     for v, instead in zip(names.values(), shaded):
-        image = _render_3d(pkg, v['char'], size)
+        image = _render_3d(pkg, v.char, size)
         yield instead if image is None else image
 
 # %% ../../nbs/mini/00_data.ipynb #3f14cb87
 def render_sets(pkgs:dict, # as `fetch_sets` returns them
                 dest:Path, # folder for `<look>.npy` and `names.json`
                 size:int=128 # pixels
-               )->dict: # name -> dict(group, char, split)
+               )->dict: # name -> NamedThing
     "Render every look of every name, once: `<look>.npy` is (N, size, size, 3) uint8 in the order of `names.json`"
     dest = Path(dest)
     dest.mkdir(parents=True, exist_ok=True)
-    names = {n: v | dict(split=split_of(n)) for n,v in shared_names(pkgs).items()}
+    names = {n: replace(v, split=split_of(n)) for n,v in shared_names(pkgs).items()}
     for look in [*SETS, 'render']:
         if (dest/f'{look}.npy').exists(): continue
         if look == 'render': images = _render_all_3d(pkgs[look], names, size, np.load(dest/'shaded.npy'))
         else: images = _render_names(pkgs[look], names, size)
         np.save(dest/f'{look}.npy', np.stack([*images]))
-    (dest/'names.json').write_text(json.dumps(names))
+    (dest/'names.json').write_text(json.dumps({n: v.to_json() for n,v in names.items()}))
     return names
 
 # %% ../../nbs/mini/00_data.ipynb #dbeab612
@@ -288,14 +301,15 @@ class StyleSets:
         self.root = Path(root)
         if not (self.root/'names.json').exists():
             raise StylekitError(f'no rendered sets in {root}: make them with render_sets(fetch_sets(...), ...)')
-        self.info = json.loads((self.root/'names.json').read_text())
+        info = json.loads((self.root/'names.json').read_text())
+        self.info = {n: NamedThing.from_json(v) for n,v in info.items()}
         self.index = {n:i for i,n in enumerate(self.info)}
     def array(self, look:str)->np.ndarray:
         "All images of a look, (N, size, size, 3) uint8, read lazily from disk"
         return np.load(self.root/f'{look}.npy', mmap_mode='r')
     def names(self, split:str=None)->list:
         "The things of a split, or all"
-        return [n for n,v in self.info.items() if split in (None, v['split'])]
+        return [n for n,v in self.info.items() if split in (None, v.split)]
     def __getitem__(self, k): return Image.fromarray(np.array(self.array(k[0])[self.index[k[1]]]))
 
 # %% ../../nbs/mini/00_data.ipynb #ce06302e
@@ -434,10 +448,10 @@ def read_icons(source:Source, package:Path # unpacked
 
 # %% ../../nbs/mini/00_data.ipynb #2db75161
 def known_things(packages:dict # as `fetch_sets` returns them
-                )->dict: # name -> dict(group, subgroup, char)
+                )->dict: # name -> NamedThing
     "Every thing that Unicode names, with its group"
     emoji = json.loads((packages['names']/'data-by-emoji.json').read_text())
-    return {v['slug'].replace('_', '-'): dict(group=v['group'], char=ch) for ch,v in emoji.items()}
+    return {v['slug'].replace('_', '-'): NamedThing(v['group'], char=ch) for ch,v in emoji.items()}
 
 # %% ../../nbs/mini/00_data.ipynb #41f7f315
 PEOPLE = 'People & Body'
@@ -453,7 +467,7 @@ def _is_single(name:str, group:str)->bool:
 def single_things(known:dict # as `known_things` returns it
                  )->dict:
     "Those that are one thing: no signs, flags, clocks, families"
-    return {n:v for n,v in known.items() if _is_single(n, v['group'])}
+    return {n:v for n,v in known.items() if _is_single(n, v.group)}
 
 # %% ../../nbs/mini/00_data.ipynb #c1e45d9c
 def read_emoji(source:Source, package:Path, # unpacked
@@ -472,7 +486,7 @@ def read_renders(source:Source, package:Path, things:dict)->list: # Drawings
     "The drawings of Fluent Emoji 3D: a folder of pictures named by code points"
     out = []
     for n,v in things.items():
-        path = _render_path(package, v['char'])
+        path = _render_path(package, v.char)
         if path: out.append(Drawing(n, thing(n), (), partial(_draw_file, path)))
     return out
 

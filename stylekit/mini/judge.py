@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
-from ..core import StylekitError, atomic_path, digest
+from ..core import StylekitError, atomic_path, digest, explain_errors
 from ..judge import ANSWER, Judge, STAGES, StyleProbe, edge_f1, fit_probe, stage_distance, stage_statistics
 from ..judge import unit
 from .data import Corpus, on_white
+from ..records import cached
 
 # %% ../../nbs/mini/05_judge.ipynb #62523760
 def blur(x:torch.Tensor, # (N, 3, H, W)
@@ -92,6 +93,12 @@ def noisy(x:torch.Tensor, g:torch.Generator)->torch.Tensor:
     return _each(x, lambda i, a: noise(a, .1+.15*torch.rand(1, generator=g).item(), g))
 
 # %% ../../nbs/mini/05_judge.ipynb #7ed49f42
+def _read_stats(file, key)->np.ndarray:
+    with explain_errors(f'{file.name} is damaged', 'delete it, and it is made anew'): return np.load(file)['stats']
+
+def _write_stats(stats:np.ndarray, file, key):
+    with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.savez(f, stats=stats)   # numpy would add a suffix to a name
+
 def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W, 3)
                  folder=None # where to keep them; None: nowhere
                 )->np.ndarray: # (N, D)
@@ -99,13 +106,7 @@ def cached_stats(judge:Judge, images, # (N, 3, H, W) in [0, 1] or uint8 (N, H, W
     if folder is None: return judge.stats(images).numpy()
     x = unit(images)
     key = digest(judge, STAGES, tuple(x.shape), x.contiguous().numpy().tobytes())[:20]
-    path = Path(folder)/f'{key}.npz'
-    if path.exists(): return np.load(path)['stats']
-    stats = judge.stats(x).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as tmp, open(tmp, 'wb') as f:   # a handle, or numpy would add a suffix
-        np.savez(f, stats=stats)
-    return stats
+    return cached(Path(folder)/f'{key}.npz', None, lambda: judge.stats(x).numpy(), _read_stats, _write_stats)
 
 # %% ../../nbs/mini/05_judge.ipynb #2fe72271
 # looks near to one of the styles: neither. OpenMoji's licence forbids it in what ships

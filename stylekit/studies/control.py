@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'LOOKS', 'CAPTION', 'CONTROL', 'FIT', 'FOUND', 'WORDS', 'TOLD', 'LEARNT', 'PAINTED', 'emoji_grid',
-           'Seen', 'few_shot_job', 'Kept', 'read_kept', 'kept', 'few_shot_jobs', 'few_shot_table', 'set_images',
-           'placed', 'Viewer', 'paint', 'wanted', 'thing_grid', 'look_at', 'untold', 'painted', 'Inverted', 'with_lora',
-           'invert', 'painting_jobs', 'painting_table', 'make_control']
+           'Seen', 'few_shot_job', 'read_kept', 'kept', 'few_shot_jobs', 'few_shot_table', 'set_images', 'placed',
+           'Viewer', 'paint', 'wanted', 'thing_grid', 'look_at', 'untold', 'painted', 'Inverted', 'with_lora', 'invert',
+           'painting_jobs', 'painting_table', 'make_control']
 
 # %% ../../nbs/mini/08_control.ipynb #1514c4d1
 from contextlib import contextmanager, nullcontext
@@ -20,7 +20,7 @@ from ..backbone import Cond, load_backbone
 from ..clip import Clip, load_clip
 from ..control_clip import CONTROL_FILE, ROLES, ControlSettings, load_control_clip, role_logits
 from ..control_clip import train_control_clip
-from ..core import StylekitError, asset, atomic_path, digest, explain_errors
+from ..core import StylekitError, asset, atomic_path, digest
 from ..fewshot import WAYS, answer, clip_lora, leakage, task_of
 from ..finetune import train_lora
 from ..grids import Grid, Shot, few
@@ -34,7 +34,7 @@ from ..mini.build import set_examples
 from ..mini.data import StyleSets, look_words, thing
 from ..judge import Judge, fit_probe, stage_statistics, unit
 from ..mini.judge import through_codec
-from ..records import Record, json_line, parse_line
+from ..records import cached, load_kept
 from ..training import draw_t, fit, min_snr
 
 # %% ../../nbs/mini/08_control.ipynb #1791e3e7
@@ -68,15 +68,15 @@ def emoji_grid(sets:StyleSets,
                called:dict=None # look -> its name; default the words of captions
               )->Grid:
     "The rendered sets as a grid of categories and looks"
-    if any('subgroup' not in v for v in sets.info.values()):
+    if any(v.subgroup is None for v in sets.info.values()):
         raise StylekitError(f'{sets.root} was made before names had subgroups: '
                             'call render_sets(fetch_sets(...), ...) again')
     category = {subgroup: c for c, subgroups in categories.items() for subgroup in subgroups}
     style = called or {l: look_words(l) for l in looks}
     def shot(name, info, look):
-        return Shot(category[info['subgroup']], style[look], name, lambda: sets[look, name], info['split'])
+        return Shot(category[info.subgroup], style[look], name, lambda: sets[look, name], info.split)
     return Grid(shot(n, v, l) for c in categories for n, v in sets.info.items()
-                if category.get(v['subgroup']) == c for l in looks)
+                if category.get(v.subgroup) == c for l in looks)
 
 # %% ../../nbs/mini/08_control.ipynb #c80fd5e3
 class Seen(Clip):
@@ -138,40 +138,14 @@ def few_shot_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, ways=F
                         | dict(leakage=leakage(trained, r, *halves)) for r in ROLES}
     return out
 
-# %% ../../nbs/mini/08_control.ipynb #cbac2550
-@dataclass(frozen=True)
-class Kept(Record):
-    "A result in its file"
-    kind = 'kept result'
-    made_from: str   # hash of all that it depends on
-    got: Any
-
-def _each(f, value):
-    "Lists and objects with `f` of all that is in them"
-    if isinstance(value, dict): return {k: _each(f, v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_each(f, v) for v in value]
-    return f(value)
-
-def _null_for_nan(v): return None if v != v else v    # JSON has no NaN
-def _nan_for_null(v): return float('nan') if v is None else v
-
 # %% ../../nbs/mini/08_control.ipynb #d8bf8b76
-def _read_kept(file)->Kept:
-    with explain_errors(f'cannot read {file.name}'): return parse_line(file.read_bytes(), file.name, Kept)
-
 def read_kept(folder, name:str='*')->dict: # name -> result
     "What lies in a folder, without asking what it was made from"
-    files = sorted(Path(folder).glob(f'{name}.json'))
-    return {f.stem: _each(_nan_for_null, _read_kept(f).got) for f in files}
+    return {f.stem: load_kept(f) for f in sorted(Path(folder).glob(f'{name}.json'))}
 
 def kept(folder, name:str, job, *key): # what `job()` gives; `key`: all that it depends on
     "A result from its file, or made and put there"
-    file = Path(folder)/f'{name}.json'
-    made_from = digest(*map(repr, key))[:16]
-    if not file.exists() or _read_kept(file).made_from != made_from:
-        line = json_line(Kept(made_from, _each(_null_for_nan, job())))
-        with atomic_path(file) as tmp: tmp.write_text(line, encoding='utf-8')
-    return read_kept(folder, name)[name]
+    return cached(Path(folder)/f'{name}.json', digest(*map(repr, key))[:16], job)
 
 # %% ../../nbs/mini/08_control.ipynb #c08e0002
 def few_shot_jobs(clip:Clip, grid:Grid,

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TABLE_STYLES', 'PART_STYLES', 'ALIGNED', 'PROBE_LOOKS', 'LOOP', 'START', 'AXES', 'TABLE_METHODS', 'TABLE_METRICS',
-           'pick', 'look_of', 'picture_set', 'look_metric', 'edges_of', 'balance', 'measure', 'search_space', 'search',
-           'few_shot_styles', 'ablation', 'added', 'Search', 'searched', 'curves', 'table_metrics', 'decided',
+           'pick', 'look_of', 'picture_set', 'look_metric', 'edges_of', 'balance', 'measure', 'search_space', 'Search',
+           'search', 'few_shot_styles', 'ablation', 'added', 'searched', 'curves', 'table_metrics', 'decided',
            'table_key', 'kept_table', 'make_tables', 'measured', 'balances']
 
 # %% ../../nbs/mini/07_tables.ipynb #fc994887
 import json
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 import numpy as np
@@ -21,7 +22,7 @@ from ..evaluate import METRICS, Metric, Table, evaluate, read_table, style_metri
 from ..feedforward import generator_file
 from ..finetune import train_lora
 from ..lora import LORA_FILE
-from ..records import Record, read_json, write_json
+from ..records import Record, cached, read_json, write_json
 from ..mini.build import corpus_examples
 from ..mini.data import Corpus, look_words
 from ..sms import settings
@@ -114,10 +115,18 @@ def search_space(method:str)->tuple: # arguments of `stylize` to start from; set
     start = {k: v for k, v in START.items() if k in read}
     return dict(method=method) | start, {k: v for k, v in AXES.items() if k in read}
 
+# %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
+@dataclass(frozen=True)
+class Search(Record):
+    "What a search found"
+    kind = 'search'
+    best: dict[str, Any]     # arguments of `stylize`
+    points: tuple[tuple[str, dict[str, Any], dict[str, float]], ...]   # style, arguments, metric -> value
+
 # %% ../../nbs/mini/07_tables.ipynb #11818924
 def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting -> values to try
            dataset, styles, metrics:dict, report=print, **kw # to `evaluate`
-          )->dict: # best: arguments; points: what was tried, as (style, arguments, metric -> value)
+          )->Search:
     "Along one setting at a time, the mean balance over styles decides"
     tried, points = {}, []
     def value(how):
@@ -132,7 +141,7 @@ def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting ->
     for axis, choices in axes.items():
         if axis == 'guide' and best.get('guidance_scale') == 1: continue   # no guidance, nothing to point away from
         best = max([best, *(best | {axis: c} for c in choices)], key=value)
-    return dict(best=best, points=points)
+    return Search(best, tuple(points))
 
 # %% ../../nbs/mini/07_tables.ipynb #8dd643a6
 def few_shot_styles(corpus:Corpus, look:str, out, # folder for styles
@@ -178,27 +187,20 @@ def added(dds:dict # DDS's best setting
             'fresh noise': dict(fake_noise=.5)}
     return dict(DDS=bare) | {k: bare | v for k, v in rows.items()}
 
-# %% ../../nbs/mini/07_tables.ipynb #7bcc16f1
-@dataclass(frozen=True)
-class Search(Record):
-    "What `search` gives, in a file"
-    kind = 'search'
-    best: dict[str, Any]     # arguments of `stylize`
-    points: tuple[tuple[str, dict[str, Any], dict[str, float]], ...]   # style, arguments, metric -> value
-
 # %% ../../nbs/mini/07_tables.ipynb #9d73ffb1
+def _read_search(file, key)->Search: return read_json(file, Search)
+
+def _write_search(found:Search, file, key): write_json(file, found)
+
 def searched(kept, work, corpus:Corpus, # folders for what is found and for what is drawn
              names:list, methods, styles, metrics, # validation names
              **kw # to `evaluate`
-            )->dict: # method -> what `search` gives
+            )->dict: # method -> Search
     "The search of each method on validation names, kept in search-<method>.json"
     folder = picture_set(corpus, Path(work)/'validation', names, styles)
-    files = {m: Path(kept)/f'search-{m}.json' for m in methods}
-    for m, file in files.items():
-        if file.exists(): continue
-        found = search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search'/m, **kw)
-        write_json(file, Search(**found))
-    return {m: read_json(file, Search).to_json() for m, file in files.items()}
+    def found(m): return search(m, *search_space(m), folder, styles, metrics, out=Path(work)/'search'/m, **kw)
+    def file(m): return Path(kept)/f'search-{m}.json'
+    return {m: cached(file(m), None, partial(found, m), _read_search, _write_search) for m in methods}
 
 # %% ../../nbs/mini/07_tables.ipynb #7bcc16f2
 def _draw_curve(ax, points, content, method, colour):
@@ -209,7 +211,7 @@ def _draw_curve(ax, points, content, method, colour):
 
 def _draw_curves(ax, found:dict, style:str, content:str): # every method's
     for i, (method, f) in enumerate(found.items()):
-        points = [p for p in f['points'] if p[0] == style]
+        points = [p for p in f.points if p[0] == style]
         _draw_curve(ax, points, content, method, 'k' if method == 'sms' else f'C{i}')
     ax.set(title=style, xlabel=content, ylabel='style')
 
@@ -219,7 +221,7 @@ def curves(found:dict, # of `searched`
           ): # matplotlib figure
     "Everything that was tried, and the best style that each method reaches at each amount of content kept"
     import matplotlib.pyplot as plt
-    points = [p for f in found.values() for p in f['points']]
+    points = [p for f in found.values() for p in f.points]
     styles = list(dict.fromkeys(style for style, _, values in points if content in values))
     size = 3.6*len(styles), 3.2
     fig, axs = plt.subplots(1, len(styles), squeeze=False, figsize=size, dpi=100, layout='constrained')
@@ -262,22 +264,18 @@ def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seed
                out, **kw # as `evaluate`
               )->Table:
     "A table, each method of it in a file: what has been measured needs no pictures any more"
-    parts = []
-    for label, how in methods.items():
-        key = table_key(how, dataset, styles, metrics, seeds)
+    def part(label, how):
         file = Path(kept)/f"{name}-{label.replace(' ', '-')}.json"
-        part = read_table(file, key) if file.exists() else None
-        if part is None:
+        def measured_row():
             rows = measure(dataset, {label: how}, styles, metrics, seeds=seeds, out=Path(out)/file.stem, **kw)
-            part = Table(rows, {k: m.high for k, m in metrics.items()})
-            part.save(file, key)
-        parts.append(part)
-    return _joined(parts, [Path(s).name for s in styles])
+            return Table(rows, {k: m.high for k, m in metrics.items()})
+        return cached(file, table_key(how, dataset, styles, metrics, seeds), measured_row, read_table, Table.save)
+    return _joined([part(*item) for item in methods.items()], [Path(s).name for s in styles])
 
 # %% ../../nbs/mini/07_tables.ipynb #49bb3dd0
 def _table_rows(found:dict)->dict: # of `searched`; table -> method -> arguments of `stylize`
     "The default, and the rivals at their best, with the default's own loop around them"
-    best = {m: search_space(m)[0] | f['best'] for m, f in found.items()}
+    best = {m: search_space(m)[0] | f.best for m, f in found.items()}
     rivals = {m: how for m, how in best.items() if m != 'sms'}
     main = {'unchanged': None, 'default': {}, 'independent noise': dict(noise='independent')} | rivals
     rows = dict(main=main, ablation=ablation(), shots=dict(default={}))
