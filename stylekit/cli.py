@@ -696,7 +696,8 @@ LESSONS = choice('lessons', 'teacher', 'gradient')
 
 def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_feedforward`
     from stylekit import load_style
-    from stylekit.feedforward import FEEDFORWARD_PRESETS, GENERATOR_FILE, train_feedforward as run
+    from stylekit.feedforward import GENERATOR_FILE
+    from stylekit.feedforward_training import FEEDFORWARD_PRESETS, train_feedforward as run
     from stylekit.training import place
     if o.preset == 'gradient': _refuse(o, 'refine adversarial', 'with --preset gradient: there are no lessons')
     style = load_style(o.style)
