@@ -644,7 +644,9 @@ class TrainingLine:
         self.parts[report.part] = report
         SAY.note(report)
     @property
-    def is_cut(self)->bool: return any(r.ended == 'cut short' for r in self.parts.values())
+    def is_cut(self)->bool:
+        from stylekit.training import CUT_SHORT
+        return any(r.ended == CUT_SHORT for r in self.parts.values())
 
 def _trained(line:TrainingLine, made:Path, **data)->int: # exit status
     "Say where the result is, if there is one, and whether it is whole"

@@ -15,22 +15,20 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, load_backbone
 from .baselines import METHODS
-from .core import (StylekitError, changed, check_range, check_whole, digest, explain_memory, file_sha256,
-                           folder_lock, generators, safe_name)
+from .core import (StylekitError, changed, digest, explain_memory, file_sha256, folder_lock, generators,
+                           safe_name)
 from .feedforward import GENERATOR_FILE, HEADER, FeedForward, Generator, generator_header
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
-from .records import load_state, save_state
+from .records import check_fields, limited, load_state, save_state
 from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, settings
 from .stylizer import LatentOptimizer
-from .training import Ema, TrainingReport, agreed, check_minutes, drop_state, fit, place, state_run, take_step
+from .training import CUT_SHORT, FINISHED, Ema, FitSettings, TrainingReport, agreed, check_minutes, drop_state
+from .training import fit, place, state_run, take_step
 
 # %% ../nbs/09b_feedforward_training.ipynb #94d33270
 SHAPES = dict(pixel=dict(patch=4, widths=(64, 128, 256), blocks=(2, 2, 4)),
               latent=dict(patch=1, widths=(96, 192), blocks=(2, 3)))
-_LIMITS = dict(steps=(1, 1_000_000), batch=(1, 1024), views=(1, 64), check=(1, 100_000), refine=(0, 1000),
-               areas=(0, 1024), cell=(0, 64), lr=(0, 1), edges=(0, 100), zoom=(.1, 1), crop=(.1, 1), sharp=(1, 1000),
-               adversarial=(0, 10))
 _GRADIENT = dict(fake='content', relevance='none', lam=.05, lr=.14, sampler='narrowing', t_max=500, steps=1,
                  finish=300, finish_guidance=4.)
 
@@ -38,28 +36,30 @@ _GRADIENT = dict(fake='content', relevance='none', lam=.05, lr=.14, sampler='nar
 @dataclass(frozen=True)
 class FeedForwardSettings:
     "Everything that decides how a generator is trained, besides style, pictures and base model"
-    space: str = 'latent'       # latent or pixel
-    widths: tuple = None        # of the generator's scales; None: see SHAPES
-    blocks: tuple = None        # residual blocks at each
-    areas: int = 0              # of one colour each, see `Areas`; 0: every place for itself
-    sharp: float = 4.           # how far their shares are pushed apart in the end
-    cell: int = 0               # side of squares of one colour each, in pixels; 0: as fine as the picture
-    steps: int = 1000
-    batch: int = 16
-    lr: float = 1e-3
-    edges: float = 1.           # weight of the differences between neighbours, when a generator learns from lessons
-    crop: float = .75           # a pupil in pixel space sees so much of the sides at a time, in (0, 1]
-    adversarial: float = 0.     # weight of a `Critic`, with lessons, in pixel space
-    views: int = 2              # of each picture
-    vary: bool = False          # views beyond the first are turned and recoloured, see `varied`
-    refine: int = 0             # steps of the optimisation in a lesson, from where the teacher left it, or the content
+    space: str = limited('latent', choices=tuple(SHAPES))
+    widths: tuple[int, ...] | None = None    # of the generator's scales; None: see SHAPES
+    blocks: tuple[int, ...] | None = None    # residual blocks at each
+    areas: int = limited(0, 0, 1024)         # of one colour each, see `Areas`; 0: every place for itself
+    sharp: float = limited(4., 1, 1000)      # how far their shares are pushed apart in the end
+    cell: int = limited(0, 0, 64)            # side of squares of one colour each, in pixels; 0: as fine as the picture
+    steps: int = limited(1000, 1, 1_000_000)
+    batch: int = limited(16, 1, 1024)
+    lr: float = limited(1e-3, 0, 1)
+    edges: float = limited(1., 0, 100)       # weight of differences between neighbours, where there are lessons
+    crop: float = limited(.75, .1, 1)        # a pupil in pixel space sees so much of the sides at a time
+    adversarial: float = limited(0., 0, 10)  # weight of a `Critic`, with lessons, in pixel space
+    views: int = limited(2, 1, 64)           # of each picture
+    vary: bool = False                       # views beyond the first are turned and recoloured, see `varied`
+    refine: int = limited(0, 0, 1000)        # steps of the optimisation in a lesson, from the teacher's, or the content
     flip: bool = True
-    zoom: float = 1.            # nearest view: share of the shorter side, in (0, 1]
-    resolution: int = None      # side in pixels; None: the model's own
-    check: int = 50             # steps between checkpoints
-    seed: int = 0
+    zoom: float = limited(1., .1, 1)         # nearest view: share of the shorter side
+    resolution: int | None = limited(None, 64, 4096)   # side in pixels; None: the model's own
+    check: int = limited(50, 1, 100_000)     # steps between checkpoints
+    seed: int = limited(0, 0, 2**31-1)
     sms: Settings = field(default_factory=lambda: settings(**_GRADIENT))   # of the gradient, and the last step
-    def __post_init__(self): _check_feedforward(self)
+    def __post_init__(self):
+        check_fields(self)
+        _check_feedforward(self)
 
 # %% ../nbs/09b_feedforward_training.ipynb #0d9d6aef
 @patch(as_prop=True)
@@ -72,12 +72,7 @@ def shape(self:FeedForwardSettings)->dict:
 
 # %% ../nbs/09b_feedforward_training.ipynb #94d33271
 def _check_feedforward(c:FeedForwardSettings):
-    if c.space not in SHAPES: raise StylekitError(f'space={c.space!r}: choose {" or ".join(SHAPES)}')
-    for name, (lo, hi) in _LIMITS.items():
-        is_whole = isinstance(FeedForwardSettings.__dataclass_fields__[name].default, int)
-        value = getattr(c, name)
-        check_range(name, check_whole(name, value) if is_whole else value, lo, hi)
-    if c.resolution is not None: check_range('resolution', check_whole('resolution', c.resolution), 64, 4096)
+    "What must fit together"
     if c.areas and c.space != 'pixel':
         raise StylekitError('areas have colours, which latents have not: use space="pixel"')
     if c.cell and c.space != 'pixel': raise StylekitError('cells are squares of a picture: use space="pixel"')
@@ -427,9 +422,9 @@ def _gradient_loss(self:FeedForwardTrainer, rows, g, u, noise, progress)->torch.
 
 # %% ../nbs/09b_feedforward_training.ipynb #e0c3bbed
 @patch
-def _say(self:FeedForwardTrainer, step:int, **known):
+def _say(self:FeedForwardTrainer, report:TrainingReport):
     "Tell who listens, and keep it for the history"
-    self.history.append(TrainingReport(step, self.cfg.steps, part=self.part, **known))
+    self.history.append(replace(report, part=self.part))
     if self.report: self.report(self.history[-1])
 
 @patch
@@ -444,10 +439,10 @@ def _fit(self:FeedForwardTrainer, minutes:float)->Ema:
     cfg, fake = self.cfg, self.method and self.method.fake
     optimizer = partial(torch.optim.AdamW, betas=(.5, .99)) if self.critic else torch.optim.AdamW
     file = self.work and self.work/'training.pt'
-    return fit(self.net, self.loss, cfg.steps, cfg.lr, file, ema=.99, weight_decay=0., warmup=max(1, cfg.steps//20),
-               every=cfg.check, seed=cfg.seed, minutes=minutes, run_id=self.run_id, optimizer=optimizer,
-               report=lambda step, loss, seconds: self._say(step, loss=loss, seconds=seconds),
-               beside=self.critic or fake)
+    how = FitSettings(steps=cfg.steps, lr=cfg.lr, ema=.99, weight_decay=0., warmup=max(1, cfg.steps//20),
+                      every=cfg.check, seed=cfg.seed)
+    return fit(self.net, self.loss, how, file, minutes, self._say, run_id=self.run_id, beside=self.critic or fake,
+               optimizer=optimizer)
 
 # %% ../nbs/09b_feedforward_training.ipynb #e0c3bbee
 @patch
@@ -457,13 +452,13 @@ def run(self:FeedForwardTrainer, minutes:float=None # stop after so long; the ch
     if self.taught and self.y is None:
         z = self.lessons(minutes)
         if z is None:
-            self._say(0, ended='cut short')
+            self._say(TrainingReport(0, self.cfg.steps, ended=CUT_SHORT))
             return None
         self.y = z if self.cfg.space == 'latent' else self._pixels(z)
     avg = self._fit(minutes)
     avg.copy_to(self.net)
     if self.net.areas: self.net.areas.sharp = self.cfg.sharp
-    self._say(avg.step, ended=avg.ended)
+    self._say(TrainingReport(avg.step, self.cfg.steps, ended=avg.ended))
     self.end = self.history[-1]
     return self.history
 
@@ -533,7 +528,7 @@ def _train(part:_Part, style, examples, b, teacher, minutes, report)->tuple: # g
     if rank == 0: ff.save(part.dest/GENERATOR_FILE)
     if world > 1: torch.distributed.barrier()   # all name it by the same hash
     ff.sha256 = file_sha256(part.dest/GENERATOR_FILE)
-    return ff, trainer.end.ended == 'finished'
+    return ff, trainer.end.ended == FINISHED
 
 # %% ../nbs/09b_feedforward_training.ipynb #0c60635d
 def _train_parts(parts:list, style, examples, b, teacher, minutes, report)->tuple: # generator, is it whole?
@@ -550,7 +545,7 @@ def _is_whole(part:_Part)->bool:
 
 def _ready(part:_Part, b, report)->FeedForward:
     "A generator whose training has ended before"
-    if report: report(TrainingReport(part.cfg.steps, part.cfg.steps, ended='finished'))
+    if report: report(TrainingReport(part.cfg.steps, part.cfg.steps, ended=FINISHED))
     ff = FeedForward.load(part.dest, b)
     ff.net.to(b.device)
     return ff
