@@ -335,6 +335,20 @@ def _loop(learn, keep, avg:Ema, settings:FitSettings, minutes:float, report, sto
     avg.ended = FINISHED if avg.step >= steps else STOPPED if enough else CUT_SHORT
     return avg
 
+# %% ../nbs/03a_training.ipynb #039c8f98
+def _trainable(module)->list: return [p for p in module.parameters() if p.requires_grad]
+
+def _stepper(module, loss_fn, s:FitSettings, opt, avg:Ema, path): # learn(step) -> loss, was it taken?
+    "A step by its number: its batch, its rate, and the average after it"
+    params, g, is_finite = _trainable(module), torch.Generator(), _FiniteGuard(s.scale != 1)
+    def learn(step):
+        loss = loss_fn(g.manual_seed(s.seed*10**9 + step))
+        loss, taken = take_step(opt, params, loss, s.lr*lr_factor(step, s.steps, s.warmup, s.cooldown), s.clip, s.scale)
+        is_finite(taken, step, path)
+        avg.update(module, step)
+        return loss, taken
+    return learn
+
 # %% ../nbs/03a_training.ipynb #0550522a
 def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss_fn, # loss_fn(generator) -> scalar loss of one batch
@@ -349,19 +363,13 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
        )->Ema: # the average, and how it ended; `module` itself holds the last weights
     "Train with a cosine schedule, a moving average and resumable checkpoints; Ctrl-C keeps one too"
     check_minutes(minutes)
-    s, params = settings, [p for p in module.parameters() if p.requires_grad]
+    s, params = settings, _trainable(module)
     run_id = run_id or _identity(module, s.lr, s.seed)
     opt, avg = optimizer(params, lr=s.lr, weight_decay=s.weight_decay), Ema(module, s.ema)
     avg.step = _resume(path, module, opt, avg, run_id, beside)
-    g, is_finite = torch.Generator(), _FiniteGuard(s.scale != 1)
-    def learn(step): # its loss, whether it was taken
-        loss = loss_fn(g.manual_seed(s.seed*10**9 + step))
-        loss, taken = take_step(opt, params, loss, s.lr*lr_factor(step, s.steps, s.warmup, s.cooldown), s.clip, s.scale)
-        is_finite(taken, step, path)
-        avg.update(module, step)
-        return loss, taken
     def keep(): _save(path, module, opt, avg, avg.step, run_id, beside)
-    return _loop(learn, keep, avg, settings, minutes, report, stop, params[0].device)
+    learn = _stepper(module, loss_fn, s, opt, avg, path)
+    return _loop(learn, keep, avg, s, minutes, report, stop, params[0].device)
 
 # %% ../nbs/03a_training.ipynb #2c7a9167
 @dataclass
@@ -379,11 +387,10 @@ class Best:
     "A `stop` for `fit`: the moving average that did best so far, and whether to end"
     def __init__(self, module, score, # score() -> error of `module` as it is
                  path:Path=None, run_id:str='', # as in `fit`
-                 patience:int=0, # end after so many looks without a better one; 0: never
-                 report=None): # report(step, error)
+                 patience:int=0): # end after so many looks without a better one; 0: never
         self.module, self.score = module, score
         self.path, self.run_id = path, run_id
-        self.patience, self.report = patience, report
+        self.patience = patience
         self.error, self.step = None, 0
         self.weights, self.since = {}, 0
         self.looked, self.now = 0, None   # `now`: the error at step `looked`
@@ -392,7 +399,6 @@ class Best:
         if step <= self.looked: return step == self.looked and self.enough   # a run that was killed passes here again
         error = self._error_of(step, avg)
         self._take_in(step, error, avg)
-        if self.report: self.report(step, error)
         if self.path: self._keep()
         return self.enough
 
