@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, Cond
-from .core import StylekitError, check_range
+from .core import check_range
 from .scores import Score, ddim, falling, read_off, scores
 from .released import RELEASED, Released
 from .sms import METHODS, PRESETS, USUAL, Direction, Method, Settings, Step, randn_like

@@ -644,7 +644,9 @@ class TrainingLine:
         self.parts[report.part] = report
         SAY.note(report)
     @property
-    def is_cut(self)->bool: return any(r.ended == 'cut short' for r in self.parts.values())
+    def is_cut(self)->bool:
+        from stylekit.training import CUT_SHORT
+        return any(r.ended == CUT_SHORT for r in self.parts.values())
 
 def _learn(o, names:str, # what was given to a command; those of its options that `run` has by the same name
            run, *given, **settings)->TrainingLine: # a function that trains
@@ -702,7 +704,8 @@ LESSONS = choice('lessons', 'teacher', 'gradient')
 
 def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_feedforward`
     from stylekit import load_style
-    from stylekit.feedforward import FEEDFORWARD_PRESETS, GENERATOR_FILE, train_feedforward as run
+    from stylekit.feedforward import GENERATOR_FILE
+    from stylekit.feedforward_training import FEEDFORWARD_PRESETS, train_feedforward as run
     from stylekit.training import place
     if o.preset == 'gradient': _refuse(o, 'refine adversarial', 'with --preset gradient: there are no lessons')
     style = load_style(o.style)

@@ -15,7 +15,7 @@ from .clip import Clip
 from .control_clip import ROLES, far_from_uniform, grid_logits, role_logits
 from .core import StylekitError
 from .grids import Grid
-from .training import fit, linear, logistic
+from .training import FitSettings, fit, linear, logistic
 
 # %% ../nbs/13a_fewshot.ipynb #c4d9b900
 @dataclass(eq=False)
@@ -62,9 +62,12 @@ def linear_probe(task:Task):
     return task.best([linear(w) for w in probes])
 
 # %% ../nbs/13a_fewshot.ipynb #e5232098
+def _fit_settings(steps, lr, seed): # no average is kept: the last weights are the answer
+    return FitSettings(steps=steps, lr=lr, ema=0., warmup=max(1, steps//20), every=steps, seed=seed)
+
 def _learn(params, loss, steps, lr, seed):
     m = torch.nn.ParameterList(params)
-    fit(m, lambda g: loss(), steps, lr, ema=0., warmup=max(1, steps//20), weight_decay=1e-2, every=steps, seed=seed)
+    fit(m, lambda g: loss(), _fit_settings(steps, lr, seed))
 
 def clip_adapter(task:Task, mix:float=.2, steps:int=200):
     "A small network on the feature, mixed with it (arXiv 2110.04544)"
@@ -139,7 +142,7 @@ def clip_lora(task:Task, rank:int=2, steps:int=200, batch:int=32, lr:float=2e-4)
     def loss(g):
         rows = torch.randint(len(pixels), (batch,), generator=g)
         return F.cross_entropy(c.temperature*see(pixels[rows])@read().T, task.y[rows])
-    fit(c.model, loss, steps, lr, ema=0., warmup=max(1, steps//20), weight_decay=1e-2, every=steps, seed=task.seed)
+    fit(c.model, loss, _fit_settings(steps, lr, task.seed))
     with torch.no_grad(): w = read()
     return Tuned(c, w)
 

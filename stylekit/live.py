@@ -9,7 +9,7 @@ __all__ = ['MEMORY', 'Recipe', 'public_name', 'pixels_sha256', 'load_recipe', 'r
 
 # %% ../nbs/15_live.ipynb #4fa15f87
 import contextlib, hashlib, io, json, os, re, sys, tempfile, threading, time, weakref
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from fastcore.basics import patch

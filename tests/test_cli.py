@@ -299,7 +299,7 @@ def test_what_is_out_of_range_is_refused_with_the_range(line, word, command):
 def test_ranges_are_those_of_the_library():
     "What the command line lets through, the settings take at both ends"
     from stylekit.finetune import LoraSettings
-    from stylekit.feedforward import FeedForwardSettings
+    from stylekit.feedforward_training import FeedForwardSettings
     from stylekit.sms import settings
     def check(command, make, names):
         for name in names.split():

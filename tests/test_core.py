@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_the_step_it_came_after(tmp_path):
     "Between two steps, never in one; what is kept goes on to the same weights"
     import signal
     from stylekit.records import load_state
-    from stylekit.training import TrainingState, fit
+    from stylekit.training import FitSettings, TrainingState, fit
     def train(press_at=None, **kw):
         torch.manual_seed(0)
         m, seen = torch.nn.Linear(4, 1), []
@@ -139,7 +139,7 @@ def test_ctrl_c_keeps_the_step_it_came_after(tmp_path):
             seen.append(1)
             if len(seen) == press_at: signal.raise_signal(signal.SIGINT)
             return (m(torch.randn(8, 4, generator=g))-1).pow(2).mean()
-        fit(m, loss, 20, .05, **kw)
+        fit(m, loss, FitSettings(steps=20, lr=.05), **kw)
         return m
     old = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt): train(7, path=tmp_path/'c.pt')

@@ -7,9 +7,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from stylekit import StylekitError, load_backbone
 from stylekit.core import folder_lock
-from stylekit.feedforward import GENERATOR_FILE, HEADER, SEAL, FeedForward, Generator, _stamp, train_feedforward
+from stylekit.feedforward import GENERATOR_FILE, HEADER, SEAL, FeedForward, Generator
+from stylekit.feedforward_training import train_feedforward
 from stylekit.finetune import Example
 from stylekit.images import sample, samples
+from stylekit.onnx_network import stamp_onnx
 from stylekit.records import UNSEALED, seal_file
 from stylekit.training import TrainingReport
 from sweeps import check_full_disk, json_mutants, keys_only, sweep, sweep_file
@@ -83,13 +85,13 @@ def test_one_run_for_a_folder_and_for_a_model(train, b, tmp_path):
 
 def test_steps_that_are_no_numbers_are_not_taken(train, tmp_path, monkeypatch):
     def loss(self, g): return self.net.head.weight.sum()*torch.nan
-    monkeypatch.setattr('stylekit.feedforward.FeedForwardTrainer.loss', loss)
+    monkeypatch.setattr('stylekit.feedforward_training.FeedForwardTrainer.loss', loss)
     with pytest.raises(StylekitError, match='NaN or infinite at step 1'): train(tmp_path)
     assert not (tmp_path/'g'/GENERATOR_FILE).exists()
 
 def test_memory_that_runs_out_is_named(train, b, tmp_path, monkeypatch):
     def full(self, g): raise MemoryError
-    monkeypatch.setattr('stylekit.feedforward.FeedForwardTrainer.loss', full)
+    monkeypatch.setattr('stylekit.feedforward_training.FeedForwardTrainer.loss', full)
     with pytest.raises(StylekitError, match='ran out of memory: lower `batch`'): train(tmp_path)
     assert not getattr(b.unet, 'peft_config', {})
 
@@ -121,8 +123,8 @@ def no_training(monkeypatch):
     "From now on nothing may be trained any more"
     def stop():
         def loss(self, g): raise AssertionError('it trains')
-        monkeypatch.setattr('stylekit.feedforward.FeedForwardTrainer.loss', loss)
-        monkeypatch.setattr('stylekit.feedforward.FeedForwardTrainer.lesson', loss)
+        monkeypatch.setattr('stylekit.feedforward_training.FeedForwardTrainer.loss', loss)
+        monkeypatch.setattr('stylekit.feedforward_training.FeedForwardTrainer.lesson', loss)
     return stop
 
 @pytest.fixture(scope='module')
@@ -183,7 +185,7 @@ def test_to_insist_goes_on_too(train, copy, monkeypatch):
     how = dict(teacher=True, seed=1, overwrite=True)
     with pytest.raises(Killed): train(copy, report=die, **how)
     assert files(copy)[f'g/{GENERATOR_FILE}'] == other[f'g/{GENERATOR_FILE}']
-    monkeypatch.setattr('stylekit.feedforward.FeedForwardTrainer.lesson', None)   # they are made
+    monkeypatch.setattr('stylekit.feedforward_training.FeedForwardTrainer.lesson', None)   # they are made
     train(copy, report=said.append, **how)
     assert [(r.part, r.step) for r in said] == [('teacher', 4), ('lessons', 1), ('', 4), ('', 4)]
     new = files(copy)
@@ -262,7 +264,7 @@ def with_notes(path:Path, notes:dict)->Path: # text of the header, by key
         model = onnx.load(path)
         onnx.helper.set_model_props(model, {k: v for k, v in notes.items() if k != SEAL})
         onnx.save(model, path)
-        if SEAL in notes: _stamp(path)
+        if SEAL in notes: stamp_onnx(path, SEAL)
         return path
     with safe_open(path, 'pt') as f: state = {k: f.get_tensor(k) for k in f.keys()}
     save_file(state, path, notes)

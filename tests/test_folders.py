@@ -78,7 +78,7 @@ TRAIN = """
 import sys
 from pathlib import Path
 from stylekit.backbone import load_backbone
-from stylekit.feedforward import train_feedforward
+from stylekit.feedforward_training import train_feedforward
 from stylekit.finetune import Example
 from stylekit.images import sample, samples
 def train(out, style, model):

@@ -34,6 +34,7 @@ from .unet import (SCHEDULE, BaseTraining, Encoders, new_unet, noise_errors, noi
 from .vae import (CODEC_SOURCES, DecoderLessons, join_lessons, new_vae, refine_autoencoder, refine_decoder,
                                white_pixels)
 from .views import ViewSettings, Views
+from ..training import FINISHED
 
 # %% ../../nbs/mini/04_build.ipynb #0e92738d
 def text_encoder_of(clip:CLIPModel)->CLIPTextModel:
@@ -176,7 +177,7 @@ def write_style(backbone, look:str, folder:Path, # of this style
     "The adapter 'style' with its rights beside it"
     rights = style_rights(look)
     about = {'stylekit.data': rights['source'], 'license': rights['licence'], 'stylekit.base': 'mini',
-             'stylekit.images': str(pictures), 'stylekit.steps': steps, 'stylekit.ended': 'finished'}
+             'stylekit.images': str(pictures), 'stylekit.steps': steps, 'stylekit.ended': FINISHED}
     write_rights(Path(folder)/'rights.toml', id=look, title=look_words(look), **rights)
     return save_lora(backbone, 'style', Path(folder)/LORA_FILE, look_words(look), about)
 

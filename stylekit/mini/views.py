@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .data import Corpus, look_words
+from ..records import check_fields, limited
 
 # %% ../../nbs/mini/01a_views.ipynb #707dae0e
 GROUNDS = ('', 'on a pale ground', 'on a dark ground', 'on a coloured ground')   # white goes without saying
@@ -19,16 +20,17 @@ GROUND_TONES = ((1., 1.), (.82, .98), (.0, .3), (.3, .85))                      
 @dataclass(frozen=True)
 class ViewSettings:
     "What random views are like; shares of the views, in [0, 1], where nothing else is said"
-    moved: float = .8          # at another size and place; the others are copied pixel by pixel
-    turned: float = .25        # of those moved, by up to .25 radians
-    stretched: float = .25     # of those moved, by up to 7 %
-    scale: tuple = (.5, 1.1)   # of the thing, smallest and largest
-    recoloured: float = .2     # with the hue turned
-    pair: float = .1           # two things side by side
-    ground: tuple = (.5, .15, .12, .23)   # on each of GROUNDS
-    look_named: float = .25
-    tag_named: float = .2      # of those that have another word for the thing
-    ground_named: float = .5   # of those not on white
+    moved: float = limited(.8, 0, 1)          # at another size and place; the others are copied pixel by pixel
+    turned: float = limited(.25, 0, 1)        # of those moved, by up to .25 radians
+    stretched: float = limited(.25, 0, 1)     # of those moved, by up to 7 %
+    scale: tuple[float, float] = limited((.5, 1.1), .01, 10)   # of the thing, smallest and largest
+    recoloured: float = limited(.2, 0, 1)     # with the hue turned
+    pair: float = limited(.1, 0, 1)           # two things side by side
+    ground: tuple[float, ...] = limited((.5, .15, .12, .23), 0, 1)   # on each of GROUNDS
+    look_named: float = limited(.25, 0, 1)
+    tag_named: float = limited(.2, 0, 1)      # of those that have another word for the thing
+    ground_named: float = limited(.5, 0, 1)   # of those not on white
+    def __post_init__(self): check_fields(self)
 
 # %% ../../nbs/mini/01a_views.ipynb #f2373fd7
 def to_planes(images # (N, H, W, 4) uint8, straight alpha; array or tensor

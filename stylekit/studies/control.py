@@ -35,7 +35,7 @@ from ..mini.data import StyleSets, look_words, thing
 from ..judge import Judge, fit_probe, stage_statistics, unit
 from ..mini.judge import through_codec
 from ..records import cached, load_kept
-from ..training import draw_t, fit, min_snr
+from ..training import FitSettings, draw_t, fit, min_snr
 
 # %% ../../nbs/mini/08_control.ipynb #1791e3e7
 _FACES = ('smiling', 'affection', 'tongue', 'hand', 'neutral-skeptical', 'sleepy', 'unwell', 'hat', 'glasses',
@@ -406,8 +406,8 @@ def invert(backbone,
     z = _shot_latents(backbone, pictures)
     loss = _inversion_loss(backbone, inverted, tower, z, tokens.input_ids.to(backbone.device), batch)
     rate = lr*tower.get_input_embeddings().weight.std().item()
-    average = fit(inverted, loss, steps, rate, path, ema=.9, warmup=max(1, steps//20), weight_decay=0., every=50,
-                  seed=seed, report=report)
+    how = FitSettings(steps=steps, lr=rate, ema=.9, warmup=max(1, steps//20), weight_decay=0., every=50, seed=seed)
+    average = fit(inverted, loss, how, path, report=report)
     average.copy_to(inverted)
     return inverted
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from ..backbone import load_backbone
 from ..evaluate import Table
-from ..feedforward import (FEEDFORWARD_PRESETS, GENERATOR_FILE, FeedForward, FeedForwardSettings,
-                                  train_feedforward)
+from ..feedforward import GENERATOR_FILE, FeedForward
+from ..feedforward_training import FEEDFORWARD_PRESETS, FeedForwardSettings, train_feedforward
 from ..mini.build import corpus_examples
 from ..mini.data import Corpus
 from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
