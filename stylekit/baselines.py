@@ -255,7 +255,8 @@ def draw_again(self:LUSD, step:Step)->tuple: # as `edit`
     return found
 
 # %% ../nbs/07_baselines.ipynb #758e1511
-METHODS.update(released=Released, img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD, cds=CDS, ssd=SSD, lusd=LUSD)
+METHODS.update(released=Released, img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD,
+               cds=CDS, ssd=SSD, lusd=LUSD)
 
 def _rival(name, **kw):
     "What the rivals share, and what one of them changes"

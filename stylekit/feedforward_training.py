@@ -289,8 +289,9 @@ class _Lesson:
 def _method(self:FeedForwardTrainer): # a `Method` whose direction teaches, for all pictures
     cfg, seed, first = self.cfg.sms, self.cfg.seed, torch.arange(1)
     known = dict(grid=self._grid()) if cfg.method == 'sms' and cfg.relevance == 'grid' else {}
+    make = METHODS[cfg.method]
     cfg = replace(cfg, adapt='none')   # the reach is asked for each picture, and here they come by chance
-    return METHODS[cfg.method](self.backbone, cfg, self.z[first], self.conds(first), generators(seed, 1), seed=seed, **known)
+    return make(self.backbone, cfg, self.z[first], self.conds(first), generators(seed, 1), seed=seed, **known)
 
 @patch
 def _grid(self:FeedForwardTrainer)->RelevanceGrid: # of all pictures, made in batches
@@ -405,7 +406,8 @@ def _gradient_loss(self:FeedForwardTrainer, rows, g, u, noise, progress)->torch.
     made = self._made(self._batch(rows, self.x if in_pixels else self.z))
     z = b.encode(made, grad=True) if in_pixels else made
     t = SAMPLERS[cfg.sampler](u, progress, cfg.t_min, cfg.t_max)
-    step = Step(z.detach(), self.z[rows], t.to(b.device), noise.to(b.device), self.conds(rows), [g]*len(rows), progress, rows)
+    t, noise, gens = t.to(b.device), noise.to(b.device), [g]*len(rows)
+    step = Step(z.detach(), self.z[rows], t, noise, self.conds(rows), gens, progress, rows)
     with torch.no_grad(): way = m.gradient(step)[0]
     m.learn(step)
     return (way*z).mean()
