@@ -11,15 +11,15 @@ import math
 from dataclasses import replace
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
-from .backbone import Backbone, Cond
+from .backbone import Backbone, PromptEmbeds
 from .core import check_range
-from .scores import Score, ddim, falling, read_off, scores
+from .scores import Score, ddim, ddim_timesteps, read_off, scores
 from .released import RELEASED, Released
 from .sms import METHODS, PRESETS, USUAL, Direction, Method, Settings, Step, randn_like
 
 # %% ../nbs/07_baselines.ipynb #0eaf830d
 def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
-            cond:Cond, empty:Cond, # the target prompt of each image; the empty one
+            cond:PromptEmbeds, empty:PromptEmbeds, # the target prompt of each image; the empty one
             strength:float, # in (0, 1]: share of the noise range
             gens:list, # one CPU generator per image
             steps:int=25, # of the part that is run
@@ -27,22 +27,22 @@ def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w
     "Noise the content to `strength`, then sample it back with the style LoRA (SDEdit)"
     check_range('strength', strength, 1e-3, 1)
     top = max(1, round(strength*(len(backbone.alphas_cumprod)-1)))
-    ts = falling(top, steps)
+    ts = ddim_timesteps(top, steps)
     start = torch.full((len(z_src),), ts[0], device=z_src.device)
     z = backbone.add_noise(z_src, randn_like(z_src, gens), start)
     return ddim(Score(backbone, adapters, guidance_scale, empty), backbone, z, ts, cond)
 
 # %% ../nbs/07_baselines.ipynb #9462aec8
 class Img2Img(Method):
-    "SDEdit in the loop: no direction at all, and a finish from far (timestep `finish`)"
-    LOOP = ('preset', 'method', 'steps', 'style_scale', 'finish', 'resolution', 'prompt', 'terms')
-    READS = ('guidance_scale', 'guide')
+    "SDEdit in the loop: no direction at all, and a finish from far (timestep `final_t`)"
+    LOOP = ('preset', 'method', 'steps', 'style_scale', 'final_t', 'resolution', 'prompt', 'terms')
+    READS = ('guidance_scale', 'guidance_from')
     TERMS, RANGES = dict(draws=25), dict(draws=(1, 1000))   # steps of the sampler
     def direction(self, step): return Direction(torch.zeros_like(step.z))
     @torch.no_grad()
     def finish(self, z, gens):
-        if not self.cfg.finish: return z
-        ts = falling(self.cfg.finish, self.terms['draws'])
+        if not self.cfg.final_t: return z
+        ts = ddim_timesteps(self.cfg.final_t, self.terms['draws'])
         start = torch.full((len(z),), ts[0], device=z.device)
         noised = self.backbone.add_noise(z, randn_like(z, gens), start)
         return ddim(self.style, self.backbone, noised, ts, self.conds.styled)
@@ -69,8 +69,8 @@ class DDS(Method):
 # %% ../nbs/07_baselines.ipynb #0f14febe
 class VSD(Method):
     "Variational score distillation: w·(ε_style(z_t) − ε_φ(z_t; caption)); φ learns beside (arXiv 2305.16213)"
-    READS = Method.READS + ('fake', 'fake_rank', 'fake_alpha', 'fake_lr', 'fake_targets')
-    NEEDS = dict(fake='own')
+    READS = Method.READS + ('fake_score', 'fake_rank', 'fake_alpha', 'fake_lr', 'fake_targets')
+    NEEDS = dict(fake_score='lora_released')
     def direction(self, step):
         z_t, t, c = self.backbone.add_noise(step.z, step.noise, step.t), step.t, step.conds
         styled, fake = self.style(z_t, t, c.styled), self.fake(z_t, t, c.plain)
@@ -80,7 +80,7 @@ class VSD(Method):
 # %% ../nbs/07_baselines.ipynb #c7dabafe
 class PDS(DDS):
     "Posterior distillation sampling: the difference of the noises that one sampling step needs (arXiv 2311.13831)"
-    READS = ('guidance_scale', 'guide')   # its weight is in the formula
+    READS = ('guidance_scale', 'guidance_from')   # its weight is in the formula
     def draw(self, gens, progress):
         t, noise = super().draw(gens, progress)
         return (t-1)//2*2+1, noise   # the grid of 500 steps
@@ -94,7 +94,7 @@ class PDS(DDS):
 def step_noise(self:PDS, z, eps, t, noise, noise_prev)->torch.Tensor: # like z
     "ε̃ with x_{t−2} = μ(x_t, ε) + σ_t·ε̃"
     b, before = self.backbone, (t-2).clamp(min=0)
-    A, A_prev = b.abar(t), b.abar(before)
+    A, A_prev = b.alpha_bar(t), b.alpha_bar(before)
     beta = b.betas[t].view(-1,1,1,1)
     z_t = b.add_noise(z, noise, t)
     mean = A_prev.sqrt()*beta/(1-A)*read_off(z_t, eps, A) + (1-beta).sqrt()*(1-A_prev)/(1-A)*z_t
@@ -175,8 +175,8 @@ class CDS(DDS):
 def nce_grad(self:CDS, step:Step)->torch.Tensor: # like z
     "Gradient of the contrastive loss, summed over layers and sizes"
     b, c, t = self.backbone, step.conds, step.t
-    with b.watch('attn1', 'up_blocks') as ref: b.predict(b.add_noise(step.z_src, step.noise, t), t, c.plain)
-    with torch.enable_grad(), b.watch('attn1', 'up_blocks') as now:
+    with b.record_attention('attn1', 'up_blocks') as ref: b.predict(b.add_noise(step.z_src, step.noise, t), t, c.plain)
+    with torch.enable_grad(), b.record_attention('attn1', 'up_blocks') as now:
         x = step.z.detach().requires_grad_()
         b.predict(b.add_noise(x, step.noise, t), t, c.styled, self.style.adapters)
         return torch.autograd.grad(sum(self.nce_losses(step, ref, now)), x)[0]
@@ -219,7 +219,9 @@ def edit(self:LUSD, step:Step)->tuple: # ε_style − ε(caption), and where it 
     "What the style's words change"
     b, t, (h, w) = self.backbone, step.t, step.z.shape[-2:]
     z_t = b.add_noise(step.z, step.noise, t)
-    with b.watch('attn2', maps=True, pixels=h*w//16) as cross, b.watch('attn1', maps=True, pixels=h*w//4) as own:
+    to_words = b.record_attention('attn2', maps=True, pixels=h*w//16)
+    to_places = b.record_attention('attn1', maps=True, pixels=h*w//4)
+    with to_words as cross, to_places as own:
         styled = replace(self.style, guidance=1.)(z_t, t, step.conds.styled)
     return styled-b.predict(z_t, t, step.conds.plain), self.place(step, cross, own)
 
@@ -262,19 +264,19 @@ def _rival(name, **kw):
     "What the rivals share, and what one of them changes"
     loop = dict(steps=200, sampler='uniform', noise='independent', t_min=20, t_max=980,
                 lr=.0488, optimizer='sgd', schedule='constant')
-    guidance = dict(guidance_scale=7.5, guide='empty')
-    left_out = dict(lam=0., adapt='none', relevance='none', finish=0)
+    guidance = dict(guidance_scale=7.5, guidance_from='uncond')
+    left_out = dict(lam=0., adapt='none', relevance='none', final_t=0)
     return Settings(**dict(preset=name, method=name) | loop | guidance | left_out | kw)
 
 # %% ../nbs/07_baselines.ipynb #982a8d3f
 UNWANTED = 'unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy'
 _adam = dict(optimizer='adam', weight='variance', steps=500)
 RIVALS = dict(
-    img2img=_rival('img2img', steps=1, guidance_scale=2., finish=500),
+    img2img=_rival('img2img', steps=1, guidance_scale=2., final_t=500),
     sds=_rival('sds'),
     dds=_rival('dds', t_min=50, t_max=949),
     cds=_rival('cds', t_min=50, t_max=949),
-    vsd=_rival('vsd', **_adam, lr=.03, fake='own', fake_lr=1e-4),
+    vsd=_rival('vsd', **_adam, lr=.03, fake_score='lora_released', fake_lr=1e-4),
     pds=_rival('pds', steps=500, guidance_scale=100., t_min=21, t_max=980, optimizer='adam', lr=.01),
     csd=_rival('csd', **_adam, guidance_scale=1., lr=.01),
     nfsd=_rival('nfsd', **_adam, lr=.01, negative_prompt=UNWANTED),

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from .backbone import Backbone, load_backbone
 from .core import StylekitError, asset, atomic_path, folder_lock, user_path
-from .images import sample
+from .images import sample_image
 from .lora import load_style, new_adapter, save_lora
 from .model_files import pipeline_index
 from .sms import settings
@@ -104,7 +104,7 @@ def random_style(backbone:Backbone,
     with torch.no_grad():
         for p in params: p.copy_(.02*torch.randn(p.shape, generator=g))
     try: return save_lora(backbone, 'style', path, 'ink', {}, 'kohya')
-    finally: backbone.remove('style')
+    finally: backbone.delete_adapter('style')
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #979ca112
 def _authors_code(clone:Path): # their module
@@ -260,7 +260,7 @@ def _strike(self:Ledger, key): self.now -= self.live.pop(key)
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #5a116fde
 VARIANTS = {
-    'paper': dict(preset='paper'), 'fast': {}, 'fake that learns': dict(fake='shared'),
+    'paper': dict(preset='paper'), 'fast': {}, 'fake that learns': dict(fake_score='lora'),
     'guidance': dict(guidance_scale=2.), 'relevance': dict(relevance='grid')}
 
 @dataclass
@@ -337,7 +337,7 @@ def costs(backbone:Backbone, style,
           released:Released=None, report=None
          )->dict: # name -> Cost
     "Every variant, a step of each in turn"
-    image, style = sample('owl').resize((size, size)), load_style(style)
+    image, style = sample_image('owl').resize((size, size)), load_style(style)
     out, theirs = {}, []
     for name, changes in variants.items():
         begin = partial(_begin, backbone, style, image, changes)
@@ -353,7 +353,7 @@ def costs(backbone:Backbone, style,
 TOLERANCE = {torch.float32: 1e-4, torch.float16: .05, torch.bfloat16: .3}
 
 def _check_gradient(backbone:Backbone, style, theirs:Released, size:int, report):
-    image = sample('owl').resize((size, size))
+    image = sample_image('owl').resize((size, size))
     run = _begin(backbone, load_style(style), image, dict(preset='paper'))
     try: off = same_gradient(run, theirs)
     finally: run.close()

@@ -320,14 +320,14 @@ def _say_what_is_worked_at(name:str, image, model, resolution, is_embedded:bool)
 def _control(o, model, style):
     "The two encoders; a word where the prompt asks for nothing that they have learnt"
     if not o.control: return
-    from stylekit.guidance import Steer, load_control_clip
+    from stylekit.guidance import ControlGuidance, load_control_clip
     folder = asset('control') if o.control == 'shipped' and not os.path.exists(o.control) else o.control
     control = load_control_clip(folder, model)
     known = control.words.styles if control.words else ()
     if known and not any(k in style.words for k in known):
         SAY.note(f'the encoders have learnt {", ".join(known)}, and the prompt says {style.words!r}, '
                  f'which changes little: ask for a look with --words {known[0]}')
-    return Steer(control, .5 if o.alpha is None else o.alpha)
+    return ControlGuidance(control, .5 if o.alpha is None else o.alpha)
 
 # %% ../nbs/16_cli.ipynb #f4e3c3a9
 def _run_checkpoint(path:Path):
@@ -404,7 +404,7 @@ def _stylize_images(o)->int: # exit status
     pictures = _opened(o.images, paths)
     mask, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
     control = _control(o, model, style)
-    run = partial(run, style=style, backbone=model, seed=o.seed, conditioning=control, keep=mask, **_settings_of(o))
+    run = partial(run, style=style, backbone=model, seed=o.seed, control=control, protect=mask, **_settings_of(o))
     whole = True
     for name, image, caption, path in zip(o.images, pictures, captions, paths):
         _say_what_is_worked_at(name, image.rgb, model, o.resolution, not o.backbone)
@@ -516,7 +516,7 @@ def _list_style(name:str):
     SAY.result(text, command='styles', name=s.name, words=s.words, path=s.path, **facts)
 
 def _list_styles()->int: # exit status
-    from stylekit.lora import styles as names
+    from stylekit.lora import list_styles as names
     broken = 0
     for name in names():
         try: _list_style(name)
@@ -530,7 +530,7 @@ def _say_fit(model, style):
     "How much of a LoRA finds its place in a model"
     from stylekit.lora import add_style
     report = add_style(model, style)
-    model.remove('style')
+    model.delete_adapter('style')
     facts = dict(name=style.name, words=style.words, matched=report.matched, total=report.total, report=str(report))
     SAY.result(f'{style.name:12} {style.words}\n{"":12} {report}', command='styles', **facts)
 

@@ -77,7 +77,7 @@ def ids(self:Clip, texts:list, pad='longest')->torch.Tensor: # (B, tokens) long
 
 @patch
 @torch.no_grad()
-def read(self:Clip, texts:list)->torch.Tensor: # (B, D), of length 1
+def encode_text(self:Clip, texts:list)->torch.Tensor: # (B, D), of length 1
     "What words are to it"
     pooled = self.model.text_model(self.ids(texts)).pooler_output
     return F.normalize(self.model.text_projection(pooled), dim=-1)
@@ -85,7 +85,7 @@ def read(self:Clip, texts:list)->torch.Tensor: # (B, D), of length 1
 # %% ../nbs/07a_clip.ipynb #d166a20f
 @patch
 @torch.no_grad()
-def see(self:Clip, images, # PIL images, paths, arrays, tensors, or what has an `image`
+def encode_image(self:Clip, images, # PIL images, paths, arrays, tensors, or what has an `image`
         batch:int=32)->torch.Tensor: # (N, D), of length 1
     "What pictures are to it: the shorter side scaled, the middle cut out, as CLIPs are trained"
     todo, out = iter(images), []

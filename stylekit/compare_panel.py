@@ -9,7 +9,7 @@ __all__ = ['ComparePanel']
 import ipywidgets as W
 from fastcore.basics import patch
 from .core import StylekitError
-from .images import open_image, sample
+from .images import open_image, sample_image
 from .live import LiveRun, engine_for, jpeg
 from .panels import Panel, grid_box, named, row
 from .stylize_panel import StylizePanel
@@ -23,7 +23,7 @@ class ComparePanel(Panel):
                  target:StylizePanel=None, # whose controls take what is adopted
                  backbone=None, device:str=None, preset:str='fast', seed:int=0, **changes): # as `StylizePanel`
         super().__init__()
-        self.opened = open_image(image if image is not None else sample('owl'))
+        self.opened = open_image(image if image is not None else sample_image('owl'))
         self.picture = self.opened.rgb
         self.chosen, self.target = None, target
         base = dict(device=device, preset=preset, seed=seed) | changes

@@ -26,7 +26,8 @@ from .grids import Grid, few, read_grid
 from .lora import SEAL, read_safetensors
 from .records import Record, check_fields, limited, parse_json, save_sealed, seal, unseal, unseal_if_sealed
 from .records import write_json
-from .training import CUT_SHORT, FINISHED, Best, FitSettings, TrainingReport, check_minutes, drop_state, fit
+from .training import CUT_SHORT, FINISHED, EarlyStopping, FitSettings, TrainingReport
+from .training import check_minutes, drop_state, fit
 from .training import state_run
 
 # %% ../nbs/07c_control_clip.ipynb #686d0b8d
@@ -298,7 +299,7 @@ def control_run_id(clip:Clip, train:Grid, val:Grid, cfg:ControlSettings, words:W
 def _look(clip:Clip, grid:Grid)->tuple: # features, role -> (N,) labels; None of an empty grid
     "What training needs of pictures"
     labels = dict(zip(ROLES, (x.to(clip.device) for x in grid.labels())))
-    return (clip.see(grid), labels) if len(grid) else None
+    return (clip.encode_image(grid), labels) if len(grid) else None
 
 def _filled(labels:dict, words:Words)->torch.Tensor: # (K, S) bool
     "Which pairs have pictures"
@@ -422,7 +423,7 @@ def _optimizer(self:ControlTrainer, slow:set): # ids of parameters that learn at
 
 # %% ../nbs/07c_control_clip.ipynb #c0117e01
 @patch
-def _say(self:ControlTrainer, best:Best, role:str, report:TrainingReport):
+def _say(self:ControlTrainer, best:EarlyStopping, role:str, report:TrainingReport):
     "Tell who listens, with what is known of the best step, and keep it for the history"
     known = dict(part=role)
     if best and best.weights: known |= dict(best_step=best.step, best_error=best.error)
@@ -449,7 +450,7 @@ def _fit_role(self:ControlTrainer, role:str, own:dict, minutes:float)->tuple: # 
     module = torch.nn.ModuleList([torch.nn.ParameterList(own.values()), *([head] if head else [])])
     slow = {id(p) for n, p in own.items() if not n.startswith('residual')}
     def path(kind): return self.work and self.work/f'{role}-{kind}.pt'
-    best = Best(module, partial(self.held_out, role), path('best'), self.run_id) if self.seen else None
+    best = EarlyStopping(module, partial(self.held_out, role), path('best'), self.run_id) if self.seen else None
     how = FitSettings(steps=cfg.steps, lr=cfg.lr, ema=.9, warmup=max(1, cfg.steps//20), weight_decay=cfg.weight_decay,
                       every=cfg.check, seed=cfg.seed)
     avg = fit(module, partial(self.loss, role, head), how, path('training'), minutes, partial(self._say, best, role),

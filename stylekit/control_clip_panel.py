@@ -26,7 +26,7 @@ class ControlClipPanel(Panel):
     "Style × category, drawn with two encoders; α and per-block α live"
     def __init__(self, control, # ControlClip, or the folder of one
                  styles=('soft cartoon', '3d render'), categories=('owl', 'car'), # words
-                 *, template:str='{style}, {category}', combine:str='delta', alpha:float=.5, # see `Steer`
+                 *, template:str='{style}, {category}', combine:str='delta', alpha:float=.5, # see `ControlGuidance`
                  steps:int=12, guidance_scale:float=4., seed:int=0, backbone=None, device:str=None):
         super().__init__()
         self.backbone = shared_backbone(backbone, device)
@@ -138,7 +138,7 @@ def _noise(self:ControlClipPanel, t): # timestep to begin at
     import torch
     from stylekit.guidance import latents_on_white
     b = self.backbone
-    side, g = b.native_size//b.factor, torch.Generator().manual_seed(self.seed)
+    side, g = b.native_size//b.vae_scale_factor, torch.Generator().manual_seed(self.seed)
     z = torch.randn(1, b.latent_channels, side, side, generator=g).to(b.unet.device)
     return latents_on_white(b, z, t) if b.source == 'mini' else z   # the embedded model knows grounds of all colours
 
@@ -146,17 +146,17 @@ def _noise(self:ControlClipPanel, t): # timestep to begin at
 @patch
 def _one(self:ControlClipPanel, style, category): # PIL
     import torch
-    from stylekit.backbone import Cond
+    from stylekit.backbone import PromptEmbeds
     from stylekit.images import tensor_to_image
-    from stylekit.guidance import Steer, control_clip
-    from stylekit.scores import Score, ddim, falling
+    from stylekit.guidance import ControlGuidance, control_clip
+    from stylekit.scores import Score, ddim, ddim_timesteps
     b, prompt = self.backbone, self.template.format(style=style, category=category)
     per_block = {'': 1.} | {n: w.value for n,w in self.blocks.items()}
-    steer = Steer(self.control, self.alpha.value, self.combine, per_block)
-    ts = falling(900 if b.source == 'mini' else 990, self.steps)
+    steer = ControlGuidance(self.control, self.alpha.value, self.combine, per_block)
+    ts = ddim_timesteps(900 if b.source == 'mini' else 990, self.steps)
     z = self._noise(ts[0])
     with torch.no_grad(), control_clip(b, steer):
-        styled, empty = Cond(steer.embeds([prompt])), Cond(steer.embeds([''], negative=True))
+        styled, empty = PromptEmbeds(steer.embeds([prompt])), PromptEmbeds(steer.embeds([''], negative=True))
         z = ddim(self._stoppable(Score(b, (), self.scale, empty)), b, z, ts, styled)
         return tensor_to_image(b.decode(z)[0].cpu())
 

@@ -243,7 +243,8 @@ def _drawer(job, backbone): # Items -> pictures
     if 'generator' in job.how:
         net = FeedForward.load(_generator(job.how, style), backbone)
         return lambda group: net(paths(group))
-    alone = settings(**job.how).fake in ('own', 'shared')   # a fake score must not depend on who is in the batch
+    # a fake score that learns must not depend on who is in the batch
+    alone = settings(**job.how).fake_score in ('lora_released', 'lora')
     return lambda group: stylize(paths(group), style, [i.caption for i in group], backbone=backbone,
                                  seed=job.seed, independent=alone, **job.how)
 

@@ -146,7 +146,7 @@ def device(self:FeedForward)->torch.device:
 @patch(as_prop=True)
 def multiple(self:FeedForward)->int:
     "Sides of what it takes are multiples of this, pixels"
-    return self.about['multiple']*(self.backbone.factor if self.space == 'latent' else 1)
+    return self.about['multiple']*(self.backbone.vae_scale_factor if self.space == 'latent' else 1)
 
 # %% ../nbs/09_feedforward.ipynb #3b45429e
 @patch

@@ -29,8 +29,8 @@ from .training import fit, place, state_run, take_step
 # %% ../nbs/09b_feedforward_training.ipynb #94d33270
 SHAPES = dict(pixel=dict(patch=4, widths=(64, 128, 256), blocks=(2, 2, 4)),
               latent=dict(patch=1, widths=(96, 192), blocks=(2, 3)))
-_GRADIENT = dict(fake='content', relevance='none', lam=.05, lr=.14, sampler='narrowing', t_max=500, steps=1,
-                 finish=300, finish_guidance=4.)
+_GRADIENT = dict(fake_score='source_plain', relevance='none', lam=.05, lr=.14, sampler='narrowing', t_max=500, steps=1,
+                 final_t=300, final_guidance=4.)
 
 # %% ../nbs/09b_feedforward_training.ipynb #94d33272
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ def taught(self:FeedForwardTrainer)->bool:
 @patch
 def close(self:FeedForwardTrainer):
     "Leave the model as it was"
-    for a in ('fake', 'style'): self.backbone.remove(a)
+    for a in ('fake', 'style'): self.backbone.delete_adapter(a)
 
 # %% ../nbs/09b_feedforward_training.ipynb #30dbd0ed
 @patch
@@ -266,7 +266,7 @@ def _encode(self:FeedForwardTrainer, examples:list):
     self.z, self.x = self.data.z.flatten(0, 1), is_pixel and self.data.x.flatten(0, 1)
     self.y = None
     prompts = (cfg.sms.edit_prompt.format(style=words), '', cfg.sms.negative_prompt)
-    self.fixed = [b.text(p) for p in prompts]
+    self.fixed = [b.encode_prompt(p) for p in prompts]
     self.words = b.tokens_of(words, [cfg.sms.prompt.format(style=words, caption=e.caption) for e in examples])
 
 @patch
@@ -315,7 +315,7 @@ def lesson(self:FeedForwardTrainer, rows:torch.Tensor # (B,) of z
     z = self.teacher.net(z_src) if self.teacher else z_src
     m = METHODS[cfg.method](self.backbone, cfg, z_src, self.conds(rows), gens, seed=seed)
     try: return refine(m, z, steps)
-    finally: self.backbone.remove('fake')
+    finally: self.backbone.delete_adapter('fake')
 
 # %% ../nbs/09b_feedforward_training.ipynb #e0c3bbe7
 # those that decide a lesson

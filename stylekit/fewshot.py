@@ -30,8 +30,9 @@ class Task:
     y_val: torch.Tensor
     seed: int = 0
     def __post_init__(self):
-        self.v, self.v_val = self.clip.see(self.x), self.clip.see(self.x_val) if len(self.x_val) else None
-        self.w = self.clip.read([self.template.format(a) for a in self.answers])   # (C, D)
+        self.v = self.clip.encode_image(self.x)
+        self.v_val = self.clip.encode_image(self.x_val) if len(self.x_val) else None
+        self.w = self.clip.encode_text([self.template.format(a) for a in self.answers])   # (C, D)
 
 # %% ../nbs/13a_fewshot.ipynb #c6d977fc
 @patch
@@ -117,7 +118,7 @@ class Tuned:
     def __call__(self, v): raise StylekitError('this classifier has its own image tower: give it pictures, by `answer`')
     def of(self, images)->torch.Tensor: # (N, C)
         "Logits of pictures"
-        return self.clip.temperature*self.clip.see(images)@self.w.T
+        return self.clip.temperature*self.clip.encode_image(images)@self.w.T
 
 def _with_lora(clip:Clip, rank:int, seed:int)->Clip:
     "A copy with LoRA in the attention of both towers"

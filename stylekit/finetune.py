@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
-from .backbone import Backbone, Cond, load_backbone
+from .backbone import Backbone, PromptEmbeds, load_backbone
 from .core import StylekitError, atomic_path, changed, digest, explain_errors, explain_memory, file_sha256
 from .core import folder_lock, one_line, safe_name, user_path
 from .images import image_to_tensor, load_image
@@ -23,7 +23,7 @@ from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, bu
 from .lora import load_style, new_adapter, read_safetensors, save_lora
 from .records import check_fields, limited
 from .stylizer import stylize
-from .training import CUT_SHORT, GOOD_ENOUGH, NO_BETTER, STOPPED, Best, FitSettings, TrainingReport
+from .training import CUT_SHORT, GOOD_ENOUGH, NO_BETTER, STOPPED, EarlyStopping, FitSettings, TrainingReport
 from .training import check_minutes, draw_t, drop_state, fit, min_snr, state_run
 
 # %% ../nbs/08a_finetune.ipynb #9b7e40b2
@@ -128,13 +128,14 @@ def for_pictures(self:LoraSettings, n:int # pictures
 class Latents:
     "Encoded views (N, V, C, h, w), and captions with and without the style's words; the last caption is empty"
     z: torch.Tensor
-    styled: Cond
-    plain: Cond
+    styled: PromptEmbeds
+    plain: PromptEmbeds
     x: torch.Tensor = None   # the pixels (N, V, 3, H, W), uint8
 
 # %% ../nbs/08a_finetune.ipynb #d26dd5eb
-def _read_captions(backbone:Backbone, texts:list, size:int, batch:int=64)->Cond:
-    return Cond.cat([backbone.text(texts[i:i+batch], (size, size)) for i in range(0, len(texts), batch)])
+def _read_captions(backbone:Backbone, texts:list, size:int, batch:int=64)->PromptEmbeds:
+    parts = (texts[i:i+batch] for i in range(0, len(texts), batch))
+    return PromptEmbeds.cat([backbone.encode_prompt(part, (size, size)) for part in parts])
 
 # %% ../nbs/08a_finetune.ipynb #0fafd540
 def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
@@ -202,7 +203,7 @@ class LoraTrainer:
         self.data = encode_views(backbone, examples, words, cfg)
         new_adapter(backbone, adapter, cfg.rank, targets=cfg.targets, seed=cfg.seed, dora=cfg.dora)
         best = self.work and self.work/'best.pt'
-        self.best = Best(backbone.unet, lambda: self.held_out(), best, self.run_id, cfg.patience)
+        self.best = EarlyStopping(backbone.unet, lambda: self.held_out(), best, self.run_id, cfg.patience)
 
 # %% ../nbs/08a_finetune.ipynb #06f3a1d8
 SMALL_MODEL = 1e8   # parameters of a UNet; Stable Diffusion's have more
@@ -243,7 +244,7 @@ def held_out(self:LoraTrainer, draws:int=8)->float:
         rows = torch.full((draws,), r)
         errors.append(lora_loss(self.backbone, self.data, rows, first, t, noise, first.bool(), cfg,
                                 self.adapter, train=False).mean())
-    self.backbone.use((self.adapter,), train=True)
+    self.backbone.set_adapters((self.adapter,), train=True)
     return torch.stack(errors).mean().item()
 
 # %% ../nbs/08a_finetune.ipynb #b7ec58a6
@@ -263,10 +264,10 @@ def _look(self:LoraTrainer, step:int, avg)->bool: # end here?
     if not self.watch: return ended
     now = {k: p.detach().clone() for k,p in self.backbone.unet.named_parameters() if k in avg.avg}
     avg.copy_to(self.backbone.unet)
-    try: self.enough = bool(self.watch(self, step))
+    try: self.enough = bool(self.record_attention(self, step))
     finally:
         self.best.put(now)
-        self.backbone.use((self.adapter,), train=True)
+        self.backbone.set_adapters((self.adapter,), train=True)
     return self.enough or ended
 
 # %% ../nbs/08a_finetune.ipynb #a0531039
@@ -275,13 +276,13 @@ def run(self:LoraTrainer, minutes:float=None # stop after so long; the checkpoin
        )->list: # of TrainingReports; the last one, also `end`, says how it ended
     "Train to the end; the adapter then holds the best weights, or the last average"
     b, cfg = self.backbone, self.cfg
-    b.use((self.adapter,), train=True)
+    b.set_adapters((self.adapter,), train=True)
     how = FitSettings(steps=cfg.steps, lr=self.lr(), ema=.98, warmup=min(20, cfg.steps//4+1), weight_decay=0.,
                       every=cfg.check, seed=cfg.seed, scale=1024. if b.dtype==torch.float16 else 1.)
     avg = fit(b.unet, self.loss, how, self.work and self.work/'training.pt', minutes, self._say,
               self._look if self.held or self.watch else None, self.run_id)
     self.best.restore(avg)
-    b.use(())
+    b.set_adapters(())
     ended = {STOPPED: GOOD_ENOUGH if self.enough else NO_BETTER}
     self._say(TrainingReport(avg.step, cfg.steps, ended=ended.get(avg.ended, avg.ended)))
     self.end = self.history[-1]
@@ -355,7 +356,7 @@ def _train(trainer_of, b:Backbone, examples, dest, names, minutes, metadata)->Lo
             trainer.run(minutes)
             about = _about(trainer, examples) | {'stylekit.names': names} | metadata
             save_lora(b, 'style', dest/LORA_FILE, trainer.words, about, names)
-        finally: b.remove('style')
+        finally: b.delete_adapter('style')
     return trainer
 
 # %% ../nbs/08a_finetune.ipynb #7c86d110

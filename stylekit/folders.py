@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'WORKER', 'LOST', 'read_pictures', 'result_path', 'chunks', 'FolderRun', 'FolderRecord', 'source_id',
-           'run_difference', 'Manifest', 'without_folders', 'Order', 'Maker', 'WorkerPool', 'InProcess', 'RayPool',
-           'worker_pool', 'FolderProgress', 'FolderResult', 'stylize_folder']
+           'run_difference', 'Manifest', 'without_folders', 'FolderJob', 'FolderWorker', 'WorkerPool', 'InProcess',
+           'RayPool', 'worker_pool', 'FolderProgress', 'FolderResult', 'stylize_folder']
 
 # %% ../nbs/09a_folders.ipynb #69676997
 import errno, json, os, pickle, re, tempfile, time
@@ -192,7 +192,7 @@ def without_folders(text:str, # a message
 
 # %% ../nbs/09a_folders.ipynb #05aca3b9
 @dataclass(frozen=True)
-class Order:
+class FolderJob:
     "What to do with every picture of a folder"
     out: str                    # folder for the results
     style: object = 'ink'       # as `load_style` takes it
@@ -207,9 +207,9 @@ class Order:
     source_id: str = ''         # and where it is, see `source_id`
 
 # %% ../nbs/09a_folders.ipynb #310ea91e
-class Maker:
+class FolderWorker:
     "Carries an order out, chunk by chunk"
-    def __init__(self, order:Order):
+    def __init__(self, order:FolderJob):
         self.order = o = order
         if o.generator: self._load_generator(o)
         else: self._load_model(o)
@@ -217,14 +217,14 @@ class Maker:
 
 # %% ../nbs/09a_folders.ipynb #b6fa9a84
 @patch
-def _load_generator(self:Maker, o:Order):
+def _load_generator(self:FolderWorker, o:FolderJob):
     self.generator = g = FeedForward.load(o.generator, o.backbone, o.device)
     self.name, self.model = g.about['style'], g.about['backbone']
     self.settings = {}
     self.key = digest(g.sha256, o.resolution)
 
 @patch
-def _load_model(self:Maker, o:Order):
+def _load_model(self:FolderWorker, o:FolderJob):
     self.generator = None
     self.style = s = load_style(o.style)
     self.backbone = b = load_backbone(o.backbone, o.device, o.dtype)
@@ -236,19 +236,19 @@ def _load_model(self:Maker, o:Order):
 
 # %% ../nbs/09a_folders.ipynb #0974b80c
 @patch
-def job(self:Maker, p:PictureFile)->str: # 16 hex digits
+def job(self:FolderWorker, p:PictureFile)->str: # 16 hex digits
     "What makes this result what it is; it is written into its file"
     return digest(self.key, '' if self.generator else p.caption, file_sha256(p.path))[:16]
 
 @patch
-def done(self:Maker, p:PictureFile)->bool:
+def done(self:FolderWorker, p:PictureFile)->bool:
     "Is the result there, whole, and made from this?"
     path = result_path(self.order.out, p)
     try: return not p.error and path.exists() and (read_output(path)['run'] or {}).get('job') == self.job(p)
     except StylekitError: return False
 
 @patch
-def record(self:Maker, p:PictureFile, error:str='')->FolderRecord:
+def record(self:FolderWorker, p:PictureFile, error:str='')->FolderRecord:
     "The line of a picture of which nothing is made yet"
     error = without_folders(error, p.path, result_path(self.order.out, p))
     return _record(p, self.run, error)
@@ -258,7 +258,7 @@ def _record(p:PictureFile, run:FolderRun, error:str)->FolderRecord:
 
 # %% ../nbs/09a_folders.ipynb #bc1b1d96
 @patch
-def _pictures(self:Maker, chunk:list)->tuple: # place -> PIL image; place -> what is wrong
+def _pictures(self:FolderWorker, chunk:list)->tuple: # place -> PIL image; place -> what is wrong
     "All of them: who shares a batch must not depend on what is done"
     images, wrong = {}, {}
     for i, p in enumerate(chunk):
@@ -267,7 +267,7 @@ def _pictures(self:Maker, chunk:list)->tuple: # place -> PIL image; place -> wha
     return images, wrong
 
 @patch
-def _open(self:Maker, p:PictureFile): # PIL image
+def _open(self:FolderWorker, p:PictureFile): # PIL image
     if p.error: raise StylekitError(p.error)
     if not self.generator and not p.caption:
         raise StylekitError('nothing says what it shows: write it into a .txt of the same name, or into the file name')
@@ -275,15 +275,15 @@ def _open(self:Maker, p:PictureFile): # PIL image
 
 # %% ../nbs/09a_folders.ipynb #00ad80e4
 @patch
-def _draw(self:Maker, chunk:list, images:dict, places:list)->list: # of StylizeResults
+def _draw(self:FolderWorker, chunk:list, images:dict, places:list)->list: # of StylizeResults
     ims, o = [images[i] for i in places], self.order
     if self.generator: return self.generator(ims, o.resolution)
-    alone = self.cfg.fake in ('own', 'shared')
+    alone = self.cfg.fake_score in ('lora_released', 'lora')
     return stylize(ims, self.style, [chunk[i].caption for i in places], backbone=self.backbone,
                    preset=self.cfg, seed=o.seed, independent=alone)
 
 @patch
-def _made(self:Maker, chunk:list, images:dict, wrong:dict)->dict: # place -> StylizeResult
+def _made(self:FolderWorker, chunk:list, images:dict, wrong:dict)->dict: # place -> StylizeResult
     "A batch, or where that fails its pictures one by one"
     if not images: return {}
     try: return dict(zip(images, self._draw(chunk, images, [*images])))
@@ -301,7 +301,7 @@ def _made(self:Maker, chunk:list, images:dict, wrong:dict)->dict: # place -> Sty
 _DISK = ('ENOSPC', 'EDQUOT', 'EROFS')   # not the fault of one picture
 
 @patch
-def _save(self:Maker, p:PictureFile, result)->str: # what is wrong
+def _save(self:FolderWorker, p:PictureFile, result)->str: # what is wrong
     "An unfinished picture must not count as done"
     if 'interrupted' in result.info.get('note', ''): raise KeyboardInterrupt
     if not result.complete: return result.info['note']
@@ -314,7 +314,7 @@ def _save(self:Maker, p:PictureFile, result)->str: # what is wrong
 
 # %% ../nbs/09a_folders.ipynb #2c94e56e
 @patch
-def _make(self:Maker, chunk:list, todo:list)->tuple: # places; place -> what is wrong, seconds for each picture
+def _make(self:FolderWorker, chunk:list, todo:list)->tuple: # places; place -> what is wrong, seconds for each picture
     "Draw a chunk and save what is missing of it"
     start = time.perf_counter()
     images, wrong = self._pictures(chunk)
@@ -327,7 +327,7 @@ def _make(self:Maker, chunk:list, todo:list)->tuple: # places; place -> what is 
 
 # %% ../nbs/09a_folders.ipynb #18c25235
 @patch
-def __call__(self:Maker, chunk:list # Pictures; None: only say who you are
+def __call__(self:FolderWorker, chunk:list # Pictures; None: only say who you are
             ): # a FolderRecord for each; the FolderRun
     "Make what is missing of a chunk"
     if chunk is None: return self.run
@@ -453,11 +453,11 @@ class RayPool:
     def __call__(self, tasks:list): # yields (place, result) as they come
         import ray.data
         make, arg = self.make, self.arg
-        class Worker:
+        class ThreadEngine:
             def __init__(self): self.it = make(arg)
             def __call__(self, row): return dict(place=row['place'], got=pickle.dumps(self.it(tasks[row['place']])))
         places = ray.data.from_items([dict(place=i) for i in range(len(tasks))])
-        rows = places.map(Worker, concurrency=min(self.workers, len(tasks)))
+        rows = places.map(ThreadEngine, concurrency=min(self.workers, len(tasks)))
         with explain_errors('the cluster gave up'):
             for r in rows.iter_rows(): yield r['place'], pickle.loads(r['got'])
 
@@ -573,9 +573,9 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
     if not generator: _check_method(style, how)
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
-    order = Order(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution,
+    order = FolderJob(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution,
                   backbone, device, dtype, folder.resolve().name, source_id(folder, out))
-    with folder_lock(out, held=place()[0] == 0), worker_pool(Maker, order, workers, cluster) as pool:
+    with folder_lock(out, held=place()[0] == 0), worker_pool(FolderWorker, order, workers, cluster) as pool:
         return _stylize_chunks(pool, tasks, out, overwrite, report)
 
 # %% ../nbs/09a_folders.ipynb #f342808e

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'RAW', 'image_path', 'check_size', 'parse_colour', 'flatten', 'to_rgb', 'open_header', 'image_size',
-           'OpenedImage', 'open_image', 'load_image', 'with_alpha', 'image_to_tensor', 'tensor_to_image', 'samples',
-           'sample']
+           'OpenedImage', 'open_image', 'load_image', 'with_alpha', 'image_to_tensor', 'tensor_to_image',
+           'list_samples', 'sample_image']
 
 # %% ../nbs/00b_images.ipynb #c317513a
 import io, os, re, reprlib, struct, sys, tempfile, threading, warnings, zlib
@@ -655,16 +655,16 @@ def _sample_files()->dict: # (name, look): path
     "The shipped sample images"
     return {tuple(p.name.split('.')[:2]): p for p in sorted(asset('samples').glob('*.*.png'))}
 
-def samples()->list: # of names
+def list_samples()->list: # of names
     "Names of the shipped sample images"
     return sorted({name for name, _ in _sample_files()})
 
-def sample(name:str=None, # one of `samples()`; `None`: the first
+def sample_image(name:str=None, # one of `list_samples()`; `None`: the first
            look:str='shaded' # of the drawing
           ): # PIL RGB
     "A shipped sample image"
-    files, name = _sample_files(), name or samples()[0]
-    if name not in samples(): raise StylekitError(f'no sample {name!r}: there are {", ".join(samples())}')
+    files, name = _sample_files(), name or list_samples()[0]
+    if name not in list_samples(): raise StylekitError(f'no sample {name!r}: there are {", ".join(list_samples())}')
     looks = ', '.join(l for n, l in files if n == name)
     if (name, look) not in files: raise StylekitError(f'no look {look!r} of {name}: there are {looks}')
     return load_image(files[name, look])

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEMORY', 'Recipe', 'public_name', 'pixels_sha256', 'load_recipe', 'recorded_run', 'replay', 'shared_backbone',
-           'out_of_memory', 'in_words', 'free_memory', 'LiveRun', 'Turn', 'claim', 'release', 'Worker', 'Ticker',
-           'in_colab', 'engine_for', 'Budget', 'jpeg']
+           'out_of_memory', 'in_words', 'free_memory', 'LiveRun', 'DeviceLock', 'claim', 'release', 'ThreadEngine',
+           'TickEngine', 'in_colab', 'engine_for', 'Budget', 'jpeg']
 
 # %% ../nbs/15_live.ipynb #4fa15f87
 import contextlib, hashlib, io, json, os, re, sys, tempfile, threading, time, weakref
@@ -29,10 +29,10 @@ class Recipe(Record):
     settings: dict[str, Any]           # at the start, as `Settings`
     seed: int
     changes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # step, {setting: value}
-    keep: str = ''          # mask at the start, a PNG as a data URL
+    protect: str = ''          # mask at the start, a PNG as a data URL
     steps_done: int | None = None      # the run ended here; None: at its last step
     backbone: str | None = None        # folder or hub id; None: the embedded model
-    conditioning: dict[str, Any] | None = None  # two encoders, `guidance.Steer.about`; None: the model's own
+    control: dict[str, Any] | None = None  # two encoders, `guidance.ControlGuidance.about`; None: the model's own
     style_sha256: str = ''  # of what was loaded; '' unknown
     backbone_sha256: str = ''
     stylekit: str = __version__
@@ -93,7 +93,7 @@ def code(self:Recipe, image:str='picture.png')->str:
     "The run as Python that can be pasted"
     lines = ['from stylekit import replay', f'# {self.style} on {image!r}, seed {self.seed}']
     for step, change in self.changes:
-        short = {f: v[:48]+'…' if f=='keep' and v else v for f,v in change.items()}
+        short = {f: v[:48]+'…' if f=='protect' and v else v for f,v in change.items()}
         lines.append(f'# step {step}: {short}')
     lines += [f'recipe = {json.dumps(self.to_json())!r}', f'result = replay(recipe, {image!r})', 'result.image']
     return '\n'.join(lines)
@@ -118,7 +118,7 @@ def recorded_run(path # of a picture that stylekit made
     run, name = read_output(path)['run'], Path(path).name
     _check_recorded(run, name)
     with explain_errors(f'the record in {name} is damaged'):
-        masked = any('keep' in c for _, c in run.get('changes', []))
+        masked = any('protect' in c for _, c in run.get('changes', []))
     if masked:
         raise StylekitError(f'the record in {name} has only the hash of a mask: use the recipe that the panel saves')
     return run
@@ -143,16 +143,16 @@ def _same_run(run:dict, name:str):
     return SameRun()
 
 # %% ../nbs/15_live.ipynb #eab47cba
-def _replay_picture(path, image, backbone, conditioning, callbacks):
+def _replay_picture(path, image, backbone, control, callbacks):
     from stylekit.stylizer import Changes, stylize
     run, name = recorded_run(path), path.name
     if image is None: raise StylekitError(f'{name} holds all but the picture it was made from: give that as image=')
-    if run.get('conditioning') and conditioning is None:
-        raise StylekitError(f'{name} was made with two encoders: give them as conditioning=')
+    if run.get('control') and control is None:
+        raise StylekitError(f'{name} was made with two encoders: give them as control=')
     same = _same_run(run, name)
     with explain_errors(f'the record in {name} is damaged'): cfg = _as_settings(run['settings'])
     return stylize(image, run['style'], run['caption'], backbone=backbone, preset=cfg, seed=run['seed'],
-                   conditioning=conditioning, callbacks=[same, Changes(run.get('changes', [])), *callbacks])
+                   control=control, callbacks=[same, Changes(run.get('changes', [])), *callbacks])
 
 # %% ../nbs/15_live.ipynb #06a684fe
 def _as_settings(fields:dict): # as JSON has them: lists for tuples
@@ -196,28 +196,28 @@ def _recipe_models(r:Recipe, style, backbone): # as of `replay`; None: the recip
 def replay(recipe, # Recipe, its path or JSON; or the path of a picture that stylekit made and that holds its record
            image=None, # the picture it was made with
            backbone=None, # default the recipe's own
-           conditioning=None, # as in `stylize`; needed if the recipe had one
+           control=None, # as in `stylize`; needed if the recipe had one
            callbacks:tuple=(),
            style=None # default the recipe's own; needed where that was a file which is not here
           ): # StylizeResult
     "Make the image of a recipe again, without a panel"
-    if _is_picture(recipe): return _replay_picture(Path(recipe), image, backbone, conditioning, callbacks)
+    if _is_picture(recipe): return _replay_picture(Path(recipe), image, backbone, control, callbacks)
     if image is None:
         raise StylekitError('a recipe does not hold the picture: give the one it was made with as image=')
     r, picture = load_recipe(recipe), open_image(image)
     _same('picture', r.image_sha256, pixels_sha256(picture.rgb))
-    if r.conditioning and conditioning is None:
-        raise StylekitError('the recipe was made with two encoders: give them as conditioning=')
+    if r.control and control is None:
+        raise StylekitError('the recipe was made with two encoders: give them as control=')
     style, backbone = _recipe_models(r, style, backbone)
-    return _replay_run(r, picture, style, backbone, conditioning, callbacks)
+    return _replay_run(r, picture, style, backbone, control, callbacks)
 
 # %% ../nbs/15_live.ipynb #f3345d7d
-def _replay_run(r:Recipe, picture, style, backbone, conditioning, callbacks):
+def _replay_run(r:Recipe, picture, style, backbone, control, callbacks):
     from stylekit.stylizer import Changes, stylize
     with explain_errors('the settings of the recipe'): cfg = _as_settings(r.settings)
     ends = [_stop_after(r.steps_done)] if r.steps_done not in (None, cfg.steps) else []
-    return stylize(picture, style, r.caption, backbone=backbone, preset=cfg, seed=r.seed, keep=r.keep or None,
-                   conditioning=conditioning, callbacks=[Changes(r.changes), *ends, *callbacks])
+    return stylize(picture, style, r.caption, backbone=backbone, preset=cfg, seed=r.seed, protect=r.protect or None,
+                   control=control, callbacks=[Changes(r.changes), *ends, *callbacks])
 
 # %% ../nbs/15_live.ipynb #181ba990
 _MODELS = weakref.WeakValueDictionary()   # (source, device, age) -> Backbone
@@ -282,7 +282,7 @@ class LiveRun:
                  style='ink', # name, path or hub id; or a list of (style, strength)
                  caption:str='', *,
                  backbone=None, device:str=None, # see `load_backbone`
-                 preset='fast', seed:int=None, keep=None, conditioning=None, # as in `stylize`
+                 preset='fast', seed:int=None, protect=None, control=None, # as in `stylize`
                  snapshots:int=24, # states to rewind to
                  queue:bool=False, # take turns with other processes of ours on the device
                  patience:float=60., # seconds, with `queue`: the longest that one holds the device while others wait
@@ -294,7 +294,7 @@ class LiveRun:
         self.caption, self.mix = caption, _as_mix(style)
         self.source, self.device = backbone, device
         self.cfg, self.seed = settings(preset, **changes), caller_seeds(seed, 1)[0]
-        self.keep, self.conditioning = keep, conditioning
+        self.protect, self.control = protect, control
         self.queue, self.patience = queue, patience
         self._clear(snapshots)
 
@@ -316,7 +316,7 @@ def _clear(self:LiveRun, snapshots:int):
 
 # %% ../nbs/15_live.ipynb #5ec4ec32
 @patch
-def want(self:LiveRun, **changes): # fields of LIVE; mix: a factor for each style; keep: mask, '' for none
+def update(self:LiveRun, **changes): # fields of LIVE; mix: a factor for each style; protect: mask, '' for none
     "Other settings from the next step on; the latest wins"
     with self._lock: self._wanted |= changes
 
@@ -375,7 +375,7 @@ def _locked(path:Path): # the open file; None if somebody else holds it
     return file
 
 # %% ../nbs/15_live.ipynb #a3e7be8b
-class Turn:
+class DeviceLock:
     "Who may use a device, among all processes of this user: first come, first served"
     def __init__(self, device:str):
         self.device, self.name = device, device.replace(':', '-')
@@ -387,7 +387,7 @@ class Turn:
 
 # %% ../nbs/15_live.ipynb #66927e5f
 @patch
-def _tickets(self:Turn)->list: # of those who live, the oldest first
+def _tickets(self:DeviceLock)->list: # of those who live, the oldest first
     alive = []
     for path in sorted(self.home.glob(f'{self.name}.*.ticket')):
         mine = self.ticket and path==self.ticket[0]
@@ -399,19 +399,19 @@ def _tickets(self:Turn)->list: # of those who live, the oldest first
     return alive
 
 @patch
-def waiting(self:Turn)->int:
+def waiting(self:DeviceLock)->int:
     "How many others wait"
     if not self.home: return 0
     return sum(not self.ticket or p != self.ticket[0] for p in self._tickets())
 
 @patch
-def ahead(self:Turn)->int:
+def ahead(self:DeviceLock)->int:
     "How many will have their turn before this one, besides who has it now"
     return self._tickets().index(self.ticket[0]) if self.ticket else 0
 
 # %% ../nbs/15_live.ipynb #8443f8fd
 @patch
-def take(self:Turn)->bool:
+def take(self:DeviceLock)->bool:
     "Is it ours? Asked again by whoever waits"
     if self.file or not self.home: return True
     if not self.ticket:
@@ -426,7 +426,7 @@ def take(self:Turn)->bool:
 
 # %% ../nbs/15_live.ipynb #794bfbcd
 @patch
-def _leave(self:Turn):
+def _leave(self:DeviceLock):
     "Out of the queue"
     if not self.ticket: return
     path, file = self.ticket
@@ -435,14 +435,14 @@ def _leave(self:Turn):
     self.ticket = None
 
 @patch
-def give(self:Turn):
+def give(self:DeviceLock):
     "To the next"
     self._leave()
     if self.file: self.file.close()
     self.file = None
 
 @patch
-def overdue(self:Turn, patience:float)->bool: # seconds
+def overdue(self:DeviceLock, patience:float)->bool: # seconds
     "Has it been ours for longer than that?"
     return self.file is not None and time.monotonic()-self.since > patience
 
@@ -474,7 +474,7 @@ def _start(self:LiveRun):
     claim(pick_device(self.device), self)
     self.model = shared_backbone(self.source, self.device)
     self.run = Stylizer(self.model, load_style(_spec(self.mix)), self.cfg, [self.opened], [self.caption], [self.seed],
-                        conditioning=self.conditioning, keep=self.keep)
+                        control=self.control, protect=self.protect)
     self._steps = self.run.iterate()
 
 # %% ../nbs/15_live.ipynb #621f11fb
@@ -516,9 +516,9 @@ def _rewind(self:LiveRun, back:int)->dict: # what held before, and shall hold no
 @patch
 def _held(self:LiveRun)->dict: # what could be wanted -> what holds
     from stylekit.stylizer import LIVE
-    held = dict(mix=self.run.factors, keep=self.run.keep) if self.run else {}
+    held = dict(mix=self.run.factors, protect=self.run.protect) if self.run else {}
     for _, c in self.run.changes if self.run else ():
-        held |= {f: v for f,v in c.items() if f in ('mix', 'keep')}
+        held |= {f: v for f,v in c.items() if f in ('mix', 'protect')}
     return {f: getattr(self.run.cfg, f) for f in LIVE} | held
 
 # %% ../nbs/15_live.ipynb #9b638dfe
@@ -593,7 +593,7 @@ def _close(self:LiveRun):
 def _mine(self:LiveRun)->bool:
     "Is it our turn? Somebody who waits gets it after `patience` seconds"
     from stylekit.core import pick_device
-    self._turn = self._turn or Turn(pick_device(self.device))
+    self._turn = self._turn or DeviceLock(pick_device(self.device))
     if self._turn.overdue(self.patience) and self._turn.waiting(): self._turn.give()
     if self._turn.take(): return True
     note = self._queue_note(self._turn.ahead())
@@ -638,10 +638,10 @@ def recipe(self:LiveRun)->Recipe:
     run = self.run
     return Recipe(pixels_sha256(self.image), self.caption, self._public_mix(), asdict(self.cfg), self.seed,
                   changes=[(k, dict(c)) for k,c in run.changes] if run else [],
-                  keep=run.keep if run else '',
+                  protect=run.protect if run else '',
                   steps_done=self.k if run and self.k < self.cfg.steps else None,
                   backbone=self._public_source(),
-                  conditioning=self.conditioning.about if self.conditioning else None,
+                  control=self.control.about if self.control else None,
                   style_sha256=run.style.sha256 if run else '',
                   backbone_sha256=run.backbone.sha256 if run else '')
 
@@ -655,7 +655,7 @@ def let_go(self:LiveRun):
     self.listeners = []
 
 # %% ../nbs/15_live.ipynb #ef095251
-class Worker:
+class ThreadEngine:
     "Drives a run in a thread of its own"
     def __init__(self, run:LiveRun):
         self.run, self.thread = run, None
@@ -672,7 +672,7 @@ class Worker:
 
 # %% ../nbs/15_live.ipynb #06378889
 @patch
-def _work(self:Worker):
+def _work(self:ThreadEngine):
     while True:
         if not self._go.is_set(): self._stand()
         if self.run.advance(): continue
@@ -682,24 +682,24 @@ def _work(self:Worker):
             return
 
 @patch
-def _stand(self:Worker):
+def _stand(self:ThreadEngine):
     self.run.tell('paused')            # said here, not by `pause`: the step in progress must end first
     while not self._go.wait(.5):
         getattr(self.run, 'idle', lambda: None)()
 
 # %% ../nbs/15_live.ipynb #7f6af943
 @patch
-def pause(self:Worker):
+def pause(self:ThreadEngine):
     "Stand still after the step in progress"
     self._go.clear()
 
 @patch
-def resume(self:Worker):
+def resume(self:ThreadEngine):
     "Go on after a pause"
     self.start()
 
 @patch
-def stop(self:Worker):
+def stop(self:ThreadEngine):
     "End the run after the step in progress"
     self.run.stop()
     self._go.set()
@@ -707,7 +707,7 @@ def stop(self:Worker):
 
 # %% ../nbs/15_live.ipynb #b69571ef
 @patch
-def wait(self:Worker, timeout:float=None)->bool: # has it ended?
+def wait(self:ThreadEngine, timeout:float=None)->bool: # has it ended?
     "Until the run ends; Ctrl-C stops the run, not just the waiting"
     try:
         if thread := self.thread: thread.join(timeout)
@@ -717,7 +717,7 @@ def wait(self:Worker, timeout:float=None)->bool: # has it ended?
     return not self.alive
 
 # %% ../nbs/15_live.ipynb #db3a2915
-class Ticker(Worker):
+class TickEngine(ThreadEngine):
     "Driven by ticks from outside, as a browser sends them"
     def __init__(self, run:LiveRun, seconds:float=.2): # of work in a tick
         super().__init__(run)
@@ -733,7 +733,7 @@ class Ticker(Worker):
 
 # %% ../nbs/15_live.ipynb #81165cdd
 @patch
-def tick(self:Ticker):
+def tick(self:TickEngine):
     "Make steps for a while"
     until = time.monotonic()+self.seconds
     while self.on and self._go.is_set():
@@ -741,7 +741,7 @@ def tick(self:Ticker):
         if time.monotonic() > until: break
 
 @patch
-def wait(self:Ticker, timeout:float=None)->bool:
+def wait(self:TickEngine, timeout:float=None)->bool:
     "Tick until the run has ended, is paused, or the time is over"
     until = time.monotonic()+(timeout or float('inf'))
     try:
@@ -750,7 +750,7 @@ def wait(self:Ticker, timeout:float=None)->bool:
     return not self.on
 
 @patch
-def stop(self:Ticker):
+def stop(self:TickEngine):
     "End the run after the step in progress"
     self.run.stop()
     self._go.set()
@@ -763,7 +763,7 @@ def in_colab()->bool:
 
 def engine_for(run:LiveRun):
     "The engine that works where we are"
-    return Ticker(run) if in_colab() else Worker(run)
+    return TickEngine(run) if in_colab() else ThreadEngine(run)
 
 # %% ../nbs/15_live.ipynb #45292a9c
 class Budget:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'STYLES', 'LORA_FILE', 'NAMELESS', 'SEAL', 'LONGEST_WORDS', 'ATTENTION', 'FEED_FORWARD', 'WRITERS', 'Style',
-           'user_home', 'built_in_styles', 'find_styles', 'styles', 'read_styles', 'read_safetensors', 'parse_style',
-           'trigger_words', 'load_style', 'Report', 'add_style', 'new_adapter', 'adapter_parameters', 'save_lora']
+           'user_home', 'built_in_styles', 'find_styles', 'list_styles', 'read_styles', 'read_safetensors',
+           'parse_style', 'trigger_words', 'load_style', 'Report', 'add_style', 'new_adapter', 'adapter_parameters',
+           'save_lora']
 
 # %% ../nbs/04_lora.ipynb #aea5cde6
 import os, re, sys, warnings
@@ -89,7 +90,7 @@ def find_styles()->dict: # name -> path of its file, in order of names
     found = _listed(user_home()/'styles') | _listed(STYLES) | _listed(asset('styles'))
     return dict(sorted(found.items()))
 
-def styles()->list:
+def list_styles()->list:
     "Names of the styles that come with stylekit, and of one's own in ./styles and in the user's folder"
     return list(find_styles())
 
@@ -437,18 +438,18 @@ def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     report = _report(parts, files)
     if report.unmatched: warnings.warn(f'{style.name}: {report}')
     _put_on(backbone, adapter, pairs, offsets)
-    backbone.use(())
+    backbone.set_adapters(())
     return report
 
 # %% ../nbs/04_lora.ipynb #678d01f9
 def _put_on(backbone, adapter, pairs, offsets):
     "In the place of an adapter of this name, all of it or none"
-    backbone.remove(adapter)
+    backbone.delete_adapter(adapter)
     try:
         for part, layers in pairs.items(): _inject(backbone.parts[part], layers, adapter)
         for part, parameters in offsets.items(): backbone.add_offsets(part, adapter, parameters)
     except BaseException:
-        backbone.remove(adapter)
+        backbone.delete_adapter(adapter)
         raise
     backbone.forget_adapters()
 
@@ -529,14 +530,14 @@ def new_adapter(backbone:Backbone,
                )->list: # its parameters, float32
     "A fresh LoRA on the frozen UNet, the identity until it learns"
     from peft import LoraConfig
-    backbone.remove(name)
+    backbone.delete_adapter(name)
     config = LoraConfig(r=rank, lora_alpha=alpha or rank, target_modules=list(targets),
                         init_lora_weights='gaussian', use_dora=dora)
     _inject_fresh(backbone, config, name, targets, seed)
     backbone.forget_adapters()
     params = adapter_parameters(backbone, name)
     for p in params: p.data = p.data.float()
-    backbone.use(())
+    backbone.set_adapters(())
     return list(params)
 
 # %% ../nbs/04_lora.ipynb #259a17a6
@@ -547,7 +548,7 @@ def _inject_fresh(backbone, config, name, targets, seed):
         torch.manual_seed(seed)
         try: inject_adapter_in_model(config, backbone.unet, name)
         except BaseException as e:
-            backbone.remove(name)
+            backbone.delete_adapter(name)
             if not isinstance(e, ValueError): raise
             raise StylekitError(f'no layer of {backbone.name} is named like {", ".join(targets)}: '
                                 f'choose among {", ".join(ATTENTION+FEED_FORWARD)}') from e

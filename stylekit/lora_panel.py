@@ -12,7 +12,7 @@ from pathlib import Path
 import ipywidgets as W
 from fastcore.basics import patch
 from .core import StylekitError, safe_name
-from .images import load_image, sample
+from .images import load_image, sample_image
 from .live import claim, jpeg, release, shared_backbone
 from .panels import WIDE, Panel, columns, named, row
 from .views import BeforeAfter, Picture, figure_png, title_axes
@@ -42,7 +42,7 @@ class LoraPanel(Panel):
                  strength:float=.35, # of the redrawing, in (0, 1)
                  backbone=None, device:str=None, out='styles', **changes): # to `train_lora`
         super().__init__()
-        self.watched = load_image(watch) if watch is not None else sample('owl')
+        self.watched = load_image(watch) if watch is not None else sample_image('owl')
         self.words, self.strength = caption, strength
         self.backbone, self.how = backbone, dict(device=device, out=out) | changes
         self.style, self.thread = None, None
@@ -198,8 +198,8 @@ def _redraw(self:LoraPanel, trainer): # PIL
     from stylekit.images import image_to_tensor, tensor_to_image
     b, side = trainer.backbone, trainer.backbone.native_size
     z = b.encode(image_to_tensor(self.watched.resize((side, side))).to(b.unet.device))
-    styled = b.text([f'{trainer.words}, {self.words}'])
-    z = img2img(b, z, styled, b.text(''), self.strength, generators([0], 1))
+    styled = b.encode_prompt([f'{trainer.words}, {self.words}'])
+    z = img2img(b, z, styled, b.encode_prompt(''), self.strength, generators([0], 1))
     return tensor_to_image(b.decode(z)[0].cpu())
 
 # %% ../nbs/15bf_lora_panel.ipynb #e858ff9a

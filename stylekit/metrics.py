@@ -337,7 +337,7 @@ def _clip(clip)->dict: # arguments of `Features`
     layers = [f'vision_model.encoder.layers.{i}' for i in range(n_layers)]
     def read(net, x): return net.visual_projection(net.vision_model(pixel_values=x).pooler_output)
     return dict(name=clip.name, module=clip.model, size=clip.size, layers=layers, mean=clip.mean, std=clip.std,
-                read=read, reads='image embedding', words=lambda net, texts: clip.read(texts),
+                read=read, reads='image embedding', words=lambda net, texts: clip.encode_text(texts),
                 keys=f'{layers[-1]}.self_attn.k_proj')
 
 # %% ../nbs/12_metrics.ipynb #b0b67ce6

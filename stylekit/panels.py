@@ -10,8 +10,8 @@ import hashlib, os, re, threading, time, weakref
 from functools import wraps
 import ipywidgets as W
 from fastcore.basics import patch
-from .live import Ticker, free_memory, in_colab, in_words, out_of_memory
-from .views import Pulse, Slider, Status, tip
+from .live import TickEngine, free_memory, in_colab, in_words, out_of_memory
+from .views import Heartbeat, Slider, Status, tip
 
 # %% ../nbs/15b_panels.ipynb #64db6365
 _PANELS = {}      # where it was made -> the panel that was made there last
@@ -38,7 +38,7 @@ class Panel(W.VBox):
         self.add_class('sk-panel')
         self.status, self.engine = Status(), None
         self._pending, self.closed = [], False
-        self.pulse = Pulse(period=250 if in_colab() else 1000, always=in_colab() or in_voila())
+        self.pulse = Heartbeat(period=250 if in_colab() else 1000, always=in_colab() or in_voila())
         self.pulse.observe(self.safely(lambda _: self._beat()), 'beat')
         self.pulse.on_msg(lambda w, content, buffers: self._view(content))
         self._replace()
@@ -74,7 +74,7 @@ def say(self:Panel, text:str, error:bool=False, announce:bool=True):
 @patch
 def _beat(self:Panel):
     while self._pending: self._pending.pop(0)()
-    if isinstance(self.engine, Ticker): self.engine.tick()
+    if isinstance(self.engine, TickEngine): self.engine.tick()
 
 # %% ../nbs/15b_panels.ipynb #84eb32d2
 @patch

@@ -15,10 +15,10 @@ from .spectrum import psr_l1
 # %% ../nbs/06a_released.ipynb #06a00006
 class Released(Method):
     "Style Matching Score as released (arXiv 2503.07601)"
-    READS = ('guidance_scale', 'guide', 'fake_guidance', 'fake_rank', 'fake_alpha', 'fake_lr', 'fake_targets',
+    READS = ('guidance_scale', 'guidance_from', 'fake_guidance', 'fake_rank', 'fake_alpha', 'fake_lr', 'fake_targets',
              'edit_prompt')
-    NEEDS = dict(fake='own')
-    def learn(self, step): return self.learn_fake(step, step.conds.styled, self.backbone.abar)
+    NEEDS = dict(fake_score='lora_released')
+    def learn(self, step): return self.learn_fake(step, step.conds.styled, self.backbone.alpha_bar)
 
 # %% ../nbs/06a_released.ipynb #06a00007
 @patch
@@ -45,7 +45,9 @@ def regulariser_grad(self:Released, step:Step)->torch.Tensor: # like z
     return torch.autograd.grad(len(x)*psr_l1(x, step.z_src, self.cfg.curve(step.t)), x)[0]
 
 # %% ../nbs/06a_released.ipynb #06a00010
-RELEASED = Settings(preset='paper', method='released', steps=500, guidance_scale=4.5, guide='empty', style_scale=.8,
+RELEASED = Settings(preset='paper', method='released', steps=500, style_scale=.8,
+                    guidance_scale=4.5, guidance_from='uncond',
                     sampler='released', noise='independent', t_min=21, t_max=500,
                     lr=.1, optimizer='adamw', schedule='released', lam=5e-4, adapt='none',
-                    fake='own', fake_guidance=4.5, fake_alpha=32., fake_targets=('to_q', 'to_v'), finish=0)
+                    fake_score='lora_released', fake_guidance=4.5, fake_alpha=32., fake_targets=('to_q', 'to_v'),
+                    final_t=0)

@@ -73,7 +73,7 @@ def write_controls(cfg, # Settings
     for f, w in c.items(): w.value = getattr(cfg, f)
     for f, trait in CURVE.items(): setattr(curve, trait, getattr(cfg, f))
 
-def read_controls(c:dict, curve:CutoffEditor)->dict: # for `LiveRun.want`
+def read_controls(c:dict, curve:CutoffEditor)->dict: # for `LiveRun.update`
     "What the controls say, in the settings' terms; those that are off say nothing"
     said = {f: w.value for f,w in c.items() if not w.disabled}
     if not curve.disabled: said |= {f: getattr(curve, trait) for f, trait in CURVE.items()}

@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
-from .backbone import Backbone, Cond
+from .backbone import Backbone, PromptEmbeds
 from .core import StylekitError, changed, check_number, check_range, check_whole, one_line, plain_number
 from .lora import ATTENTION, SCALES
 from .scores import FakeScore, Score, read_off, scores
@@ -43,7 +43,8 @@ def released_grid(u, progress, t_min, t_max)->torch.Tensor:
 SAMPLERS = dict(narrowing=narrowing, linear=linear, uniform=uniform, released=released_grid)
 
 # %% ../nbs/06_sms.ipynb #96d35765
-def edit_difference(backbone:Backbone, z_src, t, noise, edit:Cond, empty:Cond)->torch.Tensor: # (B, C, h, w)
+def edit_difference(backbone:Backbone, z_src, t, noise, edit:PromptEmbeds, empty:PromptEmbeds
+                   )->torch.Tensor: # (B, C, h, w)
     "ε_real(z_t^src; y_edit) − ε_real(z_t^src; ∅): what the edit would change, and where"
     z_t = backbone.add_noise(z_src, noise, t)
     a, b = scores(t, *((Score(backbone), z_t, c) for c in (edit, empty)))
@@ -70,7 +71,7 @@ def randn_like(z:torch.Tensor, gens:list # one CPU generator per image
 
 class RelevanceGrid:
     "R(t) from a few timesteps and noise draws, computed once per image and interpolated in t: 12 forwards per image"
-    def __init__(self, backbone:Backbone, z_src, edit:Cond, empty:Cond, t_min:int, t_max:int,
+    def __init__(self, backbone:Backbone, z_src, edit:PromptEmbeds, empty:PromptEmbeds, t_min:int, t_max:int,
                  gens:list, # one CPU generator per image
                  points:int=3, draws:int=2): # timesteps; noises at each
         def differences(t):
@@ -110,26 +111,26 @@ def sigma2(backbone:Backbone, t:torch.Tensor)->torch.Tensor: # (B,1,1,1)
     return ((1-prev)/(1-A)*backbone.betas[t]).view(-1,1,1,1)
 
 # %% ../nbs/06_sms.ipynb #b4b0d66e
-WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff', 'finish')
+WHOLE = ('steps', 't_min', 't_max', 'fake_rank', 't_cutoff', 'final_t')
 RANGES = dict(steps=(1, 100_000), guidance_scale=(0, 100), style_scale=SCALES, lr=(0, 10),
               t_min=(0, 998), t_max=(1, 999), relevance_floor=(0, 1),
               lam=(0, 1e6), cutoff=(0, 1), t_cutoff=(1, 1000), cutoff_power=(0, 100),
               fake_noise=(0, 1), fake_guidance=(0, 100), fake_rank=(1, 512), fake_alpha=(0, 1e4), fake_lr=(0, 1),
-              finish=(0, 998), finish_noise=(0, 1), finish_guidance=(0, 100))
+              final_t=(0, 998), final_noise=(0, 1), final_guidance=(0, 100))
 
 # %% ../nbs/06_sms.ipynb #b4b0d671
 FAKES = dict(   # what stands for ε_fake
-    source='ε_real of the content under the styled prompt',
-    content='ε_real of the content under its own caption',
-    shared='a LoRA that learns from the pass that gives the score',
-    own='a LoRA that learns at its own t and ε (released)',
-    frozen='ε_real',
+    source_styled='ε_real of the content under the styled prompt',
+    source_plain='ε_real of the content under its own caption',
+    lora='a LoRA that learns from the pass that gives the score',
+    lora_released='a LoRA that learns at its own t and ε (released)',
+    base='ε_real',
     noise='ε')
 
 CHOICES = dict(sampler=tuple(SAMPLERS), noise=('antithetic', 'independent'), adapt=('reach', 'none'),
                optimizer=('rms', 'adam', 'adamw', 'sgd'), schedule=('cosine', 'constant', 'released'),
-               weight=('one', 'variance'), relevance=('grid', 'none'), guide=('base', 'empty'),
-               fake=tuple(FAKES))
+               weight=('one', 'variance'), relevance=('grid', 'none'), guidance_from=('base', 'uncond'),
+               fake_score=tuple(FAKES))
 
 # %% ../nbs/06_sms.ipynb #b4b0d66f
 def _plain_value(value):
@@ -183,7 +184,7 @@ class Settings:
     method: str = 'sms'            # sms, or a rival (see `baselines`)
     steps: int = 30                # K
     guidance_scale: float = 1.     # of ε_style
-    guide: str = 'base'            # guidance points away from base (the base model, same prompt), empty (no prompt)
+    guidance_from: str = 'base'    # guidance points away from: base (the base model, same prompt), uncond (no prompt)
     lam: float = .15               # λ of the spectrum regularisation
     adapt: str = 'reach'           # λ and lr to how far the style wants to go, see `stretched`; or none: as they are
     cutoff: float = 1.             # kept share of the spectrum at t_cutoff, in [0, 1]
@@ -199,7 +200,7 @@ class Settings:
     weight: str = 'one'            # w_t: one, or variance (1 − ᾱ_t)
     relevance: str = 'none'        # grid: R of a few timesteps and draws, made once; or none
     relevance_floor: float = .3    # R is at least this
-    fake: str = 'content'          # the fake score, see `FAKES`
+    fake_score: str = 'source_plain'          # the fake score, see `FAKES`
     fake_noise: float = 0.         # share of ε mixed into ε_fake
     fake_guidance: float = 1.      # of a LoRA or ε_real; 4.5 in the released code
     fake_rank: int = 8
@@ -207,9 +208,9 @@ class Settings:
     fake_lr: float = 1e-3
     fake_targets: tuple = ATTENTION
     style_scale: float = 1.        # multiplies the style's own scale
-    finish: int = 250              # the last step takes off the noise of this timestep, see `Method.finish`; 0: none
-    finish_noise: float = 0.       # share of that noise which is really put on, in [0, 1]
-    finish_guidance: float = 2.    # of the style's model that takes it off
+    final_t: int = 250              # the last step takes off the noise of this timestep, see `Method.finish`; 0: none
+    final_noise: float = 0.       # share of that noise which is really put on, in [0, 1]
+    final_guidance: float = 2.    # of the style's model that takes it off
     resolution: int = None         # √area in pixels to work at; default: the image's own, kept near the model's native
     prompt: str = '{style}, {caption}'
     edit_prompt: str = 'Turn into {style}'
@@ -245,10 +246,10 @@ def refuse_unread(cfg:Settings)->Settings: # unchanged
     return cfg
 
 # %% ../nbs/06_sms.ipynb #88c563e3
-_LEARNT = 'fake', ('own', 'shared')
+_LEARNT = 'fake_score', ('lora_released', 'lora')
 # read only if another setting is one of these
 IF = dict(relevance_floor=('relevance', ('grid',)), edit_prompt=('relevance', ('grid',)),
-          fake_guidance=('fake', ('own', 'frozen')),
+          fake_guidance=('fake_score', ('lora_released', 'base')),
           fake_rank=_LEARNT, fake_alpha=_LEARNT, fake_lr=_LEARNT, fake_targets=_LEARNT)
 
 def _condition(name, cfg)->str: return f'{IF[name][0]}={getattr(cfg, IF[name][0])!r}'
@@ -274,12 +275,12 @@ def settings(preset='fast', # name of a preset, or Settings
 @dataclass
 class Conds:
     "What the UNet is told: a row for each image, or one for all"
-    styled: Cond            # the style's words and the caption
-    plain: Cond             # the caption alone
-    edit: Cond              # 'Turn into {style}'
-    empty: Cond
-    negative: Cond = None   # what nobody wants
-    own: Cond = None        # `styled` as the style's own text encoder reads it
+    styled: PromptEmbeds            # the style's words and the caption
+    plain: PromptEmbeds             # the caption alone
+    edit: PromptEmbeds              # 'Turn into {style}'
+    empty: PromptEmbeds
+    negative: PromptEmbeds = None   # what nobody wants
+    own: PromptEmbeds = None        # `styled` as the style's own text encoder reads it
     words: torch.Tensor = None   # (B, tokens) bool: which tokens of `styled` are the style's
 
 # %% ../nbs/06_sms.ipynb #57e90001
@@ -306,8 +307,8 @@ class Method:
     "What every method shares; a method is its `direction`"
     LOOP = ('preset', 'method', 'steps', 'lam', 'adapt', 'cutoff', 't_cutoff', 'cutoff_power', 'regulariser',
             'sampler', 'noise', 't_min', 't_max', 'lr', 'optimizer', 'schedule', 'reduction', 'style_scale',
-            'finish', 'finish_noise', 'finish_guidance', 'resolution', 'prompt', 'terms')   # around the direction
-    READS = ('guidance_scale', 'guide', 'weight')   # in the direction itself
+            'final_t', 'final_noise', 'final_guidance', 'resolution', 'prompt', 'terms')   # around the direction
+    READS = ('guidance_scale', 'guidance_from', 'weight')   # in the direction itself
     TERMS = {}    # its own coefficients
     RANGES = {}   # and where they may lie
     NEEDS = {}    # settings that it cannot do without
@@ -321,7 +322,7 @@ class Method:
         self.backbone, self.cfg = backbone, cfg
         self.z_src, self.conds, self.gens = z_src, conds, gens
         self.terms = self.TERMS | cfg.terms
-        away_from = conds.empty if cfg.guide == 'empty' else None
+        away_from = conds.empty if cfg.guidance_from == 'uncond' else None
         self.style = Score(backbone, (style,), cfg.guidance_scale, away_from, conds.own)
         self.fake = self._new_fake(seed)
         # all before any noise: the timesteps do not depend on the image's size
@@ -340,13 +341,13 @@ def _check_needs(cfg:Settings, method):
 @patch
 def _new_fake(self:Method, seed:int)->FakeScore: # None for the fake scores that do not learn
     c = self.cfg
-    if c.fake not in _LEARNT[1]: return None
+    if c.fake_score not in _LEARNT[1]: return None
     return FakeScore(self.backbone, c.fake_rank, c.fake_alpha, c.fake_targets, c.fake_lr, seed=seed)
 
 @patch
 def weight(self:Method, t:torch.Tensor)->torch.Tensor: # (B, 1, 1, 1)
     "w_t, by the setting `weight`"
-    A = self.backbone.abar(t)
+    A = self.backbone.alpha_bar(t)
     return 1-A if self.cfg.weight == 'variance' else torch.ones_like(A)
 
 # %% ../nbs/06_sms.ipynb #0a18a09f
@@ -396,7 +397,7 @@ def learn(self:Method, step:Step # with the latents as they are after it
     return {}
 
 @patch
-def learn_fake(self:Method, step:Step, cond:Cond, weight=lambda t: None)->dict: # for the record
+def learn_fake(self:Method, step:Step, cond:PromptEmbeds, weight=lambda t: None)->dict: # for the record
     "A step of the fake score at a t over the whole range and a noise, both its own"
     u = torch.stack([torch.rand((), generator=g) for g in step.gens])
     draw = released_grid if self.cfg.sampler=='released' else uniform
@@ -433,7 +434,7 @@ def close(self:Method):
 # %% ../nbs/06_sms.ipynb #b03cf12d
 class SMS(Method):
     "Style Matching Score (arXiv 2503.07601)"
-    READS = Method.READS + ('relevance', 'fake', 'fake_noise', *IF)
+    READS = Method.READS + ('relevance', 'fake_score', 'fake_noise', *IF)
     def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, conds:Conds, gens:list,
                  style:str='style', seed:int=0, # as for `Method`
                  grid:RelevanceGrid=None): # of these images, where it is made already
@@ -454,11 +455,11 @@ def relevance(self:SMS, step:Step)->torch.Tensor: # (B, 1, h, w)
 @patch
 def fake_question(self:SMS, step:Step)->list: # of (Score, z_t, cond)
     "What is asked for ε_fake; nothing where it is known, or learnt in the same pass"
-    c, base, kind = step.conds, Score(self.backbone), self.cfg.fake
+    c, base, kind = step.conds, Score(self.backbone), self.cfg.fake_score
     z_t, z_t_src = (self.backbone.add_noise(x, step.noise, step.t) for x in (step.z, step.z_src))
     lora = Score(self.backbone, ('fake',), self.cfg.fake_guidance, c.empty)
-    asked = dict(source=(base, z_t_src, c.styled), content=(base, z_t_src, c.plain),
-                 own=(lora, z_t, c.styled), frozen=(replace(lora, adapters=()), z_t, c.styled))
+    asked = dict(source_styled=(base, z_t_src, c.styled), source_plain=(base, z_t_src, c.plain),
+                 lora_released=(lora, z_t, c.styled), base=(replace(lora, adapters=()), z_t, c.styled))
     return [asked[kind]] if kind in asked else []
 
 # %% ../nbs/06_sms.ipynb #a7e77ea0
@@ -468,15 +469,15 @@ def direction(self:SMS, step:Step)->Direction:
     cfg, loss, styled = self.cfg, None, step.conds.styled
     z_t = self.backbone.add_noise(step.z, step.noise, step.t)
     eps_style, *eps = scores(step.t, (self.style, z_t, styled), *self.fake_question(step))   # in one batch
-    if cfg.fake == 'shared': eps_fake, loss = self.fake.learn(z_t, step.t, styled, step.noise)
-    else: eps_fake = step.noise if cfg.fake == 'noise' else eps[0]
+    if cfg.fake_score == 'lora': eps_fake, loss = self.fake.learn(z_t, step.t, styled, step.noise)
+    else: eps_fake = step.noise if cfg.fake_score == 'noise' else eps[0]
     eps_fake = eps_fake + cfg.fake_noise*(step.noise-eps_fake)
     return Direction(self.relevance(step)*self.weight(step.t)*(eps_style-eps_fake), loss)
 
 # %% ../nbs/06_sms.ipynb #615895a4
 @torch.no_grad()
 def reach(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
-          styled:Cond, plain:Cond, # the styled prompt, the caption
+          styled:PromptEmbeds, plain:PromptEmbeds, # the styled prompt, the caption
           gens:list, # one CPU generator per image
           style:Score=None, # default the adapter `style`, without guidance
           t:int=700, draws:int=3, # timestep; noises to average over
@@ -484,8 +485,8 @@ def reach(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
          )->torch.Tensor: # (B,) in units of the latents
     "How far a style wants to move the coarse part of each picture"
     ts = torch.full((len(z_src),), t, device=z_src.device)
-    A, moves = backbone.abar(ts), []
-    side = backbone.native_size/backbone.factor/squares
+    A, moves = backbone.alpha_bar(ts), []
+    side = backbone.native_size/backbone.vae_scale_factor/squares
     places = [max(1, round(n/side)) for n in z_src.shape[-2:]]
     for _ in range(draws):
         z_t = backbone.add_noise(z_src, randn_like(z_src, gens), ts)
@@ -551,20 +552,21 @@ def draw(self:Method, gens:list, progress:float)->tuple: # t (B,), noise like z
 # %% ../nbs/06_sms.ipynb #f0999095
 @patch
 def learn(self:SMS, step:Step)->dict: # for the record
-    "The φ-step of `own`, its loss weighted by ᾱ as released; nothing to do for the other settings"
-    return self.learn_fake(step, step.conds.styled, self.backbone.abar) if self.cfg.fake=='own' else {}
+    "The φ-step of `lora_released`, its loss weighted by ᾱ as released; nothing to do for the other settings"
+    if self.cfg.fake_score != 'lora_released': return {}
+    return self.learn_fake(step, step.conds.styled, self.backbone.alpha_bar)
 
 # %% ../nbs/06_sms.ipynb #ebcbfdc2
-LAST = (1., .8, .6, .4)   # timesteps of the last step, as shares of `finish`
+LAST = (1., .8, .6, .4)   # timesteps of the last step, as shares of `final_t`
 
 @patch
 @torch.no_grad()
 def finish(self:Method, z:torch.Tensor, gens:list)->torch.Tensor: # like z
     "At falling timesteps the latents pass for noised ones, and the style's model says what is under the noise"
-    c, style = self.cfg, replace(self.style, guidance=self.cfg.finish_guidance)
-    for share in LAST if c.finish else ():
-        t = torch.full((len(z),), max(1, round(share*c.finish)), device=z.device)
-        noise = c.finish_noise*randn_like(z, gens) if c.finish_noise else torch.zeros_like(z)
+    c, style = self.cfg, replace(self.style, guidance=self.cfg.final_guidance)
+    for share in LAST if c.final_t else ():
+        t = torch.full((len(z),), max(1, round(share*c.final_t)), device=z.device)
+        noise = c.final_noise*randn_like(z, gens) if c.final_noise else torch.zeros_like(z)
         z_t = self.backbone.add_noise(z, noise, t)
-        z = read_off(z_t, style(z_t, t, self.conds.styled), self.backbone.abar(t))
+        z = read_off(z_t, style(z_t, t, self.conds.styled), self.backbone.alpha_bar(t))
     return z

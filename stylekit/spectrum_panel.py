@@ -8,7 +8,7 @@ __all__ = ['SpectrumPanel']
 # %% ../nbs/15bd_spectrum_panel.ipynb #70848ccf
 import ipywidgets as W
 from fastcore.basics import patch
-from .images import load_image, sample
+from .images import load_image, sample_image
 from .live import jpeg
 from .panels import Panel, columns, named, slide
 from .views import Picture, figure_png, title_axes
@@ -20,7 +20,7 @@ class SpectrumPanel(Panel):
                  cutoff:float=.1, # share of the spectrum that is kept, in [0, 1]
                  side:int=256): # pixels of the longer side that are looked at
         super().__init__()
-        self.pictures = [load_image(i) for i in images] or [sample('owl', 'shaded'), sample('owl', 'ink')]
+        self.pictures = [load_image(i) for i in images] or [sample_image('owl', 'shaded'), sample_image('owl', 'ink')]
         for p in self.pictures: p.thumbnail((side, side))
         self._make(cutoff)
         self.cut.observe(self.safely(lambda _: self.look()), 'value')

@@ -12,12 +12,13 @@ import ipywidgets as W
 import traitlets as T
 from fastcore.basics import patch
 from .core import StylekitError, caller_seeds, changed
-from .images import load_image, open_image, sample
+from .images import load_image, open_image, sample_image
 from .live import Budget, LiveRun, engine_for, in_words, jpeg
 from .panels import WIDE, Panel, columns, in_voila, named, row, slide
 from .run_plots import draw_losses, draw_relevance, draw_spectra
 from .setting_controls import controls, read_controls, unread, write_controls
-from .views import BeforeAfter, CutoffEditor, MaskBrush, Picture, PictureDrop, Saver, Slider, figure_png
+from .views import BeforeAfter, CutoffEditor, DownloadButton, MaskBrush, Picture, PictureDrop
+from .views import Slider, figure_png
 
 # %% ../nbs/15bc_stylize_panel.ipynb #3f00c729
 class StylizePanel(Panel):
@@ -54,7 +55,7 @@ def _start_settings(self:StylizePanel, preset, changes:dict): # Settings
 @patch
 def _start_pictures(self:StylizePanel, image, references):
     self.references = [load_image(r) for r in references]
-    self.opened = open_image(image if image is not None else sample('owl'))
+    self.opened = open_image(image if image is not None else sample_image('owl'))
     self.picture = self.opened.rgb
 
 # %% ../nbs/15bc_stylize_panel.ipynb #41ad3041
@@ -139,8 +140,8 @@ def _make_savers(self:StylizePanel):
         self._saver(lambda: self.recipe.code(), 'code', 'Copy as code', '', 'The run as Python')]
 
 @patch
-def _saver(self:StylizePanel, make, name, label, file, plain)->Saver:
-    return named(Saver(self.safely(make), label=label, name=file, tip=plain, enabled=False), name)
+def _saver(self:StylizePanel, make, name, label, file, plain)->DownloadButton:
+    return named(DownloadButton(self.safely(make), label=label, name=file, tip=plain, enabled=False), name)
 
 # %% ../nbs/15bc_stylize_panel.ipynb #db223759
 @patch
@@ -159,10 +160,10 @@ def _make_what(self:StylizePanel, mix, caption, seed):
 # %% ../nbs/15bc_stylize_panel.ipynb #ab636474
 @patch
 def _make_styles(self:StylizePanel, given:dict): # name -> strength
-    from stylekit.lora import styles
+    from stylekit.lora import list_styles
     self.styles = {n: slide(n, f'style-{Path(n).stem}', given.get(n, 0.), 0, 1.5, .05,
                             f'How much of the style {n}; 0: not at all', lowest=0., highest=2.)
-                   for n in dict.fromkeys([*given, *styles()])}
+                   for n in dict.fromkeys([*given, *list_styles()])}
 
 # %% ../nbs/15bc_stylize_panel.ipynb #55bad822
 @patch
@@ -208,7 +209,7 @@ def _listen(self:StylizePanel):
     plot = self.safely(lambda _: self._plot())
     for w in (*self.controls.values(), *self.styles.values()): w.observe(want, 'value')
     self.curve.observe(want, ['t_cutoff', 'cutoff', 'power'])
-    self.brush.observe(self.safely(lambda ch: self.run and self.run.want(keep=ch['new'])), 'mask')
+    self.brush.observe(self.safely(lambda ch: self.run and self.run.update(protect=ch['new'])), 'mask')
     self.presets.observe(self.safely(lambda ch: self._use_preset(ch['new'])), 'value')
     self.tabs.observe(plot, 'selected_index')
     self.pulse.observe(plot, 'dark')
@@ -310,7 +311,7 @@ def _mix(self:StylizePanel)->list: return [(n, s.value) for n,s in self.styles.i
 def _want(self:StylizePanel):
     if not self.run or self.run.ended: return      # a rewind asks again
     factors = tuple(self.styles[n].value/w for n,w in self.run.mix)
-    self.run.want(**read_controls(self.controls, self.curve), mix=factors)
+    self.run.update(**read_controls(self.controls, self.curve), mix=factors)
 
 # %% ../nbs/15bc_stylize_panel.ipynb #9d7c7188
 @patch
@@ -319,7 +320,7 @@ def _start(self:StylizePanel):
     if self.run: self.run.let_go()
     wanted = self.kept_fixed(self.preset) | read_controls(self.controls, self.curve)
     self.run = LiveRun(self.opened, self._mix(), self.caption.value, backbone=self.model, device=self.device,
-                       preset=self.preset, seed=self.seed.value, keep=self.brush.mask or None,
+                       preset=self.preset, seed=self.seed.value, protect=self.brush.mask or None,
                        queue=self.queue, patience=self.patience, **wanted)
     self.begun_preset, self.run.abandoned = self.preset, self.unseen
     self.to.max = self.to.highest = self.bar.max = self.run.cfg.steps

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FINISHED', 'NO_BETTER', 'GOOD_ENOUGH', 'CUT_SHORT', 'ENDS', 'STOPPED', 'MOST_OVERFLOWS', 'lr_factor', 'Ema',
            'orthogonalize', 'Muon', 'TrainingReport', 'duration', 'place', 'agreed', 'TrainingState', 'save_or_warn',
-           'drop_state', 'state_run', 'take_step', 'check_minutes', 'FitSettings', 'fit', 'BestState', 'Best',
-           'logistic', 'linear', 'min_snr', 'draw_t']
+           'drop_state', 'state_run', 'take_step', 'check_minutes', 'FitSettings', 'fit', 'EarlyStoppingState',
+           'EarlyStopping', 'logistic', 'linear', 'min_snr', 'draw_t']
 
 # %% ../nbs/03a_training.ipynb #b10556ee
 import math, os, time, warnings
@@ -373,8 +373,8 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
 
 # %% ../nbs/03a_training.ipynb #2c7a9167
 @dataclass
-class BestState:
-    "What `Best` keeps in its file"
+class EarlyStoppingState:
+    "What `EarlyStopping` keeps in its file"
     error: float
     step: int
     weights: dict[str, torch.Tensor]
@@ -383,7 +383,7 @@ class BestState:
     run_id: str
 
 # %% ../nbs/03a_training.ipynb #8ba3e90b
-class Best:
+class EarlyStopping:
     "A `stop` for `fit`: the moving average that did best so far, and whether to end"
     def __init__(self, module, score, # score() -> error of `module` as it is
                  path:Path=None, run_id:str='', # as in `fit`
@@ -404,12 +404,12 @@ class Best:
 
 # %% ../nbs/03a_training.ipynb #264b7ed4
 @patch(as_prop=True)
-def enough(self:Best)->bool:
+def enough(self:EarlyStopping)->bool:
     "Has it not got better for too long?"
     return self.since >= self.patience > 0
 
 @patch
-def _error_of(self:Best, step:int, avg:Ema)->float:
+def _error_of(self:EarlyStopping, step:int, avg:Ema)->float:
     "The held-out error of the average, which is in the module for as long as that takes"
     now = {k: p.detach().clone() for k, p in self.module.named_parameters() if k in avg.avg}
     avg.copy_to(self.module)
@@ -421,7 +421,7 @@ def _error_of(self:Best, step:int, avg:Ema)->float:
 
 # %% ../nbs/03a_training.ipynb #600e483f
 @patch
-def _take_in(self:Best, step:int, error:float, avg:Ema):
+def _take_in(self:EarlyStopping, step:int, error:float, avg:Ema):
     "A better one is kept, another one tries the patience"
     self.looked, self.now = step, error
     self.since = 0 if self.error is None or error < self.error else self.since+1
@@ -431,27 +431,27 @@ def _take_in(self:Best, step:int, error:float, avg:Ema):
 
 # %% ../nbs/03a_training.ipynb #1971c6e3
 @patch
-def _keep(self:Best):
-    state = BestState(self.error, self.step, self.weights, self.since, self.looked, self.run_id)
+def _keep(self:EarlyStopping):
+    state = EarlyStoppingState(self.error, self.step, self.weights, self.since, self.looked, self.run_id)
     save_or_warn(self.path, state, 'best')
 
 @patch
-def _load(self:Best, path:Path):
-    s = load_state(path, 'best', BestState, next(self.module.parameters()).device)
+def _load(self:EarlyStopping, path:Path):
+    s = load_state(path, 'best', EarlyStoppingState, next(self.module.parameters()).device)
     check_run(s.run_id, self.run_id, path.name)
     self.error, self.step = s.error, s.step
     self.since, self.looked = s.since, s.looked
     self.weights = s.weights
 
 @patch
-def put(self:Best, weights:dict): # name -> parameter
+def put(self:EarlyStopping, weights:dict): # name -> parameter
     "Give the module these weights"
     with torch.no_grad():
         for k, p in self.module.named_parameters():
             if k in weights: p.copy_(weights[k])
 
 @patch
-def restore(self:Best, avg:Ema):
+def restore(self:EarlyStopping, avg:Ema):
     "Put the best weights into the module, or the average where nobody looked"
     self.put(self.weights or avg.avg)
 

@@ -96,7 +96,7 @@ def random_style(tmp_path_factory):
             for p in adapter_parameters(backbone, 'tmp'):
                 p.copy_(torch.randn(p.shape, generator=g)*.05)
         path = save_lora(backbone, 'tmp', tmp_path_factory.mktemp('style')/f'{name}.safetensors', 'black ink drawing')
-        backbone.remove('tmp')
+        backbone.delete_adapter('tmp')
         return path
     return get
 

@@ -2,7 +2,7 @@
 import json, random, re, shutil, subprocess, sys, threading, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
-from stylekit import StylekitError, load_backbone, sample, stylize
+from stylekit import StylekitError, load_backbone, sample_image, stylize
 from stylekit.backbone import Backbone
 from stylekit.scores import FakeScore
 
@@ -12,7 +12,8 @@ KINDS = ('sd15', 'sd21v', 'sdxl')
 @pytest.mark.parametrize('kind', KINDS)
 def test_three_iterations(models, random_style, kind):
     b = load_backbone(models(kind))
-    def go(): return stylize(sample('owl').resize((64, 64)), random_style(b), 'an owl', backbone=b, steps=3, seed=0)
+    owl = sample_image('owl').resize((64, 64))
+    def go(): return stylize(owl, random_style(b), 'an owl', backbone=b, steps=3, seed=0)
     r = go()
     assert r.image.size == (64, 64) and r.complete
     assert all(torch.isfinite(torch.tensor(v)).all() and len(v) == 3 for v in r.history.values())
@@ -28,7 +29,7 @@ def test_fake_score_loss_falls(models, kind):
     z, noise = torch.randn(2, 4, 8, 8, generator=g), torch.randn(2, 4, 8, 8, generator=g)
     t = torch.tensor([100, 400])
     z_t = b.add_noise(z, noise, t)
-    losses = [fake.learn(z_t, t, b.text('an owl'), noise)[1].mean().item() for _ in range(4)]
+    losses = [fake.learn(z_t, t, b.encode_prompt('an owl'), noise)[1].mean().item() for _ in range(4)]
     assert losses[0] > losses[1] > losses[2] > losses[3]
     fake.close()
 
@@ -43,16 +44,16 @@ def test_matches_the_pipelines_own_unet_call(models):
     z, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
     want = pipe.unet(z, t, e, added_cond_kwargs=dict(text_embeds=p, time_ids=ids)).sample
     b = load_backbone(path)
-    got = b.predict(z, t, b.text('an owl'))
+    got = b.predict(z, t, b.encode_prompt('an owl'))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    assert b.text('').embeds.abs().sum() == 0               # force_zeros_for_empty_prompt
+    assert b.encode_prompt('').embeds.abs().sum() == 0               # force_zeros_for_empty_prompt
 
 
 def test_v_prediction_becomes_epsilon(models):
     b = load_backbone(models('sd21v'))
     z, t = torch.randn(2, 4, 8, 8), torch.tensor([50, 700])
-    c = b.text('an owl')
-    v, A = b.unet(z, t, c.expand(2).embeds).sample, b.abar(t)
+    c = b.encode_prompt('an owl')
+    v, A = b.unet(z, t, c.expand(2).embeds).sample, b.alpha_bar(t)
     torch.testing.assert_close(b.predict(z, t, c), A.sqrt()*v+(1-A).sqrt()*z)
     assert b.prediction_type == 'v_prediction'
 
@@ -62,7 +63,7 @@ def test_latents_round_trip_the_vaes_scaling(models):
     x = torch.rand(1, 3, 64, 64)
     z = b.encode(x)
     torch.testing.assert_close(z, b.vae.encode(x*2-1).latent_dist.mode()*.18215)
-    assert b.factor == 8 and b.native_size == 64 and b.multiple == 64
+    assert b.vae_scale_factor == 8 and b.native_size == 64 and b.multiple == 64
 
 
 # Backbones that people have: told apart before work, or loaded as they are
@@ -104,7 +105,7 @@ def asked(b, texts=('an owl', ''), t=(50, 700)):
     "What a backbone answers"
     g = torch.Generator().manual_seed(0)
     z = torch.randn(2, b.latent_channels, 8, 8, generator=g)
-    return b.predict(z, torch.tensor(t), b.text(list(texts), size=(64, 64)))
+    return b.predict(z, torch.tensor(t), b.encode_prompt(list(texts), size=(64, 64)))
 
 
 @pytest.mark.parametrize('channels,family', [
@@ -238,7 +239,7 @@ def test_zero_terminal_snr(copy, kind):
     edit(f/'scheduler'/'scheduler_config.json', rescale_betas_zero_snr=True, timestep_spacing='trailing')
     b = load_backbone(f)
     z, last = torch.randn(2, 4, 8, 8), torch.tensor([999, 500])
-    eps = b.predict(z, last, b.text('an owl'))
+    eps = b.predict(z, last, b.encode_prompt('an owl'))
     assert b.alphas_cumprod[-1] == 0
     assert torch.equal(eps[0], z[0]) and not torch.equal(eps[1], z[1])
     assert eps.isfinite().all()
@@ -358,7 +359,7 @@ def test_token_limit_is_the_text_encoders(copy):
     assert torch.equal(asked(b), want)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
-        assert b.text('an owl '*80).embeds.shape[1] == 77
+        assert b.encode_prompt('an owl '*80).embeds.shape[1] == 77
     assert 'reads 77' in str(said[0].message)
     assert b.tokens_of('owl', ['an owl']).shape == (1, 77)
 
@@ -422,7 +423,7 @@ def test_unknown_is_never_an_identity(models):
     from stylekit.lora import new_adapter
     new_adapter(b, 'x', 2, seed=0)
     assert make().sha256 == first                             # an adapter is not the model
-    b.remove('x')
+    b.delete_adapter('x')
     p = next(b.vae.parameters())
     p.data += .5
     assert make().sha256 != first
@@ -624,7 +625,7 @@ def test_one_file_equals_the_folder_it_came_from(singles, family):
     a, b = load_backbone(folder), load_backbone(file, tokenizer=folder)
     for x in ('prediction_type', 'native_size', 'is_xl', 'factor'): assert getattr(a, x) == getattr(b, x), x
     torch.testing.assert_close(b.alphas_cumprod, a.alphas_cumprod)
-    torch.testing.assert_close(b.text(['an owl', '']).embeds, a.text(['an owl', '']).embeds)
+    torch.testing.assert_close(b.encode_prompt(['an owl', '']).embeds, a.encode_prompt(['an owl', '']).embeds)
     torch.testing.assert_close(asked(b), asked(a))
     x = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(b.encode(x), a.encode(x))

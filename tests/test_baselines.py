@@ -3,7 +3,7 @@ import json, math, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
-from stylekit import StylekitError, load_backbone, load_style, sample, settings, stylize
+from stylekit import StylekitError, load_backbone, load_style, sample_image, settings, stylize
 from stylekit.baselines import METHODS, MOST_DRAWS, RIVALS, UNWANTED, img2img, patch_nce
 from stylekit.released import RELEASED
 from stylekit.stylizer import LatentOptimizer
@@ -11,7 +11,7 @@ from test_sms import ABAR, BETA, CAPTION, WORDS, base, draws, lora_pairs, merged
 
 STYLED = f'{WORDS}, {CAPTION}'
 
-def owl(): return sample('owl').resize((64, 64))
+def owl(): return sample_image('owl').resize((64, 64))
 
 
 class Written:
@@ -119,8 +119,8 @@ def test_vsd_learns_what_it_is_shown(double, wide):
         with torch.no_grad(): assert (run.method.direction(step).g-before).norm() > 1e-3*before.norm()
     assert all(c is run.method.conds.plain and w is None for _, c, w in seen)
     assert len({t for t, _, _ in seen}) > 10
-    with pytest.raises(StylekitError, match='own'):
-        with rival(double, wide, 'vsd', fake='source'): pass
+    with pytest.raises(StylekitError, match='lora_released'):
+        with rival(double, wide, 'vsd', fake_score='source_styled'): pass
 
 def pooled(features, h, w, size):
     "Unit vectors of pooled places; features are (h·w, c)"
@@ -240,11 +240,12 @@ def test_lusd_does_not_draw_for_ever(double, wide):
 # ---- which settings a method reads ----
 
 OTHER = dict(
-    guidance_scale=3., guide='base', lam=.2, cutoff=.6, t_cutoff=300, cutoff_power=2., sampler='linear',
+    guidance_scale=3., guidance_from='base', lam=.2, cutoff=.6, t_cutoff=300, cutoff_power=2., sampler='linear',
     t_min=33, t_max=700, lr=.011, optimizer='adamw', schedule='released', weight='variance',
     adapt='none', relevance='grid', relevance_floor=.7,
-    fake='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02, fake_targets=('to_v',),
-    style_scale=.5, finish=150, finish_noise=.5, finish_guidance=4., resolution=80,
+    fake_score='noise', fake_noise=.4, fake_guidance=2., fake_rank=3, fake_alpha=3., fake_lr=.02,
+    fake_targets=('to_v',),
+    style_scale=.5, final_t=150, final_noise=.5, final_guidance=4., resolution=80,
     prompt='{caption}, {style}', edit_prompt='{style}!', negative_prompt='ugly')
 
 def made(base, style, cfg):
@@ -260,7 +261,7 @@ def anything(monkeypatch):
 def test_what_is_not_read_changes_nothing(base, style, name, anything):
     cfg = settings(method=name, steps=2, **{} if name == 'img2img' else dict(lam=.1, cutoff=.9))
     unread = {k: v for k, v in OTHER.items() if k not in METHODS[name].reads(cfg)}
-    if unread.get('fake'): unread['fake'] = 'content'
+    if unread.get('fake_score'): unread['fake_score'] = 'source_plain'
     for needed in METHODS[name].NEEDS: unread.pop(needed, None)
     assert unread
     assert made(base, style, replace(cfg, **unread)) == made(base, style, cfg)
@@ -268,11 +269,11 @@ def test_what_is_not_read_changes_nothing(base, style, name, anything):
 @pytest.mark.parametrize('name', METHODS)
 def test_what_is_read_changes_the_picture(base, style, name, anything):
     "Each setting of the direction alone"
-    cfg = settings(method=name, steps=2, **dict(fake='own', fake_guidance=3.) if name == 'sms' else {})
+    cfg = settings(method=name, steps=2, **dict(fake_score='lora_released', fake_guidance=3.) if name == 'sms' else {})
     terms = dict(negative=.5) if name == 'csd' else {}
-    cfg = replace(cfg, lr=.06, guide='empty', optimizer='rms', weight='one', terms=terms)
+    cfg = replace(cfg, lr=.06, guidance_from='uncond', optimizer='rms', weight='one', terms=terms)
     whole = made(base, style, cfg)
-    for k in {*METHODS[name].READS} & {*METHODS[name].reads(cfg)} - {'fake'}:
+    for k in {*METHODS[name].READS} & {*METHODS[name].reads(cfg)} - {'fake_score'}:
         if name == 'img2img' and k == 'weight': continue
         if k == 'relevance' and cfg.relevance == 'grid': continue
         assert made(base, style, replace(cfg, **{k: OTHER[k]})) != whole, k
@@ -281,7 +282,7 @@ def test_what_is_read_changes_the_picture(base, style, name, anything):
 def test_what_is_not_read_is_refused(name):
     cfg = settings(method=name)
     for k in set(OTHER)-METHODS[name].reads(cfg):
-        value = OTHER[k] if OTHER[k] != getattr(cfg, k) else {'adapt': 'reach', 'fake': 'content'}[k]
+        value = OTHER[k] if OTHER[k] != getattr(cfg, k) else {'adapt': 'reach', 'fake_score': 'source_plain'}[k]
         assert value != getattr(cfg, k), k
         with pytest.raises(StylekitError, match=f'^{k}='): settings(cfg, **{k: value})
         assert settings(cfg, **{k: getattr(cfg, k)}) == cfg     # as it is anyway
@@ -311,7 +312,7 @@ def test_plain_descent_is_sgd():
 def test_every_rival_runs_everywhere(models, random_style, kind, name):
     "Two images of unlike sizes in one call: finite, moved, recorded, nothing left on the UNet"
     b = load_backbone(models(kind))
-    images = [owl(), sample('taxi').resize((128, 64))]
+    images = [owl(), sample_image('taxi').resize((128, 64))]
     lr = None if name == 'img2img' else 1e-3
     rs = stylize(images, str(random_style(b)), CAPTION, backbone=b, method=name, steps=2, lr=lr, seed=1)
     for r in rs:
@@ -339,12 +340,12 @@ def test_methods_by_name(base, style):
     with pytest.raises(StylekitError, match='is one of released, not of sms'): settings('paper', method='sms')
     with pytest.raises(StylekitError, match="no preset named 'magic'"): settings(method='magic')
     with pytest.raises(StylekitError, match='no terms named'):
-        stylize(sample('owl'), style, CAPTION, backbone=base, method='cds', terms=dict(ncee=1.))
+        stylize(sample_image('owl'), style, CAPTION, backbone=base, method='cds', terms=dict(ncee=1.))
     with pytest.raises(StylekitError, match='terms'): settings(method='cds', terms=[1])
 
 def test_img2img_is_the_sampler(base, style):
     "The object of the protocol draws what the function draws"
-    with prepared(base, style, 'fast', method='img2img', steps=1, finish=500) as run, torch.no_grad():
+    with prepared(base, style, 'fast', method='img2img', steps=1, final_t=500) as run, torch.no_grad():
         state = [g.get_state() for g in run.gens]
         a = run.method.finish(run.z_src, run.gens)
         for g, s in zip(run.gens, state): g.set_state(s)
@@ -383,11 +384,12 @@ def test_img2img_from_noise_alone(ends_in_noise, strength):
     b, g = ends_in_noise, [torch.Generator().manual_seed(0)]
     z = torch.randn(1, b.latent_channels, 8, 8)
     for guidance in (1., 2.):
-        out = img2img(b, z, b.text('an owl'), b.text(''), strength, g, steps=3, guidance_scale=guidance, adapters=())
+        prompt, empty = b.encode_prompt('an owl'), b.encode_prompt('')
+        out = img2img(b, z, prompt, empty, strength, g, steps=3, guidance_scale=guidance, adapters=())
         assert torch.isfinite(out).all() and out.std() > 0
 
 @pytest.mark.parametrize('kw', [
-    dict(finish=998), dict(t_max=999, sampler='uniform'), dict(t_min=997, t_max=999, relevance='grid'),
+    dict(final_t=998), dict(t_max=999, sampler='uniform'), dict(t_min=997, t_max=999, relevance='grid'),
     dict(preset='paper', t_max=999)], ids=str)
 def test_runs_to_the_end_of_a_schedule_that_ends_in_noise(ends_in_noise, random_style, kw):
     style = load_style(random_style(ends_in_noise))

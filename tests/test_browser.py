@@ -14,7 +14,7 @@ for name in ('playwright.sync_api', 'jupyterlab', 'voila'):
     pytest.importorskip(name, reason=f'{name} is not installed: pip install -e ".[dev]"')
 from PIL import Image
 from playwright.sync_api import sync_playwright
-from stylekit import read_output, sample, stylize
+from stylekit import read_output, sample_image, stylize
 from stylekit.live import pixels_sha256, replay
 from stylekit.sms import PRESETS
 
@@ -98,7 +98,7 @@ def test_a_run_is_steered(chrome, lab):
         assert p.counted() == at and p.tab.evaluate(CONTRAST) > 5
         recipe, shown = p.download('recipe').decode(), opened(p.download('save'))
         assert json.loads(recipe)['steps_done'] == at
-        assert replay(recipe, sample('owl')).image.tobytes() == shown.tobytes()    # bit for bit, without a panel
+        assert replay(recipe, sample_image('owl')).image.tobytes() == shown.tobytes()    # bit for bit, without a panel
         p.caption('')
         p.click('start')
         p.says('caption is empty')                             # an error is seen
@@ -122,7 +122,7 @@ def test_an_untouched_panel_is_stylize(chrome, lab, preset):
         recipe, shown = p.recipe(), opened(p.download('save'))
     for field in ('lam', 'lr', 'guidance_scale', 'relevance_floor', 'cutoff', 't_cutoff', 'cutoff_power'):
         assert recipe['settings'][field] == getattr(PRESETS[preset], field), field
-    plain = stylize(sample('owl'), 'ink', 'an owl', preset=preset, steps=4, style_scale=2., seed=0)
+    plain = stylize(sample_image('owl'), 'ink', 'an owl', preset=preset, steps=4, style_scale=2., seed=0)
     assert shown.tobytes() == plain.image.tobytes()
 
 def test_a_value_beyond_the_slider_acts(chrome, lab):
@@ -163,13 +163,13 @@ def test_no_upload_vanishes(chrome, lab, tmp_path):
         p.caption('x')
         p.click('start')
         p.says('no picture')                                   # not the one before
-        sample('taxi').save(tmp_path/'taxi.png')
+        sample_image('taxi').save(tmp_path/'taxi.png')
         p.choose_picture(tmp_path/'taxi.png')
         p.says('128 × 128')
         p.caption('a taxi')
         p.click('start')
         p.says('Done')
-        assert p.recipe()['image_sha256'] == pixels_sha256(sample('taxi'))
+        assert p.recipe()['image_sha256'] == pixels_sha256(sample_image('taxi'))
 
 PAINTED = '''() => {
   const c = document.querySelector('.sk-brush canvas');
@@ -261,7 +261,7 @@ def settled(n, *names):
     return at_work(*names) == n
 '''
 TRAINING = AT_WORK+'''
-from stylekit import LoraPanel, sample
+from stylekit import LoraPanel, sample_image
 from pathlib import Path
 folder = Path('{name}')
 folder.mkdir(exist_ok=True)
@@ -448,7 +448,7 @@ FORBIDDEN = ('voila/files/secret.png', 'files/secret.png', 'voila/files/..%2fsec
 def test_page_for_people_who_do_not_code(chrome, tmp_path):
     "3, 4: the style is that of the run; a picture of 41 MB is made smaller, and the next one is taken"
     (tmp_path/'secret.png').write_bytes(b'secret')
-    sample('taxi').save(tmp_path/'taxi.png')
+    sample_image('taxi').save(tmp_path/'taxi.png')
     with Server(tmp_path, ['--silence', 3]) as app:
         p = Page(chrome, app.url, 800)
         p.see('.sk-panel img.sk-preview')
@@ -478,7 +478,7 @@ def test_page_for_people_who_do_not_code(chrome, tmp_path):
         recipe = p.recipe()
         assert recipe['style'] == [['ink', 1.]] and recipe['changes'] == []
         assert p.tab.locator('.sk-choice select').evaluate('(s) => s.selectedOptions[0].innerText') == 'ink'
-        assert recipe['image_sha256'] == pixels_sha256(sample('taxi'))
+        assert recipe['image_sha256'] == pixels_sha256(sample_image('taxi'))
         assert p.preview() != first and p.tab.evaluate(CONTRAST) > 5
         (tmp_path/'out.png').write_bytes(p.download('save'))
         about = read_output(tmp_path/'out.png')

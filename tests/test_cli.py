@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import stylekit.backbone, stylekit.evaluate, stylekit.folders   # before anything is put in the place of `load_backbone`
 from safetensors import safe_open
-from stylekit import StylekitError, __version__, cli, load_backbone, load_image, load_style, read_output, sample, styles
+from stylekit import StylekitError, __version__, cli, list_styles, load_backbone, load_image, load_style
+from stylekit import read_output, sample_image
 from stylekit.cli import COMMANDS, Kind, common, main, make_parser
 from stylekit.lora import built_in_styles
 from stylekit.stylizer import Stylizer
@@ -34,7 +35,7 @@ def with_style(folder, style):
     "The options that name the small model and its style"
     return ['--style', style, '--backbone', folder]
 
-def small(name): return sample(name).resize((64, 64))
+def small(name): return sample_image(name).resize((64, 64))
 
 @pytest.fixture
 def photo(tmp_path):
@@ -69,7 +70,7 @@ def test_stylize_writes_and_names_its_file(with_style, photo, tmp_path, command)
     assert str(tmp_path) not in json.dumps(found)
 
 def test_several_images_go_to_a_folder(loaded, with_style, photo, tmp_path, command):
-    sample('taxi').resize((64, 40)).save(tmp_path/'taxi.png')
+    sample_image('taxi').resize((64, 40)).save(tmp_path/'taxi.png')
     argv = ['stylize', photo, tmp_path/'taxi.png', *with_style, '--caption', 'a thing', '--steps', '1']
     lines = command(*argv, '--out', tmp_path/'o').out.split()
     assert lines == [str(tmp_path/'o'/f'{n}-random.png') for n in ('photo', 'taxi')]
@@ -80,7 +81,7 @@ def test_quiet_commands(command, capsys):
     for argv in ([], ['--help'], ['-h']):
         cap = command(*argv)
         assert 'stylekit stylize' in cap.out and cap.err == ''
-    assert [l.split()[0] for l in command('styles').out.splitlines()] == styles()
+    assert [l.split()[0] for l in command('styles').out.splitlines()] == list_styles()
     with pytest.raises(SystemExit) as e: main(['stylize', '--help'])
     assert e.value.code == 0
     assert '--caption' in capsys.readouterr().out
@@ -411,7 +412,7 @@ def grid(tmp_path):
     for s in 'flat', 'ink':
         for n, k in dict(owl='animal', taxi='vehicle').items():
             (tmp_path/'grid'/s/k).mkdir(parents=True)
-            sample(n, s).resize((64, 64)).save(tmp_path/'grid'/s/k/f'{n}.png')
+            sample_image(n, s).resize((64, 64)).save(tmp_path/'grid'/s/k/f'{n}.png')
     return tmp_path/'grid'
 
 def test_a_control_folder_stays(grid, tmp_path, command):
@@ -563,7 +564,7 @@ def test_json_is_all_there_is_on_stdout(loaded, with_style, photo, tmp_path, com
     assert one['file'] == str(tmp_path/'o'/'photo-random.png')
     assert one['complete'] is True and one['seed'] == 4
     assert two['file'].endswith('.gif')
-    assert [r['name'] for r in records(command('styles', '--json'))] == styles()
+    assert [r['name'] for r in records(command('styles', '--json'))] == list_styles()
     assert json.loads(command('info', one['file'], '--json').out)['run']['seed'] == 4
 
 def test_a_folder_with_failures(folder_of_two, tmp_path, command):
@@ -586,7 +587,7 @@ def test_a_folder_with_failures(folder_of_two, tmp_path, command):
     ((64, 64), True), ((128, 128), True), ((32, 64), False), ((64, 32), False), ((65, 67), False)])
 def test_a_mask_has_the_shape_of_the_picture(size, fits, loaded, with_style, photo, tmp_path, command):
     mask = tmp_path/'mask.png'
-    sample('owl').resize(size).convert('L').save(mask)
+    sample_image('owl').resize(size).convert('L').save(mask)
     argv = ['stylize', photo, *with_style, '--caption', 'an owl', '--steps', '1', '--out', tmp_path/'o']
     cap = command(*argv, '--protect', mask, status=0 if fits else 2)
     assert ('mask.png' in cap.err) != fits
@@ -619,7 +620,7 @@ def test_a_file_name_is_a_caption(loaded, with_style, tmp_path, command):
 def test_it_says_what_it_works_at(photo, tmp_path, command):
     from PIL import Image
     Image.effect_noise((96, 96), 90).convert('RGB').save(tmp_path/'photo of noise.png')
-    sample('owl').resize((512, 512)).save(tmp_path/'large.png')
+    sample_image('owl').resize((512, 512)).save(tmp_path/'large.png')
     def said(name):
         return command('stylize', tmp_path/name, '--caption', 'x', '--steps', '1', '--out', tmp_path/'o').err
     noise = said('photo of noise.png')
@@ -705,10 +706,10 @@ def test_info(style, photo, tmp_path, command):
 
 def test_a_result_is_its_own_recipe(tmp_path):
     from stylekit import replay, stylize
-    made = stylize(sample('owl'), 'flat', 'an owl', steps=2, seed=1)
+    made = stylize(sample_image('owl'), 'flat', 'an owl', steps=2, seed=1)
     path = made.save(tmp_path/'a.webp')
-    assert replay(path, sample('owl')).image.tobytes() == made.image.tobytes()
-    for image, word in (None, 'image='), (sample('taxi'), 'another picture'):
+    assert replay(path, sample_image('owl')).image.tobytes() == made.image.tobytes()
+    for image, word in (None, 'image='), (sample_image('taxi'), 'another picture'):
         with pytest.raises(StylekitError, match=word): replay(str(path), image)
 
 @pytest.mark.parametrize('shell', ['bash', 'zsh'])

@@ -11,11 +11,11 @@ from stylekit.control_clip import (
     check_base, far_from_uniform, labelled_loss, load_control_clip, read_control_clip, role_logits, t1, t2,
     train_control_clip)
 from stylekit.core import StylekitError
-from stylekit.images import sample, samples
+from stylekit.images import sample_image, list_samples
 from stylekit.grids import Grid, Shot
 from stylekit.records import load_state
 from stylekit.training import TrainingReport
-from stylekit.guidance import Steer, attach, control_clip, detach, join_attention, latents_on_white
+from stylekit.guidance import ControlGuidance, attach, control_clip, detach, join_attention, latents_on_white
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 
 TEXTS = ['an owl', 'black ink drawing, a red taxi', '']
@@ -29,8 +29,8 @@ def grid():
     kinds = dict(owl='animal', penguin='animal', taxi='vehicle', airplane='vehicle')
     def shot(name, look):
         split = 'val' if name in ('owl', 'taxi') else 'train'
-        return Shot(kinds.get(name, 'thing'), look, name, sample(name, look), split)
-    return Grid(shot(n, look) for n in samples() for look in ('render', 'flat', 'ink'))
+        return Shot(kinds.get(name, 'thing'), look, name, sample_image(name, look), split)
+    return Grid(shot(n, look) for n in list_samples() for look in ('render', 'flat', 'ink'))
 
 @pytest.fixture(scope='module')
 def train(clip, grid): return partial(train_control_clip, grid, clip, **TINY)
@@ -60,7 +60,7 @@ def contents(folder): return {p.name: p.read_bytes() for p in folder.iterdir()}
 @pytest.mark.parametrize('mode', MODES)
 def test_the_tower_is_never_touched(clip, mode):
     "Whatever the roles have learnt, f_0 is the CLIP's own reading bit for bit, and the CLIP has no new keys"
-    keys, before = list(clip.model.state_dict()), clip.read(TEXTS)
+    keys, before = list(clip.model.state_dict()), clip.encode_text(TEXTS)
     untrained = new(clip, mode)
     for role in (None, *ROLES): assert torch.allclose(untrained.features(TEXTS, role), before, atol=1e-6)
     c = disturbed(new(clip, mode))
@@ -72,7 +72,7 @@ def test_the_tower_is_never_touched(clip, mode):
         assert (moved[:, 1:] > 1e-4).all()      # every token after the first: cross-attention reads them all
     with torch.no_grad(): assert torch.equal(c.tokens(ids), own)
     assert list(clip.model.state_dict()) == keys
-    assert torch.equal(clip.read(TEXTS), before)
+    assert torch.equal(clip.encode_text(TEXTS), before)
 
 @pytest.mark.parametrize('mode', MODES)
 @pytest.mark.parametrize('role', ROLES)
@@ -191,13 +191,13 @@ def test_it_learns_the_style_and_not_the_category(clip, grid, train, loss):
     how = dict(steps=100, batch=16, prompts=9, check=25, lr=1e-2, lora_lr=5e-3, keep=.1)
     c = train(loss=loss, templates=('{s}, a {c}',), **how)
     def right(part, role=None):
-        logits = c.logits(clip.see(s.image for s in part), role)
+        logits = c.logits(clip.encode_image(s.image for s in part), role)
         styles = dict(zip(ROLES, part.labels()))['style']
         return (role_logits(logits, 'style').argmax(1) == styles).float().mean().item()
     for part in (grid.split('train'), grid.split('val')):
         assert right(part, 'style') >= right(part)+.15
     if loss != 'uniform': return
-    v = clip.see(s.image for s in grid)
+    v = clip.encode_image(s.image for s in grid)
     def tells_category(role): return far_from_uniform(role_logits(c.logits(v, role), 'category'))
     assert tells_category('style') < tells_category(None)
 
@@ -295,7 +295,7 @@ def test_another_training_is_refused(clip, grid, train, tmp_path):
     for other in (dict(seed=2), dict(steps=5), dict(keep_prompts=['a house']), dict(templates=('{s}, a {c}',)),
                   dict(hold_out=[('animal', 'ink')]), dict(shots=1)):
         with pytest.raises(StylekitError, match='another training'): begun(**dict(seed=1) | other)
-    same_name = replace(grid.shots[0], source=sample('owl', 'ink').transpose(0))   # and another picture
+    same_name = replace(grid.shots[0], source=sample_image('owl', 'ink').transpose(0))   # and another picture
     shown = Grid([*grid.shots[1:], same_name], grid.categories, grid.styles)
     with pytest.raises(StylekitError, match='another training'):
         train_control_clip(shown, clip, out=tmp_path/'c', seed=1, **TINY)
@@ -381,7 +381,7 @@ def test_files_that_are_not_whole(clip, tmp_path):
     back = load_control_clip(c.save(tmp_path/'c'), clip)
     for role in ROLES: assert torch.equal(back.features(TEXTS, role), c.features(TEXTS, role))
     assert back.words == c.words
-    v = clip.read(TEXTS)
+    v = clip.encode_text(TEXTS)
     assert torch.allclose(back.logits(v, 'style'), c.logits(v, 'style'))
     with pytest.raises(StylekitError, match='no control_clip'): load_control_clip(tmp_path)
     config = tmp_path/'c'/CONFIG_FILE
@@ -642,22 +642,22 @@ def test_other_guests_are_refused(pipes, models):
         with pytest.raises(StylekitError, match='clip_skip'): draw(pipe, clip_skip=1)
     for bad, why in ((dict(alpha=3.), 'alpha'), (dict(combine='sum'), 'choose'), (dict(blocks='down'), 'choose'),
                      (dict(alpha={'mid': 'x'}), 'alpha')):
-        with pytest.raises(StylekitError, match=why): Steer(c, **bad)
+        with pytest.raises(StylekitError, match=why): ControlGuidance(c, **bad)
 
 def test_pictures_begin_on_white(models):
     "The first latents are a white sheet under the noise; so the embedded model draws on white, whatever the noise"
     from stylekit import load_backbone
-    from stylekit.scores import Score, ddim, falling
+    from stylekit.scores import Score, ddim, ddim_timesteps
     for b in load_backbone(models('sd15')), load_backbone():
         noise = torch.randn(3, b.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
         A = b.alphas_cumprod[700].item()
-        side = 16*b.factor
+        side = 16*b.vae_scale_factor
         white = b.encode(torch.ones(1, 3, side, side))
         for t in 700, torch.tensor(700): # a scheduler's timesteps are tensors
             assert torch.allclose(latents_on_white(b, noise, t), A**.5*white + (1-A)**.5*noise, atol=1e-5)
-    ts, score = falling(914, 6), Score(b, (), 3., b.text(''))
+    ts, score = ddim_timesteps(914, 6), Score(b, (), 3., b.encode_prompt(''))
     def corner(z):
-        with torch.no_grad(): x = b.decode(ddim(score, b, z, ts, b.text(['a bicycle']*3)))
+        with torch.no_grad(): x = b.decode(ddim(score, b, z, ts, b.encode_prompt(['a bicycle']*3)))
         sides = x[..., :4, :4], x[..., :4, -4:], x[..., -4:, :4], x[..., -4:, -4:]
         return torch.stack(sides).mean((2, 3, 4)).min().item()
     assert corner(noise) < .9 and corner(latents_on_white(b, noise, ts[0])) > .95
@@ -678,7 +678,7 @@ def test_the_size_of_stable_diffusion(tmp_path):
         hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
         image_size=224, patch_size=14, projection_dim=768)
     big = Clip('vit-l-14', CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=768)), tok)
-    grid = Grid(Shot(n, l, n, sample(n, l), 'train') for n in ('owl', 'taxi') for l in ('flat', 'ink'))
+    grid = Grid(Shot(n, l, n, sample_image(n, l), 'train') for n in ('owl', 'taxi') for l in ('flat', 'ink'))
     c = train_control_clip(grid, big, steps=1, batch=2, prompts=4, out=tmp_path/'c')
     assert sum(p.numel() for p in c.part('style').values()) < 1e6
     unet = UNet2DConditionModel(

@@ -187,15 +187,15 @@ def test_home_in_what_is_written(home, kind):
     assert not any(Path.cwd().iterdir())
 
 def test_home_in_what_is_read(home):
-    from stylekit import load_image, load_style, sample
+    from stylekit import load_image, load_style, sample_image
     from stylekit.lora import find_styles, read_safetensors
     from stylekit.pictures import image_caption, list_pictures, read_captions
     home.mkdir()
-    sample('owl').save(home/'a.png')
+    sample_image('owl').save(home/'a.png')
     (home/'a.txt').write_text('an owl')
     (home/'c.csv').write_text('a.png,a cat')
     (home/'s.safetensors').write_bytes(find_styles()['ink'].read_bytes())
-    assert load_image('~/a.png').size == sample('owl').size
+    assert load_image('~/a.png').size == sample_image('owl').size
     assert image_caption('~/a.png') == 'an owl'
     assert read_captions('~/c.csv') == {'a.png': 'a cat'}
     assert list_pictures('~', captions='~/c.csv')[0].caption == 'a cat'
@@ -203,17 +203,17 @@ def test_home_in_what_is_read(home):
     assert read_safetensors('~/s.safetensors')[0]
 
 def test_home_of_a_run(home):
-    from stylekit import Checkpoint, load_backbone, load_style, sample, stylize
+    from stylekit import Checkpoint, load_backbone, load_style, sample_image, stylize
     from stylekit.lora import add_style, save_lora
     from stylekit.stylizer import Preview
     b, frames = load_backbone(), Preview(every=1)
-    owl = sample('owl').resize((64, 64))
+    owl = sample_image('owl').resize((64, 64))
     callbacks = [Checkpoint('~/run.pt', every=1), frames]
     r = stylize(owl, 'ink', 'an owl', backbone=b, steps=1, seed=0, callbacks=callbacks)
     assert r.save('~/o/a.png') == home/'o'/'a.png'
     assert frames.save_gif('~/o/a.gif') == home/'o'/'a.gif'
     add_style(b, load_style('ink'))
     assert save_lora(b, 'style', '~/o/mine.safetensors', 'ink') == home/'o'/'mine.safetensors'
-    b.remove('style')
+    b.delete_adapter('style')
     assert {p.name for p in (home/'o').iterdir()} == {'a.png', 'a.gif', 'mine.safetensors'}
     assert not any(Path.cwd().iterdir())

@@ -3,7 +3,7 @@ import csv, errno, io, json, multiprocessing, os, re, shutil, signal, threading,
 from html.parser import HTMLParser
 import numpy as np, pytest, torch
 import stylekit.evaluate as E
-from stylekit import StylekitError, load_backbone, sample, samples, stylize
+from stylekit import StylekitError, load_backbone, sample_image, list_samples, stylize
 from stylekit.cli import main
 from stylekit.images import load_image
 from stylekit.evaluate import METRICS, Metric, Row, Table, evaluate, plan, read_dataset, run_job, scatter, sheet
@@ -11,25 +11,26 @@ from stylekit.folders import LOST
 from stylekit.metrics import Features, Measured, edge_f1, load_features, pd
 from sweeps import check_full_disk
 
-FEW = dict(steps=2, lr=.05, relevance='none', finish=0)   # what costs and is not asked here is off
+FEW = dict(steps=2, lr=.05, relevance='none', final_t=0)   # what costs and is not asked here is off
 FILES = {'table.md', 'table.tex', 'table.csv', 'table.html', 'pictures.csv'}
-FIRST = samples()[0]
+FIRST = list_samples()[0]
 
-def small(*name): return sample(*name).resize((64, 64))
+def small(*name): return sample_image(*name).resize((64, 64))
 
 
 @pytest.fixture
 def folder(tmp_path):
     "Four pictures with captions, truths and references"
     home = tmp_path/'set'
-    for kind, names in (('.', samples()[:4]), ('truth/ink', samples()[:4]), ('references/ink', samples()[4:])):
+    first, rest = list_samples()[:4], list_samples()[4:]
+    for kind, names in (('.', first), ('truth/ink', first), ('references/ink', rest)):
         (home/kind).mkdir(parents=True, exist_ok=True)
         for n in names: small(n, 'shaded' if kind == '.' else 'ink').save(home/kind/f'{n}.png')
     return home
 
 @pytest.fixture
 def folder_of_two(folder):
-    for n in samples()[2:4]: (folder/f'{n}.png').unlink()
+    for n in list_samples()[2:4]: (folder/f'{n}.png').unlink()
     return folder
 
 @pytest.fixture(scope='module')
@@ -115,7 +116,7 @@ def test_a_fake_score_does_not_depend_on_company(folder_of_two, tmp_path, go):
     "Batches of two and of one give one picture where φ learns"
     def pixels(batch):
         out = tmp_path/str(batch)
-        go(dict(vsd=dict(method='vsd', steps=2, finish=0)), out, batch=batch, metrics=['pd_src'])
+        go(dict(vsd=dict(method='vsd', steps=2, final_t=0)), out, batch=batch, metrics=['pd_src'])
         return [load_image(p).tobytes() for p in sorted(out.rglob('vsd-*/*.png'))]
     assert pixels(2) == pixels(1)
 
@@ -189,10 +190,10 @@ def test_asked_for_what_cannot_be(folder, tmp_path, go):
     with pytest.raises(StylekitError, match='kid needs references'): go(metrics=['kid'])
     metrics = go()[0].metrics
     assert 'kid' not in metrics and 'pd_src' in metrics
-    sample('owl').save(folder/'IMG_001.png')
+    sample_image('owl').save(folder/'IMG_001.png')
     with pytest.raises(StylekitError, match='nothing says what IMG_001 shows'): go()
     (folder/'IMG_001.txt').write_text('an owl')
-    sample('owl').save(folder/'IMG_001.webp')
+    sample_image('owl').save(folder/'IMG_001.webp')
     with pytest.warns(UserWarning, match='IMG_001.webp is left out'): items = read_dataset(folder)[0]
     assert [i.id for i in items].count('IMG_001') == 1
 
@@ -345,15 +346,15 @@ def test_too_few_pictures_for_a_metric_are_no_error_after_the_work(folder, go, r
 def test_a_shipped_look_is_scored_without_any_reference(folder, tmp_path, net, monkeypatch):
     pytest.importorskip('efficientnet_lite_pytorch')
     for d in ('truth', 'references'): shutil.rmtree(folder/d)
-    for p in folder.glob('*.png'): sample(p.stem).save(p)
+    for p in folder.glob('*.png'): sample_image(p.stem).save(p)
     def style_score(style, *look):
-        drawn = {n: sample(n, *look) for n in samples()[:2]}
+        drawn = {n: sample_image(n, *look) for n in list_samples()[:2]}
         return METRICS['style'].f(E.Shown(drawn, {}, {}, [], style, style), net).value
     for look in ('flat', 'ink'):
         for other in ('flat', 'ink'): assert style_score(other, look) == float(look == other)
     assert style_score('ink') == 0
     for p in sorted(folder.glob('*.png'))[2:]: p.unlink()
-    how = dict(unchanged=None, a=dict(method='img2img', finish=100), b=dict(method='img2img', finish=200))
+    how = dict(unchanged=None, a=dict(method='img2img', final_t=100), b=dict(method='img2img', final_t=200))
     t = evaluate(folder, how, 'ink', out=tmp_path/'out', net=net)
     assert column(t, 'style')[0] == 0 and t.says_style('ink')
     assert 'distance to the style' in t.remarks[0] and 'marked as the best' not in t.remarks[0]
@@ -423,7 +424,7 @@ NAN_WHERE = dict(
 @pytest.mark.filterwarnings('ignore:the latents became NaN')
 @pytest.mark.parametrize('case', NAN_WHERE)
 def test_nan_is_named_and_the_rest_goes_on(folder_of_two, go, monkeypatch, case):
-    for n in samples()[2:4]: (folder_of_two/'truth'/'ink'/f'{n}.png').unlink()
+    for n in list_samples()[2:4]: (folder_of_two/'truth'/'ink'/f'{n}.png').unlink()
     nan_in(monkeypatch, NAN_WHERE[case])
     methods = dict(unchanged=None, sms=FEW, bad=FEW | dict(lam=1.))
     for _ in range(1 + (case == 'picture')): # again: the same

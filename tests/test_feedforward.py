@@ -10,7 +10,7 @@ from stylekit.core import folder_lock
 from stylekit.feedforward import GENERATOR_FILE, HEADER, SEAL, FeedForward, Generator
 from stylekit.feedforward_training import train_feedforward
 from stylekit.finetune import Example
-from stylekit.images import sample, samples
+from stylekit.images import sample_image, list_samples
 from stylekit.onnx_network import stamp_onnx
 from stylekit.records import UNSEALED, seal_file
 from stylekit.training import TrainingReport
@@ -27,7 +27,7 @@ def style(b, random_style): return str(random_style(b))
 
 @pytest.fixture(scope='module')
 def examples():
-    return [Example(Path(f'{n}.png'), sample(n).resize((64, 64)), f'a {n}', n) for n in samples()[:3]]
+    return [Example(Path(f'{n}.png'), sample_image(n).resize((64, 64)), f'a {n}', n) for n in list_samples()[:3]]
 
 @pytest.fixture(scope='module')
 def train(b, style, examples):
@@ -43,14 +43,14 @@ def made(train, tmp_path_factory):
 def same_weights(a:FeedForward, b:FeedForward)->bool:
     return all(torch.equal(x, y) for x, y in zip(a.net.state_dict().values(), b.net.state_dict().values()))
 
-@pytest.mark.parametrize('fake', ['content', 'shared'])
+@pytest.mark.parametrize('fake', ['source_plain', 'lora'])
 def test_stopped_it_goes_on_bit_for_bit(train, tmp_path, fake):
     said = []
-    whole = train(tmp_path, 'whole', fake=fake)
-    part = train(tmp_path, minutes=1e-9, report=said.append, fake=fake)
+    whole = train(tmp_path, 'whole', fake_score=fake)
+    part = train(tmp_path, minutes=1e-9, report=said.append, fake_score=fake)
     assert isinstance(said[-1], TrainingReport) and said[-1].ended == 'cut short'
     assert part.about['steps_done'] == said[-1].step < 4 and not same_weights(part, whole)
-    again = train(tmp_path, fake=fake)
+    again = train(tmp_path, fake_score=fake)
     assert again.about['steps_done'] == 4 and same_weights(again, whole)
     assert [p.name for p in (tmp_path/'g').iterdir()] == [GENERATOR_FILE]
 
@@ -101,7 +101,7 @@ def test_memory_that_runs_out_is_named(train, b, tmp_path, monkeypatch):
 def test_memory_that_runs_out_in_one_pass(e, made, small):
     def full(x): raise e
     for ff in (FeedForward(full, small.about), FeedForward(full, made[0].about, made[0].backbone)):
-        with pytest.raises(StylekitError, match='ran out of memory: lower `resolution`'): ff(sample('owl'))
+        with pytest.raises(StylekitError, match='ran out of memory: lower `resolution`'): ff(sample_image('owl'))
 
 def flipped(raw:bytes, i:int, bit:int)->bytes:
     return raw[:i]+bytes([raw[i]^bit])+raw[i+1:]
@@ -337,7 +337,7 @@ def test_a_full_disk_keeps_the_old_one(small, tmp_path, monkeypatch, form):
         ff = FeedForward(small.net, small.about | dict(name=str(path.exists())))   # no second one is like the first
         if form == 'safetensors': return ff.save(path)
         return ff.export(path, **how)
-    how = dict(int8=True, calibrate=[sample('owl').resize((32, 32))]) if form == 'int8' else {}
+    how = dict(int8=True, calibrate=[sample_image('owl').resize((32, 32))]) if form == 'int8' else {}
     for _ in range(2): check_full_disk(monkeypatch, path, save)
 
 @pytest.mark.parametrize('form', ['safetensors', 'onnx', 'int8'])
@@ -349,7 +349,7 @@ def test_a_disk_that_is_full_in_the_middle(small, tmp_path, form):
     path.write_text('the old one')
     def save():
         if form == 'safetensors': return small.save(path)
-        return small.export(path, int8=form == 'int8', calibrate=[sample('owl').resize((32, 32))])
+        return small.export(path, int8=form == 'int8', calibrate=[sample_image('owl').resize((32, 32))])
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     for most in (0, 1000, 5000, 8000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, old[1]))

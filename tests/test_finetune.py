@@ -3,14 +3,15 @@ import json, os, re, signal, warnings
 import pytest, torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from stylekit import StylekitError, load_backbone, load_style, sample, samples, stylize, styles, train_lora
+from stylekit import StylekitError, list_samples, list_styles, load_backbone, load_style, sample_image, stylize
+from stylekit import train_lora
 from stylekit import finetune
 from stylekit.cli import main
 from stylekit.core import digest, folder_lock
 from stylekit.finetune import Example, LoraSettings, LoraTrainer, encode_views, lora_loss, read_folder
 from stylekit.lora import LORA_FILE, SEAL, add_style, built_in_styles
 from stylekit.records import load_state, save_state
-from stylekit.training import BestState, TrainingState
+from stylekit.training import EarlyStoppingState, TrainingState
 from sweeps import json_mutants, sweep, sweep_file
 
 TINY = dict(rank=2, steps=4, batch=2, check=2, views=2, hold_out=.15)
@@ -19,7 +20,7 @@ TINY = dict(rank=2, steps=4, batch=2, check=2, views=2, hold_out=.15)
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path/'pictures').mkdir()
-    for n in samples(): sample(n, 'ink').resize((80, 64)).save(tmp_path/'pictures'/f'{n}.png')
+    for n in list_samples(): sample_image(n, 'ink').resize((80, 64)).save(tmp_path/'pictures'/f'{n}.png')
     return tmp_path/'pictures'
 
 @pytest.fixture(scope='module', params=['sd15', 'sd21v', 'sdxl'])
@@ -35,7 +36,7 @@ def train(sd15, folder, tmp_path):
         return train_lora(folder, name, words, **dict(backbone=sd15, out=tmp_path) | TINY | changes)
     return go
 
-def small(name): return sample(name).resize((64, 64))
+def small(name): return sample_image(name).resize((64, 64))
 
 def adapters(b): return getattr(b.unet, 'peft_config', {})
 
@@ -66,7 +67,7 @@ def test_written_as_asked(sd15, train, names, dora):
     assert report.writer == names
     assert ('DoRA' in report.kind) == dora
     assert report.matched == report.total
-    sd15.remove('style')
+    sd15.delete_adapter('style')
 
 def test_half_precision_learns_the_same(models, folder):
     "bfloat16 and float16 base, float32 LoRA: nearly the same weights, no overflow"
@@ -94,7 +95,7 @@ def test_prior_keeps_the_models_own_hand(sd15, folder):
         z_t = sd15.add_noise(z, torch.randn(z.shape, generator=torch.Generator().manual_seed(3)), ts)
         c = t.data.plain.map(lambda a: a[:8])
         moved[prior] = (sd15.predict(z_t, ts, c, ('style',))-sd15.predict(z_t, ts, c)).pow(2).mean().item()
-        sd15.remove('style')
+        sd15.delete_adapter('style')
     assert moved[30.] < .5*moved[0.]
 
 def test_ends_early_and_keeps_the_best(sd15, folder, monkeypatch):
@@ -120,7 +121,7 @@ def test_minutes_stop_and_the_same_call_goes_on(train, tmp_path):
     assert sorted(p.name for p in (tmp_path/'b'/'x').iterdir()) == [LORA_FILE, 'rights.toml']
 
 def test_one_picture_is_enough_to_start(sd15, tmp_path):
-    e = [Example(tmp_path/'a.png', sample('owl', 'ink'), '', 'x')]
+    e = [Example(tmp_path/'a.png', sample_image('owl', 'ink'), '', 'x')]
     t = LoraTrainer(sd15, e, 'ink', LoraSettings(**TINY))
     assert t.held == [] and [r.step for r in t.run()] == [2, 4, 4]
 
@@ -131,9 +132,9 @@ def test_empty_caption_is_the_last(sd15, folder):
     t, noise = torch.tensor([300]), torch.randn(1, *d.z.shape[2:])
     def loss(empty):
         return lora_loss(sd15, d, [2], [0], t, noise, torch.tensor([empty]), cfg, adapter_of(sd15), train=False)
-    assert torch.equal(d.styled.embeds[8], sd15.text('').embeds[0])
+    assert torch.equal(d.styled.embeds[8], sd15.encode_prompt('').embeds[0])
     assert not torch.equal(loss(True), loss(False))
-    sd15.remove('style')
+    sd15.delete_adapter('style')
 
 def adapter_of(b):
     from stylekit.lora import new_adapter
@@ -142,8 +143,8 @@ def adapter_of(b):
 
 def test_folders_as_people_have_them(tmp_path):
     "Odd names, a hidden file, text beside, a broken picture"
-    sample('owl').save(tmp_path/'Größe 2.PNG')
-    sample('taxi').save(tmp_path/'b.jpg')
+    sample_image('owl').save(tmp_path/'Größe 2.PNG')
+    sample_image('taxi').save(tmp_path/'b.jpg')
     for name in ('.DS_Store', 'notes.md'): (tmp_path/name).write_text('x')
     (tmp_path/'b.txt').write_text('  a taxi\n in town ')
     assert [e.caption for e in read_folder(tmp_path, 'a {}')] == ['a größe', 'a taxi in town']
@@ -156,7 +157,7 @@ def test_folders_as_people_have_them(tmp_path):
 def test_own_styles_are_found_by_name(sd15, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train_lora(folder, 'my-ink', backbone=sd15, **TINY)
-    assert styles() == sorted(['my-ink', *built_in_styles()])
+    assert list_styles() == sorted(['my-ink', *built_in_styles()])
     assert load_style('my-ink').words == 'my ink'
     assert main(['styles']) == 0
     assert 'my-ink' in capsys.readouterr().out
@@ -204,7 +205,7 @@ def test_zero_terminal_snr_learns(ztsnr, folder, tmp_path):
     ts, noise = torch.tensor([999, 999]), torch.randn(2, *t.data.z.shape[2:])
     loss = lora_loss(b, t.data, [0, 1], [0, 0], ts, noise, torch.tensor([False, False]), t.cfg)
     assert torch.isfinite(loss).all()
-    b.remove('style')
+    b.delete_adapter('style')
     s = train_lora(folder, 'x', backbone=b, out=tmp_path, **TINY)
     assert all_finite(load_file(s.path).values())
 
@@ -375,7 +376,7 @@ def test_states_are_read_whole_or_refused(sd15, folder, tmp_path):
     keys = ('step', 'since', 'looked', 'error', 'run_id', 'opt', 'beside', 'model', 'ema', 'weights')
     values = ('int 3', 'int -1', 'float 0.5', 'str x', 'str ', 'dict {}', "dict {'x': 1}", 'NoneType None')
     may_differ = [f'{k}: {v}' for k in keys for v in values] + ['run_id: str '+'x'*20, 'beside: missing']
-    for kind, cls in (('training', TrainingState), ('best', BestState)):
+    for kind, cls in (('training', TrainingState), ('best', EarlyStoppingState)):
         path = tmp_path/f'{kind}.pt'
         sweep_file(path, lambda p: load_state(p, kind, cls), same=load_state(path, kind, cls))
         state, raw = load_state(path, kind), path.read_bytes()

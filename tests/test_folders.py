@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image, ImageCms, ImageDraw, PngImagePlugin, features
 from stylekit import StylekitError, load_backbone
 from stylekit.cli import main
-from stylekit.images import sample, samples
+from stylekit.images import sample_image, list_samples
 from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator
 from stylekit.folders import MANIFEST, FolderRecord, FolderRun, Manifest, stylize_folder
 from stylekit.records import json_line, parse_line, payload_hash, read_lines
@@ -34,7 +34,7 @@ def home(tmp_path_factory, generator):
     for i in range(N):
         p = d/'in'/f'{"abc"[i%3]}'/f'thing {i}.{"png" if i%2 else "jpg"}'
         p.parent.mkdir(parents=True, exist_ok=True)
-        sample(samples()[i%8]).resize(((64, 64), (96, 64), (64, 80))[i%7%3]).save(p)
+        sample_image(list_samples()[i%8]).resize(((64, 64), (96, 64), (64, 80))[i%7%3]).save(p)
     pictures = sorted((d/'in').rglob('thing*'))
     bad = (b'', b'<html>gone</html>', pictures[1].read_bytes()[:300], b'%PDF-1.7 offer', pictures[2].read_bytes()[:40])
     for p, raw in zip(pictures[::19], bad): p.write_bytes(raw)
@@ -80,7 +80,7 @@ from pathlib import Path
 from stylekit.backbone import load_backbone
 from stylekit.feedforward_training import train_feedforward
 from stylekit.finetune import Example
-from stylekit.images import sample, samples
+from stylekit.images import sample_image, list_samples
 def train(out, style, model):
     examples = [Example(Path(f'{n}.png'), sample(n).resize((64, 64)), f'a {n}', n) for n in samples()[:4]]
     how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1),
@@ -142,8 +142,8 @@ def test_killed_it_ends_complete(home, generator, alone, training, workers, kill
 def few(tmp_path, generator):
     "run(out) stylises three pictures, one of them broken"
     (tmp_path/'in'/'birds').mkdir(parents=True)
-    sample('owl').resize((32, 32)).save(tmp_path/'in'/'birds'/'owl.png')
-    sample('taxi').resize((32, 32)).save(tmp_path/'in'/'taxi.png')
+    sample_image('owl').resize((32, 32)).save(tmp_path/'in'/'birds'/'owl.png')
+    sample_image('taxi').resize((32, 32)).save(tmp_path/'in'/'taxi.png')
     (tmp_path/'in'/'page.png').write_text('<html>')
     def go(out=tmp_path/'out', **how):
         stylize_folder(tmp_path/'in', out, **dict(generator=generator) | how)
@@ -359,7 +359,7 @@ def usual_pictures()->dict: # name -> bytes
 
 def useless_pictures()->dict: # name -> bytes, words of what is said
     "What looks like a picture and can't be made"
-    png = encoded(sample('owl'), 'PNG')
+    png = encoded(sample_image('owl'), 'PNG')
     jpg = encoded(disc(size=(256, 256)), 'JPEG', progressive=True, quality=95)
     return {
         'a tall tree.heic': (b'\0\0\0\x18ftypheic\0\0\0\0mif1heic'+bytes(200), 'heic|HEIF|pillow'),

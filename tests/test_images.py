@@ -516,8 +516,8 @@ def test_tensor_to_image_refuses(bad):
 
 
 def test_samples():
-    assert len(samples()) >= 4 and sample().mode == 'RGB'
-    assert {sample(n, l).size for n in samples() for l in ('shaded', 'render', 'flat', 'ink')} == {(128,128)}
+    assert len(list_samples()) >= 4 and sample_image().mode == 'RGB'
+    assert {sample_image(n, l).size for n in list_samples() for l in ('shaded', 'render', 'flat', 'ink')} == {(128,128)}
 
 
 # ---- transparency and profiles

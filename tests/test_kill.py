@@ -7,7 +7,7 @@ import hashlib, json, multiprocessing, os, random, re, signal, sys, time
 from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
-from stylekit import sample, samples
+from stylekit import sample_image, list_samples
 from stylekit.cli import main
 
 KILLS = int(os.environ.get('STYLEKIT_KILLS', 2))
@@ -121,7 +121,7 @@ def check_kills(tmp_path:Path,
 def pictures(tmp_path):
     folder = tmp_path/'pictures'
     folder.mkdir()
-    for n in samples()[:5]: sample(n, 'ink').resize((80, 64)).save(folder/f'{n}.png')
+    for n in list_samples()[:5]: sample_image(n, 'ink').resize((80, 64)).save(folder/f'{n}.png')
     return folder
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def grid(tmp_path):
         for look in ('flat', 'ink'):
             folder = tmp_path/'grid'/look/kind
             folder.mkdir(parents=True, exist_ok=True)
-            sample(n, look).resize((64, 64)).save(folder/f'{n}.png')
+            sample_image(n, look).resize((64, 64)).save(folder/f'{n}.png')
     return tmp_path/'grid'
 
 def train_control(grid, out, *more)->list:
@@ -222,10 +222,11 @@ def test_the_helper_sees_crumbs_and_differences(tmp_path):
 def evaluation(tmp_path):
     "Three pictures, with truths and references, and two methods"
     home = tmp_path/'set'
-    sets = ('.', 'shaded', samples()[:3]), ('truth/ink', 'ink', samples()[:3]), ('references/ink', 'ink', samples()[4:])
+    names = list_samples()
+    sets = ('.', 'shaded', names[:3]), ('truth/ink', 'ink', names[:3]), ('references/ink', 'ink', names[4:])
     for kind, look, names in sets:
         (home/kind).mkdir(parents=True, exist_ok=True)
-        for n in names: sample(n, look).resize((64, 64)).save(home/kind/f'{n}.png')
+        for n in names: sample_image(n, look).resize((64, 64)).save(home/kind/f'{n}.png')
     few = dict(steps=2, lr=.05)
     (tmp_path/'methods.json').write_text(json.dumps(dict(unchanged=None, dds=few | dict(method='dds'), sms=few)))
     return home

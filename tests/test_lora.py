@@ -3,11 +3,11 @@ import copy, json, re, subprocess, sys, time, warnings
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from sweeps import byte_mutants, check_full_disk, json_mutants, sweep
-from stylekit import StylekitError, load_backbone, load_style, sample, stylize
+from stylekit import StylekitError, load_backbone, load_style, sample_image, stylize
 from stylekit.cli import main
 from stylekit.formats import find_layer, kohya_name, layer_index, layer_shapes, parameter_shapes, sgm_names
 from stylekit.lora import (LORA_FILE, SEAL, add_style, built_in_styles, find_styles, parse_style, read_safetensors,
-                           read_styles, save_lora, styles, trigger_words)
+                           read_styles, save_lora, list_styles, trigger_words)
 
 ATTN = ['to_q', 'to_k', 'to_v', 'to_out.0']
 FF = ['ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out']
@@ -54,7 +54,7 @@ def raw(unet, b, cond):
 
 def add(b, path, **kw): return add_style(b, load_style(path, **kw))
 
-def styled(b): return b.predict(*inputs(b), b.text('an owl'), ('style',))
+def styled(b): return b.predict(*inputs(b), b.encode_prompt('an owl'), ('style',))
 
 def pipeline_class(xl):
     import diffusers
@@ -67,9 +67,9 @@ def same(path, folder, want, cond=None, **kw):
         warnings.simplefilter('error', UserWarning)
         report = add(b, path, **kw)
     assert report.matched == report.total > 0, str(report)
-    got = b.predict(*inputs(b), cond or b.text('an owl'), ('style',))
+    got = b.predict(*inputs(b), cond or b.encode_prompt('an owl'), ('style',))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
-    assert (got-b.predict(*inputs(b), b.text('an owl'))).abs().max() > 1e-3
+    assert (got-b.predict(*inputs(b), b.encode_prompt('an owl'))).abs().max() > 1e-3
     return b, report
 
 
@@ -88,7 +88,7 @@ def test_peft(folder, tmp_path, name):
     model = get_peft_model(copy.deepcopy(b.unet), LoraConfig(**dict(target_modules=ATTN) | PEFTS[name]))
     fill(model)
     model.save_pretrained(tmp_path/'mine')
-    b, report = same(tmp_path/'mine', folder, raw(model, b, b.text('an owl')))
+    b, report = same(tmp_path/'mine', folder, raw(model, b, b.encode_prompt('an owl')))
     assert report.writer == 'PEFT' and ('DoRA' in report.kind) == ('dora' in name)
     assert load_style(tmp_path/'mine').name == 'mine'
 
@@ -110,16 +110,16 @@ def test_diffusers(folder, tmp_path, header):
         for layer in m.modules():
             if not header and hasattr(layer, 'scaling'): layer.scaling['default'] = 1.
     cls.save_lora_weights(tmp_path, **layers, **meta)
-    cond = theirs.text('an owl', adapters=('default',))
-    theirs.use(('default',))
+    cond = theirs.encode_prompt('an owl', adapters=('default',))
+    theirs.set_adapters(('default',))
     mine, report = same(tmp_path/'pytorch_lora_weights.safetensors', folder, raw(theirs.unet, theirs, cond), cond)
     assert header == (not any('unknown' in n for n in report.notes))
-    got, base = mine.text('an owl', adapters=('style',)), mine.text('an owl')
+    got, base = mine.encode_prompt('an owl', adapters=('style',)), mine.encode_prompt('an owl')
     torch.testing.assert_close(got.embeds, cond.embeds, atol=1e-5, rtol=1e-5)
     assert (got.embeds-base.embeds).abs().max() > 1e-3 and report.writer == 'diffusers'
     if mine.is_xl: torch.testing.assert_close(got.pooled, cond.pooled, atol=1e-5, rtol=1e-5)
-    mine.remove('style')
-    assert torch.equal(mine.text('an owl', adapters=()).embeds, base.embeds)
+    mine.delete_adapter('style')
+    assert torch.equal(mine.encode_prompt('an owl', adapters=()).embeds, base.embeds)
 
 
 def kohya(parts, targets, rank=4, alpha=2., seed=0, without_alpha=(), sgm=False):
@@ -161,7 +161,7 @@ def test_kohya_as_diffusers_reads_it(models, tmp_path, model, sgm):
     names = sgm_names(list(layer_shapes(b.unet))) if sgm else {}
     changed = [l for l in layer_shapes(b.unet) if l.endswith(tuple(ATTN+FF+CONV))]
     deltas = {l: delta(state, kohya_name('unet', names.get(l, l)), .5) for l in changed}
-    cond = b.text('an owl')
+    cond = b.encode_prompt('an owl')
     _, report = same(tmp_path/'k.safetensors', folder, raw(merged(b.unet, deltas), b, cond), cond)
     assert report.writer == 'kohya' and 'text_encoder' in report.blocks
     assert report.matched == sum(k.endswith('.alpha') for k in state)
@@ -191,7 +191,7 @@ def test_text_encoders_by_hand(folder, tmp_path):
             if k in layers:
                 with torch.no_grad(): m.get_submodule(layers[k]).weight += state[f'{k}.alpha']/len(down)*(up@down)
     add(b, tmp_path/'k.safetensors')
-    got, want = b.text(['an owl', ''], adapters=('style',)), hand.text(['an owl', ''])
+    got, want = b.encode_prompt(['an owl', ''], adapters=('style',)), hand.encode_prompt(['an owl', ''])
     torch.testing.assert_close(got.embeds, want.embeds, atol=1e-5, rtol=1e-5)
     if b.is_xl: torch.testing.assert_close(got.pooled, want.pooled, atol=1e-5, rtol=1e-5)
 
@@ -205,7 +205,7 @@ def test_missing_alpha_means_rank(sd15, tmp_path):
         k = kohya_name('unet', l)
         if f'{k}.lora_up.weight' in state: deltas[l] = delta(state, k, 1. if l.endswith('to_q') else .5)
     save_file(state, tmp_path/'k.safetensors')
-    same(tmp_path/'k.safetensors', sd15, raw(merged(b.unet, deltas), b, b.text('an owl')))
+    same(tmp_path/'k.safetensors', sd15, raw(merged(b.unet, deltas), b, b.encode_prompt('an owl')))
 
 
 @pytest.mark.parametrize('kind, kw', [
@@ -227,7 +227,7 @@ def test_lycoris(sd15, tmp_path, kind, kw):
     for n in {k.split('.')[0] for k in state}:
         if f'{n}.lokr_w1' in state and f'{n}.lokr_w2' in state: state[f'{n}.lokr_w1'] = state[f'{n}.lokr_w1']*.5
     save_file({k: v.clone() for k, v in state.items()}, tmp_path/'l.safetensors')
-    _, report = same(tmp_path/'l.safetensors', sd15, raw(model, b, b.text('an owl')))
+    _, report = same(tmp_path/'l.safetensors', sd15, raw(model, b, b.encode_prompt('an owl')))
     assert report.kind == kind
 
 
@@ -247,7 +247,7 @@ def test_kohya_dora_as_peft(sd15, tmp_path):
         state[f'{n}.lora_{"down" if role[0] == "A" else "up"}.weight'] = v.clone()
         state[f'{n}.alpha'] = torch.tensor(2.)
     save_file(state, tmp_path/'d.safetensors')
-    _, report = same(tmp_path/'d.safetensors', sd15, raw(model, b, b.text('an owl')))
+    _, report = same(tmp_path/'d.safetensors', sd15, raw(model, b, b.encode_prompt('an owl')))
     assert report.kind == 'LoRA (DoRA)'
 
 
@@ -260,7 +260,7 @@ def test_written_files_read_elsewhere(folder, tmp_path, names):
     save_lora(b, 'style', tmp_path/'mine.safetensors', 'words', names=names)
     pipe = pipeline_class(b.is_xl).from_pretrained(folder)
     pipe.load_lora_weights(str(tmp_path), weight_name='mine.safetensors')
-    c = b.text('an owl')
+    c = b.encode_prompt('an owl')
     # half precision
     torch.testing.assert_close(raw(pipe.unet, b, c), b.predict(*inputs(b), c, ('style',)), atol=3e-3, rtol=1e-3)
     same(tmp_path/'mine.safetensors', folder, raw(pipe.unet, b, c))
@@ -274,7 +274,8 @@ def test_text_encoder_part_reaches_the_picture(sd15, tmp_path):
     def pixels(name, state):
         save_file(state, tmp_path/name)
         style = load_style(tmp_path/name, words='ink')
-        return stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=b, steps=2, seed=0).image.tobytes()
+        owl = sample_image('owl').resize((64, 64))
+        return stylize(owl, style, 'an owl', backbone=b, steps=2, seed=0).image.tobytes()
     assert pixels('both.safetensors', state) != pixels('unet.safetensors', unet)
     assert not any(getattr(m, 'peft_config', {}) for m in b.parts.values())
 
@@ -369,7 +370,7 @@ def loaded(sd15): return load_backbone(sd15)
 def base(loaded):
     "One backbone for all, without what a failed test left on it"
     yield loaded
-    loaded.remove('style')
+    loaded.delete_adapter('style')
 
 def kohya_file(pair, alpha=2.):
     out = {}
@@ -398,7 +399,7 @@ def strength_of(b, path, pair, **kw):
         got = m.lora_B['style'].weight.flatten(1)@m.lora_A['style'].weight.flatten(1)
         found.add(round(float((got*(u@d)).sum()/((u@d)**2).sum()), 3))
         torch.testing.assert_close(got, list(found)[0]*(u@d), atol=1e-5, rtol=1e-3)
-    b.remove('style')
+    b.delete_adapter('style')
     assert len(found) == 1, found
     return found.pop(), report
 
@@ -527,7 +528,7 @@ def test_whole_weights_are_added_exactly(base, tmp_path):
     "Full and biases: bit by bit the model with its weights changed, at any strength; then the model that was loaded"
     weights, biases = whole(base, True)
     path = write(tmp_path/'full.safetensors', in_unet('diff', weights) | in_unet('diff_b', biases))
-    cond, own = base.text('an owl'), dict(base.unet.named_parameters())
+    cond, own = base.encode_prompt('an owl'), dict(base.unet.named_parameters())
     for scale in (1., -.5, 2.):
         report = add(base, path, scale=scale)
         hand = copy.deepcopy(base.unet)
@@ -537,8 +538,8 @@ def test_whole_weights_are_added_exactly(base, tmp_path):
         assert torch.equal(base.predict(*inputs(base), cond, ('style',)), raw(hand, base, cond))
         assert report.kind == 'full+bias' and report.matched == len(weights)
         assert torch.equal(base.predict(*inputs(base), cond), plain)
-    base.use(('style',))
-    base.remove('style')
+    base.set_adapters(('style',))
+    base.delete_adapter('style')
     assert all(p is own[n] for n, p in base.unet.named_parameters())
 
 @pytest.mark.parametrize('kind', ['GroupNorm', 'LayerNorm'])
@@ -552,7 +553,7 @@ def test_norms_beside_a_lora(base, sd15, pair, tmp_path, kind):
     for n, (w, b) in norms.items():
         hand.get_submodule(n).weight.data += w
         hand.get_submodule(n).bias.data += b
-    _, report = same(write(tmp_path/'a.safetensors', state), sd15, raw(hand, base, base.text('an owl')))
+    _, report = same(write(tmp_path/'a.safetensors', state), sd15, raw(hand, base, base.encode_prompt('an owl')))
     assert report.kind == 'LoRA+norm'
 
 def test_peft_biases(base, sd15, tmp_path):
@@ -561,7 +562,7 @@ def test_peft_biases(base, sd15, tmp_path):
     model = get_peft_model(copy.deepcopy(base.unet), config)
     fill(model)
     model.save_pretrained(tmp_path/'mine')
-    _, report = same(tmp_path/'mine', sd15, raw(model, base, base.text('an owl')))
+    _, report = same(tmp_path/'mine', sd15, raw(model, base, base.encode_prompt('an owl')))
     assert report.kind == 'LoRA+bias'
 
 @pytest.mark.parametrize('names', ['diffusers', 'kohya'])
@@ -572,9 +573,9 @@ def test_whole_weights_are_mixed_and_written(base, sd15, pair, tmp_path, names):
     add(base, f'{full}:0.5+{thin}:0.3')
     got = styled(base)
     save_lora(base, 'style', tmp_path/'out.safetensors', 'ink', names=names)
-    base.remove('style')
+    base.delete_adapter('style')
     deltas = {l: .5*v + (.15*pair[l][1]@pair[l][0] if l in pair else 0) for l, v in weights.items()}
-    want = raw(merged(base.unet, deltas), base, base.text('an owl'))
+    want = raw(merged(base.unet, deltas), base, base.encode_prompt('an owl'))
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     again = load_backbone(sd15)
     add(again, tmp_path/'out.safetensors')
@@ -585,16 +586,16 @@ def test_whole_weights_in_a_run(base, tmp_path):
     weights, _ = whole(base)
     style = load_style(write(tmp_path/'full.safetensors', in_unet('diff', weights)), words='ink')
     own, before = dict(base.unet.named_modules()), dict(base.unet.named_parameters())
-    for kw in (dict(), dict(fake='shared')):
-        stylize(sample('owl').resize((64, 64)), style, 'an owl', backbone=base, steps=2, seed=0, **kw)
+    for kw in (dict(), dict(fake_score='lora')):
+        stylize(sample_image('owl').resize((64, 64)), style, 'an owl', backbone=base, steps=2, seed=0, **kw)
         assert {n: id(m) for n, m in base.unet.named_modules()} == {n: id(m) for n, m in own.items()}
         assert all(p is before[n] for n, p in base.unet.named_parameters())
     add_style(base, style)
-    (z, t), c = inputs(base), base.text('an owl')
-    asked = base.ask(t, (z, c, ('style',)), (z, c, ()))
+    (z, t), c = inputs(base), base.encode_prompt('an owl')
+    asked = base.predict_many(t, (z, c, ('style',)), (z, c, ()))
     for got, adapters in zip(asked, (('style',), ())):
         torch.testing.assert_close(got, base.predict(z, t, c, adapters), atol=1e-5, rtol=1e-5)
-    base.remove('style')
+    base.delete_adapter('style')
 
 
 def test_the_networks_are_as_they_were(models, pair, tmp_path):
@@ -608,12 +609,13 @@ def test_the_networks_are_as_they_were(models, pair, tmp_path):
     def facts(): return {part: fact(net) for part, net in b.parts.items()}
     was = facts()
     for _ in range(2):
-        stylize(sample('owl').resize((64, 64)), load_style(path), 'an owl', backbone=b, steps=1, seed=0, fake='shared')
+        owl = sample_image('owl').resize((64, 64))
+        stylize(owl, load_style(path), 'an owl', backbone=b, steps=1, seed=0, fake_score='lora')
         assert facts() == was
     add(b, path)
     from stylekit.lora import new_adapter
     new_adapter(b, 'fake', 2)
-    for name in ('style', 'fake'): b.remove(name)
+    for name in ('style', 'fake'): b.delete_adapter(name)
     assert facts() == was
     with pytest.raises(StylekitError, match='no layer'): new_adapter(b, 'fake', 2, targets=('nowhere',))
     assert facts() == was
@@ -624,7 +626,7 @@ def test_a_bad_file_leaves_the_style_that_is_on(base, pair, tmp_path):
     bad = write(tmp_path/'b.safetensors', a_b('x', ones(2, 2), ones(2, 2)))
     with pytest.raises(StylekitError): add(base, bad)
     assert torch.equal(styled(base), got)
-    base.remove('style')
+    base.delete_adapter('style')
 
 
 Q = 'mid_block.attentions.0.transformer_blocks.0.attn1.to_q'
@@ -761,7 +763,7 @@ def test_trigger_words(base, pair, tmp_path, name):
     assert trigger_words(style.metadata)[0] in (want, '')
     report = add_style(base, style)
     assert guessed == any('guess' in n for n in report.notes) and not load_style(style, words='ink').guess
-    base.remove('style')
+    base.delete_adapter('style')
 
 
 @pytest.mark.parametrize('name', ['ink+wash v1.5', 'a+b+c', 'ink:2', 'ink+flat:0.3', 'blue ink'])
@@ -803,7 +805,7 @@ def test_sliders(base, pair, tmp_path, scale):
     torch.testing.assert_close(got, .5*(3 if uneven else scale)*u@d)
     said = next(x for x in report.notes if 'strength' in x)
     assert ('turned round' in said) == (scale != 0 and (uneven or scale < 0))
-    base.remove('style')
+    base.delete_adapter('style')
     for bad in (-2.1, 4.1, float('nan'), 'x', {'up': 5}, {'up': float('inf')}):
         with pytest.raises(StylekitError, match='scale'): load_style(path, scale=bad)
 
@@ -812,7 +814,7 @@ def test_a_dora_is_not_turned_round(base, pair, tmp_path):
     path = write(tmp_path/'d.safetensors', state)
     with pytest.raises(StylekitError, match='turned round'): add(base, path, scale=-1)
     assert add(base, path, scale=2).matched
-    base.remove('style')
+    base.delete_adapter('style')
 
 
 def test_where_styles_are_found(pair, tmp_path, monkeypatch):
@@ -821,7 +823,7 @@ def test_where_styles_are_found(pair, tmp_path, monkeypatch):
     monkeypatch.setenv('STYLEKIT_HOME', str(tmp_path/'home'))
     shipped, file = load_style('ink').path, kohya_file(pair)
     ours = built_in_styles()
-    assert ours == ['flat', 'freehand', 'ink', 'pixel', 'watercolour'] == styles()
+    assert ours == ['flat', 'freehand', 'ink', 'pixel', 'watercolour'] == list_styles()
     mine = write(tmp_path/'ink'/'mine.safetensors', file)
     for name in ('flat', 'sumi'): (tmp_path/name).mkdir()
     assert load_style('ink').path == shipped and load_style('flat').name == 'flat'
@@ -830,7 +832,7 @@ def test_where_styles_are_found(pair, tmp_path, monkeypatch):
     own = write(tmp_path/'styles'/'sumi'/'pytorch_lora_weights.safetensors', file)
     users = write(tmp_path/'home'/'styles'/'charcoal.safetensors', file)
     write(tmp_path/'home'/'styles'/'sumi'/'other.safetensors', file)
-    assert styles() == sorted(['charcoal', 'sumi', *ours])
+    assert list_styles() == sorted(['charcoal', 'sumi', *ours])
     assert load_style('sumi').path.samefile(own) and load_style('charcoal').path == users
     assert load_style('charcoal:0.5+sumi').name == 'charcoal+sumi'
     write(tmp_path/'styles'/'ink'/'pytorch_lora_weights.safetensors', file)
@@ -845,7 +847,7 @@ def test_where_styles_are_found(pair, tmp_path, monkeypatch):
         good, broken = read_styles()
     assert {s.name for s in good} >= {'charcoal', *ours}
     assert set(broken) == {'torn', 'page', 'empty'} and 'web page' in broken['page']
-    assert set(styles()) == {'charcoal', 'sumi', 'torn', 'page', 'empty', *ours} == set(find_styles())
+    assert set(list_styles()) == {'charcoal', 'sumi', 'torn', 'page', 'empty', *ours} == set(find_styles())
 
 def test_names_of_files_without_a_name(pair, tmp_path, monkeypatch):
     write(tmp_path/'sumi'/'pytorch_lora_weights.safetensors', kohya_file(pair))

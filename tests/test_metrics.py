@@ -4,7 +4,7 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from stylekit import metrics as M
 from stylekit.clip import CLIP_NORM
 from stylekit.core import StylekitError
-from stylekit.images import sample, samples
+from stylekit.images import sample_image, list_samples
 
 def normal(n, d, seed=0, shift=0.): return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + shift
 
@@ -115,9 +115,9 @@ def test_pairs_refused(a, b, words):
     with pytest.raises(StylekitError, match=words): M.psnr(fill(a), fill(b))
 
 def test_files_are_opened_in_turn_and_named(tmp_path, net):
-    files = {n: tmp_path/f'{n}.png' for n in samples()[:3]}
-    for n, f in files.items(): sample(n).save(f)
-    assert torch.allclose(net(files), net({n: sample(n) for n in files}), atol=1e-6)
+    files = {n: tmp_path/f'{n}.png' for n in list_samples()[:3]}
+    for n, f in files.items(): sample_image(n).save(f)
+    assert torch.allclose(net(files), net({n: sample_image(n) for n in files}), atol=1e-6)
     with pytest.raises(StylekitError, match='absent.png does not exist'): net({**files, 'z': tmp_path/'absent.png'})
     bad = {n: torch.rand(3, 8, 8) for n in 'ab'} | dict(c=torch.full((3, 8, 8), 2.))
     for f in (M.psnr, lambda a, b: M.pd(a, b, net)):
@@ -131,7 +131,7 @@ def test_images_refused(bad, words):
     with pytest.raises(StylekitError, match=words): M.as_tensors(bad)
 
 def test_forms_agree(net):
-    pil = [sample(n) for n in samples()[:3]]
+    pil = [sample_image(n) for n in list_samples()[:3]]
     stack = torch.cat(M.as_tensors(pil))
     arrays = [np.asarray(p) for p in pil]
     for x in (stack, list(stack), arrays, dict(enumerate(pil))): assert torch.equal(net(x), net(pil))
@@ -168,9 +168,9 @@ def test_mini_is_the_embedded_clip(mini):
     from stylekit.images import image_to_tensor
     clip = CLIPModel.from_pretrained(asset('mini/clip')).float().eval()
     with torch.no_grad():
-        vision = clip.vision_model(pixel_values=image_to_tensor(sample('owl'))*2-1)
-        assert torch.allclose(mini([sample('owl')]), clip.visual_projection(vision.pooler_output), atol=1e-5)
-        last = mini.maps([sample('owl')])[-1].flatten(2)[0].T
+        vision = clip.vision_model(pixel_values=image_to_tensor(sample_image('owl'))*2-1)
+        assert torch.allclose(mini([sample_image('owl')]), clip.visual_projection(vision.pooler_output), atol=1e-5)
+        last = mini.maps([sample_image('owl')])[-1].flatten(2)[0].T
         assert torch.allclose(last, vision.last_hidden_state[0, 1:], atol=1e-5)
     assert mini.sha256 == M.weights_sha256(clip)
 
@@ -178,7 +178,7 @@ def test_judge_is_a_ruler_too():
     pytest.importorskip('efficientnet_lite_pytorch')
     from stylekit.judge import Judge
     judge = Judge()
-    x = torch.cat(M.as_tensors([sample('owl', 'flat'), sample('taxi')]))
+    x = torch.cat(M.as_tensors([sample_image('owl', 'flat'), sample_image('taxi')]))
     net = M.judge_features(judge)
     maps, vector = judge.features(x)
     assert torch.allclose(net(x), vector, atol=1e-5) and all_close(net.maps(x), maps)
@@ -378,7 +378,7 @@ def test_heads_refused(tmp_path):
 
 def test_ssim_and_psnr_against_skimage():
     skm = pytest.importorskip('skimage.metrics')
-    a, b = ([sample(n, l) for n in samples()[:4]] for l in ('shaded', 'flat'))
+    a, b = ([sample_image(n, l) for n in list_samples()[:4]] for l in ('shaded', 'flat'))
     pairs = [(np.asarray(x)/255., np.asarray(y)/255.) for x, y in zip(a, b)]
     def grey(a): return a @ np.array([.299, .587, .114])
     kw = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.)
@@ -422,7 +422,7 @@ def test_gram_written_out(net):
     assert M.gram(a, b, net).each == pytest.approx(np.sum(per_layer, 0).tolist(), rel=1e-3)
 
 def test_direction_and_similarity(mini):
-    shaded, ink = [{n: sample(n, l) for n in samples()[:4]} for l in ('shaded', 'ink')]
+    shaded, ink = [{n: sample_image(n, l) for n in list_samples()[:4]} for l in ('shaded', 'ink')]
     def u(x): return F.normalize(mini(x), dim=1)
     way = F.normalize(u(ink).mean(0)-u(shaded).mean(0), dim=0)
     want = (F.normalize(u(ink)-u(shaded), dim=1)*way).sum(1)
@@ -506,8 +506,8 @@ def test_clip_score_is_the_models_own_logit(clip_folder):
 
 def test_zero_shot_pairs_by_id(mini):
     "Words and pictures are matched by id, whatever their order"
-    x = {n: sample(n) for n in samples()}
-    texts = {n: f"a {n.replace('-', ' ')}" for n in samples()}
+    x = {n: sample_image(n) for n in list_samples()}
+    texts = {n: f"a {n.replace('-', ' ')}" for n in list_samples()}
     turned = dict(reversed(texts.items()))
     first, second = (M.zero_shot(x, t, mini).each for t in (texts, turned))
     assert dict(zip(x, first)) == dict(zip(x, second))

@@ -4,14 +4,14 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image, features
 from stylekit.core import StylekitError
-from stylekit.images import sample
+from stylekit.images import sample_image
 from stylekit.pictures import *
 
 
 def pic(path, i=0, **kw):
     "A sample picture, written where it shall be"
     path.parent.mkdir(parents=True, exist_ok=True)
-    sample(('owl', 'taxi', 'penguin')[i%3]).resize((64+i, 64)).save(path, **kw)
+    sample_image(('owl', 'taxi', 'penguin')[i%3]).resize((64+i, 64)).save(path, **kw)
     return path
 
 
@@ -102,7 +102,8 @@ def test_another_programs_language_is_said_once(tmp_path):
     with pytest.warns(UserWarning) as said: assert captions(tmp_path)['0.png'] == 'a cat <lora:ink:0.8>'
     assert len(said) == 1 and '3 captions' in str(said[0].message)
     from stylekit import stylize
-    with pytest.warns(UserWarning, match='<lora:x:1>'): stylize(sample('owl'), 'ink', 'an owl <lora:x:1>', steps=1)
+    with pytest.warns(UserWarning, match='<lora:x:1>'):
+        stylize(sample_image('owl'), 'ink', 'an owl <lora:x:1>', steps=1)
 
 
 # ---- tables of captions

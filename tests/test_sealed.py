@@ -24,11 +24,11 @@ def table():
     return Table(rows, dict(pd_src=False, kid=False), {('dds', 'flat', 0, 'd'): 'the picture is empty'})
 
 def recipe():
-    changes = [(3, dict(lam=1.)), (5, dict(keep='data:image/png;base64,AA=='))]
+    changes = [(3, dict(lam=1.)), (5, dict(protect='data:image/png;base64,AA=='))]
     about = dict(control_sha256='1'*64, alpha=.5, combine='lerp', blocks={})
     changed = {k: v for k, v in asdict(settings()).items() if k in ('method', 'steps', 'lam')}
     return Recipe('0'*64, 'an owl – größer', [('ink', .5), ('flat', 1.)], changed, 7, changes, steps_done=9,
-                  conditioning=about, style_sha256='2'*64)
+                  control=about, style_sha256='2'*64)
 
 SEARCH = Search(dict(method='sms', lam=.05), (('ink', dict(method='sms'), dict(style=.5, edge_f1_src=1.)),))
 

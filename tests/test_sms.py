@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from stylekit import StylekitError, load_backbone, load_style, sample, settings
+from stylekit import StylekitError, load_backbone, load_style, sample_image, settings
 from stylekit.scores import guided
 from stylekit.images import image_to_tensor
 from stylekit.sms import CHOICES, FALL, SAMPLERS, PRESETS, Settings, edit_difference, reach, released_relevance, sigma2
@@ -12,7 +12,7 @@ from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file
 # The fake score a LoRA, learning as the image moves
-ONLINE = settings('fast', fake='shared', fake_noise=0., guide='empty', guidance_scale=4.5)
+ONLINE = settings('fast', fake_score='lora', fake_noise=0., guidance_from='uncond', guidance_scale=4.5)
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +33,7 @@ def wide(base, style, tmp_path_factory):
 @contextmanager
 def prepared(base, style, preset, n=1, size=(128, 64), **changes):
     "A Stylizer before its first step"
-    pictures = [sample(s).resize(size) for s in ('owl', 'taxi', 'penguin')[:n]]
+    pictures = [sample_image(s).resize(size) for s in ('owl', 'taxi', 'penguin')[:n]]
     changes = {'steps': 10} | changes
     run = Stylizer(base, style, settings(preset, **changes), pictures, [CAPTION]*n, [3+i for i in range(n)])
     try: yield run
@@ -340,8 +340,8 @@ BAD = dict(
     steps=[0, -1, 2.5, NAN, '10', True, [3]], guidance_scale=[-1, NAN, 'x'], lam=[-1e-9, NAN, INF, 'x'],
     cutoff=[-.01, 1.01, NAN, '1'], t_min=[-1, 950, 960, 20.5, NAN], t_max=[1000, 20, 5, NAN], lr=[-1, NAN],
     sampler=['ddim', 3, ['uniform']], optimizer=['lbfgs'], schedule=['linear'], weight=['sigma', 'sigma2'],
-    adapt=['yes', True], noise=['paired', True], relevance=['yes', 'released'], fake=['none', True],
-    guide=['self', 1], fake_noise=[-.1, 1.1, NAN], relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2],
+    adapt=['yes', True], noise=['paired', True], relevance=['yes', 'released'], fake_score=['none', True],
+    guidance_from=['self', 1], fake_noise=[-.1, 1.1, NAN], relevance_floor=[-.1, 1.1], fake_rank=[0, 1.5, -2],
     fake_guidance=[-1, NAN], fake_lr=[-1], fake_alpha=[NAN, 'x', -1], style_scale=[-2.1, 4.1], t_cutoff=[0, -5, NAN],
     cutoff_power=[-1, NAN], resolution=[0, -64, 2.5, 'big', NAN], prompt=['', '{other}', '{', 3],
     edit_prompt=['{other}', '{', 3])
@@ -381,7 +381,7 @@ def counted(unet):
     finally: h.remove()
 
 @pytest.mark.parametrize('images', [1, 2])
-@pytest.mark.parametrize('fake', ['source', 'shared'])
+@pytest.mark.parametrize('fake', ['source_styled', 'lora'])
 def test_fast_cost(base, style, images, fake):
     from diffusers import UNet2DConditionModel
     def count():
@@ -389,13 +389,13 @@ def test_fast_cost(base, style, images, fake):
         return sum(isinstance(m, UNet2DConditionModel) for m in modules)
     unets, ptr = count(), next(base.unet.parameters()).data_ptr()
     with counted(base.unet) as n:
-        with prepared(base, style, 'fast', images, size=(64, 64), fake=fake) as run:
+        with prepared(base, style, 'fast', images, size=(64, 64), fake_score=fake) as run:
             assert 0 < sum(n['forward']) <= 16*images and not n['backward']
             for _ in range(2):
                 for batches in n.values(): batches.clear()
                 run.step()
                 assert 0 < sum(n['forward']) <= 3*images
-                assert n['backward'] == ([images] if fake == 'shared' else [])
+                assert n['backward'] == ([images] if fake == 'lora' else [])
             assert count() == unets and next(base.unet.parameters()).data_ptr() == ptr
 
 def test_fast_cost_in_all(base, style):
@@ -407,7 +407,7 @@ def test_fast_cost_in_all(base, style):
 def test_finish_ends_a_run(base, style):
     out = {}
     for finish in (0, 100):
-        with prepared(base, style, 'fast', size=(64, 64), steps=2, finish=finish) as run:
+        with prepared(base, style, 'fast', size=(64, 64), steps=2, final_t=finish) as run:
             run.step()
             first = run.z
             run.step()
@@ -420,7 +420,7 @@ def test_base_weights_stay_as_they_are(base, style):
         weights = {k.replace('.base_layer', ''): v for k,v in base.unet.named_parameters() if 'lora' not in k}
         return {k: v.detach().clone() for k,v in weights.items()}
     before = plain()
-    with prepared(base, style, 'fast', size=(64, 64), fake='shared') as run:
+    with prepared(base, style, 'fast', size=(64, 64), fake_score='lora') as run:
         run.step()
         fake = [p.detach().clone() for p in run.method.fake.params]
         run.step()
@@ -455,19 +455,19 @@ def test_a_step_never_waits_for_the_device(base, style, preset):
 
 def test_direction_of_the_other_fakes(base, style):
     "The exact score of a point makes SMS an SDS; an untrained fake is the real one; what guidance points away from"
-    for guide in ('base', 'empty'):
-        with prepared(base, style, 'fast', relevance='none', guide=guide, guidance_scale=3.) as run:
+    for guidance_from in ('base', 'uncond'):
+        with prepared(base, style, 'fast', relevance='none', guidance_from=guidance_from, guidance_scale=3.) as run:
             z, t, eps = draws(run, 301)
             m, c = run.method, run.method.conds.styled
             z_t, z_t_src = base.add_noise(z, eps, t), base.add_noise(run.z_src, eps, t)
             with torch.no_grad():
                 e, real = base.predict(z_t, t, c, ('style',)), base.predict(z_t, t, c)
                 source = base.predict(z_t_src, t, c)
-                e0 = real if guide == 'base' else base.predict(z_t, t, m.conds.empty, ('style',))
+                e0 = real if guidance_from == 'base' else base.predict(z_t, t, m.conds.empty, ('style',))
                 eps_style = e0 + 3*(e-e0)
-                for fake, want in dict(noise=eps, frozen=real, source=source).items():
+                for fake, want in dict(noise=eps, base=real, source_styled=source).items():
                     for share in (0., .2):
-                        m.cfg = replace(m.cfg, fake=fake, fake_noise=share)
+                        m.cfg = replace(m.cfg, fake_score=fake, fake_noise=share)
                         same(m.direction(m.step(z, t, eps)).g, eps_style - (1-share)*want - share*eps, 1e-4)
             assert m.fake is None
     with prepared(base, style, ONLINE, relevance='none') as run, torch.no_grad():
@@ -479,7 +479,7 @@ def test_direction_of_the_other_fakes(base, style):
 
 def test_fast_gradient(base, style):
     "R ⊙ g + λ·∂/∂z ½‖LPF(DCT(z − z_src))‖², and R in [floor, 1]"
-    with prepared(base, style, 'fast', fake='noise', relevance='grid', size=(128, 64)) as run:
+    with prepared(base, style, 'fast', fake_score='noise', relevance='grid', size=(128, 64)) as run:
         z, t, eps = draws(run, 251)
         with torch.no_grad():
             step = run.method.step(z, t, eps)
@@ -516,7 +516,7 @@ def test_gradients_of_a_batch_are_those_of_its_images(base, style, preset):
                 if getattr(m, 'grid', None):
                     one.grid = copy.copy(m.grid)
                     one.grid.maps = m.grid.maps[:, i:i+1]
-                if m.cfg.fake == 'shared': one.cfg = replace(m.cfg, fake='frozen')   # a fresh φ is the identity
+                if m.cfg.fake_score == 'lora': one.cfg = replace(m.cfg, fake_score='base')   # a fresh φ is the identity
                 same(both[i:i+1], one.gradient(one.step(z[i:i+1], t[i:i+1], eps[i:i+1]))[0], 1e-4)
 
 def test_reach_does_not_depend_on_the_size():
@@ -524,9 +524,9 @@ def test_reach_does_not_depend_on_the_size():
     from stylekit.lora import add_style
     b, ink = load_backbone(), load_style('ink')
     add_style(b, ink)
-    asked = [b.text(p) for p in (f'{ink.words}, an owl', 'an owl')]
+    asked = [b.encode_prompt(p) for p in (f'{ink.words}, an owl', 'an owl')]
     def far(w, h):
-        z = b.encode(image_to_tensor(sample('owl').resize((w, h))))
+        z = b.encode(image_to_tensor(sample_image('owl').resize((w, h))))
         return reach(b, z, *asked, [torch.Generator().manual_seed(0)], draws=12).item()
     one = far(128, 128)
     for size in ((64, 64), (256, 256), (128, 256), (192, 96)): assert abs(far(*size)/one-1) < .15, size
@@ -550,16 +550,16 @@ def test_how_far_is_asked_of_each_picture_alone(base, wide):
 
 def test_without_its_own_parts_sms_is_dds():
     "No R, λ, guidance or noise in the fake, the content's own caption: DDS with a style LoRA is left, bit for bit"
-    from stylekit import load_backbone, sample, stylize
+    from stylekit import load_backbone, sample_image, stylize
     both = dict(backbone=load_backbone(), steps=4, seed=0, t_min=20, t_max=900, lr=.05, guidance_scale=1.,
-                adapt='reach', finish=200)
+                adapt='reach', final_t=200)
     without = dict(lam=0., relevance='none', fake_noise=0.)
-    theirs = dict(method='dds', optimizer='rms', schedule='cosine', sampler='uniform', guide='base',
+    theirs = dict(method='dds', optimizer='rms', schedule='cosine', sampler='uniform', guidance_from='base',
                   noise='antithetic')
-    def pixels(**kw): return stylize(sample('owl'), 'ink', 'an owl', **both, **kw).image.tobytes()
-    bare = pixels(fake='content', **without)
+    def pixels(**kw): return stylize(sample_image('owl'), 'ink', 'an owl', **both, **kw).image.tobytes()
+    bare = pixels(fake_score='source_plain', **without)
     assert bare == pixels(**theirs)
-    assert bare != pixels(fake='source', **without)
+    assert bare != pixels(fake_score='source_styled', **without)
 
 def test_low_memory_gives_the_same_in_less():
     from stylekit import load_backbone
@@ -568,7 +568,7 @@ def test_low_memory_gives_the_same_in_less():
     out = []
     for low in (False, True):
         b = load_backbone(low_memory=low)
-        g, c = torch.Generator().manual_seed(0), b.text('an owl')
+        g, c = torch.Generator().manual_seed(0), b.encode_prompt('an owl')
         fake = FakeScore(b)
         z, noise = (torch.randn(4, b.latent_channels, 16, 16, generator=g) for _ in range(2))
         with Ledger(b.unet) as ledger:

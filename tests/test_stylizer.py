@@ -3,7 +3,8 @@ import itertools, json, os, re, signal, warnings
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
-from stylekit import (Callback, Checkpoint, Settings, StylekitError, load_backbone, load_style, read_output, sample,
+from stylekit import (Callback, Checkpoint, Settings, StylekitError, load_backbone, load_style, read_output,
+                      sample_image,
                       settings, stylize)
 from stylekit.lora import LORA_FILE, Style, read_safetensors
 from stylekit.core import digest
@@ -24,11 +25,11 @@ def nothing_left(base):
     signal.signal(signal.SIGINT, signal.default_int_handler)    # a background job may have it off
     yield
     left = list(getattr(base.unet, 'peft_config', {}))
-    for a in left: base.remove(a)
+    for a in left: base.delete_adapter(a)
     assert not left
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
-def owl(size=(64, 64)): return sample('owl').resize(size)
+def owl(size=(64, 64)): return sample_image('owl').resize(size)
 
 def go(base, style, image=None, caption='an owl', **kw):
     return stylize(owl() if image is None else image, style, caption, backbone=base, **{'steps': 4, 'seed': 5} | kw)
@@ -71,7 +72,7 @@ def whole(base, style):
 
 # ---- resume ----
 
-ONLINE = settings('fast', fake='shared')
+ONLINE = settings('fast', fake_score='lora')
 KINDS = pytest.mark.parametrize('preset', ['fast', ONLINE, 'paper'], ids=['fast', 'online', 'paper'])
 
 @KINDS
@@ -115,7 +116,7 @@ def test_checkpoint_of_another_run_is_refused(base, style, tmp_path):
     path = interrupted(base, style, tmp_path/'run.pt', **light)
     kept, half = path.read_bytes(), Style(style.name, style.words, style.path, .5)
     others = [dict(lam=.5), dict(steps=5), dict(seed=6), dict(caption='a taxi'),
-              dict(image=sample('taxi').resize((64, 64))), dict(style=half), dict(preset='paper')]
+              dict(image=sample_image('taxi').resize((64, 64))), dict(style=half), dict(preset='paper')]
     for kw in others:
         kw = dict(style=style, callbacks=[Checkpoint(path)], **light) | kw
         with pytest.raises(StylekitError, match='run.pt.*other settings'): go(base, **kw)
@@ -162,7 +163,7 @@ def recorded(base, style, images, seeds, preset, steps=2):
 
 @pytest.mark.parametrize('preset', ['fast', 'paper'])
 def test_draws_are_the_same_alone_and_in_a_batch(base, style, preset):
-    ims = [owl(), sample('taxi').resize((64, 64))]
+    ims = [owl(), sample_image('taxi').resize((64, 64))]
     both = recorded(base, style, ims, [5, 6], preset)
     for i in range(2):
         alone = recorded(base, style, ims[i:i+1], [5+i], preset)
@@ -177,7 +178,7 @@ def test_same_seed_same_image(base, style, whole):
     identical(a, go(base, style, seed=a.info['seed'], steps=1))     # drawn, recorded, repeatable
 
 def test_list_in_list_out(base, style, whole):
-    ims = [owl(), sample('taxi').resize((96, 40)), sample('penguin').resize((64, 64))]
+    ims = [owl(), sample_image('taxi').resize((96, 40)), sample_image('penguin').resize((64, 64))]
     for preset in ('fast', ONLINE):
         out = go(base, style, ims, ['an owl', 'a taxi', 'a penguin'], preset=preset, independent=True)
         assert isinstance(out, list) and [r.image.size for r in out] == [im.size for im in ims]
@@ -190,7 +191,7 @@ def test_list_in_list_out(base, style, whole):
     assert isinstance(go(base, style, [owl()], steps=1), list)
 
 def test_batch_shares_a_fake_score_and_keeps_its_order(base, style):
-    ims = [owl(), sample('taxi').resize((96, 40)), sample('penguin').resize((64, 64))]
+    ims = [owl(), sample_image('taxi').resize((96, 40)), sample_image('penguin').resize((64, 64))]
     w = Watch()
     out = go(base, style, ims, seed=[5, 6, 7], steps=2, preset=ONLINE, callbacks=[w])
     assert [len(z) for z in w.z] == [2, 2, 1, 1] and [r.image.size for r in out] == [im.size for im in ims]
@@ -251,10 +252,10 @@ def test_a_failing_callback_leaves_nothing_behind(base, style, hook, error):
 
 def test_a_failing_set_up_leaves_nothing_behind(base, style, monkeypatch):
     with pytest.raises(StylekitError, match='fake_targets|no_such_layer'):
-        go(base, style, fake='shared', fake_targets=('no_such_layer',))
+        go(base, style, fake_score='lora', fake_targets=('no_such_layer',))
     assert not getattr(base.unet, 'peft_config', {})
     def fail(*a, **kw): raise RuntimeError('mine')
-    for part, kw in dict(RelevanceGrid=dict(relevance='grid'), reach=dict(fake='shared')).items():
+    for part, kw in dict(RelevanceGrid=dict(relevance='grid'), reach=dict(fake_score='lora')).items():
         with monkeypatch.context() as m:
             m.setattr(f'stylekit.sms.{part}', fail)
             with pytest.raises(RuntimeError, match='mine'): go(base, style, **kw)
@@ -302,7 +303,7 @@ def test_the_step_does_not_depend_on_the_size():
     def moved(size): # rms of a step of the latents, mean over seeds, in the run's own measure
         w, stretch = Watch(), []
         how_far = At(1, lambda run: stretch.append(run.opt.stretch))
-        pictures = [sample('owl').resize(size)]*3
+        pictures = [sample_image('owl').resize(size)]*3
         stylize(pictures, 'ink', 'an owl', backbone=backbone, steps=12, seed=[0, 1, 2], callbacks=[w, how_far])
         z = torch.stack(w.z[:-1])/stretch[0]    # the last has been finished
         assert z.shape[-2:] == (size[1]//8, size[0]//8)
@@ -369,24 +370,25 @@ def test_a_mask_of_another_shape(base, style, size):
     mask, unused = Image.new('L', size, 255), [At(1, no_work)]
     for kind in (mask, np.asarray(mask), mask.convert('RGB')):
         with pytest.raises(StylekitError, match='the mask has.*draw it on the picture'):
-            go(base, style, keep=kind, callbacks=unused)
+            go(base, style, protect=kind, callbacks=unused)
     with pytest.raises(StylekitError, match='the mask has'):
-        go(base, style, [owl(size), owl()], keep=mask, callbacks=unused)
+        go(base, style, [owl(size), owl()], protect=mask, callbacks=unused)
     run = by_hand(base, style)
     try:
         run.step()
-        with pytest.raises(StylekitError, match='the mask has'): run.change(keep=mask, lam=1.)
+        with pytest.raises(StylekitError, match='the mask has'): run.change(protect=mask, lam=1.)
         assert run.may is None and run.changes == [] and run.cfg == run.first
     finally: run.close()
-    live = LiveRun(owl(), str(style.path), 'an owl', backbone=base, steps=1, seed=0, keep=mask)
+    live = LiveRun(owl(), str(style.path), 'an owl', backbone=base, steps=1, seed=0, protect=mask)
     while live.advance(): pass
     assert live.state == 'error' and 'the mask has' in live.note
 
 def test_a_mask_of_another_size(base, style):
     "Of the picture's shape, to one pixel: taken, and what is white stays"
     def white(size): return Image.new('L', size, 255)
-    for size in ((64, 64), (128, 128), (33, 33), (64, 65)): assert go(base, style, keep=white(size), steps=1).complete
-    assert go(base, style, [owl(), owl((128, 128))], keep=white((64, 64)), steps=1)[1].complete
+    for size in ((64, 64), (128, 128), (33, 33), (64, 65)):
+        assert go(base, style, protect=white(size), steps=1).complete
+    assert go(base, style, [owl(), owl((128, 128))], protect=white((64, 64)), steps=1)[1].complete
 
 # ---- one range of strengths ----
 
@@ -418,7 +420,7 @@ def test_a_strength_out_of_range_changes_nothing(base, style):
         before = state_of(base)
         mixes = [dict(mix=[5.]), dict(mix=[3.], style_scale=2.), dict(mix=[float('inf')]), dict(mix=[101.])]
         for bad in (*mixes, dict(style_scale=-3.)):
-            with pytest.raises(StylekitError, match='between'): run.change(keep=mask, **bad)
+            with pytest.raises(StylekitError, match='between'): run.change(protect=mask, **bad)
             assert (run.may, run.changes, run.factors, run.cfg) == (None, [], (1.,), run.first)
             assert state_of(base) == before
         run.change(mix=[-1.], style_scale=2.)
@@ -507,7 +509,7 @@ def test_style_metadata_and_scale(style):
 def test_two_encoders_read_the_styled_prompt(base, style):
     "In every method; the rest of the model hears what it always hears, and nothing is left behind, even by an error"
     from stylekit.control_clip import ROLES, ControlClip
-    from stylekit.guidance import Steer, detach
+    from stylekit.guidance import ControlGuidance, detach
     def new(): return ControlClip(base.text_encoders[0], base.tokenizers[0], mode='adapter')
     taught, g = new(), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -515,19 +517,19 @@ def test_two_encoders_read_the_styled_prompt(base, style):
             for p in taught.part(r).values(): p += .5*torch.randn(p.shape, generator=g)
     processors = dict(base.unet.attn_processors)
     lusd = dict(method='lusd', preset='lusd')
-    for kw in (dict(), dict(guide='empty'), dict(preset='paper'), dict(method='dds'), lusd):
-        def pixels(control): return np.asarray(go(base, style, conditioning=control, **kw).image, float)
-        plain, moved = pixels(None), pixels(Steer(taught, 1.))
-        assert np.abs(plain-pixels(Steer(new()))).max() <= 2 and np.abs(plain-moved).max() > 2, kw
+    for kw in (dict(), dict(guidance_from='uncond'), dict(preset='paper'), dict(method='dds'), lusd):
+        def pixels(control): return np.asarray(go(base, style, control=control, **kw).image, float)
+        plain, moved = pixels(None), pixels(ControlGuidance(taught, 1.))
+        assert np.abs(plain-pixels(ControlGuidance(new()))).max() <= 2 and np.abs(plain-moved).max() > 2, kw
         assert all(base.unet.attn_processors[k] is p for k, p in processors.items())
         assert not hasattr(base, '_steer')
-    steer = Steer(taught, .3, 'delta')
-    info = go(base, style, conditioning=steer).info
-    assert info['conditioning']['combine'] == 'delta'
+    steer = ControlGuidance(taught, .3, 'delta')
+    info = go(base, style, control=steer).info
+    assert info['control']['combine'] == 'delta'
     plain = go(base, style).info
-    assert info['run_id'] != plain['run_id'] != go(base, style, conditioning=Steer(taught)).info['run_id']
+    assert info['run_id'] != plain['run_id'] != go(base, style, control=ControlGuidance(taught)).info['run_id']
     def fail(run): 1/0
-    with pytest.raises(ZeroDivisionError): go(base, style, conditioning=steer, callbacks=[At(2, fail)])
+    with pytest.raises(ZeroDivisionError): go(base, style, control=steer, callbacks=[At(2, fail)])
     with pytest.raises(StylekitError, match='nothing is attached'): detach(base)
 
 
@@ -597,7 +599,8 @@ def test_a_live_run_holds_the_model_until_it_ends(base, style, whole):
 ERRORS = [TypeError('mine'), KeyboardInterrupt(), MemoryError(), RuntimeError('std::bad_alloc'),
           torch.OutOfMemoryError('CUDA out of memory')]
 
-@pytest.mark.parametrize('kw', [{}, dict(fake='shared'), dict(preset='paper'), dict(method='lusd'), dict(method='vsd')],
+@pytest.mark.parametrize('kw', [{}, dict(fake_score='lora'), dict(preset='paper'), dict(method='lusd'),
+                                dict(method='vsd')],
                          ids=str)
 @pytest.mark.parametrize('error', ERRORS, ids=lambda e: type(e).__name__+str(e)[:4])
 @pytest.mark.parametrize('at', [1, 3, 8])
@@ -627,7 +630,7 @@ def test_memory_runs_out_before_and_after(base, style, monkeypatch, part):
 
 def test_the_unet_has_its_plain_layers_back(base, style):
     before = state_of(base)
-    for kw in (dict(fake='shared'), dict(method='vsd')): go(base, style, steps=1, **kw)
+    for kw in (dict(fake_score='lora'), dict(method='vsd')): go(base, style, steps=1, **kw)
     assert state_of(base) == before
 
 NUMBERS = [dict(steps=np.int64(2), lam=np.float32(.3)), dict(steps=torch.tensor(2), lam=torch.tensor(.3)),

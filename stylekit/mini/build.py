@@ -136,7 +136,7 @@ class StyleTrainer:
         self.z = torch.cat([encoders.drawn(views, plan) for plan in plans])
         self.c = torch.cat([encoders.read([f'{words}, {t}' for t in plan.texts]) for plan in plans])
         self.empty = encoders.read([''])[0]
-        backbone.use(('style',), train=True)
+        backbone.set_adapters(('style',), train=True)
         self.params = adapter_parameters(backbone, 'style')
         self.opt, self.avg = device_adamw(self.params, 0.), ForeachEma(backbone.unet, how.decay)
         self.lr = self.opt.param_groups[0]['lr']
@@ -167,7 +167,7 @@ def learn_style(backbone, views:Views, words:str, # that name the style in a pro
         return trainer.loss
     steps = run_steps(step, trainer.lr, TimeSchedule(how.lr, how.warmup, 1.), how.limit, report)
     trainer.avg.copy_to(backbone.unet)
-    backbone.use(())
+    backbone.set_adapters(())
     return steps
 
 # %% ../../nbs/mini/04_build.ipynb #e71e645b
@@ -187,9 +187,10 @@ def denoise_once(backbone, z0:torch.Tensor, texts:list, # (n, C, h, w), scaled; 
                  adapters:tuple=(), t_max:int=250)->torch.Tensor: # (n, C, h, w)
     "Latents noised to random times in [20, t_max), and what the model makes of them in one step"
     t = 20 + (torch.rand(len(z0), device=z0.device)*(t_max-20)).long()
-    a, noise = backbone.abar(t), torch.randn_like(z0)
+    a, noise = backbone.alpha_bar(t), torch.randn_like(z0)
     z_t = a.sqrt()*z0 + (1-a).sqrt()*noise
-    with torch.autocast(z0.device.type, torch.bfloat16): pred = backbone.predict(z_t, t, backbone.text(texts), adapters)
+    with torch.autocast(z0.device.type, torch.bfloat16):
+        pred = backbone.predict(z_t, t, backbone.encode_prompt(texts), adapters)
     return (z_t-(1-a).sqrt()*pred)/a.sqrt()
 
 # %% ../../nbs/mini/04_build.ipynb #da0219cc
@@ -342,7 +343,7 @@ def ready_styles(self:ModelBuild, backbone): # of `work/base`
         if (folder/LORA_FILE).exists(): continue
         steps = self.learn_rounds(backbone, look)
         write_style(backbone, look, folder, len(self.corpus.pictures('train', (look,))), steps)
-        backbone.remove('style')
+        backbone.delete_adapter('style')
 
 # %% ../../nbs/mini/04_build.ipynb #26fd4af0
 @patch
@@ -353,7 +354,7 @@ def lessons(self:ModelBuild, backbone)->DecoderLessons:
         add_style(backbone, load_style(self.work/'styles'/look/LORA_FILE))
         views = style_views(self.corpus, look, self.device)
         out.append(decoder_lessons(backbone, views, look_words(look), self.plan.most))
-        backbone.remove('style')
+        backbone.delete_adapter('style')
     views = Views(self.corpus, self.corpus.pictures('train'), device=self.device, seed=7)
     out.append(decoder_lessons(backbone, views, most=4*self.plan.most))
     return join_lessons(out)

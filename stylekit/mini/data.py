@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from fastcore.basics import patch
 from ..core import StylekitError
-from ..images import sample, samples
+from ..images import sample_image, list_samples
 from ..records import Record
 from ..grids import split_by_name
 
@@ -316,9 +316,10 @@ class StyleSets:
 def sample_sets(root:Path # an empty folder
                )->StyleSets: # eight train names, the same in every look that does not ship
     "The shipped samples in the form of the rendered sets: to try things out, not to train"
-    root, names = Path(root), samples()
+    root, names = Path(root), list_samples()
     root.mkdir(parents=True, exist_ok=True)
-    shipped = {l: np.stack([np.asarray(sample(n, l)) for n in names]) for l in ('shaded', 'render', 'flat', 'ink')}
+    looks = 'shaded', 'render', 'flat', 'ink'
+    shipped = {l: np.stack([np.asarray(sample_image(n, l)) for n in names]) for l in looks}
     for l in [*SETS, 'render']: np.save(root/f'{l}.npy', shipped.get(l, shipped['shaded']))
     (root/'names.json').write_text(json.dumps({n: dict(split='train') for n in names}))
     return StyleSets(root)
@@ -910,9 +911,9 @@ def sample_corpus(root:Path # an empty folder
     root, pictures = Path(root), []
     root.mkdir(parents=True, exist_ok=True)
     for look in ('shaded', 'render', 'flat', 'ink'):
-        white = np.stack([np.asarray(sample(n, look)) for n in samples()])
+        white = np.stack([np.asarray(sample_image(n, look)) for n in list_samples()])
         seen = (white < 250).any(-1, keepdims=True).astype(np.uint8)*255
         np.save(root/f'{look}.npy', np.concatenate([white, seen], -1))
-        pictures += [Picture(look, n, thing(n), (), 'train', i, False) for i,n in enumerate(samples())]
+        pictures += [Picture(look, n, thing(n), (), 'train', i, False) for i,n in enumerate(list_samples())]
     (root/'pictures.json').write_text(json.dumps(dict(left_out={}, pictures=[asdict(p) for p in pictures])))
     return Corpus(root)

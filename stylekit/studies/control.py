@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from fastcore.basics import patch
 import numpy as np, torch, torch.nn.functional as F
-from ..backbone import Cond, load_backbone
+from ..backbone import PromptEmbeds, load_backbone
 from ..clip import Clip, load_clip
 from ..control_clip import CONTROL_FILE, ROLES, ControlSettings, load_control_clip, role_logits
 from ..control_clip import train_control_clip
@@ -85,13 +85,13 @@ class Seen(Clip):
         super().__init__(clip.name, clip.model, clip.tokenizer, clip.mean, clip.std)
         self.known = {}
 
-    def see(self, images, batch:int=32): # Shots
+    def encode_image(self, images, batch:int=32): # Shots
         "Vectors of the pictures; a picture is known by its style and name"
         shots = list(images)
         keys = [(s.style, s.name) for s in shots]
         new = [(k, s) for k, s in zip(keys, shots) if k not in self.known]
         if new:
-            vectors = super().see([s for _, s in new], batch)
+            vectors = super().encode_image([s for _, s in new], batch)
             self.known |= zip([k for k, _ in new], vectors)
         return torch.stack([self.known[k] for k in keys])
 
@@ -115,7 +115,7 @@ def _leakage_halves(clip, grid:Grid, shots)->list: # vectors and labels of one h
     shown = {(s.style, s.name) for s in shots}
     rest = grid.split('train').where(lambda s: (s.style, s.name) not in shown)
     halves = [rest.where(lambda s: int(digest(s.name)[:8], 16)%2 == i) for i in (0, 1)]
-    return [x for half in halves for x in (clip.see(half), dict(zip(ROLES, half.labels())))]
+    return [x for half in halves for x in (clip.encode_image(half), dict(zip(ROLES, half.labels())))]
 
 # %% ../../nbs/mini/08_control.ipynb #2d3ef951
 def few_shot_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, ways=FOUND, control:dict=CONTROL,
@@ -124,7 +124,7 @@ def few_shot_job(clip:Clip, grid:Grid, shots:int, seed:int, keep_prompts, ways=F
     "Every way to learn from the same shots"
     train, val = few(grid.split('train'), shots, seed), grid.split('val')
     test = grid.split('test')
-    vectors, out = clip.see(test), {}
+    vectors, out = clip.encode_image(test), {}
     halves = _leakage_halves(clip, grid, train)
     for role, template in (('category', 'a {}'), ('style', '{}')):
         task = task_of(clip, train, role, template, val, seed)
@@ -383,7 +383,7 @@ def _inversion_loss(backbone, inverted:Inverted, tower, z, ids, batch:int):
     def loss(g):
         rows, t = torch.randint(len(z), (batch,), generator=g), draw_t(batch, g).to(z.device)
         noise = torch.randn(batch, *z.shape[1:], generator=g).to(z.device)
-        with inverted.heard(tower): cond = Cond(tower(ids[rows]).last_hidden_state)
+        with inverted.heard(tower): cond = PromptEmbeds(tower(ids[rows]).last_hidden_state)
         noise_pred = backbone.predict(backbone.add_noise(z[rows], noise, t), t, cond, train=True)
         error = (noise_pred-noise).pow(2).mean((1, 2, 3))
         return (error*min_snr(backbone.alphas_cumprod[t])).mean()
@@ -413,7 +413,7 @@ def invert(backbone,
 
 # %% ../../nbs/mini/08_control.ipynb #215a8f17
 LEARNT = dict(steps=400, keep=30.)   # of the encoders that are to be drawn with: most of what a text means must stay
-PAINTED = {   # row: settings of the training, or None, 'inversion', 'LoRA'; settings of `Steer`
+PAINTED = {   # row: settings of the training, or None, 'inversion', 'LoRA'; settings of `ControlGuidance`
     'plain prompt': (None, {}),
     'words it knows': (None, {}),
     'style encoder': (dict(weight=0.), dict(alpha=1.)),

@@ -99,10 +99,10 @@ def measure(dataset, methods:dict, styles, metrics:dict, **kw # as `evaluate`
 
 # %% ../../nbs/mini/07_tables.ipynb #11818923
 LOOP = ('optimizer', 'schedule', 'steps', 'lr', 'guidance_scale', 't_min', 't_max', 'sampler', 'noise',
-        'finish', 'finish_noise', 'finish_guidance')
+        'final_t', 'final_noise', 'final_guidance')
 START = {name: getattr(settings(), name) for name in LOOP}   # of all that distil: the default's own loop,
 START |= dict(lr=.35, t_max=950)                             # as it was when the searches were made
-AXES = dict(guidance_scale=(1., 2., 4.), guide=('base', 'empty'), t_max=(500, 950), lr=(.07, .14, .35),
+AXES = dict(guidance_scale=(1., 2., 4.), guidance_from=('base', 'uncond'), t_max=(500, 950), lr=(.07, .14, .35),
             sampler=('narrowing', 'uniform'))
 TABLE_METHODS = ('sms', 'dds', 'cds', 'img2img')
 
@@ -110,7 +110,7 @@ def search_space(method:str)->tuple: # arguments of `stylize` to start from; set
     "What is searched for a method"
     if method == 'sms': return dict(START), dict(lam=(.05, .15, .5), adapt=('reach', 'none')) | AXES
     if method == 'img2img':
-        return dict(method=method), dict(finish=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
+        return dict(method=method), dict(final_t=(200, 350, 500, 650, 800), guidance_scale=(1., 2., 4.))
     read = METHODS[method].reads(settings(method=method))
     start = {k: v for k, v in START.items() if k in read}
     return dict(method=method) | start, {k: v for k, v in AXES.items() if k in read}
@@ -139,7 +139,7 @@ def search(name:str, start:dict, axes:dict, # arguments of `stylize`; setting ->
         return tried[key]
     best = dict(start)
     for axis, choices in axes.items():
-        if axis == 'guide' and best.get('guidance_scale') == 1: continue   # no guidance, nothing to point away from
+        if axis == 'guidance_from' and best.get('guidance_scale') == 1: continue   # nothing to point away from
         best = max([best, *(best | {axis: c} for c in choices)], key=value)
     return Search(best, tuple(points))
 
@@ -168,16 +168,16 @@ def ablation()->dict: # row -> arguments of `stylize`
             'independent noise': dict(noise='independent'),
             'narrowing t': dict(sampler='narrowing'),
             'linear t': dict(sampler='linear'),
-            'no last step': dict(finish=0),
-            'online fake': dict(fake='shared'),
-            'styled fake': dict(fake='source')}
+            'no last step': dict(final_t=0),
+            'online fake': dict(fake_score='lora'),
+            'styled fake': dict(fake_score='source_styled')}
     return dict(default={}) | rows
 
 # %% ../../nbs/mini/07_tables.ipynb #1a236ddf
 def added(dds:dict # DDS's best setting
          )->dict: # row -> arguments of `stylize`
     "DDS as the bare SMS that it is, and what each of SMS's parts adds"
-    parts = dict(fake='content', fake_noise=0., lam=0., relevance='none', adapt='none')
+    parts = dict(fake_score='source_plain', fake_noise=0., lam=0., relevance='none', adapt='none')
     bare = {k: v for k, v in dds.items() if k != 'method'} | parts
     lam = settings().lam
     rows = {'reach': dict(adapt='reach'),
