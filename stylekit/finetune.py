@@ -264,7 +264,7 @@ def _look(self:LoraTrainer, step:int, avg)->bool: # end here?
     if not self.watch: return ended
     now = {k: p.detach().clone() for k,p in self.backbone.unet.named_parameters() if k in avg.avg}
     avg.copy_to(self.backbone.unet)
-    try: self.enough = bool(self.record_attention(self, step))
+    try: self.enough = bool(self.watch(self, step))
     finally:
         self.best.put(now)
         self.backbone.set_adapters((self.adapter,), train=True)

@@ -623,7 +623,7 @@ def original_state(folder, family):
 def test_one_file_equals_the_folder_it_came_from(singles, family):
     folder, file = singles(family)
     a, b = load_backbone(folder), load_backbone(file, tokenizer=folder)
-    for x in ('prediction_type', 'native_size', 'is_xl', 'factor'): assert getattr(a, x) == getattr(b, x), x
+    for x in ('prediction_type', 'native_size', 'is_xl', 'vae_scale_factor'): assert getattr(a, x) == getattr(b, x), x
     torch.testing.assert_close(b.alphas_cumprod, a.alphas_cumprod)
     torch.testing.assert_close(b.encode_prompt(['an owl', '']).embeds, a.encode_prompt(['an owl', '']).embeds)
     torch.testing.assert_close(asked(b), asked(a))

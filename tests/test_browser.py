@@ -75,7 +75,7 @@ def test_a_run_is_steered(chrome, lab):
         p.open_tab('Protect')
         p.drag('.sk-brush canvas', '.sk-brush canvas', .7)
         p.open_tab('Changes')
-        p.logs('keep mask')
+        p.logs('protect mask')
         p.click('pause')
         p.says('Paused')
         p.enabled('pause')
@@ -265,7 +265,7 @@ from stylekit import LoraPanel, sample_image
 from pathlib import Path
 folder = Path('{name}')
 folder.mkdir(exist_ok=True)
-for name in ('owl', 'taxi', 'penguin'): sample(name, 'ink').save(folder/f'{{name}}.png')
+for name in ('owl', 'taxi', 'penguin'): sample_image(name, 'ink').save(folder/f'{{name}}.png')
 panel = LoraPanel(folder, '{name}', steps=4000, check=10, batch=1, views=1, rank=2)
 panel
 '''

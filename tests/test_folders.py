@@ -82,7 +82,7 @@ from stylekit.feedforward_training import train_feedforward
 from stylekit.finetune import Example
 from stylekit.images import sample_image, list_samples
 def train(out, style, model):
-    examples = [Example(Path(f'{n}.png'), sample(n).resize((64, 64)), f'a {n}', n) for n in samples()[:4]]
+    examples = [Example(Path(f'{n}.png'), sample_image(n).resize((64, 64)), f'a {n}', n) for n in list_samples()[:4]]
     how = dict(out=Path(out), backbone=load_backbone(model), widths=(8, 16), blocks=(1, 1),
                steps=5, batch=2, check=2, lr=1e-2)
     train_feedforward(style, examples, 'g', **how)
