@@ -453,8 +453,8 @@ def _stylize_folder(o)->int: # exit status
     return 1 if done.failed else 0
 
 # %% ../nbs/16_cli.ipynb #1625ac4c
-METHOD = choice('sms', 'img2img', 'sds', 'dds', 'vsd', 'pds', 'csd', 'nfsd', 'cds', 'ssd', 'lusd')
-PRESET = choice('fast', 'paper', *METHOD.choices[1:])
+METHOD = choice('sms', 'released', 'img2img', 'sds', 'dds', 'vsd', 'pds', 'csd', 'nfsd', 'cds', 'ssd', 'lusd')
+PRESET = choice('fast', 'paper', *METHOD.choices[2:])
 
 def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
     o.images = list(o.images)
