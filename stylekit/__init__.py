@@ -51,6 +51,7 @@ def _document(value):
 def __getattr__(name):
     if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
+    if _HOMES[name] == 'sms': import_module(f'{__name__}.baselines')   # the methods and presets that settings name
     module = import_module(f'{__name__}.{_HOMES[name]}')
     value = globals()[name] = getattr(module, name)
     _document(value)

@@ -93,6 +93,11 @@ def test_lazy_names_exist():
     for name in stylekit.__all__: assert getattr(stylekit, name) is not None
     assert set(stylekit.__all__) <= set(dir(stylekit))
 
+def test_settings_know_every_method_in_a_fresh_process():
+    say = "print(settings('paper').method, settings('img2img').method, settings(method='dds').preset)"
+    r = run_python('-c', f'from stylekit import settings\n{say}')
+    assert r.stdout.split() == ['released', 'img2img', 'dds'], r.stderr
+
 def test_panels_import_nothing_heavy():
     "The panels' modules may be imported by whoever shows them; the model's libraries come with the first panel"
     panels = [f'stylekit.{stylekit._HOMES[name]}' for name in stylekit.__all__ if name.endswith('Panel')]
