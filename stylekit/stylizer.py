@@ -5,23 +5,25 @@
 # %% auto #0
 __all__ = ['MEMORY_LEVER', 'CONTROL', 'LIVE', 'working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'advance', 'refine',
            'Callback', 'Interrupted', 'NaNGuard', 'Progress', 'Preview', 'Moments', 'RunState', 'check_state',
-           'Checkpoint', 'StylizeResult', 'Stylizer', 'check_control', 'fitting_mask', 'Changes', 'stylize']
+           'Checkpoint', 'StylizeResult', 'Stylizer', 'check_control', 'Changes', 'stylize']
 
 # %% ../nbs/08_stylizer.ipynb #fc52868b
-import base64, io, json, math, warnings
+import json, math, warnings
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
+from functools import reduce
 from PIL import Image
 from . import __version__
 from .backbone import Backbone, PromptEmbeds, load_backbone
 from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole
 from .core import deferred_interrupt, digest, explain_errors, explain_memory, generators
 from .core import one_line, plain_number, user_path
-from .images import image_to_tensor, load_image, open_image, tensor_to_image
+from .images import image_to_tensor, open_image, tensor_to_image
 from .pictures import warn_weights
+from .regions import Protection, fitting_mask, mask_pixels, protect_pictures, restore_pixels
 from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
 from .rights import save_output
@@ -308,11 +310,12 @@ class Stylizer:
                  callbacks:tuple=(), label:str='',
                  group:int=0, # which batch of a longer list this is
                  control=None, # see `check_control`
-                 protect=None # picture of the images' shape, white: this must not change
+                 protect=None, # what must stay, as `regions.as_regions` takes it
+                 restore:bool=True # put the content's pixels back there at the end
                 ):
         self.backbone, self.style, self.cfg = backbone, style, cfg
         self.captions, self.seeds, self.control = captions, seeds, control
-        self.label, self.group, self.protect = label or style.name, group, _picture_url(protect)
+        self.label, self.group, self.restore = label or style.name, group, restore
         self.first, self.changes = cfg, []   # the settings it began with, and what was changed since
         self.factors = (1.,)*max(1, len(style.parts))
         self.k, self.records, self.gens = 0, [], generators(seeds, len(seeds))
@@ -323,6 +326,8 @@ class Stylizer:
         self._take_images(images)
         refuse_unread(cfg)
         check_control(control)
+        self.protection = self._find_protected(protect)
+        self.protect = self.protection.text   # its masks as data URLs, '' for none
         try: self._begin()
         except BaseException:
             self.close()
@@ -370,6 +375,7 @@ def _identify(self:Stylizer, x:torch.Tensor, # the pixels it works on
     about = self.control and self.control.about
     parts = [style.words, style.scale, style.sha256, b.name, b.sha256, self.captions, self.seeds, x.numpy().tobytes()]
     if self.protect: parts.append(self.protect)
+    if self.protect and not self.restore: parts.append('not restored')
     if about: parts.append(json.dumps(about, sort_keys=True))
     cfg = asdict(self.cfg)
     self.run_id = digest(json.dumps(cfg, sort_keys=True), *parts)[:16]
@@ -443,37 +449,28 @@ def _held_back(self:Stylizer, z:torch.Tensor, new:torch.Tensor)->torch.Tensor: #
 
 # %% ../nbs/08_stylizer.ipynb #c84e7f20
 @patch
-def _free(self:Stylizer, protect:str # see `_picture_url`
-         )->torch.Tensor: # (1, 1, h, w) in [0, 1], 0: stays as it is; None: all may change
+def _find_protected(self:Stylizer, protect)->Protection:
+    return protect_pictures(protect, self._opened, self.captions, self.backbone, self)
+
+@patch
+def _free(self:Stylizer, protect:str # masks as `Protection.text` has them
+         )->torch.Tensor: # (1 or B, 1, h, w) in [0, 1], 0: stays as it is; None: all may change
     if not protect: return
-    x = fit_image(fitting_mask(protect, self.sizes), self.inner[0], self.outer).mean(1, keepdim=True)
-    return 1-F.adaptive_avg_pool2d(x, self.z_src.shape[-2:]).to(self.z_src)
+    return 1-torch.cat([self._latent_mask(*each) for each in self._masks(protect)])
 
-# %% ../nbs/08_stylizer.ipynb #0afd8c52
-def fitting_mask(protect, # a picture, or one as `_picture_url` gives it
-                 sizes:list, # (width, height) of the images
-                 name:str='the mask')->Image.Image: # RGB
-    "The mask, if it has the shape of every image; another size of the same shape is fine, to one pixel"
-    mask = load_image(_picture_file(protect))
-    for w, h in sizes:
-        if abs(mask.width*h - mask.height*w) > max(*mask.size, w, h):
-            raise StylekitError(f'{name} has {mask.width}×{mask.height} pixels and the picture {w}×{h}: '
-                                'draw it on the picture, in its shape')
-    return mask
+@patch
+def _masks(self:Stylizer, protect:str)->list: # (url, size of the picture, size it is worked at); one if all share it
+    urls = Protection.of(protect, len(self.sizes)).urls
+    each = list(zip(urls, self.sizes, self.inner))
+    if len(set(urls)) > 1: return each
+    fitting_mask(urls[0], self.sizes)
+    return each[:1]
 
-# %% ../nbs/08_stylizer.ipynb #3fb2a96c
-_URL = 'data:image/png;base64,'
-
-def _is_url(protect)->bool: return isinstance(protect, str) and protect.startswith(_URL)
-
-def _picture_url(protect)->str: # a PNG as a data URL, so that JSON and a browser can have it; '' for none
-    if protect is None or protect is False: return ''
-    if isinstance(protect, str) and not protect or _is_url(protect): return protect
-    load_image(protect).convert('L').save(file := io.BytesIO(), 'PNG')
-    return _URL + base64.b64encode(file.getvalue()).decode()
-
-def _picture_file(protect): # the bytes of a data URL; anything else as it is
-    return base64.b64decode(protect.partition(',')[2]) if _is_url(protect) else protect
+@patch
+def _latent_mask(self:Stylizer, url:str, size:tuple, inner:tuple)->torch.Tensor: # (1, 1, h, w)
+    if not url: return torch.zeros_like(self.z_src[:1, :1])
+    x = fit_image(fitting_mask(url, [size]), inner, self.outer).mean(1, keepdim=True)
+    return F.adaptive_avg_pool2d(x, self.z_src.shape[-2:]).to(self.z_src)
 
 # %% ../nbs/08_stylizer.ipynb #78ae2156
 @patch
@@ -509,7 +506,20 @@ def run(self:Stylizer)->list: # a StylizeResult for each image
 def images(self:Stylizer)->list:
     "The images as they are now, at their own sizes"
     with explain_memory(MEMORY_LEVER): x = self.backbone.decode(self.z).cpu()
-    return [unfit_image(*fitted) for fitted in zip(x, self.inner, self.sizes)]
+    out = [unfit_image(*fitted) for fitted in zip(x, self.inner, self.sizes)]
+    kept = self._kept_masks() if self.restore else None
+    return [restore_pixels(*each) for each in zip(out, self._images, kept)] if kept else out
+
+@patch
+def _kept_masks(self:Stylizer)->list: # (H, W) for each image, 1: was protected all along; None: nothing was
+    "The least of all masks that held, as what was drawn over later is no longer the content"
+    texts = [self.protect]
+    for k, c in self.changes:
+        if 'protect' in c: texts = [*texts, c['protect']] if k else [c['protect']]
+    if not all(texts): return
+    each = [Protection.of(text, len(self.sizes)).urls for text in texts]
+    return [reduce(torch.minimum, [mask_pixels(url, size) for url in urls])
+            for size, urls in zip(self.sizes, zip(*each))]
 
 # %% ../nbs/08_stylizer.ipynb #3ad73934
 @patch
@@ -522,9 +532,15 @@ def _history(self:Stylizer)->dict: # name -> (steps, B); NaN where a step had no
 def _about(self:Stylizer, i:int)->dict: # what is recorded with image `i`
     info = self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k,
                             complete=self.complete, note=self.note)
+    if self.protect: info['protect'] = self._about_protection(i)
     def short(f, v): return digest(v) if f=='protect' and v else v   # a mask by its hash
     if self.changes: info['changes'] = [[k, {f: short(f, v) for f,v in c.items()}] for k,c in self.changes]
     return info
+
+@patch
+def _about_protection(self:Stylizer, i:int)->dict: # of image `i`
+    p = self.protection
+    return dict(mask=digest(p.urls[i]) if p.urls[i] else '', regions=p.about[i], restored=self.restore)
 
 # %% ../nbs/08_stylizer.ipynb #6bdbcfd7
 @patch
@@ -570,7 +586,7 @@ LIVE = ('lam', 'cutoff', 't_cutoff', 'cutoff_power', 'guidance_scale', 'relevanc
 
 # %% ../nbs/08_stylizer.ipynb #4cf6d32b
 @patch
-def change(self:Stylizer, protect=None, # picture, white: this must not change any more; False: all may
+def change(self:Stylizer, protect=None, # as for a run: this must not change any more; False: all may
            mix=None, # a factor for each style of the mix, -100 to 100; their strengths stay in `SCALES`
            **fields # of Settings, among LIVE
           ):
@@ -583,7 +599,7 @@ def change(self:Stylizer, protect=None, # picture, white: this must not change a
     factors = self.factors if mix is None else self._check_mix(mix)
     may = self.may
     if protect is not None:
-        fields.setdefault('protect', _picture_url(protect))
+        fields['protect'] = self._find_protected(protect).text
         may = self._free(fields['protect'])
     if mix is not None: fields['mix'] = factors
     self._set_strength(cfg, factors)
@@ -644,7 +660,8 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             method:str=None, # 'sms', or a rival to compare with: see `baselines`
             callbacks:tuple=(), # see `Callback`
             control=None, # what reads the styled prompt in the model's place, as a `guidance.ControlGuidance`
-            protect=None, # picture of the image's shape, white: stays as the autoencoder shows it
+            protect=None, # what must stay: mask (white stays), box, 'alpha', 'letters', 'words:the label', or several
+            restore:bool=True, # put the content's pixels back where it is protected; False: as the autoencoder shows it
             independent:bool=False, # images run one by one, so that none shares a fake LoRA
             **changes # more fields of Settings
            ): # StylizeResult, or a list of them
@@ -654,13 +671,13 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     _check_callbacks(callbacks)
     cfg = settings(preset, method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
     style, backbone = load_style(style), load_backbone(backbone, device)
-    seeds, protect = caller_seeds(seed, len(images)), _picture_url(protect)
-    if protect: fitting_mask(protect, [im.size for im in images])   # before any work
+    seeds = caller_seeds(seed, len(images))
+    protection = protect_pictures(protect, images, captions, backbone)   # before any work
     groups = _groups(images, backbone, cfg, independent)
     def make_run(n, group, callbacks):
         its_images, its_captions, its_seeds = ([of[i] for i in group] for of in (images, captions, seeds))
         return Stylizer(backbone, style, cfg, its_images, its_captions, its_seeds, callbacks,
-                        group=n, control=control, protect=protect)
+                        group=n, control=control, protect=protection.only(group), restore=restore)
     out = _run_groups(groups, make_run, callbacks)
     return out if many else out[0]
 
