@@ -22,6 +22,7 @@ from .images import load_image, open_image
 from .lora import read_safetensors
 from .onnx_network import OnnxNetwork, check_onnx, write_onnx
 from .records import Record, check_sealed, parse_json, save_sealed
+from .regions import mask_pixels, protect_pictures, restore_pixels
 from .sms import Settings
 from .stylizer import StylizeResult, fit_image, unfit_image
 
@@ -169,29 +170,37 @@ def _fitting(size:tuple, multiple:int, resolution:int=None)->tuple: # two of (wi
 _KNOWN = ('style', 'style_sha256', 'backbone', 'backbone_sha256')   # of a header: what a result says of its origin
 
 @patch
-def _result(self:FeedForward, opened, x, made, inner:tuple, resolution)->StylizeResult:
-    "A picture made from an opened one, of which `x` was given to the network"
+def _result(self:FeedForward, opened, x, made, inner:tuple, resolution, kept)->StylizeResult:
+    "A picture made from an opened one, of which `x` was given to the network; `kept`: a `Protection` of it"
     info = dict(stylekit=__version__, method='feed-forward', generator_sha256=self.sha256)
     info |= {k: self.about[k] for k in _KNOWN}
-    info |= dict(run_id=digest(self.sha256, resolution, x.numpy().tobytes())[:16])
-    styled = opened.finish(unfit_image(made, inner, opened.rgb.size))
-    return StylizeResult(styled, Settings(**self.about['settings']['sms']), {}, info, profile=opened.profile)
+    protect, (regions,) = kept.text, kept.about
+    info |= dict(run_id=digest(self.sha256, resolution, x.numpy().tobytes(), *[protect]*bool(protect))[:16])
+    if protect: info |= dict(protect=dict(mask=digest(protect), regions=regions, restored=True))
+    styled = unfit_image(made, inner, opened.rgb.size)
+    if protect: styled = restore_pixels(styled, opened.rgb, mask_pixels(protect, opened.size))
+    return StylizeResult(opened.finish(styled), Settings(**self.about['settings']['sms']), {}, info, profile=opened.profile)
 
 # %% ../nbs/09_feedforward.ipynb #3c8d13d9
 @patch
 def __call__(self:FeedForward, image, # path, PIL image, array or tensor in [0, 1]; or a list of them
-             resolution:int=None # √area in pixels to work at; default the picture's own
+             resolution:int=None, # √area in pixels to work at; default the picture's own
+             protect=None, # what must stay, as in `stylize`: the content's pixels are put back there
+             caption='' # for 'words:...' alone: what the picture shows; one for all, or a list
             ): # StylizeResult, or a list of them
     "Stylise one picture or several"
     many = isinstance(image, (list, tuple))
     opened = [open_image(im) for im in (image if many else [image])]
+    captions = caption if isinstance(caption, (list, tuple)) else [caption]*len(opened)
+    kept = protect_pictures(protect, opened, captions, self.backbone)   # before any work
     groups = {}   # those of one size go through the network together
     for i, o in enumerate(opened): groups.setdefault(_fitting(o.rgb.size, self.multiple, resolution), []).append(i)
     results = [None]*len(opened)
     for (inner, outer), group in groups.items():
         x = torch.cat([fit_image(opened[i].rgb, inner, outer) for i in group])
         made = self.tensor(x.to(self.device)).cpu()
-        for i, *pair in zip(group, x, made): results[i] = self._result(opened[i], *pair, inner, resolution)
+        for i, *pair in zip(group, x, made):
+            results[i] = self._result(opened[i], *pair, inner, resolution, kept.only([i]))
     return results if many else results[0]
 
 # %% ../nbs/09_feedforward.ipynb #a08320a0
