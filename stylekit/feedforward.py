@@ -179,7 +179,8 @@ def _result(self:FeedForward, opened, x, made, inner:tuple, resolution, kept)->S
     if protect: info |= dict(protect=dict(mask=digest(protect), regions=regions, restored=True))
     styled = unfit_image(made, inner, opened.rgb.size)
     if protect: styled = restore_pixels(styled, opened.rgb, mask_pixels(protect, opened.size))
-    return StylizeResult(opened.finish(styled), Settings(**self.about['settings']['sms']), {}, info, profile=opened.profile)
+    sms = Settings(**self.about['settings']['sms'])
+    return StylizeResult(opened.finish(styled), sms, {}, info, profile=opened.profile)
 
 # %% ../nbs/09_feedforward.ipynb #3c8d13d9
 @patch

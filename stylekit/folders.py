@@ -18,12 +18,13 @@ from fastcore.basics import patch
 from . import __version__
 from .backbone import load_backbone
 from .core import StylekitError, atomic_path, caller_seeds, check_range, check_whole, digest
-from .core import explain_errors, file_sha256, folder_lock
+from .core import explain_errors, file_sha256, folder_lock, user_path
 from .images import open_image
-from .pictures import PictureFile, list_pictures, name_twins, picture_folder
+from .pictures import PICTURES, PictureFile, list_pictures, name_twins, picture_folder
 from .feedforward import FeedForward
 from .lora import load_style
 from .records import Record, json_line, plain_data, read_lines
+from .regions import as_regions, join_protections, protect_pictures, region_texts
 from .rights import read_output
 from .sms import settings
 from .stylizer import stylize
@@ -205,6 +206,7 @@ class FolderJob:
     dtype: str = None
     source: str = ''            # name of the folder of the pictures
     source_id: str = ''         # and where it is, see `source_id`
+    protect: object = None      # what must stay, as `regions.as_regions` takes it, or a folder of masks
 
 # %% ../nbs/09a_folders.ipynb #310ea91e
 class FolderWorker:
@@ -213,12 +215,14 @@ class FolderWorker:
         self.order = o = order
         if o.generator: self._load_generator(o)
         else: self._load_model(o)
+        self._take_protected(o)
         self.run = FolderRun(o.source, o.source_id, self.name, o.seed, self.model, self.key, self.settings)
 
 # %% ../nbs/09a_folders.ipynb #b6fa9a84
 @patch
 def _load_generator(self:FolderWorker, o:FolderJob):
     self.generator = g = FeedForward.load(o.generator, o.backbone, o.device)
+    self.backbone = g.backbone
     self.name, self.model = g.about['style'], g.about['backbone']
     self.settings = {}
     self.key = digest(g.sha256, o.resolution)
@@ -234,11 +238,24 @@ def _load_model(self:FolderWorker, o:FolderJob):
     cfg = json.dumps(self.settings, sort_keys=True)
     self.key = digest(cfg, s.words, s.scale, s.sha256, b.sha256, b.dtype, caller_seeds(o.seed))
 
+@patch
+def _take_protected(self:FolderWorker, o:FolderJob):
+    self.regions = as_regions(o.protect)
+    if not self.regions: return
+    texts = [text for r in self.regions for text in (['masks'] if _is_folder(r) else region_texts(r))]
+    self.settings = self.settings | dict(protect=texts)
+    self.key = digest(self.key, *texts)
+
+def _is_folder(region)->bool: # of masks
+    return region.kind == 'mask' and isinstance(region.what, (str, Path)) and os.path.isdir(user_path(region.what))
+
 # %% ../nbs/09a_folders.ipynb #0974b80c
 @patch
 def job(self:FolderWorker, p:PictureFile)->str: # 16 hex digits
     "What makes this result what it is; it is written into its file"
-    return digest(self.key, '' if self.generator else p.caption, file_sha256(p.path))[:16]
+    masks = [file_sha256(_mask_of(user_path(r.what), p)) for r in self.regions if _is_folder(r)]
+    caption = '' if self.generator and not self.regions else p.caption
+    return digest(self.key, caption, file_sha256(p.path), *masks)[:16]
 
 @patch
 def done(self:FolderWorker, p:PictureFile)->bool:
@@ -256,9 +273,28 @@ def record(self:FolderWorker, p:PictureFile, error:str='')->FolderRecord:
 def _record(p:PictureFile, run:FolderRun, error:str)->FolderRecord:
     return FolderRecord(p.name, result_path('', p).as_posix(), run.id, p.caption, p.caption_from, run.seed, error=error)
 
+# %% ../nbs/09a_folders.ipynb #5153ea50
+def _mask_of(folder:Path, p:PictureFile)->Path:
+    "The mask of a picture, in a folder of masks"
+    place = folder/p.name
+    if place.parent.is_dir():
+        found = [q for q in sorted(place.parent.iterdir()) if q.stem == place.stem and q.suffix.lower() in PICTURES]
+        if len(found) == 1: return found[0]
+        if found: raise StylekitError(f'{len(found)} masks for {p.name} in {folder.name}: keep one')
+    raise StylekitError(f'no mask for it in {folder.name}: paint one of the same name; a black one protects nothing')
+
+@patch
+def _regions_of(self:FolderWorker, p:PictureFile)->list:
+    "What must stay in a picture, with its own mask in the place of the folder of masks"
+    return [replace(r, what=_mask_of(user_path(r.what), p)) if _is_folder(r) else r for r in self.regions]
+
+@patch
+def _protection(self:FolderWorker, p:PictureFile, opened): # `Protection`
+    return protect_pictures(self._regions_of(p), [opened], [p.caption], self.backbone)
+
 # %% ../nbs/09a_folders.ipynb #bc1b1d96
 @patch
-def _pictures(self:FolderWorker, chunk:list)->tuple: # place -> PIL image; place -> what is wrong
+def _pictures(self:FolderWorker, chunk:list)->tuple: # place -> (OpenedImage, Protection); place -> what is wrong
     "All of them: who shares a batch must not depend on what is done"
     images, wrong = {}, {}
     for i, p in enumerate(chunk):
@@ -267,20 +303,22 @@ def _pictures(self:FolderWorker, chunk:list)->tuple: # place -> PIL image; place
     return images, wrong
 
 @patch
-def _open(self:FolderWorker, p:PictureFile): # PIL image
+def _open(self:FolderWorker, p:PictureFile)->tuple: # OpenedImage, Protection
     if p.error: raise StylekitError(p.error)
     if not self.generator and not p.caption:
         raise StylekitError('nothing says what it shows: write it into a .txt of the same name, or into the file name')
-    return open_image(p.path)
+    opened = open_image(p.path)
+    return opened, self._protection(p, opened)
 
 # %% ../nbs/09a_folders.ipynb #00ad80e4
 @patch
 def _draw(self:FolderWorker, chunk:list, images:dict, places:list)->list: # of StylizeResults
-    ims, o = [images[i] for i in places], self.order
-    if self.generator: return self.generator(ims, o.resolution)
+    ims, o = [images[i][0] for i in places], self.order
+    kept = join_protections([images[i][1] for i in places])
+    if self.generator: return self.generator(ims, o.resolution, kept)
     alone = self.cfg.fake_score in ('lora_released', 'lora')
     return stylize(ims, self.style, [chunk[i].caption for i in places], backbone=self.backbone,
-                   preset=self.cfg, seed=o.seed, independent=alone)
+                   preset=self.cfg, seed=o.seed, independent=alone, protect=kept)
 
 @patch
 def _made(self:FolderWorker, chunk:list, images:dict, wrong:dict)->dict: # place -> StylizeResult
@@ -566,19 +604,28 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
                    captions=None, # a table of captions (see `read_captions`), or the path of one
                    seed:int=0, resolution:int=None, backbone=None, device:str=None, dtype=None,
                    overwrite:bool=False, # also the results of another run, and files that are no results
+                   protect=None, # what must stay in each picture, as in `stylize`; or a folder of masks of their names
                    report=None, # report(FolderProgress), at the start and after each picture
                    **how # of `stylize`
                   )->FolderResult:
     "Stylise a folder; stopped at any point, the same call goes on where it was"
     if not generator: _check_method(style, how)
+    _check_masks(protect, folder)
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
     order = FolderJob(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution,
-                  backbone, device, dtype, folder.resolve().name, source_id(folder, out))
+                  backbone, device, dtype, folder.resolve().name, source_id(folder, out), protect)
     with folder_lock(out, held=place()[0] == 0), worker_pool(FolderWorker, order, workers, cluster) as pool:
         return _stylize_chunks(pool, tasks, out, overwrite, report)
 
 # %% ../nbs/09a_folders.ipynb #f342808e
+def _check_masks(protect, folder):
+    "What is wrong with regions is named before any work, and masks must not pass for pictures"
+    for r in as_regions(protect):
+        if not _is_folder(r): continue
+        if Path(folder).expanduser().resolve() in (way := user_path(r.what).resolve(), *way.parents):
+            raise StylekitError(f'the masks in {way.name!r} lie among the pictures: move them elsewhere')
+
 def _check_method(style, how:dict):
     "A wrong style or setting is named before any work"
     settings(**how)

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FEATHER', 'Region', 'mask', 'alpha', 'boxes', 'words', 'letters', 'as_regions', 'mask_url', 'fitting_mask',
            'attention_to', 'otsu_threshold', 'find_regions', 'region_mask', 'feather', 'restore_pixels', 'Protection',
-           'mask_pixels', 'protect_pictures']
+           'mask_pixels', 'protect_pictures', 'region_texts', 'join_protections']
 
-# %% ../nbs/05a_regions.ipynb #7ae38b3f
-import base64, io, math, warnings
+# %% ../nbs/05a_regions.ipynb #864d3ec1
+import base64, io, math, os, warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from .backbone import Backbone, load_backbone
-from .core import StylekitError, check_range, one_line, plain_number
+from .core import StylekitError, check_range, digest, one_line, plain_number, user_path
 from .images import image_to_tensor, open_image
 from .letters import read_letters
 
@@ -29,7 +29,7 @@ class Region:
     strength: float = 1.  # 1: stays; 0: may change
     def __post_init__(self): check_range(f'strength of {self.kind}', self.strength, 0, 1)
 
-def mask(picture, # file, PIL image, array or tensor of the picture's shape; white is protected, what is transparent is not
+def mask(picture, # file, PIL image, array or tensor of the picture's shape; white is protected, transparent is not
          strength:float=1.)->Region:
     "What is white in a mask; grey values are strengths"
     return Region('mask', picture, strength)
@@ -43,7 +43,7 @@ def _checked_box(box)->tuple: # of Python's numbers
     said = f'the box {one_line(repr(box), 60)}'
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         raise StylekitError(f'{said} is not (x0, y0, x1, y1) in pixels')
-    x0, y0, x1, y1 = box = tuple(plain_number(check_range(f'{said}: a side', v, -1e9, 1e9)) for v in box)
+    x0, y0, x1, y1 = box = tuple(float(check_range(f'{said}: a side', v, -1e9, 1e9)) for v in box)
     if not (x0 < x1 and y0 < y1):
         raise StylekitError(f'{said} is empty: x0 < x1 and y0 < y1 are needed, from the upper left corner')
     return box
@@ -62,12 +62,16 @@ def words(text:str, # as "the label": something that the model can find in the p
         raise StylekitError(f'{one_line(repr(text), 40)} is no word: say what must stay, as words("the label")')
     return Region('words', ' '.join(text.split()), strength)
 
-def letters(margin:float=.3, # round each line, as a share of its height
+def letters(margin:float=.1, # round each line, as a share of its height
             strength:float=1.)->Region:
     "All that is written in the picture"
     return Region('letters', check_range('margin', margin, 0, 10), strength)
 
-# %% ../nbs/05a_regions.ipynb #09b0de0d
+# %% ../nbs/05a_regions.ipynb #66f6f891
+_URL = 'data:image/png;base64,'
+
+def _is_url(protect)->bool: return isinstance(protect, str) and protect.startswith(_URL)
+
 def _named(text:str)->Region: # as the command line has it
     kind, colon, rest = text.partition(':')
     if text == 'alpha': return alpha()
@@ -79,32 +83,32 @@ def _named(text:str)->Region: # as the command line has it
         if isinstance(e, StylekitError): raise
         raise StylekitError(f'{one_line(text, 60)} is no box: write box:x0,y0,x1,y1, in pixels') from e
 
+def _parts(text:str)->list: # several with + between; a file of that name wins
+    return [text] if _is_url(text) or os.path.exists(user_path(text)) else [part.strip() for part in text.split('+')]
+
 def _is_box(given)->bool: return len(given) == 4 and all(isinstance(plain_number(v), (int, float)) for v in given)
 
-# %% ../nbs/05a_regions.ipynb #8101d798
-def as_regions(protect # a `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'words:...', a box, a mask; a list of them; None
+# %% ../nbs/05a_regions.ipynb #35c00307
+def as_regions(protect # `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'words:...', box, mask; a list of them; None
               )->list: # of `Region`s
     "Whatever a user gives, as a list"
     if protect is None or protect is False or isinstance(protect, str) and not protect: return []
     if isinstance(protect, Region): return [protect]
-    if isinstance(protect, str): return [_named(protect)]
+    if isinstance(protect, str): return [_named(part) for part in _parts(protect)]
     if not isinstance(protect, (list, tuple)): return [mask(protect)]
     if _is_box(protect): return [boxes(protect)]
     return [region for each in protect for region in as_regions(each)]
 
-# %% ../nbs/05a_regions.ipynb #f469f0be
-_URL = 'data:image/png;base64,'
-
-def _is_url(protect)->bool: return isinstance(protect, str) and protect.startswith(_URL)
-
+# %% ../nbs/05a_regions.ipynb #418cafba
 def _mask_file(protect): # the bytes of a data URL; anything else as it is
-    return base64.b64decode(protect.partition(',')[2]) if _is_url(protect) else protect
+    if _is_url(protect): return base64.b64decode(protect.partition(',')[2])
+    return user_path(protect) if isinstance(protect, str) else protect
 
 def mask_url(protect # a mask, or its URL
             )->str:
     "A mask as a PNG in a data URL, so that JSON and a browser can have it"
     if _is_url(protect): return protect
-    open_image(protect, background='black').rgb.convert('L').save(file := io.BytesIO(), 'PNG')
+    open_image(_mask_file(protect), background='black').rgb.convert('L').save(file := io.BytesIO(), 'PNG')
     return _URL + base64.b64encode(file.getvalue()).decode()
 
 # %% ../nbs/05a_regions.ipynb #07c78979
@@ -138,16 +142,17 @@ def _find_boxes(opened, region:Region, *_)->tuple:
     w, h = opened.size
     found = torch.zeros(h, w)
     for x0, y0, x1, y1 in region.what:
-        said = ','.join(f'{v:g}' for v in (x0, y0, x1, y1))
         if x0 < 0 or y0 < 0 or x1 > w or y1 > h:
-            raise StylekitError(f'the box {said} does not lie in the picture of {w}×{h} pixels')
+            raise StylekitError(f'the box {_box_text([(x0, y0, x1, y1)])} does not lie in the picture of {w}×{h}')
         found[math.floor(y0):math.ceil(y1), math.floor(x0):math.ceil(x1)] = 1
-    return found, 'box ' + ' '.join(','.join(f'{v:g}' for v in box) for box in region.what)
+    return found, f'box {_box_text(region.what)}'
+
+def _box_text(boxes:tuple)->str: return ' '.join(','.join(f'{v:g}' for v in box) for box in boxes)
 
 # %% ../nbs/05a_regions.ipynb #76de261a
 def _grown(corners:tuple, margin:float)->list: # four (x, y)
     "A line's corners, moved outwards by a share of its height"
-    tl, tr, br, bl = (torch.tensor(p) for p in corners)
+    tl, tr, br, bl = torch.tensor(corners, dtype=torch.float32)
     along = F.normalize(tr-tl + br-bl, dim=0)
     down = F.normalize(bl-tl + br-tr, dim=0)
     m = margin*float((bl-tl).norm() + (br-tr).norm())/2
@@ -271,8 +276,8 @@ def feather(mask:torch.Tensor, # (H, W) in [0, 1]
     for _ in range(2): x = _pool(x, q, F.avg_pool2d)
     return torch.maximum(mask, x[0, 0].clamp(0, 1))
 
-# %% ../nbs/05a_regions.ipynb #f38ed444
-FEATHER = 1/24   # of √area
+# %% ../nbs/05a_regions.ipynb #3cf452e6
+FEATHER = 1/16   # of √area
 
 def restore_pixels(result:Image.Image, content:Image.Image, # RGB of one size
                    mask:torch.Tensor, # (H, W) in [0, 1], 1: the content's pixels
@@ -333,3 +338,17 @@ def protect_pictures(protect, # as `as_regions` takes it; a `Protection` stays
     if [(r.kind, r.strength) for r in regions] == [('mask', 1)]: return _one_mask(regions[0], images)
     found = [find_regions(regions, im, text, backbone, owner) for im, text in zip(images, captions)]
     return Protection(tuple(_found_url(mask) for mask, _ in found), tuple(about for _, about in found))
+
+# %% ../nbs/05a_regions.ipynb #8ab624ba
+def region_texts(protect # as `as_regions` takes it
+                )->list: # a text for each region; masks by their hash
+    "What is protected, so that two answers are the same if they mean the same"
+    def what(r):
+        if r.kind == 'mask': return digest(mask_url(r.what))[:16]
+        return _box_text(r.what) if r.kind == 'boxes' else '' if r.what is None else str(r.what)
+    return [f'{r.kind} {what(r)} {r.strength:g}' for r in as_regions(protect)]
+
+def join_protections(each:list # `Protection`s
+                    )->Protection:
+    "Of several pictures"
+    return Protection(*(tuple(v for p in each for v in of(p)) for of in (lambda p: p.urls, lambda p: p.about)))

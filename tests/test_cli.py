@@ -321,10 +321,10 @@ def test_ranges_are_those_of_the_library():
     ('{photo} --generator flat --lam .8', '--lam'), ('{photo} --generator flat --caption owl', '--caption'),
     ('{photo} --generator flat --style ink', '--style'), ('{photo} --generator flat --steps 3', '--steps'),
     ('{photo} --generator flat --seed 0', '--seed'), ('{photo} --generator flat --gif', '--gif'),
-    ('{photo} --generator flat --protect m.png', '--protect'), ('{photo} --generator flat --cutoff 0', '--cutoff'),
+    ('{photo} --generator flat --cutoff 0', '--cutoff'),
     ('{dir} --generator flat --preset paper', '--preset'), ('{photo} --workers 4', '--workers'),
     ('{photo} --batch 2', '--batch'), ('{photo} --alpha .3', '--alpha'), ('{dir} --caption owl', '--caption'),
-    ('{dir} --gif', '--gif'), ('{dir} --protect m.png', '--protect'), ('{dir} --control shipped', '--control'),
+    ('{dir} --gif', '--gif'), ('{dir} --control shipped', '--control'),
     ('{photo} --caption owl --template {{}}', '--template')])
 def test_options_that_do_not_apply_are_refused(line, word, photo, tmp_path, command):
     argv = [a.format(photo=photo, dir=tmp_path) for a in line.split()]
@@ -602,7 +602,28 @@ def test_what_is_protected_stays(photo, tmp_path, command):
         "How many pixels are far from the photo"
         difference = ImageChops.difference(load_image(tmp_path/name), load_image(photo)).convert('L')
         return sum(difference.histogram()[40:])
-    assert changed('kept.png') < changed('free.png')
+    assert changed('kept.png') == 0 < changed('free.png')
+    assert load_image(tmp_path/'kept.png').tobytes() == load_image(photo).tobytes()   # to the last bit
+
+@pytest.mark.parametrize('protect,words', [
+    ('box:1,2,3', 'x0, y0'), ('box:0,0,900,900', 'does not lie in'), ('words:', 'no word'),
+    ('alpha', 'no transparency'), ('nowhere.png', 'nowhere.png'), ('letters+', 'empty'), ('box:5,5,1,9', 'empty')])
+@pytest.mark.parametrize('way', [['--caption', 'an owl', '--steps', '1'], ['--generator', 'flat']])
+def test_regions_that_are_none(protect, words, way, photo, tmp_path, command):
+    cap = command('stylize', photo, *way, '--protect', protect, '--out', tmp_path/'o', status=2)
+    is_one_line(cap.err, words)
+
+def test_several_regions_by_a_network_and_in_a_folder(photo, tmp_path, command):
+    box, argv = (slice(8, 40), slice(4, 30)), ['--generator', 'flat', '--protect', 'box:4,8,30,40+box:50,50,60,60']
+    command('stylize', photo, *argv, '--out', tmp_path/'one.png')
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in'/'owl.png').write_bytes(photo.read_bytes())
+    command('stylize', tmp_path/'in', *argv, '--out', tmp_path/'many')
+    for path in (tmp_path/'one.png', tmp_path/'many'/'owl.png'):
+        import numpy as np
+        a, b = (np.asarray(load_image(p)) for p in (path, photo))
+        assert np.array_equal(a[box], b[box]) and np.array_equal(a[50:60, 50:60], b[50:60, 50:60])
+        assert not np.array_equal(a, b)
 
 def test_a_file_name_is_a_caption(loaded, with_style, tmp_path, command):
     def draw(name, *more, **kw):
