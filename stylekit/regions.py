@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEATHER', 'Region', 'mask', 'alpha', 'boxes', 'words', 'letters', 'as_regions', 'mask_url', 'fitting_mask',
-           'attention_to', 'otsu_threshold', 'find_regions', 'region_mask', 'feather', 'restore_pixels', 'Protection',
-           'mask_pixels', 'protect_pictures', 'region_texts', 'join_protections']
+           'attention_to', 'otsu_threshold', 'find_regions', 'region_mask', 'feather', 'likeness', 'restore_pixels',
+           'Protection', 'mask_pixels', 'protect_pictures', 'region_texts', 'join_protections']
 
 # %% ../nbs/05a_regions.ipynb #864d3ec1
 import base64, io, math, os, warnings
@@ -73,6 +73,7 @@ _URL = 'data:image/png;base64,'
 def _is_url(protect)->bool: return isinstance(protect, str) and protect.startswith(_URL)
 
 def _named(text:str)->Region: # as the command line has it
+    if not text: raise StylekitError('a region is empty: write alpha, letters, box:..., words:... or a mask file')
     kind, colon, rest = text.partition(':')
     if text == 'alpha': return alpha()
     if text == 'letters': return letters()
@@ -159,16 +160,69 @@ def _grown(corners:tuple, margin:float)->list: # four (x, y)
     moves = (-along-down, along-down, along+down, down-along)
     return [tuple((p+m*v).tolist()) for p, v in zip((tl, tr, br, bl), moves)]
 
+# %% ../nbs/05a_regions.ipynb #9d78b89e
+_EVEN, _SHARE = 24., .85   # how far colours of one plate differ (of 255), and which share of the line has to be of it
+_REACH, _COARSE = 1.2, 160   # neighbourhood, in heights of the line; longer side at which it is looked through, pixels
+
+def _grow(x:torch.Tensor, r:int=1)->torch.Tensor: # (H, W) bool
+    return F.max_pool2d(x[None, None].float(), 2*r+1, 1, r)[0, 0] > 0
+
+def _connected(seed:torch.Tensor, allowed:torch.Tensor)->torch.Tensor: # (H, W) bool
+    "What of `allowed` hangs together with `seed`"
+    found = seed & allowed
+    while True:
+        more = _grow(found) & allowed
+        if torch.equal(more, found): return found
+        found = more
+
+def _scaled(x:torch.Tensor, size:tuple)->torch.Tensor: # (H, W) bool
+    return F.interpolate(x[None, None].float(), size, mode='area')[0, 0] > .5
+
+# %% ../nbs/05a_regions.ipynb #2994eda4
+def _plate(near:torch.Tensor, quad:torch.Tensor)->torch.Tensor: # (H, W) bool, both
+    "What hangs together with `quad` and is `near` its colour, holes filled; None if it runs out of the picture"
+    size = [max(3, round(n*min(1, _COARSE/max(quad.shape)))) for n in quad.shape]
+    allowed, seed = (_scaled(x, size) for x in (near, quad))
+    found = _connected(seed, allowed)
+    rim = torch.ones_like(found)
+    rim[1:-1, 1:-1] = False
+    if found[rim].float().mean() > .02: return
+    filled = ~_connected(rim, ~found)
+    return _grow(_scaled(filled, quad.shape))
+
+def _with_plate(rgb:torch.Tensor, # (H, W, 3), 0 to 255
+                quad:torch.Tensor, # (H, W) bool: a line of letters
+                height:float # of the line, pixels
+               )->torch.Tensor: # (H, W) bool
+    "The line, and the plate it stands on if there is one"
+    line = quad & _grow(~quad)
+    near = (rgb-rgb[line].median(0).values).abs().amax(-1) < _EVEN
+    if near[line].float().mean() < _SHARE: return quad
+    ys, xs = torch.nonzero(quad, as_tuple=True)
+    m = round(_REACH*height)
+    window = tuple(slice(max(0, int(v.min())-m), int(v.max())+m+1) for v in (ys, xs))
+    plate, out = _plate(near[window], quad[window]), quad.clone()
+    if plate is not None: out[window] |= plate
+    return out
+
+# %% ../nbs/05a_regions.ipynb #c02fa7c0
+def _find_line(rgb:torch.Tensor, line, margin:float)->torch.Tensor: # (H, W) bool
+    im = Image.new('L', tuple(rgb.shape[1::-1]))
+    ImageDraw.Draw(im).polygon(_grown(line.corners, margin), fill=255)
+    quad = torch.from_numpy(np.array(im)) > 0
+    tl, tr, br, bl = line.corners
+    return _with_plate(rgb, quad, (math.dist(tl, bl)+math.dist(tr, br))/2) if quad.any() else quad
+
 def _find_letters(opened, region:Region, *_)->tuple:
     lines = read_letters(opened)
     if not lines:
         warnings.warn(f'{opened.name}: no letters were found, so "letters" protects nothing')
         return torch.zeros(opened.size[::-1]), 'letters: none found'
-    found = Image.new('L', opened.size)
-    for line in lines: ImageDraw.Draw(found).polygon(_grown(line.corners, region.what), fill=255)
-    return _as_mask(found, opened.size), 'letters: ' + one_line(', '.join(l.text for l in lines), 120)
+    rgb = torch.from_numpy(np.array(opened.rgb)).float()
+    found = torch.stack([_find_line(rgb, line, region.what) for line in lines]).any(0)
+    return found.float(), 'letters: ' + one_line(', '.join(l.text for l in lines), 120)
 
-# %% ../nbs/05a_regions.ipynb #59e54116
+# %% ../nbs/05a_regions.ipynb #c9ee8487
 _LOOKS_AT = 400, 600   # timesteps
 
 def _working_input(backbone:Backbone, rgb)->torch.Tensor: # (1, 3, H, W)
@@ -182,7 +236,7 @@ def _prompt(backbone:Backbone, text:str, caption:str)->tuple: # prompt, its toke
         if tokens.any(): return prompt, tokens
     raise StylekitError(f'the model does not know what to look for: it reads no word in {one_line(repr(text), 60)}')
 
-# %% ../nbs/05a_regions.ipynb #ee570f11
+# %% ../nbs/05a_regions.ipynb #7690a3df
 @torch.no_grad()
 def attention_to(backbone:Backbone, rgb, # PIL RGB
                  text:str, # words to look for
@@ -202,7 +256,7 @@ def attention_to(backbone:Backbone, rgb, # PIL RGB
     found = sum(_as_map(a[0][:, tokens].sum(1), z.shape[-2:], rgb.size) for a in seen)
     return (found-found.min())/(found.max()-found.min()).clamp(min=1e-9)
 
-# %% ../nbs/05a_regions.ipynb #45a9263c
+# %% ../nbs/05a_regions.ipynb #cd7bf743
 def _as_map(a:torch.Tensor, # (N,): a number for each place
             latents:tuple, # (h, w)
             size:tuple # (width, height) to give back
@@ -212,7 +266,7 @@ def _as_map(a:torch.Tensor, # (N,): a number for each place
     a = a.float().cpu().view(1, 1, rows, -1)
     return F.interpolate(a, size[::-1], mode='bilinear', align_corners=False)[0, 0]
 
-# %% ../nbs/05a_regions.ipynb #6ec59a48
+# %% ../nbs/05a_regions.ipynb #54ea1682
 _SOFT = .1   # of the map's range, on either side of the threshold
 
 def otsu_threshold(x:torch.Tensor, # of any shape, in [0, 1]
@@ -234,7 +288,7 @@ def _find_words(opened, region:Region, caption:str, backbone, owner)->tuple:
 @lru_cache(1)
 def _embedded(): return load_backbone()
 
-# %% ../nbs/05a_regions.ipynb #b897698e
+# %% ../nbs/05a_regions.ipynb #a48985b7
 _FINDERS = dict(mask=_find_mask, alpha=_find_alpha, boxes=_find_boxes, words=_find_words, letters=_find_letters)
 
 def find_regions(protect, # as `as_regions` takes it
@@ -252,7 +306,7 @@ def find_regions(protect, # as `as_regions` takes it
         about.append(said + (f' ({region.strength:g})' if region.strength < 1 else ''))
     return total, about
 
-# %% ../nbs/05a_regions.ipynb #b3faef21
+# %% ../nbs/05a_regions.ipynb #2e509fb8
 def region_mask(protect, # as `as_regions` takes it
                 image, # path, PIL image, array, tensor, or `OpenedImage`
                 caption:str='', backbone=None # for words: what the picture shows; the model that looks
@@ -260,7 +314,7 @@ def region_mask(protect, # as `as_regions` takes it
     "What must stay in a picture"
     return find_regions(protect, image, caption, backbone)[0]
 
-# %% ../nbs/05a_regions.ipynb #6872903c
+# %% ../nbs/05a_regions.ipynb #9bc2e2af
 def _pool(x, r:int, how)->torch.Tensor: # (1, 1, H, W); over (2r+1)² pixels, the border repeated
     x = how(F.pad(x, (r, r, 0, 0), mode='replicate'), (1, 2*r+1), 1)
     return how(F.pad(x, (0, 0, r, r), mode='replicate'), (2*r+1, 1), 1)
@@ -276,8 +330,40 @@ def feather(mask:torch.Tensor, # (H, W) in [0, 1]
     for _ in range(2): x = _pool(x, q, F.avg_pool2d)
     return torch.maximum(mask, x[0, 0].clamp(0, 1))
 
-# %% ../nbs/05a_regions.ipynb #3cf452e6
-FEATHER = 1/16   # of √area
+# %% ../nbs/05a_regions.ipynb #da9e31bb
+_LIKE = 30.   # of 255: colours that differ by more belong to something else
+_STEPS = 12   # over which colours spread outwards; in larger pictures steps are larger
+
+def _spread(colours:torch.Tensor, # (3, 1, H, W)
+            known:torch.Tensor, # (1, 1, H, W) of 0 and 1: where they are known
+            steps:int)->torch.Tensor: # (3, 1, H, W)
+    "Colours, carried outwards from where they are known: each pixel takes the mean of its known neighbours"
+    def mean(x): return F.avg_pool2d(x, 3, 1, 1)
+    for _ in range(steps):
+        near = mean(known)
+        colours = torch.where(known > 0, colours, mean(colours*known)/near.clamp(min=1e-6))
+        known = (near > 0).float()
+    return colours
+
+# %% ../nbs/05a_regions.ipynb #f433889d
+def likeness(content:torch.Tensor, # (H, W, 3), 0 to 255
+             mask:torch.Tensor, # (H, W) in [0, 1]
+             width:float # of the soft edge, pixels
+            )->torch.Tensor: # (H, W) in [0, 1]
+    "How near each pixel's colour is to that of the nearest protected pixels, two pixels inside of the edge"
+    c, w = content.permute(2, 0, 1)[:, None], (mask > 0).float()[None, None]
+    inner = -F.max_pool2d(-w, 5, 1, 2)
+    if inner.any(): w = inner
+    s = max(1, math.ceil((width+2)/_STEPS))
+    share = F.avg_pool2d(w, s, ceil_mode=True)
+    coarse = F.avg_pool2d(c*w, s, ceil_mode=True)/share.clamp(min=1e-6)
+    beside = _spread(coarse, (share > 0).float(), _STEPS+2)
+    if s > 1: beside = F.interpolate(beside, mask.shape, mode='bilinear')
+    off = (c-beside)[:, 0].abs().amax(0)
+    return _pool(torch.exp(-(off/_LIKE)**2)[None, None], min(1, min(mask.shape)-1), F.avg_pool2d)[0, 0]
+
+# %% ../nbs/05a_regions.ipynb #9c3f8a7e
+FEATHER = 1/24   # of √area
 
 def restore_pixels(result:Image.Image, content:Image.Image, # RGB of one size
                    mask:torch.Tensor, # (H, W) in [0, 1], 1: the content's pixels
@@ -286,11 +372,11 @@ def restore_pixels(result:Image.Image, content:Image.Image, # RGB of one size
     "The content's pixels where they are protected, and a soft edge round them"
     if not mask.any(): return result
     if width is None: width = FEATHER*math.sqrt(mask.numel())
-    a = feather(mask, width)[..., None]
     r, c = (torch.from_numpy(np.array(im.convert('RGB'))).float() for im in (result, content))
+    a = torch.maximum(mask, feather(mask, width)*likeness(c, mask, width))[..., None]
     return Image.fromarray((r + a*(c-r)).round().clamp(0, 255).byte().numpy())
 
-# %% ../nbs/05a_regions.ipynb #b25c4c19
+# %% ../nbs/05a_regions.ipynb #fd893787
 @dataclass(frozen=True)
 class Protection:
     "What must stay in the pictures of a run"
@@ -309,7 +395,7 @@ class Protection:
         "That of some of the pictures"
         return Protection(*(tuple(of[i] for i in places) for of in (self.urls, self.about)))
 
-# %% ../nbs/05a_regions.ipynb #5a8fbd22
+# %% ../nbs/05a_regions.ipynb #b70044e9
 def mask_pixels(url:str, # as `mask_url` gives it; '': nothing is protected
                 size:tuple # (width, height) of the picture
                )->torch.Tensor: # (H, W) in [0, 1]
@@ -320,7 +406,7 @@ def _found_url(mask:torch.Tensor)->str: # '' if nothing is protected
     grey = (mask*255).round().byte().numpy()
     return mask_url(Image.fromarray(grey)) if grey.any() else ''
 
-# %% ../nbs/05a_regions.ipynb #d0052f8f
+# %% ../nbs/05a_regions.ipynb #2ec64573
 def _one_mask(region:Region, images:list)->Protection:
     "The mask as it was given"
     fitting_mask(region.what, [im.size for im in images])
@@ -339,7 +425,7 @@ def protect_pictures(protect, # as `as_regions` takes it; a `Protection` stays
     found = [find_regions(regions, im, text, backbone, owner) for im, text in zip(images, captions)]
     return Protection(tuple(_found_url(mask) for mask, _ in found), tuple(about for _, about in found))
 
-# %% ../nbs/05a_regions.ipynb #8ab624ba
+# %% ../nbs/05a_regions.ipynb #5b9e8d4d
 def region_texts(protect # as `as_regions` takes it
                 )->list: # a text for each region; masks by their hash
     "What is protected, so that two answers are the same if they mean the same"

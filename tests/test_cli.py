@@ -617,7 +617,7 @@ def test_several_regions_by_a_network_and_in_a_folder(photo, tmp_path, command):
     box, argv = (slice(8, 40), slice(4, 30)), ['--generator', 'flat', '--protect', 'box:4,8,30,40+box:50,50,60,60']
     command('stylize', photo, *argv, '--out', tmp_path/'one.png')
     (tmp_path/'in').mkdir()
-    (tmp_path/'in'/'owl.png').write_bytes(photo.read_bytes())
+    (tmp_path/'in'/'owl.png').write_bytes(Path(photo).read_bytes())
     command('stylize', tmp_path/'in', *argv, '--out', tmp_path/'many')
     for path in (tmp_path/'one.png', tmp_path/'many'/'owl.png'):
         import numpy as np

@@ -39,7 +39,8 @@ def noisy():
 
 BAD = [
     ((3, 0, 1, 5), 'is empty'), ((0, 0, 0, 5), 'is empty'), ((0, 0, float('nan'), 5), 'box'),
-    ('box:1,2,3', r'\(x0, y0, x1'), ('box:a,b,c,d', 'write box:x0,y0,x1,y1'), ('box:', 'write box'), ('words:', 'no word'), ('words: ', 'no word')]
+    ('box:1,2,3', r'\(x0, y0, x1'), ('box:a,b,c,d', 'write box:x0,y0,x1,y1'),
+    ('box:', 'write box'), ('words:', 'no word'), ('words: ', 'no word'), ('letters+', 'is empty'), ('+', 'is empty')]
 
 @pytest.mark.parametrize('bad,said', BAD, ids=str)
 def test_what_is_no_region(bad, said):
@@ -267,7 +268,7 @@ def test_a_recipe_gives_the_same_again(base, style, models, tmp_path):
     live = LiveRun(owl(), str(style), 'an owl', backbone=base, steps=2, seed=0, protect='box:4,4,40,30')
     while live.advance(): pass
     assert live.state == 'done', live.note
-    again = replay(live.recipe(), owl(), backbone=base, style=str(style))
+    again = replay(live.recipe, owl(), backbone=base, style=str(style))
     assert again.image.tobytes() == live.result.image.tobytes()
     assert np.array_equal(pixels(again.image)[4:30, 4:40], pixels(owl())[4:30, 4:40])
 
