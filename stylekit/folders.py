@@ -64,11 +64,11 @@ class FolderRun(Record):
     kind = 'folder run'
     source: str               # name of the folder of the pictures
     source_id: str            # where it lies, hashed
-    style: str                # name of the style, or of the generator
+    style: str                # name of the style, or of the network
     seed: int
     model: str                # name of the diffusion model
     key: str                  # hash of style, settings, weights, seed: all that makes a picture what it is
-    settings: dict[str, Any]  # of the optimisation; empty for a generator
+    settings: dict[str, Any]  # of the optimisation; empty for a network
     stylekit: str = __version__
     @property
     def id(self)->str:
@@ -197,7 +197,7 @@ class FolderJob:
     "What to do with every picture of a folder"
     out: str                    # folder for the results
     style: object = 'ink'       # as `load_style` takes it
-    generator: str = None       # name or file of a feed-forward generator, instead of an optimisation
+    feedforward: str = None       # name or file of a feed-forward network, instead of an optimisation
     how: dict = field(default_factory=dict)   # arguments of `stylize`: preset, lam, ...
     seed: int = 0
     resolution: int = None      # √area in pixels to work at
@@ -213,15 +213,15 @@ class FolderWorker:
     "Carries an order out, chunk by chunk"
     def __init__(self, order:FolderJob):
         self.order = o = order
-        if o.generator: self._load_generator(o)
+        if o.feedforward: self._load_network(o)
         else: self._load_model(o)
         self._take_protected(o)
         self.run = FolderRun(o.source, o.source_id, self.name, o.seed, self.model, self.key, self.settings)
 
 # %% ../nbs/09a_folders.ipynb #b6fa9a84
 @patch
-def _load_generator(self:FolderWorker, o:FolderJob):
-    self.generator = g = FeedForward.load(o.generator, o.backbone, o.device)
+def _load_network(self:FolderWorker, o:FolderJob):
+    self.feedforward = g = FeedForward.load(o.feedforward, o.backbone, o.device)
     self.backbone = g.backbone
     self.name, self.model = g.about['style'], g.about['backbone']
     self.settings = {}
@@ -229,14 +229,14 @@ def _load_generator(self:FolderWorker, o:FolderJob):
 
 @patch
 def _load_model(self:FolderWorker, o:FolderJob):
-    self.generator = None
+    self.feedforward = None
     self.style = s = load_style(o.style)
     self.backbone = b = load_backbone(o.backbone, o.device, o.dtype)
     self.cfg = settings(**o.how | dict(resolution=o.resolution))
     self.name, self.model = s.name, b.name
     self.settings = plain_data(self.cfg)
     cfg = json.dumps(self.settings, sort_keys=True)
-    self.key = digest(cfg, s.words, s.scale, s.sha256, b.sha256, b.dtype, caller_seeds(o.seed))
+    self.key = digest(cfg, s.trigger_words, s.scale, s.sha256, b.sha256, b.dtype, caller_seeds(o.seed))
 
 @patch
 def _take_protected(self:FolderWorker, o:FolderJob):
@@ -254,7 +254,7 @@ def _is_folder(region)->bool: # of masks
 def job(self:FolderWorker, p:PictureFile)->str: # 16 hex digits
     "What makes this result what it is; it is written into its file"
     masks = [file_sha256(_mask_of(user_path(r.what), p)) for r in self.regions if _is_folder(r)]
-    caption = '' if self.generator and not self.regions else p.caption
+    caption = '' if self.feedforward and not self.regions else p.caption
     return digest(self.key, caption, file_sha256(p.path), *masks)[:16]
 
 @patch
@@ -305,7 +305,7 @@ def _pictures(self:FolderWorker, chunk:list)->tuple: # place -> (OpenedImage, Pr
 @patch
 def _open(self:FolderWorker, p:PictureFile)->tuple: # OpenedImage, Protection
     if p.error: raise StylekitError(p.error)
-    if not self.generator and not p.caption:
+    if not self.feedforward and not p.caption:
         raise StylekitError('nothing says what it shows: write it into a .txt of the same name, or into the file name')
     opened = open_image(p.path)
     return opened, self._protection(p, opened)
@@ -315,7 +315,7 @@ def _open(self:FolderWorker, p:PictureFile)->tuple: # OpenedImage, Protection
 def _draw(self:FolderWorker, chunk:list, images:dict, places:list)->list: # of StylizeResults
     ims, o = [images[i][0] for i in places], self.order
     kept = join_protections([images[i][1] for i in places])
-    if self.generator: return self.generator(ims, o.resolution, kept)
+    if self.feedforward: return self.feedforward(ims, o.resolution, kept)
     alone = self.cfg.fake_score in ('lora_released', 'lora')
     return stylize(ims, self.style, [chunk[i].caption for i in places], backbone=self.backbone,
                    preset=self.cfg, seed=o.seed, independent=alone, protect=kept)
@@ -597,7 +597,7 @@ def _in_the_way(pictures:list, out, manifest:Manifest)->dict: # name of a pictur
 # %% ../nbs/09a_folders.ipynb #8ab5d6be
 def stylize_folder(folder, out, # of pictures, and of the folders in it; for the results, at the same places
                    style='ink', *,
-                   generator=None, # name or file of a feed-forward generator: one pass instead of an optimisation
+                   feedforward=None, # name or file of a feed-forward network: one pass instead of an optimisation
                    batch:int=8, # pictures at a time
                    workers:int=1, cluster:str=None, # processes; 'ray': that many workers of a cluster
                    template:str='{}', # around captions from file names
@@ -609,11 +609,11 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
                    **how # of `stylize`
                   )->FolderResult:
     "Stylise a folder; stopped at any point, the same call goes on where it was"
-    if not generator: _check_method(style, how)
+    if not feedforward: _check_method(style, how)
     _check_masks(protect, folder)
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
-    order = FolderJob(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution,
+    order = FolderJob(str(out), style, feedforward and str(feedforward), how, caller_seeds(seed)[0], resolution,
                   backbone, device, dtype, folder.resolve().name, source_id(folder, out), protect)
     with folder_lock(out, held=place()[0] == 0), worker_pool(FolderWorker, order, workers, cluster) as pool:
         return _stylize_chunks(pool, tasks, out, overwrite, report)

@@ -5,7 +5,7 @@ import numpy as np, pytest, torch
 from PIL import Image, ImageDraw
 from stylekit import load_backbone, sample_image, stylize
 from stylekit.core import StylekitError
-from stylekit.feedforward import FeedForward, Generator
+from stylekit.feedforward import FeedForward, StyleNet
 from stylekit.folders import stylize_folder
 from stylekit.regions import (Protection, alpha, as_regions, boxes, feather, letters, mask, mask_pixels,
                               mask_url, otsu_threshold, protect_pictures, region_mask, region_texts,
@@ -27,7 +27,7 @@ def go(base, style, image=None, **kw):
 def noisy():
     "A network that changes every pixel"
     torch.manual_seed(0)
-    net = Generator(widths=(8, 16), blocks=(1, 1))
+    net = StyleNet(widths=(8, 16), blocks=(1, 1))
     with torch.no_grad():
         for p in net.parameters(): p.add_(.03*torch.randn_like(p))
     return FeedForward(net, dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple,
@@ -296,7 +296,7 @@ def home(tmp_path):
     return tmp_path
 
 def test_a_folder_of_masks(home, noisy):
-    net, masks = noisy.save(home/'net'/'generator.safetensors'), home/'masks'
+    net, masks = noisy.save(home/'net'/'feedforward.safetensors'), home/'masks'
     (masks/'a').mkdir(parents=True)
     left().save(masks/'a'/'owl.tif')
     go = lambda: stylize_folder(home/'in', home/'out', generator=net, protect=masks)
@@ -311,7 +311,7 @@ def test_a_folder_of_masks(home, noisy):
     assert '2 masks' in go().failed['a/owl.png']
 
 def test_a_folder_tells_what_stays_apart(home, noisy):
-    net = noisy.save(home/'net'/'generator.safetensors')
+    net = noisy.save(home/'net'/'feedforward.safetensors')
     run = lambda **kw: stylize_folder(home/'in', home/'out', generator=net, **kw)
     assert run(protect='box:0,0,9,9').made == 2 and run(protect=(0, 0, 9, 9)).made == 0
     for other in (None, (0, 0, 9, 8), 'letters'):
@@ -322,7 +322,7 @@ def test_a_picture_s_fault_stays_its_own(home, noisy):
     clip = sample_image('taxi').resize((64, 64)).convert('RGBA')
     clip.paste((0, 0, 0, 0), (0, 0, 20, 64))
     clip.save(home/'in'/'clip.png')
-    net = noisy.save(home/'net'/'generator.safetensors')
+    net = noisy.save(home/'net'/'feedforward.safetensors')
     done = stylize_folder(home/'in', home/'out', generator=net, protect='alpha')
     assert done.made == 1 and sorted(done.failed) == ['a/owl.png', 'a/penguin.png']
     assert all('no transparency' in e for e in done.failed.values())
