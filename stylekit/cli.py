@@ -8,7 +8,7 @@ __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'TEMPLATE', 'PAIR
            'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind', 'whole', 'number', 'choice', 'several',
            'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'fills_frame', 'stylize', 'styles', 'file_info',
            'info', 'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question',
-           'evaluate', 'app', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
+           'evaluate', 'app', 'review', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
 import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
@@ -795,24 +795,42 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
     return _learn_control_clip(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #aebee8dc
-def export(generator:PATH, # name, file or folder of a generator
-           out:FILE='generator.onnx', # file
-           overwrite:bool=False, # replace the file
-           int8:bool=False, # whole numbers of eight bits: a quarter of the size
-           calibrate:FOLDER=None, # with --int8: a folder of pictures like those to come
-           backbone:MODEL=None # of a generator in latent space: folder or hub id of its diffusion model
-          )->int: # exit status
-    "Write a generator as ONNX"
+def _export_network(o)->int: # exit status; `o`: what was given to `export`
     from stylekit.feedforward import FeedForward, generator_file
     from stylekit.pictures import list_pictures
-    if not int8: _refuse(SimpleNamespace(calibrate=calibrate), 'calibrate', 'without --int8')
-    source = generator_file(generator)
-    if source.suffix == '.onnx': raise StylekitError(f'{generator} is ONNX already: copy {source}')
-    _refuse_existing(Path(out), overwrite)
-    pictures = [p.path for p in list_pictures(calibrate, below=False) if not p.error][:64] if calibrate else ()
-    made = FeedForward.load(generator, backbone).export(out, int8, pictures)
+    if not o.int8: _refuse(o, 'calibrate', 'without --int8')
+    _refuse(o, 'to', 'without --accepted')
+    source, out = generator_file(o.generator), o.out or 'generator.onnx'
+    if source.suffix == '.onnx': raise StylekitError(f'{o.generator} is ONNX already: copy {source}')
+    _refuse_existing(Path(out), o.overwrite)
+    pictures = [p.path for p in list_pictures(o.calibrate, below=False) if not p.error][:64] if o.calibrate else ()
+    made = FeedForward.load(o.generator, o.backbone).export(out, o.int8, pictures)
     SAY.result(made, command='export', file=made)
     return 0
+
+# %% ../nbs/16_cli.ipynb #aebee8dd
+def _export_accepted(o)->int: # exit status; `o`: what was given to `export`
+    from stylekit.review import export_accepted
+    _refuse(o, 'out int8 calibrate backbone', 'with --accepted: pictures are copied; --to says where')
+    out = Path(o.generator)
+    made = export_accepted(out, o.to or out.resolve().with_name(f'{out.resolve().name}-accepted'), o.overwrite)
+    for e in made.files if SAY.json else (): SAY.result('', command='export', **e.to_json())
+    for name, why in made.left_out.items(): SAY.note(f'{name} is left out: {why}')
+    (SAY.note if SAY.json else SAY.result)(str(made))
+    return 0
+
+def export(generator:PATH, # name, file or folder of a generator; with --accepted a folder of results
+           out:FILE=None, # file; default generator.onnx
+           overwrite:bool=False, # replace the file; with --accepted what an earlier export left there
+           int8:bool=False, # whole numbers of eight bits: a quarter of the size
+           calibrate:FOLDER=None, # with --int8: a folder of pictures like those to come
+           backbone:MODEL=None, # of a generator in latent space: folder or hub id of its diffusion model
+           accepted:bool=False, # copy the pictures that a review accepted, with their log
+           to:FOLDER=None # with --accepted: where to; default beside the folder, with -accepted in its name
+          )->int: # exit status
+    "Write a generator as ONNX; or, with --accepted, copy what a review of a folder accepted"
+    o = SimpleNamespace(**locals())
+    return _export_accepted(o) if accepted else _export_network(o)
 
 # %% ../nbs/16_cli.ipynb #7ed9d233
 @dataclass(frozen=True)
@@ -916,6 +934,43 @@ def app(port:whole(1, 65535)=8866, # where the page is served
     run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token,
         hosts or ())
 
+# %% ../nbs/16_cli.ipynb #9dc45927
+def _review(o)->int: # exit status; `o`: what was given to `review`
+    from stylekit.review import Review
+    from stylekit.review_panel import device_turn
+    review = Review(o.out, o.source, o.who, o.proof, style=o.style, backbone=o.backbone, device=o.device)
+    review.turn = lambda stopped: device_turn(stopped, review.device, review.stop)
+    made = review.work() if o.redo else ()
+    for r in made:
+        if r.error: SAY.note(f'{r.item}: {r.error}')
+        else: SAY.result(review.home/'rounds'/r.file, command='review', **r.to_json())
+    p = review.progress
+    (SAY.note if SAY.json else SAY.result)(f'{p}')
+    return 1 if any(r.error for r in made) else 0
+
+# %% ../nbs/16_cli.ipynb #9dc45928
+def review(out:FOLDER, # folder of results, as stylize left it
+           source:FOLDER=None, # of the pictures; default where it was
+           who:TEXT='reviewer', # who decides; can be changed on the page
+           proof:FILE=None, # scores and sentences (.json), result -> number or {score, sentences}: worst first
+           style:STYLE=None, # for redos; default the folder's
+           backbone:MODEL=None, # for redos; default the folder's
+           device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
+           redo:bool=False, # no page: make what is to be redone, and say how far the review is
+           port:whole(1, 65535)=8866, # where the page is served
+           host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network, for those who have the link
+           no_browser:bool=False, # do not open a browser
+           silence:number(1, 86400)=90., # seconds after which the kernel of a closed tab ends
+           max_kernels:whole(1, 1000)=4, # reviewers at a time
+           token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
+           hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
+          )->int: # exit status
+    "Go through a folder of results: accept, reject, redo; by keys, on a page"
+    if redo: return _review(SimpleNamespace(**locals()))
+    from stylekit.app import review_page
+    review_page(out, source, who, proof, style, backbone, device, port, host, not no_browser, silence, max_kernels,
+                token, hosts or ())
+
 # %% ../nbs/16_cli.ipynb #3ee5bf55
 def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside ours
           size:whole(64, 4096)=512, # side of the picture, in pixels
@@ -964,7 +1019,7 @@ def completion(shell:choice('bash', 'zsh') # which one
 
 # %% ../nbs/16_cli.ipynb #0762b5a3
 _FUNCTIONS = (stylize, styles, info, train_lora, train_control_clip, train_feedforward,
-              export, evaluate, bench, app, completion)
+              export, evaluate, bench, app, review, completion)
 COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 
 # %% ../nbs/16_cli.ipynb #25fdd6fa
@@ -976,6 +1031,8 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit train-control-clip FOLDER --out FOLDER
   stylekit train-feedforward FOLDER --style STYLE --out FOLDER
   stylekit export GENERATOR --out FILE.onnx
+  stylekit review FOLDER [--proof FILE.json]
+  stylekit export FOLDER --accepted [--to FOLDER]
   stylekit evaluate FOLDER --methods NAME,... --styles STYLE,...
   stylekit bench [--clone FOLDER]
   stylekit app [--port N]

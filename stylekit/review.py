@@ -224,16 +224,16 @@ def as_proof(value # a number, a dict or an object with `score` and `sentences`,
 
 # %% ../nbs/14_review.ipynb #b1f8ce5a
 def read_proofs(proof # None, a dict, the path of a JSON file (place of a result -> proof), or proof(source, result)
-               ): # proof(name, source, result) -> ItemProof
-    "Proofs of results, wherever they come from"
-    if callable(proof): return lambda name, source, result: as_proof(proof(source, result))
+               ): # proof(name, source, result, round) -> ItemProof
+    "Proofs of results, wherever they come from; a table knows nothing of redos"
+    if callable(proof): return lambda name, source, result, n=0: as_proof(proof(source, result))
     if isinstance(proof, (str, os.PathLike)):
         path = user_path(proof)
         with explain_errors(f'cannot read {path.name}'): proof = parse_json(path.read_bytes(), path.name)
     if proof is not None and not isinstance(proof, dict):
         raise StylekitError('proof must be a table of results, the path of one as JSON, or a function of two files')
     table = proof or {}
-    return lambda name, source, result: as_proof(table.get(name))
+    return lambda name, source, result, n=0: as_proof(None if n else table.get(name))
 
 # %% ../nbs/14_review.ipynb #159d0002
 class Review:
@@ -248,10 +248,10 @@ class Review:
         self.out, self.source = user_path(out), source and user_path(source)
         self.log, self.home = ReviewLog(self.out/LOG), self.out/HOME
         self.style, self.backbone, self.device = style, backbone, device
-        self.turn, self.changes = turn or nullcontext, changes
+        self.turn, self.changes = turn or (lambda stopped: nullcontext()), changes
         self.listeners, self.now = [], None   # f(review) when a redo goes on; (item, step, steps) of the one in hand
         self._stop, self._thread, self._mutex = threading.Event(), None, threading.RLock()
-        self._workers, self._hashes = {}, {}
+        self._workers, self._hashes, self._proved = {}, {}, {}
         self.who = check_reviewer(who)
         self._open(proof)
 
@@ -271,8 +271,8 @@ def _open(self:Review, proof):
     if self.source and not self.source.is_dir(): raise StylekitError(f'no folder {self.source.name!r} of pictures')
     there = [i for i in self.all.values() if not i.error and (self.out/i.name).is_file()]
     if not there: raise StylekitError(f'{self.out.name!r} holds no results')
-    prove = read_proofs(proof)
-    self.proofs = {i.name: prove(i.name, self.before(i.name), self.out/i.name) for i in there}
+    self._prove = read_proofs(proof)
+    self.proofs = {i.name: self._prove(i.name, self.before(i.name), self.out/i.name) for i in there}
     worst = [p.score if p.score is not None else float('inf') for p in self.proofs.values()]
     self.items = [n for _, n in sorted(zip(worst, self.proofs), key=lambda pair: pair[0])]
     self.refresh()
@@ -282,6 +282,15 @@ def _open(self:Review, proof):
 def before(self:Review, item:str)->Path: # None if the sources are not here
     "The picture that a result was made from"
     return self.source and self.source/self.all[item].picture
+
+@patch
+def proof(self:Review, item:str, round:int=0)->ItemProof:
+    "What is known of a round"
+    if not round: return self.proofs[item]
+    file = self.rounds(item)[round]
+    key = item, self.sha256(file)
+    if key not in self._proved: self._proved[key] = self._prove(item, self.before(item), file, round)
+    return self._proved[key]
 
 @patch
 def refresh(self:Review)->list: # of records that others or a redo have written since
@@ -297,13 +306,14 @@ def _sort(self:Review):
     "What holds: live decisions and rounds of each item, in the log's order"
     records = self.log.records
     undone = {r.undoes for r in records if isinstance(r, Decision) and r.decision == 'undo'}
-    self._by_item, self._rounds, self._answers = {}, {}, {}
+    by_item, rounds, answers = {}, {}, {}
     for r in records:
-        if isinstance(r, Decision) and r.decision != 'undo' and r.id not in undone:
-            self._by_item.setdefault(r.item, []).append(r)
-        elif isinstance(r, ReviewRound):
-            self._answers[r.decision] = r
-            if not r.error and r.decision not in undone: self._rounds.setdefault(r.item, []).append(r)
+        if isinstance(r, Decision):
+            if r.decision != 'undo' and r.id not in undone: by_item.setdefault(r.item, []).append(r)
+        else:
+            answers[r.decision] = r
+            if not r.error and r.decision not in undone: rounds.setdefault(r.item, []).append(r)
+    self._by_item, self._rounds, self._answers = by_item, rounds, answers   # whole: another thread may be reading
 
 # %% ../nbs/14_review.ipynb #563697aa
 @patch
@@ -630,7 +640,8 @@ def _one(self:Review)->bool: # was there something to do that could be done?
         if not todo: return True
         self.now = todo[0].item, 0, 0
         try:
-            with self.turn(self._stop.is_set): self._make(todo[0])
+            with self.turn(self._stop.is_set):
+                if not self._stop.is_set(): self._make(todo[0])
         finally: self.now = None
         self._tidy()
         self.tell()

@@ -113,9 +113,9 @@ def _lab(home, port):
             '--LabApp.expose_app_in_browser=True', '--LabApp.extension_manager=readonly',
             *(f'--ServerApp.{name}={value}' for name, value in server.items())]
 
-def _app(options, port):
+def _app(options, port, command='app'):
     run = 'import sys; from stylekit.cli import main; sys.exit(main())'
-    return ['-c', run, 'app', '--port', str(port), '--no-browser', *map(str, options)]
+    return ['-c', run, command, '--port', str(port), '--no-browser', *map(str, options)]
 
 def _wait_for(process, port, log):
     for _ in range(600):
@@ -130,12 +130,12 @@ def _end(process):
     except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
 
 class Server:
-    "JupyterLab (`options` is None) or `stylekit app`, in a home of its own"
-    def __init__(self, home, options=None):
+    "JupyterLab (`options` is None) or a page of `stylekit`, in a home of its own"
+    def __init__(self, home, options=None, command='app'):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        command = _lab(home, port) if options is None else _app(options, port)
+        command = _lab(home, port) if options is None else _app(options, port, command)
         own = dict(PYTHONPATH=UNDER_TEST, JUPYTER_CONFIG_DIR=home/'cfg', JUPYTER_DATA_DIR=home/'d', TMPDIR=home,
                    JUPYTER_RUNTIME_DIR=home/'r', IPYTHONDIR=home/'i')
         self.home, self.log, self.url = home, home/'log', f'http://127.0.0.1:{port}/'

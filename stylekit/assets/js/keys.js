@@ -1,0 +1,64 @@
+// The keys of a panel, wherever in it the focus is. Each press says for which view it was meant: a second press that comes
+// before the next picture is shown does nothing to that one. What takes text keeps its letters.
+function render({ model, el }) {
+  el.classList.add('sk-keys');
+  Object.assign(el, { tabIndex: 0 });
+  el.setAttribute('role', 'group');
+  let panel = null, mine = false;
+
+  const typing = (node) => node.matches('input, textarea, select');
+  const seen = (node) => node && node !== document.body && node.getClientRects().length > 0 && !node.disabled;
+  function press(e) {
+    if (e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented || e.isComposing) return;
+    const text = e.key === 'Enter' && e.target.closest('.sk-own') ? e.target.value : undefined;
+    if (typing(e.target) && e.key !== 'Escape' && text === undefined) return;
+    if (e.target.closest('button') && [' ', 'Enter'].includes(e.key)) return;        // they press the button
+    const key = e.key.length === 1 ? e.key.toLowerCase() : e.key;
+    if (!model.get('listens').includes(key)) return;
+    e.preventDefault();
+    e.stopPropagation();
+    if (!e.repeat) model.send({ key, turn: model.get('turn'), text });
+  }
+  function keep() {                                              // a button that is switched off takes the focus with it
+    if (mine && !seen(document.activeElement)) el.focus({ preventScroll: true });
+  }
+  function look() {
+    el.textContent = model.get('text');
+    el.dataset.turn = model.get('turn');
+    el.setAttribute('aria-label', `keys: ${model.get('text')}`);
+    requestAnimationFrame(keep);
+  }
+  function attach() {
+    panel = el.closest('.sk-panel');
+    if (!panel) return;
+    panel.addEventListener('keydown', press);
+    panel.addEventListener('focusin', () => { mine = true; });
+    panel.addEventListener('click', () => { mine = true; requestAnimationFrame(keep); });
+    if (model.get('grab')) el.focus({ preventScroll: true });
+  }
+  const elsewhere = (e) => { if (panel && !panel.contains(e.target)) mine = false; };
+  for (const name of ['focusin', 'pointerdown']) document.addEventListener(name, elsewhere, true);
+  model.on('msg:custom', ({ focus }) => {                        // what has just been shown may not be there yet
+    let left = 60;
+    const go = () => {
+      const node = panel && panel.querySelector(focus);
+      if (seen(node)) node.focus();
+      else if ((left -= 1) > 0) requestAnimationFrame(go);
+    };
+    if (focus) go();
+  });
+  for (const key of ['listens', 'turn', 'text']) model.on(`change:${key}`, look);
+  let over = false;
+  function soon() {
+    if (!panel) attach();
+    if (!panel && !over) requestAnimationFrame(soon);
+  }
+  look();
+  soon();
+  return () => {
+    over = true;
+    for (const name of ['focusin', 'pointerdown']) document.removeEventListener(name, elsewhere, true);
+    if (panel) panel.removeEventListener('keydown', press);
+  };
+}
+export default { render };
