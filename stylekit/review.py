@@ -22,7 +22,7 @@ from .core import folder_lock, one_line, user_path
 from .folders import MANIFEST, FolderJob, FolderRecord, FolderRun, FolderWorker, source_id, without_folders
 from .images import open_image
 from .lora import load_style
-from .records import Record, json_line, payload_hash, parse_json, read_lines, read_record, unseal
+from .records import Record, json_line, payload_hash, parse_json, read_lines, unseal
 from .rights import check_output, read_output
 from .sms import Settings, refuse_unread, settings
 from .stylizer import Callback, Checkpoint, Interrupted, fitting_mask, stylize
@@ -85,7 +85,7 @@ def file_alone(f, # an open file
     until = time.monotonic()+seconds
     while not lock_file(f):
         if time.monotonic() > until: raise StylekitError(f'{Path(f.name).name} is held by another process: try again')
-        time.sleep(.01)
+        time.sleep(.002)
     yield   # closing the file gives the lock back
 
 # %% ../nbs/14_review.ipynb #07d32cba
@@ -446,12 +446,17 @@ def undo(self:Review, item:str=None # default: the last picture that this review
         self.refresh()
         return last
 
-# %% ../nbs/14_review.ipynb #4e2e37bf
+# %% ../nbs/14_review.ipynb #a4fa3ee9
+def _settings_of(run:FolderRun)->Settings:
+    "Of the optimisation; for a network those it is redone with"
+    if not run.settings: return settings('fast')
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in run.settings.items()}
+    with explain_errors(f'the settings in {MANIFEST}'): return Settings(**given)
+
 @patch
 def _recipe(self:Review, item:str, round:int)->tuple: # Settings, λ, seed, mask: what a round was made with
     run = self.all[item].run
-    kept = run.settings and read_record(Settings, run.settings, f'the settings in {MANIFEST}')
-    cfg = settings(kept or 'fast', **self.changes)
+    cfg = settings(_settings_of(run), **self.changes)
     r = next((r for r in self._rounds.get(item, ()) if r.round == round), None)
     if r: return replace(cfg, lam=r.lam), r.lam, r.seed, r.mask
     return cfg, cfg.lam, run.seed, ''
@@ -520,10 +525,11 @@ def _worker(self:Review, item:str)->FolderWorker:
     "Style and model of a folder run, loaded once"
     run = self.all[item].run
     if run.id in self._workers: return self._workers[run.id]
-    cfg = read_record(Settings, run.settings, 'the settings') if run.settings else settings('fast')
-    job = FolderJob(str(self.out), self.style or run.style, how=dict(preset=cfg), seed=run.seed,
+    job = FolderJob(str(self.out), self.style or run.style, how=dict(preset=_settings_of(run)), seed=run.seed,
                     backbone=self.backbone, device=self.device, source=run.source, source_id=run.source_id)
-    with explain_errors(f'the style {run.style!r} or its model is not here'): worker = FolderWorker(job)
+    try: worker = FolderWorker(job)
+    except StylekitError as e:
+        raise StylekitError(f'{e}: give style and model of the folder as style= and backbone=') from e
     self._check_same(worker, run, _recorded(self.out/item))
     self._workers[run.id] = worker
     return worker

@@ -18,11 +18,11 @@ from .panels import Panel, in_voila, named, row
 from .review import ASKS, REASONS, Review, check_reviewer
 from .views import MaskBrush, Picture, script
 
-# %% ../nbs/15bh_review_panel.ipynb #fa4d77bc
+# %% ../nbs/15bh_review_panel.ipynb #302ee95f
 class KeyBar(anywidget.AnyWidget):
     "The keys of a panel, wherever in it the focus is"
-    listens = T.List(T.Unicode()).tag(sync=True) # as the browser calls them; letters small
-    turn = T.Int(0).tag(sync=True)               # counts the views: a press counts for the one that was seen
+    listens = T.List(T.Unicode()).tag(sync=True) # keys as the browser calls them; letters small
+    turn = T.Int(0).tag(sync=True)               # counts the views: a press is meant for the one that was seen
     text = T.Unicode('').tag(sync=True)          # what is shown
     grab = T.Bool(False).tag(sync=True)          # take the focus at once: on a page that has nothing else
     _esm, _css = script('keys').values()
@@ -68,6 +68,11 @@ AWAY = 300.           # seconds of looking that are written down at most: longer
 _KEYS = dict(a='accept', r='reject', s='more style', k='keep more', o='other seed', p='protect', z='undo', v='version',
              n='next open', ArrowLeft='previous', ArrowRight='next')   # key -> what it does
 _NAMES = dict(ArrowLeft='←', ArrowRight='→')
+_ENDS = ['Enter', 'Escape']
+_MODES = {'': [*_KEYS], 'reasons': [*map(str, range(len(REASONS)+1)), *_ENDS], 'protect': _ENDS}
+_HINTS = {'': 'Keys work while this panel has the focus: they stand on the buttons.',
+          'reasons': f'1 to {len(REASONS)} for a reason, 0 for your own words, Escape to go back.',
+          'protect': 'Paint; E rubs out, Z takes a stroke back, Enter redoes, Escape goes back.'}
 
 class ReviewPanel(Panel):
     "Go through a folder of results: `panel.review` holds what was decided"
@@ -99,9 +104,10 @@ def _make(self:ReviewPanel):
     self.name = named(W.Text(self.review.who, description='Reviewer', continuous_update=False,
                              tooltip='Stands in the log beside each decision'), 'who')
     self.name.observe(self.safely(lambda ch: self._rename(ch['new'])), 'value')
-    self.keybar = KeyBar(self.safely(self._press, clears=True), grab=in_voila())
-    self.children = [self.pulse, self.name, self.bar, self.title, named(W.HBox(sides), 'sides'), self.proof,
-                     *self._make_buttons(), self._make_reasons(), self._make_brush(), self.status, self.keybar]
+    self.keybar = KeyBar(self.safely(self._press, clears=True), grab=in_voila(),
+                         listens=[*dict.fromkeys(sum(_MODES.values(), []))])
+    self.children = [self.pulse, self.keybar, self.bar, self.title, named(W.HBox(sides), 'sides'), self.proof,
+                     *self._make_buttons(), self._make_reasons(), self._make_brush(), self.status, self.name]
 
 @patch
 def _rename(self:ReviewPanel, who:str):
@@ -170,16 +176,14 @@ def _look(self:ReviewPanel, moved:bool=True): # is another picture shown now?
     s, rounds = review.state(item), review.rounds(item)
     n = self._last = self.round if self.round in rounds else s.round
     if moved: self._show_pictures(review.before(item), rounds.get(n))
-    here = f'round {n} of {max(rounds)}' if len(rounds) > 1 else 'as the folder run made it'
+    here = f'round {n} of {max(rounds)}' if len(rounds) > 1 else ''
     self.labels['before'].value = f'<b>Before</b> {_safe(review.all[item].picture)}'
     self.labels['after'].value = f'<b>After</b> {here}'
     self.title.value = self._title(s)
     said = review.proof(item, n).sentences
     self.proof.value = '<ul>'+''.join(f'<li>{_safe(t)}</li>' for t in said)+'</ul>' if said else ''
     self._switch(rounds)
-    if moved:
-        self.shown_at = time.monotonic()
-        self.keybar.turn += 1
+    if moved: self.shown_at, self.keybar.turn = time.monotonic(), self.keybar.turn+1
 
 # %% ../nbs/15bh_review_panel.ipynb #dcdd4fdf
 @patch
@@ -203,20 +207,14 @@ def _title(self:ReviewPanel, s)->str: # of an ItemState; HTML
     state = f'<span class="sk-state {s.status}">{words}</span>{by}{note}'
     return f'<b>{_safe(s.item)}</b> · picture {place} of {p.of} · {state}<br>{_safe(p)}'
 
-# %% ../nbs/15bh_review_panel.ipynb #897076a1
+# %% ../nbs/15bh_review_panel.ipynb #6ea717de
 @patch
 def _switch(self:ReviewPanel, rounds:dict):
-    "Which boxes are open, which keys there are, what can be pressed"
+    "Which boxes are open, what can be pressed"
     self.reasons.layout.display = None if self.mode == 'reasons' else 'none'
     self.painting.layout.display = None if self.mode == 'protect' else 'none'
-    ends = ['Enter', 'Escape']
-    keys = {'': [*_KEYS], 'reasons': [*map(str, range(len(REASONS)+1)), *ends], 'protect': ends}
-    text = {'': 'Keys work while this panel has the focus: they stand on the buttons.',
-            'reasons': f'1 to {len(REASONS)} for a reason, 0 for your own words, Escape to go back.',
-            'protect': 'Paint; E rubs out, Z takes a stroke back, Enter redoes, Escape goes back.'}
     self.buttons['version'].disabled = len(rounds) < 2
-    if self.keybar.listens != keys[self.mode]: self.keybar.turn += 1
-    self.keybar.listens, self.keybar.text = keys[self.mode], text[self.mode]
+    self.keybar.text = _HINTS[self.mode]
 
 # %% ../nbs/15bh_review_panel.ipynb #71c68ca6
 @patch
@@ -227,14 +225,14 @@ def _click(self:ReviewPanel, key:str):
 def _press(self:ReviewPanel, key:str, text:str=''):
     "What a key does"
     with self._act:
+        if key not in _MODES[self.mode]: return
         if self.mode == 'reasons': return self._press_reason(key, text)
         if self.mode == 'protect': return self._protect() if key == 'Enter' else self._open('')
         does = _KEYS[key]
-        if does == 'accept': self._after(self.review.accept(self.item, self._shown(), seconds=self._looked()))
-        elif does == 'reject': self._open('reasons')
-        elif does == 'protect': self._open_brush()
-        elif does in ASKS: self._redo(does)
-        else: dict(undo=self._undo, version=self._version).get(does, lambda: self._go(does))()
+        if does in ASKS: return self._redo(does)
+        acts = dict(accept=self._accept, reject=lambda: self._open('reasons'), protect=self._open_brush,
+                    undo=self._undo, version=self._version)
+        acts.get(does, lambda: self._go(does))()
 
 @patch
 def _press_reason(self:ReviewPanel, key:str, text:str): # in one's own words, with Enter
@@ -256,6 +254,10 @@ def _open(self:ReviewPanel, mode:str):
     self.mode = mode
     self.own.value = ''
     self._look(moved=False)
+
+@patch
+def _accept(self:ReviewPanel):
+    self._after(self.review.accept(self.item, self._shown(), seconds=self._looked()))
 
 @patch
 def _reject(self:ReviewPanel, reason:str):

@@ -9,11 +9,15 @@ function render({ model, el }) {
   const typing = (node) => node.matches('input, textarea, select');
   const seen = (node) => node && node !== document.body && node.getClientRects().length > 0 && !node.disabled;
   function press(e) {
-    if (e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented || e.isComposing) return;
-    const text = e.key === 'Enter' && e.target.closest('.sk-own') ? e.target.value : undefined;
-    if (typing(e.target) && e.key !== 'Escape' && text === undefined) return;
+    if (e.ctrlKey || e.metaKey || e.altKey || e.defaultPrevented || typing(e.target)) return;
     if (e.target.closest('button') && [' ', 'Enter'].includes(e.key)) return;        // they press the button
-    const key = e.key.length === 1 ? e.key.toLowerCase() : e.key;
+    send(e, e.key.length === 1 ? e.key.toLowerCase() : e.key);
+  }
+  function write(e) {                                            // before the text field, which keeps all keys to itself
+    if (!typing(e.target) || !e.target.closest('.sk-own') || e.isComposing) return;  // letters that are still being chosen
+    if (['Enter', 'Escape'].includes(e.key)) send(e, e.key, e.target.value);
+  }
+  function send(e, key, text) {
     if (!model.get('listens').includes(key)) return;
     e.preventDefault();
     e.stopPropagation();
@@ -32,6 +36,7 @@ function render({ model, el }) {
     panel = el.closest('.sk-panel');
     if (!panel) return;
     panel.addEventListener('keydown', press);
+    panel.addEventListener('keydown', write, true);
     panel.addEventListener('focusin', () => { mine = true; });
     panel.addEventListener('click', () => { mine = true; requestAnimationFrame(keep); });
     if (model.get('grab')) el.focus({ preventScroll: true });
@@ -58,7 +63,9 @@ function render({ model, el }) {
   return () => {
     over = true;
     for (const name of ['focusin', 'pointerdown']) document.removeEventListener(name, elsewhere, true);
-    if (panel) panel.removeEventListener('keydown', press);
+    if (!panel) return;
+    panel.removeEventListener('keydown', press);
+    panel.removeEventListener('keydown', write, true);
   };
 }
 export default { render };
