@@ -25,15 +25,16 @@ class KeyBar(anywidget.AnyWidget):
     turn = T.Int(0).tag(sync=True)               # counts the views: a press is meant for the one that was seen
     text = T.Unicode('').tag(sync=True)          # what is shown
     grab = T.Bool(False).tag(sync=True)          # take the focus at once: on a page that has nothing else
+    asks = T.Unicode('').tag(sync=True)          # `model_id` of a brush whose mask goes along with Enter; '': none
     _esm, _css = script('keys').values()
-    def __init__(self, pressed, **kw): # pressed(key, what stands in the text field)
+    def __init__(self, pressed, **kw): # pressed(key, text): with Enter what is written or painted, else None
         super().__init__(**kw)
         self.pressed = pressed
         self.on_msg(lambda w, content, buffers: self.hear(content))
     def hear(self, said:dict):
         "A message of the page"
         if said.get('turn') == self.turn and said.get('key') in self.listens:
-            self.pressed(said['key'], str(said.get('text', '')))
+            self.pressed(said['key'], said.get('text'))
     def focus(self, css:str):
         "Put the focus on something in the panel"
         self.send(dict(focus=css))
@@ -214,6 +215,7 @@ def _switch(self:ReviewPanel, rounds:dict):
     self.reasons.layout.display = None if self.mode == 'reasons' else 'none'
     self.painting.layout.display = None if self.mode == 'protect' else 'none'
     self.buttons['version'].disabled = len(rounds) < 2
+    self.keybar.asks = self.brush.model_id if self.mode == 'protect' else ''
     self.keybar.text = _HINTS[self.mode]
 
 # %% ../nbs/15bh_review_panel.ipynb #71c68ca6
@@ -222,12 +224,12 @@ def _click(self:ReviewPanel, key:str):
     if time.monotonic()-self.shown_at >= SOON: self._press(key)
 
 @patch
-def _press(self:ReviewPanel, key:str, text:str=''):
+def _press(self:ReviewPanel, key:str, text:str=None):
     "What a key does"
     with self._act:
         if key not in _MODES[self.mode]: return
         if self.mode == 'reasons': return self._press_reason(key, text)
-        if self.mode == 'protect': return self._protect() if key == 'Enter' else self._open('')
+        if self.mode == 'protect': return self._protect(text) if key == 'Enter' else self._open('')
         does = _KEYS[key]
         if does in ASKS: return self._redo(does)
         acts = dict(accept=self._accept, reject=lambda: self._open('reasons'), protect=self._open_brush,
@@ -235,10 +237,11 @@ def _press(self:ReviewPanel, key:str, text:str=''):
         acts.get(does, lambda: self._go(does))()
 
 @patch
-def _press_reason(self:ReviewPanel, key:str, text:str): # in one's own words, with Enter
+def _press_reason(self:ReviewPanel, key:str, text:str): # in one's own words
     if key == '0': return self.keybar.focus('.sk-own input')
     if key == 'Escape': return self._open('')
-    self._reject(text if key == 'Enter' else REASONS[int(key)-1])
+    if key != 'Enter': self._reject(REASONS[int(key)-1])
+    elif text is not None: self._reject(text)                # else not from the text field
 
 # %% ../nbs/15bh_review_panel.ipynb #c9c7bb4d
 @patch
@@ -278,9 +281,10 @@ def _open_brush(self:ReviewPanel):
     self.keybar.focus('.sk-brush canvas')
 
 @patch
-def _protect(self:ReviewPanel):
-    if not self.brush.mask: raise StylekitError('nothing is painted yet: paint what must stay')
-    self._redo('protect this', self.brush.mask)
+def _protect(self:ReviewPanel, mask:str=None): # as the brush gives it; None: from a button
+    mask = self.brush.mask if mask is None else mask
+    if not mask: raise StylekitError('nothing is painted yet: paint what must stay')
+    self._redo('protect this', mask)
 
 @patch
 def _undo(self:ReviewPanel):

@@ -21,7 +21,12 @@ function render({ model, el }) {
     if (!model.get('listens').includes(key)) return;
     e.preventDefault();
     e.stopPropagation();
-    if (!e.repeat) model.send({ key, turn: model.get('turn'), text });
+    const turn = model.get('turn'), asked = model.get('asks');
+    if (e.repeat) return;
+    if (key !== 'Enter' || !asked || text !== undefined) return model.send({ key, turn, text });
+    model.widget_manager.get_model(asked).then((other) => {      // what was painted last may still be on its way to Python
+      model.send({ key, turn, text: other.get('mask') });
+    });
   }
   function keep() {                                              // a button that is switched off takes the focus with it
     if (mine && !seen(document.activeElement)) el.focus({ preventScroll: true });
