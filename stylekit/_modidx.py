@@ -2050,6 +2050,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'stylekit.review._copy': ('review.html#_copy', 'stylekit/review.py'),
                                  'stylekit.review._inside': ('review.html#_inside', 'stylekit/review.py'),
                                  'stylekit.review._obstacles': ('review.html#_obstacles', 'stylekit/review.py'),
+                                 'stylekit.review._other_lam': ('review.html#_other_lam', 'stylekit/review.py'),
                                  'stylekit.review._recorded': ('review.html#_recorded', 'stylekit/review.py'),
                                  'stylekit.review._seconds': ('review.html#_seconds', 'stylekit/review.py'),
                                  'stylekit.review._settings_of': ('review.html#_settings_of', 'stylekit/review.py'),

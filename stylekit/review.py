@@ -467,7 +467,15 @@ def _next_seed(self:Review, item:str)->int:
     used = [r.seed for r in self.log.records if r.item == item and r.seed is not None]
     return max([self.all[item].run.seed, *used])+1
 
-# %% ../nbs/14_review.ipynb #19dace74
+# %% ../nbs/14_review.ipynb #51546593
+def _other_lam(cfg:Settings, lam:float, asked:str)->float:
+    "Half of λ or twice as much; from 0 up to that of the preset `fast`"
+    new = lam/2 if asked == 'more style' else 2*lam
+    new = new or settings('fast').lam
+    refuse_unread(replace(cfg, lam=new))
+    if asked == 'more style' and not lam: raise StylekitError('λ is 0 already: nothing is held')
+    return new
+
 @patch
 def _asked(self:Review, item:str, asked:str, round:int, mask)->dict: # fields of the decision
     "What a redo shall be made with"
@@ -475,10 +483,7 @@ def _asked(self:Review, item:str, asked:str, round:int, mask)->dict: # fields of
     if (asked == 'protect this') != (mask is not None):
         raise StylekitError('give mask= with "protect this", and with nothing else')
     cfg, lam, seed, old = self._recipe(item, round)
-    if asked in ASKS[:2]:
-        if asked == 'more style' and not lam: raise StylekitError(f'λ of {item} is 0 already: nothing is held')
-        lam = lam/2 if asked == 'more style' else 2*lam or settings('fast').lam
-        refuse_unread(replace(cfg, lam=lam))
+    if asked in ASKS[:2]: lam = _other_lam(cfg, lam, asked)
     if asked == 'other seed': seed = self._next_seed(item)
     if mask is not None: old = self._keep_mask(item, mask)
     return dict(asked=asked, lam=lam, seed=seed, mask=old)
