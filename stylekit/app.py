@@ -296,7 +296,7 @@ def app(port:int=8866, # where the page is served
 # %% ../nbs/15c_app.ipynb #489ade6e
 def review_page(out, # folder of results
                 source=None, who:str='reviewer', proof=None, # as `Review`; a proof is the path of a JSON file
-                style:str=None, backbone:str=None, device:str=None, # as `Review`
+                style:str=None, backbone:str=None, device:str=None, steps:int=None, # as `Review`; steps of redos
                 port:int=8866, host:str='127.0.0.1', browser:bool=True, # as `app`
                 silence:float=90., max_kernels:int=4, token:str=None, hosts=() # as `app`
                ):
@@ -305,6 +305,6 @@ def review_page(out, # folder of results
     _check_app(60, max_kernels, token, hosts)
     review = Review(out, source, who, proof)
     given = dict(out=str(review.out.resolve()), who=review.who, style=style, backbone=backbone, device=device)
-    given |= dict(source=review.source and str(review.source.resolve()), proof=proof and str(Path(proof).resolve()))
+    given |= dict(steps=steps, source=review.source and str(review.source.resolve()), proof=proof and str(Path(proof).resolve()))
     given = {k: v for k, v in given.items() if v}
     serve_panel('ReviewPanel', given, port, host, browser, 20_000_000, silence, max_kernels, token, hosts)

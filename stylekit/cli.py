@@ -938,7 +938,8 @@ def app(port:whole(1, 65535)=8866, # where the page is served
 def _review(o)->int: # exit status; `o`: what was given to `review`
     from stylekit.review import Review
     from stylekit.review_panel import device_turn
-    review = Review(o.out, o.source, o.who, o.proof, style=o.style, backbone=o.backbone, device=o.device)
+    changes = dict(steps=o.steps) if o.steps else {}
+    review = Review(o.out, o.source, o.who, o.proof, style=o.style, backbone=o.backbone, device=o.device, **changes)
     review.turn = lambda stopped: device_turn(stopped, review.device, review.stop)
     made = review.work() if o.redo else ()
     for r in made:
@@ -956,6 +957,7 @@ def review(out:FOLDER, # folder of results, as stylize left it
            style:STYLE=None, # for redos; default the folder's
            backbone:MODEL=None, # for redos; default the folder's
            device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
+           steps:whole(1, 100_000)=None, # of redos; default the folder's, or the preset's
            redo:bool=False, # no page: make what is to be redone, and say how far the review is
            port:whole(1, 65535)=8866, # where the page is served
            host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network, for those who have the link
@@ -968,8 +970,8 @@ def review(out:FOLDER, # folder of results, as stylize left it
     "Go through a folder of results: accept, reject, redo; by keys, on a page"
     if redo: return _review(SimpleNamespace(**locals()))
     from stylekit.app import review_page
-    review_page(out, source, who, proof, style, backbone, device, port, host, not no_browser, silence, max_kernels,
-                token, hosts or ())
+    review_page(out, source, who, proof, style, backbone, device, steps, port, host, not no_browser, silence,
+                max_kernels, token, hosts or ())
 
 # %% ../nbs/16_cli.ipynb #3ee5bf55
 def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside ours

@@ -110,7 +110,7 @@ def kernels_of(server):
 
 def on_page(chrome, home, out, how):
     "The same of the page that the command serves"
-    options = [out, '--who', 'ann', '--style', 'ink', '--proof', how['proof']]
+    options = [out, '--who', 'ann', '--style', 'ink', '--proof', how['proof'], '--steps', how['steps']]
     with Server(home, options, 'review') as server:
         p = Page(chrome, server.url)
         def enter():
@@ -138,8 +138,8 @@ def out(sixty, tmp_path):
 @pytest.mark.parametrize('where', ['lab', 'page'])
 def test_sixty_pictures_by_keys_and_two_killed_kernels(chrome, lab, out, where, tmp_path):
     "The log has each decision, in order; the export just what was accepted; who comes back stands at an open one"
-    how = dict(style='ink', proof=str(tmp_path/'proof.json'))
-    stages = in_lab(chrome, lab, out, how | dict(steps=2)) if where == 'lab' else on_page(chrome, tmp_path, out, how)
+    how = dict(style='ink', proof=str(tmp_path/'proof.json'), steps=2)
+    stages = in_lab(chrome, lab, out, how) if where == 'lab' else on_page(chrome, tmp_path, out, how)
     for p, enter, kill in stages:
         keys = Keys(p)
         enter()
