@@ -305,6 +305,7 @@ def review_page(out, # folder of results
     _check_app(60, max_kernels, token, hosts)
     review = Review(out, source, who, proof)
     given = dict(out=str(review.out.resolve()), who=review.who, style=style, backbone=backbone, device=device)
-    given |= dict(steps=steps, source=review.source and str(review.source.resolve()), proof=proof and str(Path(proof).resolve()))
+    given |= dict(source=review.source and str(review.source.resolve()), steps=steps)
+    given['proof'] = proof and str(Path(proof).resolve())
     given = {k: v for k, v in given.items() if v}
     serve_panel('ReviewPanel', given, port, host, browser, 20_000_000, silence, max_kernels, token, hosts)
