@@ -104,14 +104,14 @@ def random_style(tmp_path_factory):
 @pytest.fixture(scope='session')
 def small_network(tmp_path_factory):
     "A file of a network of one pass that changes something and costs nothing"
-    from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator
+    from stylekit.feedforward import FEEDFORWARD_FILE, FeedForward, StyleNet
     torch.manual_seed(0)
-    net = Generator(widths=(8, 16), blocks=(1, 1))
+    net = StyleNet(widths=(8, 16), blocks=(1, 1))
     with torch.no_grad():
         for p in net.parameters(): p.add_(.03*torch.randn_like(p))
     about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
                  style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
-    return FeedForward(net, about).save(tmp_path_factory.mktemp('network')/GENERATOR_FILE)
+    return FeedForward(net, about).save(tmp_path_factory.mktemp('network')/FEEDFORWARD_FILE)
 
 
 @pytest.fixture(scope='session')
