@@ -566,12 +566,13 @@ def _colours_in(text:str)->dict:
     with explain_errors(f'match_color={one_line(repr(text), 60)}', use):
         return dict(how='palette', palette=tuple(_hex(_rgb(c)) for c in colours))
 
-# %% ../nbs/01c_color.ipynb #fb44359f
+# %% ../nbs/01c_color.ipynb #c21cbf64
 def _linear(make, lab, source, weight, seen, request)->Tensor:
     (mean, s), (target, t) = color_moments(lab, weight), color_moments(source, seen)
     return map_colors(lab, make(s, t), mean, target)
 
-def _areas(lab, source, weight, seen, request)->Tensor: return match_areas(lab[0], source[0], weight[0, 0])[None]
+def _areas(lab, source, weight, seen, request)->Tensor:
+    return match_areas(lab[0], source[0], torch.minimum(weight, seen)[0, 0])[None]
 
 def _low(lab, source, weight, seen, request)->Tensor:
     return lab + smooth_part(source-lab, request.cutoff, torch.minimum(weight, seen))
@@ -579,8 +580,8 @@ def _low(lab, source, weight, seen, request)->Tensor:
 def _lock(lab, source, weight, seen, request)->Tensor:
     if request.palette: palette = hex_to_lab(request.palette)
     else: palette, _ = main_colors(source[0], request.colors, seen[0, 0])
-    beneath = source[0] if request.method == 'areas' else None
-    return lock_palette(lab[0], palette, beneath, weight[0, 0], request.radius)[None]
+    if request.method == 'nearest': return lock_palette(lab[0], palette, None, weight[0, 0], request.radius)[None]
+    return lock_palette(lab[0], palette, source[0], torch.minimum(weight, seen)[0, 0], request.radius)[None]
 
 _MAPS = dict(areas=_areas, low=_low, mkl=partial(_linear, mkl_matrix), reinhard=partial(_linear, reinhard_matrix))
 

@@ -121,6 +121,13 @@ def test_delta_e_is_a_symmetric_distance_that_broadcasts():
     one = b[:1, :, :1, :1]
     assert torch.allclose(C.delta_e_2000(a, one), C.delta_e_2000(a, one.expand_as(a)))
 
+def test_opposite_hues_are_on_one_side_whatever_the_precision():
+    ab = rand(2, 40, 50)*80-40
+    light = torch.full((1, 40, 50), 50.).double()
+    pair = torch.cat([light, ab]), torch.cat([light, -ab*rand(1, 40, 50, seed=1)])
+    double, single = C.delta_e_2000(*pair), C.delta_e_2000(*(x.float() for x in pair))
+    assert (double-single).abs().max() < 2e-3
+
 
 # ---- the screen's colours
 
@@ -235,6 +242,8 @@ def test_what_has_no_weight_has_no_say():
     y = x.clone()
     y[..., 8:] = 9
     assert torch.allclose(C.smooth_part(x, .3, w)[..., :8], C.smooth_part(y, .3, w)[..., :8])
+    even = torch.full_like(x, .7)
+    assert torch.allclose(C.smooth_part(even, .3, rand(1, 12, 12)), even, atol=1e-6)      # a mean, not a sum
 
 def test_main_colors():
     lab = C.rgb_to_lab(image_to_tensor(sample_image('taxi')).double())[0]
@@ -356,8 +365,9 @@ def kinds():
     gone.putalpha(0)
     sixteen = Image.fromarray((np.arange(24*17).reshape(17, 24)*160).astype(np.uint16))
     return dict(rgb=rgb, grey=rgb.convert('L'), alpha=half, gone=gone, grey_alpha=half.convert('LA'),
-                cmyk=rgb.convert('CMYK'), indexed=rgb.convert('P'), bits=rgb.convert('1'), sixteen=sixteen, one_colour=image_of('#808080'),
-                pixel=image_of('red', (1, 1)), row=rgb.resize((31, 1)), column=rgb.resize((1, 7)))
+                cmyk=rgb.convert('CMYK'), indexed=rgb.convert('P'), bits=rgb.convert('1'), sixteen=sixteen,
+                one_colour=image_of('#808080'), pixel=image_of('red', (1, 1)), row=rgb.resize((31, 1)),
+                column=rgb.resize((1, 7)))
 
 KINDS = kinds()
 
@@ -412,6 +422,20 @@ def test_the_source_may_have_another_size_or_for_linear_maps_be_another_picture(
     for how in ('source', 'source:low', 'palette'):
         with pytest.raises(StylekitError, match='same shape'): C.match_color(a, wide, how)
     with pytest.raises(StylekitError, match='same shape'): C.match_color(a, wide, 'source:mkl', region=b)
+
+def test_what_is_transparent_in_either_has_no_say():
+    a, b = (sample_image('owl', look).copy() for look in ('flat', 'shaded'))
+    seen = np.zeros((128, 128), np.uint8)
+    seen[:, :80] = 255
+    b.putalpha(Image.fromarray(seen))
+    loud = Image.new('RGB', b.size, '#00ff00')
+    loud.paste(b, mask=b.getchannel('A'))
+    loud.putalpha(b.getchannel('A'))
+    for how in ('source', 'source:mkl', 'palette'):        # what stands under alpha 0 makes no difference
+        assert np.array_equal(C.match_color(a, b, how), C.match_color(a, loud, how))
+    a.putalpha(Image.fromarray(255-seen))                  # nowhere are both to be seen
+    for how in ('source', 'palette', 'source:low'):
+        assert np.array_equal(np.array(C.match_color(a, b, how))[..., 3], 255-seen)
 
 def test_bad_pictures_and_regions_are_refused():
     x = rand(1, 3, 8, 8)
