@@ -379,14 +379,16 @@ def area_colors(lab:Tensor, # (3, h, w)
         colors = mean(areas*torch.exp(-.5*(torch.cdist(colors, pixels)/reach)**2) + 1e-9*areas)
     return colors
 
-# %% ../nbs/01c_color.ipynb #30fd246a
+# %% ../nbs/01c_color.ipynb #560ba0ec
 _BENEATH = .3   # weight of the source's a and b among a pixel's coordinates
 
-def _stillness(*pictures)->Tensor: # of (3, h, w); (h, w) in (0, 1]
-    "Near 1 where nothing changes within a few pixels, small at outlines"
+def _stillness(pictures, weight:Tensor)->Tensor: # of (3, h, w), (h, w); (h, w) in (0, 1]
+    "Near 1 where nothing that counts changes within a few pixels, small at outlines"
     x = torch.stack(pictures)
     r = max(1, round(max(x.shape[-2:])/64))
-    def largest(v): return F.max_pool2d(F.max_pool2d(v, (2*r+1, 1), 1, (r, 0)), (1, 2*r+1), 1, (0, r))
+    def largest(v):
+        v = v.masked_fill(weight == 0, -math.inf)
+        return F.max_pool2d(F.max_pool2d(v, (2*r+1, 1), 1, (r, 0)), (1, 2*r+1), 1, (0, r))
     span = (largest(x)+largest(-x)).square().sum(1)
     return torch.exp(-.5*span/15**2).clamp(min=1e-3).prod(0)
 
@@ -400,7 +402,7 @@ class ColorAreas:
         "The picture with each area's colours moved"
         return lab + torch.einsum('nhw,nc->chw', self.shares, by)
 
-# %% ../nbs/01c_color.ipynb #853a8fdd
+# %% ../nbs/01c_color.ipynb #fb6c070a
 def color_areas(lab:Tensor, # the result, (3, h, w)
                 source:Tensor=None, # what lies beneath, (3, h, w); None: nothing is known of it
                 weight:Tensor=None, # (h, w), how much each pixel counts
@@ -411,11 +413,14 @@ def color_areas(lab:Tensor, # the result, (3, h, w)
     pictures = [lab] if source is None else [lab, source]
     x = lab if source is None else torch.cat([lab, _BENEATH*source[1:]])
     *thin, thin_x, w = _thin(*pictures, x, weight[None])
-    w = w[0]*_stillness(*thin)
+    w = w[0]*_stillness(thin, w[0])
     centres, _ = main_colors(thin_x, k, w)
-    shares = soft_shares(thin_x, centres)*w
-    own, *beneath = (area_colors(p, shares) for p in thin)
-    return ColorAreas(soft_shares(x, centres), own, beneath[0] if beneath else own)
+    some = soft_shares(thin_x, centres)*w
+    own, *beneath = (area_colors(p, some) for p in thin)
+    shares = soft_shares(x, centres)
+    if source is not None and not weight.all():   # where the source cannot be seen, it has no say
+        shares = torch.where(weight > 0, shares, soft_shares(lab, centres[:, :3]))
+    return ColorAreas(shares, own, beneath[0] if beneath else own)
 
 # %% ../nbs/01c_color.ipynb #492baff9
 def match_areas(lab:Tensor, # the result, (3, h, w)
@@ -462,7 +467,7 @@ def palette_of(picture, # path, PIL image, array, or tensor (3, H, W) in [0, 1]
     weight = p.seen*_weights(region, p.rgb.shape[-2:], p.rgb)
     return lab_to_hex(main_colors(rgb_to_lab(p.rgb)[0], colors, weight[0, 0])[0])
 
-# %% ../nbs/01c_color.ipynb #bbefa9e4
+# %% ../nbs/01c_color.ipynb #bc34de15
 def _reach(d:Tensor, radius:float)->Tensor: # ΔE2000
     "1 up to half the radius, 0 from the radius on, smooth between"
     x = (2*d/radius-1).clamp(0, 1)
@@ -480,6 +485,7 @@ def lock_palette(lab:Tensor, # the result, (3, h, w)
                 )->Tensor: # like lab
     "Each area moved, as a whole, to a colour of the palette"
     areas, palette = color_areas(lab, source, weight, k), palette.to(lab)
+    if not len(areas.own): return lab   # nothing counts
     unlike, which = _each_to_each(areas.beneath, palette).min(1)
     target = palette[which]
     reach = _reach(delta_e_2000(areas.own.T[..., None], target.T[..., None])[:, 0], radius)
