@@ -191,8 +191,8 @@ def _usual()->tuple: # as of `_found`
     warnings.warn(f'{FLORENCE} is not to be had: {BLIP} captions in its place')
     return found
 
-# %% ../nbs/01d_captions.ipynb #18a81061
-def load_captioner(name=None, # folder or hub id of Florence-2 or BLIP; `None`: `FLORENCE`, or else `BLIP`
+# %% ../nbs/01d_captions.ipynb #548f654b
+def load_captioner(name=None, # folder or hub id of Florence-2 or BLIP; `None` or 'auto': `FLORENCE`, or else `BLIP`
                    device=None, # see `pick_device`
                    dtype=None, # see `pick_dtype`
                    revision:str=None, # of a hub id: branch, tag or commit
@@ -203,7 +203,7 @@ def load_captioner(name=None, # folder or hub id of Florence-2 or BLIP; `None`: 
     if task not in TASKS: raise StylekitError(f'task={task!r}: there are {", ".join(TASKS)}')
     device = pick_device(device)
     dtype = pick_dtype(device, dtype)
-    folder, label, commit = _found(name, revision) if name is not None else _usual()
+    folder, label, commit = _usual() if name in (None, 'auto') else _found(name, revision)
     family = _family(folder, label)
     with explain_memory('use the CPU'), explain_errors(f'{label} cannot be loaded', 'download it again'):
         model, processor = _model(folder, family, label, dtype).to(device), _processor(folder, family)
@@ -255,18 +255,28 @@ def sidecar_paths(pictures:list # PictureFiles of a folder, all of them
     readers = Counter(chain.from_iterable({_key(path) for path in _places(p)} for p in pictures))
     return [next((path for path in _places(p) if readers[_key(path)] == 1), None) for p in pictures]
 
-# %% ../nbs/01d_captions.ipynb #1695a30c
-def _write_new(path:Path, text:str):
-    "A text, whole or not at all, and never over what is there"
-    there = f'{path.name} is there already: it is left as it is'
-    with atomic_path(path) as tmp:
-        tmp.write_text(text+'\n', encoding='utf-8')
-        try: os.link(tmp, path)   # fails if somebody has just written one
-        except FileExistsError: raise StylekitError(there) from None
-        except OSError:   # a disk without links
-            if path.exists(): raise StylekitError(there) from None
+# %% ../nbs/01d_captions.ipynb #973040e2
+class _IsThere(Exception): "Somebody has written it meanwhile"
 
-# %% ../nbs/01d_captions.ipynb #5e9c2318
+def _link(tmp:Path, path:Path)->bool: # False if something is there
+    try: os.link(tmp, path)   # of two that write at once, one fails
+    except FileExistsError: return False
+    except OSError: return not path.exists()   # a disk without links
+    return True
+
+def _write_new(path:Path, text:str)->bool: # False if something is there
+    "Write a text, whole or not at all, and never over what is there"
+    try:
+        with atomic_path(path) as tmp:
+            with open(tmp, 'w', encoding='utf-8') as f:
+                f.write(text+'\n')
+                f.flush()
+                os.fsync(f.fileno())   # whole before it has its name
+            if not _link(tmp, path): raise _IsThere
+    except _IsThere: return False
+    return True
+
+# %% ../nbs/01d_captions.ipynb #618d15d4
 def _mend(file:Path):
     "Take off a last line that a killed run left unfinished"
     if not file.exists(): return
@@ -274,14 +284,14 @@ def _mend(file:Path):
     if raw.endswith(b'\n') or not raw: return
     with atomic_path(file) as tmp: tmp.write_bytes(raw[:raw.rfind(b'\n')+1])
 
-def _keep(folder:Path, record:AutoCaption):
+def _keep(folder:Path, record:AutoCaption)->bool: # False if somebody has written a text meanwhile
     "Its line, on the disk, and then its text"
     with explain_errors(f'cannot write {AUTO_CAPTIONS}', 'free some space and run it again'):
         with open(folder/AUTO_CAPTIONS, 'a', encoding='utf-8') as f:
             f.write(json_line(record))
             f.flush()
             os.fsync(f.fileno())
-    _write_new(folder/record.sidecar, record.caption)
+    return _write_new(folder/record.sidecar, record.caption)
 
 # %% ../nbs/01d_captions.ipynb #e335b49f
 def _count(n:int, thing:str)->str: return f'{n} {thing}{"s" if n != 1 else ""}'
@@ -339,7 +349,7 @@ def _record(captioner:Captioner, folder:Path, p, path:Path, said:str, longest:in
     return AutoCaption(p.name, path.relative_to(folder).as_posix(), caption, said, captioner.name,
                        captioner.revision, file_sha256(p.path), now)
 
-# %% ../nbs/01d_captions.ipynb #90a2381f
+# %% ../nbs/01d_captions.ipynb #846813ef
 def _write_captions(captioner:Captioner, folder:Path, todo:list, batch:int, longest:int, report)->tuple:
     "AutoCaptions that were written; name -> what is wrong"
     written, failed = [], {}
@@ -351,8 +361,8 @@ def _write_captions(captioner:Captioner, folder:Path, todo:list, batch:int, long
                 record = _record(captioner, folder, p, path, said, longest)
             except StylekitError as e: failed[p.name] = str(e)
             else:
-                _keep(folder, record)
-                written.append(record)
+                if _keep(folder, record): written.append(record)
+                else: failed[p.name] = f'{path.name} has been written meanwhile: it is left as it is'
         if report: report(min(i+batch, len(todo)), len(todo))
     return written, failed
 
@@ -383,9 +393,12 @@ def caption_folder(folder, # of pictures, and of the folders in it
         written, wrong = _write_captions(c, folder, todo, batch, longest, report)
     return CaptionedFolder(folder, c.name, c.revision, written, kept, failed | wrong)
 
-# %% ../nbs/01d_captions.ipynb #f78d7ce9
-def check_auto(caption):
+# %% ../nbs/01d_captions.ipynb #4ee9ba02
+def check_auto(caption, # as a function of folders was given it
+               captioner=None # and its `caption_model`
+              ):
     "Refuse what a folder cannot mean by `caption=`"
+    if caption is None and captioner is not None: raise StylekitError("caption_model is for caption='auto'")
     if caption not in (None, 'auto'):
         raise StylekitError(f"caption={one_line(repr(caption), 40)}: a folder takes caption='auto', or captions= for "
                             'a table')
@@ -395,7 +408,7 @@ def auto_caption_folder(folder, caption=None, # None: nothing is done; 'auto'
                         **options # of `caption_folder`
                        ):
     "What `caption='auto'` means to a folder: captions that are missing are written beside its pictures, and it is said"
-    check_auto(caption)
+    check_auto(caption, captioner)
     if caption is None: return
     done = caption_folder(folder, captioner, **options)
     if done.written: warnings.warn(str(done), stacklevel=2)
