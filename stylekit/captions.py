@@ -7,10 +7,11 @@ __all__ = ['FLORENCE', 'BLIP', 'TASKS', 'AUTO_CAPTIONS', 'style_caption', 'weigh
            'AutoCaption', 'auto_captions', 'sidecar_paths', 'CaptionedFolder', 'caption_folder', 'check_auto',
            'auto_caption_folder', 'caption_images']
 
-# %% ../nbs/01d_captions.ipynb #3be5913d
+# %% ../nbs/01d_captions.ipynb #9fa7a4f2
 import os, re, tempfile, unicodedata, warnings
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
@@ -38,13 +39,9 @@ _PLAIN = (r'(?:white|black|gr[ae]y|red|green|blue|yellow|orange|pink|purple|brow
 _GROUND = re.compile(rf',? (?:(?:is )?isolated )?(?:on|with|against|in front of|over) (?:an? |the )?'
                      rf'(?:{_PLAIN} )+(?:background|backdrop|ground)\b')
 
-# %% ../nbs/01d_captions.ipynb #f436595b
+# %% ../nbs/01d_captions.ipynb #a14d1353
 _SENTENCE = re.compile(r'(?<!\bst)(?<!\bmr)(?<!\bdr)(?<!\bno)(?<!\bmrs)[.!?](?: |$)')
 _AGAIN = re.compile(r'\b(\w+(?: \w+){0,4})(?:(?: with| and)? \1\b)+')   # what a small model says in circles
-_JOINTS = ('with on in at of by near under over behind beside inside and or to from for next that which who while '
-           'wearing holding standing sitting').split()
-_LOOSE = {*_JOINTS, *'a an the is are its his her their front top'.split()}
-
 _FILLER = re.compile(r'\b(?:(?:that|which|who) )?(?:is|are) (?=\w+ing\b)|\b(?:that|which|who) (?:is|are) |'
                      r'\barafe?d\b ?')   # the last is no word: a large BLIP says it
 
@@ -57,6 +54,11 @@ def _plain_words(text:str)->str:
     "One line in lower case, without what cannot be printed"
     text = unicodedata.normalize('NFC', text.replace('\ufffd', ' '))
     return ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split()).lower()
+
+# %% ../nbs/01d_captions.ipynb #3fc1862f
+_JOINTS = ('with on in at of by near under over behind beside inside and or to from for next that which who while '
+           'wearing holding standing sitting').split()
+_LOOSE = {*_JOINTS, *'a an the is are its his her their front top'.split()}
 
 def _cut(text:str, longest:int)->str: # words
     "Cut before the last joint that leaves no more than `longest` words; nothing hangs loose at the end"
@@ -83,7 +85,7 @@ def weight_files(folder # of a model that transformers saved
     "Its weights: one file, or shards"
     return sorted(Path(folder).glob('model*.safetensors'))
 
-# %% ../nbs/01d_captions.ipynb #c3c30405
+# %% ../nbs/01d_captions.ipynb #35aa7a74
 FLORENCE, BLIP = 'florence-community/Florence-2-base', 'Salesforce/blip-image-captioning-large'
 TASKS = ('<CAPTION>', '<DETAILED_CAPTION>', '<MORE_DETAILED_CAPTION>')   # what Florence-2 can be asked for
 
@@ -98,9 +100,20 @@ def _family(folder:Path, label:str)->str: # 'florence2' or 'blip'
     vision = config.get('vision_config')
     if isinstance(vision, dict) and vision.get('model_type') == 'davit':
         raise StylekitError(f'{label} is a Florence-2 that brings code of its own, which is not run: use {FLORENCE}')
+    _check_files(folder, label)
+    return family
+
+# %% ../nbs/01d_captions.ipynb #32e49e65
+_NEEDED = (('processor_config.json', 'preprocessor_config.json'), ('tokenizer.json', 'vocab.json', 'vocab.txt'))
+
+def _check_files(folder:Path, label:str):
+    "Where a library would go on with something of its own, or name a path of the machine"
     if not weight_files(folder):
         raise StylekitError(f'{label} holds no model.safetensors: download it again (pickled weights are refused)')
-    return family
+    for names in _NEEDED:
+        there = [folder/n for n in names if (folder/n).is_file()]
+        if not there: raise StylekitError(f'{label} holds no {names[0]}: download it again')
+        for file in there if names is _NEEDED[0] else (): read_config(file)
 
 # %% ../nbs/01d_captions.ipynb #556c5944
 def _processor(folder:Path, family:str):
@@ -191,7 +204,7 @@ def _usual()->tuple: # as of `_found`
     warnings.warn(f'{FLORENCE} is not to be had: {BLIP} captions in its place')
     return found
 
-# %% ../nbs/01d_captions.ipynb #548f654b
+# %% ../nbs/01d_captions.ipynb #2a633dc6
 def load_captioner(name=None, # folder or hub id of Florence-2 or BLIP; `None` or 'auto': `FLORENCE`, or else `BLIP`
                    device=None, # see `pick_device`
                    dtype=None, # see `pick_dtype`
@@ -203,7 +216,7 @@ def load_captioner(name=None, # folder or hub id of Florence-2 or BLIP; `None` o
     if task not in TASKS: raise StylekitError(f'task={task!r}: there are {", ".join(TASKS)}')
     device = pick_device(device)
     dtype = pick_dtype(device, dtype)
-    folder, label, commit = _usual() if name in (None, 'auto') else _found(name, revision)
+    folder, label, commit = _usual() if name is None or str(name) == 'auto' else _found(name, revision)
     family = _family(folder, label)
     with explain_memory('use the CPU'), explain_errors(f'{label} cannot be loaded', 'download it again'):
         model, processor = _model(folder, family, label, dtype).to(device), _processor(folder, family)
@@ -312,9 +325,9 @@ class CaptionedFolder:
             parts.append(f'{_count(len(self.failed), "picture")} without one, as {name}: {why}')
         return '; '.join(parts)
 
-# %% ../nbs/01d_captions.ipynb #7826b446
+# %% ../nbs/01d_captions.ipynb #61274c76
 def _to_caption(pictures:list, names:bool)->tuple: # (PictureFile, path of its text) pairs; name -> what is wrong
-    "Pictures without a caption"
+    "Pictures that lack a caption"
     todo, failed, listed = [], {}, {}
     for p, path in zip(pictures, sidecar_paths(pictures)):
         lacking = not p.caption or not names and p.caption_from == 'name'
@@ -327,6 +340,12 @@ def _to_caption(pictures:list, names:bool)->tuple: # (PictureFile, path of its t
             failed[p.name] = f'{path.name} is there already and says nothing: write into it, or delete it'
         else: todo.append((p, path))
     return todo, failed
+
+# %% ../nbs/01d_captions.ipynb #46dcd7e9
+def _sweep(folder:Path):
+    "What a killed run left half-written goes, where a run was and where that can be"
+    if not (folder/AUTO_CAPTIONS).exists(): return
+    with suppress(StylekitError, OSError), folder_lock(folder): pass
 
 def _check_writable(folders):
     "Try to write into each, before anything is worked at"
@@ -366,7 +385,21 @@ def _write_captions(captioner:Captioner, folder:Path, todo:list, batch:int, long
         if report: report(min(i+batch, len(todo)), len(todo))
     return written, failed
 
-# %% ../nbs/01d_captions.ipynb #60a609f3
+# %% ../nbs/01d_captions.ipynb #5cb7befc
+def _carry_out(load, folder:Path, todo:list, batch:int, longest:int, report)->CaptionedFolder: # load() -> Captioner
+    "The work, under the folder's lock"
+    if not todo:
+        _sweep(folder)
+        return CaptionedFolder(folder)
+    _check_writable({folder, *(path.parent for _, path in todo)})
+    with folder_lock(folder):
+        _records(folder)   # a damaged record is named before the work
+        _mend(folder/AUTO_CAPTIONS)
+        captioner = load()
+        written, failed = _write_captions(captioner, folder, todo, batch, longest, report)
+    return CaptionedFolder(folder, captioner.name, captioner.revision, written, failed=failed)
+
+# %% ../nbs/01d_captions.ipynb #7e3ceedf
 def caption_folder(folder, # of pictures, and of the folders in it
                    captioner=None, # Captioner, or what `load_captioner` takes; loaded only if a caption is missing
                    *, batch:int=8, # pictures at a time
@@ -380,29 +413,25 @@ def caption_folder(folder, # of pictures, and of the folders in it
                   )->CaptionedFolder:
     "Write a text beside each picture that has no caption; what is there is never touched, and a second call goes on"
     check_range('batch', check_whole('batch', batch), 1, 1024)
+    check_range('longest', check_whole('longest', longest), 1, 1000)
     folder = picture_folder(folder)
     pictures = list_pictures(folder, below=below, leave_out=leave_out, captions=captions)
     todo, failed = _to_caption(pictures, names)
-    kept = len(pictures)-len(todo)-len(failed)
-    if not todo: return CaptionedFolder(folder, kept=kept, failed=failed)
-    _check_writable({folder, *(path.parent for _, path in todo)})
-    with folder_lock(folder):
-        _records(folder)   # a damaged record is named before the work
-        _mend(folder/AUTO_CAPTIONS)
-        c = load_captioner(captioner, device, dtype)
-        written, wrong = _write_captions(c, folder, todo, batch, longest, report)
-    return CaptionedFolder(folder, c.name, c.revision, written, kept, failed | wrong)
+    def load(): return load_captioner(captioner, device, dtype)
+    done = _carry_out(load, folder, todo, batch, longest, report)
+    return replace(done, kept=len(pictures)-len(todo)-len(failed), failed=failed | done.failed)
 
-# %% ../nbs/01d_captions.ipynb #4ee9ba02
+# %% ../nbs/01d_captions.ipynb #7c9a61c6
 def check_auto(caption, # as a function of folders was given it
                captioner=None # and its `caption_model`
               ):
     "Refuse what a folder cannot mean by `caption=`"
     if caption is None and captioner is not None: raise StylekitError("caption_model is for caption='auto'")
-    if caption not in (None, 'auto'):
+    if caption is not None and str(caption) != 'auto':
         raise StylekitError(f"caption={one_line(repr(caption), 40)}: a folder takes caption='auto', or captions= for "
                             'a table')
 
+# %% ../nbs/01d_captions.ipynb #6fc036ec
 def auto_caption_folder(folder, caption=None, # None: nothing is done; 'auto'
                         captioner=None, # see `caption_folder`
                         **options # of `caption_folder`
@@ -413,6 +442,7 @@ def auto_caption_folder(folder, caption=None, # None: nothing is done; 'auto'
     done = caption_folder(folder, captioner, **options)
     if done.written: warnings.warn(str(done), stacklevel=2)
 
+# %% ../nbs/01d_captions.ipynb #d7bd0a47
 def caption_images(images, # as `load_image` takes them
                    captioner=None, # Captioner, or what `load_captioner` takes
                    device=None, # of the model, where it is yet to be loaded

@@ -669,7 +669,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
 def _pairs(images, caption)->tuple: # OpenedImages, a caption each
     images = [open_image(im) for im in images]
     if not images: raise StylekitError('no images: give at least one')
-    if caption == 'auto' or isinstance(caption, Captioner): caption = caption_images(images, caption)
+    if isinstance(caption, Captioner) or str(caption) == 'auto': caption = caption_images(images, caption)
     captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
     if len(captions) != len(images):
         raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')
