@@ -406,8 +406,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                *, backbone=None, # folder, hub id or Backbone; default the embedded model
                out:Path=STYLES, # folder for styles
                template:str='{}', # around captions from file names
-               caption:str=None, # 'auto': captions that are missing are written beside the pictures, by a model
-               caption_model=None, # see `load_captioner`
+               caption:str=None, caption_model=None, # 'auto': a model writes what is missing; see `load_captioner`
                settings:LoraSettings=None,
                device:str=None, dtype=None, # of the model, where it is yet to be loaded
                previews:tuple=(), # (image, caption) pairs to stylise when it is done
@@ -416,8 +415,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                metadata:dict=None, # more text for the file's header
                rights:dict=None, # what is known for `rights.toml`, see `rights_text`
                overwrite:bool=False, # replace a style of this name that another training made
-               report=None, # report(TrainingReport) at each check
-               watch=None, # watch(trainer, step) at each check, see `LoraTrainer`
+               report=None, watch=None, # at each check: report(TrainingReport); watch(trainer, step), see `LoraTrainer`
                **changes # fields of LoraSettings
               )->Style:
     "Train a style LoRA from a few pictures, and save it with its metadata"

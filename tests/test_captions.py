@@ -120,10 +120,12 @@ def whole(folder): return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in fo
     ('a photo of a red mug on a table', 'a red mug on a table'), ('A Photo of a Red Mug.', 'a red mug'),
     ('The image shows a red mug.', 'a red mug'), ('This is a picture of a red mug', 'a red mug'),
     ('In this image we can see a red mug.', 'a red mug'), ('there are two mugs on a table', 'two mugs on a table'),
-    ('a close-up photo of a mug', 'a mug'), ('an aerial view of a city', 'a city'), ('arafed dog on a bed', 'dog on a bed'),
+    ('a close-up photo of a mug', 'a mug'), ('an aerial view of a city', 'a city'),
+    ('arafed dog on a bed', 'dog on a bed'),
     ('a red mug isolated on a white background.', 'a red mug'), ('a mug, on a plain light grey background', 'a mug'),
     ('a red mug on a white background with a handle', 'a red mug with a handle'),
-    ('a dog in the background', 'a dog in the background'), ('a white dog on a white sofa', 'a white dog on a white sofa'),
+    ('a dog in the background', 'a dog in the background'),
+    ('a white dog on a white sofa', 'a white dog on a white sofa'),
     ('A man who is riding a horse. The sky is blue.', 'a man riding a horse'), ('photos of cats', 'cats'),
     ('a drawing board', 'a drawing board'), ('the view', 'the view'), ('a mug\ufffd\n\x07 here', 'a mug here'),
     ('ein roter Becher', 'ein roter becher'), ('красный дом', 'красный дом'), ('猫', '猫'), ('.', ''), ('   ', ''),
@@ -266,12 +268,14 @@ def test_missing_weights_are_not_made_up(kind, part, request, tmp_path):
 
 def test_code_from_the_hub_is_not_run(florence, tmp_path):
     shutil.copytree(florence, tmp_path/'model')
-    change(tmp_path/'model'/'config.json', auto_map={'AutoConfig': 'evil.Config'}, vision_config={'model_type': 'davit'})
+    change(tmp_path/'model'/'config.json', auto_map={'AutoConfig': 'evil.Config'},
+           vision_config={'model_type': 'davit'})
     (tmp_path/'model'/'evil.py').write_text(f'open({str(tmp_path/"ran")!r}, "w")')
     with pytest.raises(StylekitError, match='code of its own'): load_captioner(tmp_path/'model', 'cpu')
     assert not (tmp_path/'ran').exists()
 
-@pytest.mark.parametrize('name', ['', 'no such thing', 'a/b/c', 'org/nothing-here', '/nowhere', 7, b'x', ['a'], Path('x')])
+@pytest.mark.parametrize('name', ['', 'no such thing', 'a/b/c', 'org/nothing-here', '/nowhere', 7, b'x', ['a'],
+                                  Path('x')])
 def test_a_wrong_name_is_refused(name):
     with pytest.raises(StylekitError): load_captioner(name, 'cpu')
 
@@ -285,7 +289,8 @@ def test_what_else_is_refused(florence, tmp_path):
 def test_from_the_hub(florence, monkeypatch):
     "What is asked for, and that the commit is known"
     asked = []
-    names = ['config.json', 'model.safetensors', 'pytorch_model.bin', 'tf_model.h5', 'vocab.txt', 'onnx/model.onnx', 'a.py']
+    names = ['config.json', 'model.safetensors', 'pytorch_model.bin', 'tf_model.h5', 'vocab.txt', 'onnx/model.onnx',
+             'a.py']
     def copy(repo, wanted, revision):
         asked.append((repo, wanted(names), revision))
         return florence, 'c0ffee'
@@ -386,7 +391,8 @@ def test_which_folders(tmp_path, captioner):
         (tmp_path/d).mkdir(exist_ok=True)
         sample_image('owl').save(tmp_path/d/'IMG_0.png')
     assert [r.picture for r in caption_folder(tmp_path, captioner, below=False).written] == ['IMG_0.png']
-    assert [r.sidecar for r in caption_folder(tmp_path, captioner, leave_out=tmp_path/'out').written] == ['sub/IMG_0.txt']
+    done = caption_folder(tmp_path, captioner, leave_out=tmp_path/'out')
+    assert [r.sidecar for r in done.written] == ['sub/IMG_0.txt']
     assert not (tmp_path/'out'/'IMG_0.txt').exists() and not (tmp_path/'sub'/AUTO_CAPTIONS).exists()
 
 def test_bad_pictures_one_by_one(shop, captioner):
@@ -540,7 +546,8 @@ def test_stylize_folder(shop, florence, tmp_path):
     (shop/'IMG_0001.txt').write_text('a yellow taxi')
     assert stylize_folder(shop, out, **go).made == 1   # who corrects a caption gets that picture anew
     (shop/'IMG_0001.txt').unlink()
-    with pytest.raises(StylekitError, match='cannot go into the folder of the pictures'): stylize_folder(shop, shop, **go)
+    with pytest.raises(StylekitError, match='cannot go into the folder of the pictures'):
+        stylize_folder(shop, shop, **go)
     assert not (shop/'IMG_0001.txt').exists()
 
 def test_train_lora(shop, florence, tmp_path):
@@ -551,7 +558,8 @@ def test_train_lora(shop, florence, tmp_path):
     with pytest.warns(UserWarning, match='shop: 3 captions written by florence'):
         train_lora(shop, 'x', caption='auto', caption_model=florence, **go)
     assert [*auto_captions(shop)] == [f'IMG_000{i}.png' for i in range(3)] and not (shop/'sub'/'IMG_1.txt').exists()
-    with pytest.raises(StylekitError, match="is for caption='auto'"): train_lora(shop, 'y', caption_model=florence, **go)
+    with pytest.raises(StylekitError, match="is for caption='auto'"):
+        train_lora(shop, 'y', caption_model=florence, **go)
 
 def run(capsys, *argv, status=0):
     from stylekit.cli import main
