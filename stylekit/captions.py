@@ -127,7 +127,7 @@ def _processor(folder:Path, family:str):
     config = read_config(file) if file.is_file() else {}
     return t.Florence2Processor(*parts, num_additional_image_tokens=config.get('num_additional_image_tokens', 0))
 
-# %% ../nbs/01d_captions.ipynb #4433b989
+# %% ../nbs/01d_captions.ipynb #08bf9684
 def _model(folder:Path, family:str, label:str, dtype):
     "The model, if its file holds every weight"
     import transformers as t
@@ -137,7 +137,7 @@ def _model(folder:Path, family:str, label:str, dtype):
     t.logging.set_verbosity_error()   # what is missing is said here, and better
     try: model, info = cls.from_pretrained(folder, use_safetensors=True, dtype=dtype, output_loading_info=True)
     finally: t.logging.set_verbosity(before)
-    missing = sorted(info['missing_keys'])
+    missing = sorted({name for name, _ in model.named_parameters()} & {*info['missing_keys']})
     if missing:
         raise StylekitError(f'the weights of {label} lack {len(missing)} tensors, as {one_line(missing[0], 80)}: '
                             'download it again')
