@@ -583,7 +583,7 @@ def test_command_line_pictures(shop, florence, tmp_path, capsys):
 @pytest.mark.parametrize('args, why', [
     (['--caption', 'an owl'], '--caption does not apply to a folder'),
     (['--caption-model', 'x'], '--caption-model does not apply without --caption auto'),
-    (['--generator', 'flat', '--caption', 'auto'], '--caption does not apply with --generator')])
+    (['--feedforward', 'flat', '--caption', 'auto'], '--caption does not apply with --feedforward')])
 def test_command_line_refusals(shop, args, why, tmp_path, capsys):
     assert why in run(capsys, 'stylize', shop, *args, '--out', tmp_path/'o', status=2).err
 

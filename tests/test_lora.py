@@ -7,7 +7,7 @@ from stylekit import StylekitError, load_backbone, load_style, sample_image, sty
 from stylekit.cli import main
 from stylekit.formats import find_layer, kohya_name, layer_index, layer_shapes, parameter_shapes, sgm_names
 from stylekit.lora import (LORA_FILE, SEAL, add_style, built_in_styles, find_styles, parse_style, read_safetensors,
-                           read_styles, save_lora, list_styles, trigger_words)
+                           read_styles, read_trigger_words, save_lora, list_styles)
 
 ATTN = ['to_q', 'to_k', 'to_v', 'to_out.0']
 FF = ['ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out']
@@ -273,7 +273,7 @@ def test_text_encoder_part_reaches_the_picture(sd15, tmp_path):
     unet = {k: v for k, v in state.items() if k.startswith('lora_unet')}
     def pixels(name, state):
         save_file(state, tmp_path/name)
-        style = load_style(tmp_path/name, words='ink')
+        style = load_style(tmp_path/name, trigger_words='ink')
         owl = sample_image('owl').resize((64, 64))
         return stylize(owl, style, 'an owl', backbone=b, steps=2, seed=0).image.tobytes()
     assert pixels('both.safetensors', state) != pixels('unet.safetensors', unet)
@@ -513,7 +513,7 @@ def test_odd_headers_are_ignored(base, pair, tmp_path, name):
     (tmp_path/'adapter_config.json').write_text(ODD[name])
     started = time.process_time()
     got, report = strength_of(base, path, pair)
-    assert got == 1 and any('unknown' in n for n in report.notes) and load_style(path).words
+    assert got == 1 and any('unknown' in n for n in report.notes) and load_style(path).trigger_words
     assert time.process_time()-started < 5
 
 
@@ -759,10 +759,10 @@ WORDS = dict( # header; words; whether they are guessed
 def test_trigger_words(base, pair, tmp_path, name):
     meta, want, guessed = WORDS[name]
     style = load_style(write(tmp_path/'k.safetensors', kohya_file(pair), **meta))
-    assert (style.words, bool(style.guess)) == (want, guessed)
-    assert trigger_words(style.metadata)[0] in (want, '')
+    assert (style.trigger_words, bool(style.guess)) == (want, guessed)
+    assert read_trigger_words(style.metadata)[0] in (want, '')
     report = add_style(base, style)
-    assert guessed == any('guess' in n for n in report.notes) and not load_style(style, words='ink').guess
+    assert guessed == any('guess' in n for n in report.notes) and not load_style(style, trigger_words='ink').guess
     base.delete_adapter('style')
 
 
@@ -853,7 +853,7 @@ def test_names_of_files_without_a_name(pair, tmp_path, monkeypatch):
     write(tmp_path/'sumi'/'pytorch_lora_weights.safetensors', kohya_file(pair))
     monkeypatch.chdir(tmp_path/'sumi')
     assert load_style('pytorch_lora_weights.safetensors').name == 'sumi'
-    assert load_style('./pytorch_lora_weights.safetensors').words == 'sumi'
+    assert load_style('./pytorch_lora_weights.safetensors').trigger_words == 'sumi'
 
 
 # what is written here carries a hash
@@ -876,7 +876,7 @@ def header_mutants(raw:bytes, tensors:int=2):
 
 def read_style(path):
     state = {k: v.clone() for k, v in read_safetensors(path)[0].items()}   # not what the file is mapped to
-    return state, load_style(path).words
+    return state, load_style(path).trigger_words
 
 def test_every_change_of_a_saved_style_is_refused(sd15, random_style):
     "Bytes of header and weights, keys of the header; without its note it is an earlier version's, the rest the same"
@@ -926,7 +926,7 @@ def test_files_without_the_note_are_read_as_ever(sd15, random_style, tmp_path):
     old = load_style(path).metadata   # an old note does not come along
     saved = save_lora(again, 'style', tmp_path/'again.safetensors', 'ink', old)
     assert read_safetensors(saved)[1][SEAL] != old[SEAL]
-    assert load_style(saved).words == 'ink'
+    assert load_style(saved).trigger_words == 'ink'
 
 def test_what_is_equal_has_the_same_bytes(sd15, random_style):
     assert len({random_style(load_backbone(sd15), 'mine').read_bytes() for _ in range(8)}) == 1
