@@ -39,7 +39,7 @@ control: .venv/dev
 
 # the networks of one pass for the five styles, and what they are worth
 feedforward: .venv/dev
-	$(BIN)/python -c "from stylekit.studies.generators import make_generators; make_generators()"
+	$(BIN)/python -c "from stylekit.studies.feedforward import make_networks; make_networks()"
 
 # lines that a person can step through
 lint: .venv/dev

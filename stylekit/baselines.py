@@ -21,7 +21,7 @@ from .sms import METHODS, PRESETS, USUAL, Direction, Method, Settings, Step, ran
 def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
             cond:PromptEmbeds, empty:PromptEmbeds, # the target prompt of each image; the empty one
             strength:float, # in (0, 1]: share of the noise range
-            gens:list, # one CPU generator per image
+            generators:list, # one CPU generator per image
             steps:int=25, # of the part that is run
             guidance_scale:float=2., adapters:tuple=('style',))->torch.Tensor: # latents
     "Noise the content to `strength`, then sample it back with the style LoRA (SDEdit)"
@@ -29,7 +29,7 @@ def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w
     top = max(1, round(strength*(len(backbone.alphas_cumprod)-1)))
     ts = ddim_timesteps(top, steps)
     start = torch.full((len(z_src),), ts[0], device=z_src.device)
-    z = backbone.add_noise(z_src, randn_like(z_src, gens), start)
+    z = backbone.add_noise(z_src, randn_like(z_src, generators), start)
     return ddim(Score(backbone, adapters, guidance_scale, empty), backbone, z, ts, cond)
 
 # %% ../nbs/07_baselines.ipynb #9462aec8
@@ -40,11 +40,11 @@ class Img2Img(Method):
     TERMS, RANGES = dict(draws=25), dict(draws=(1, 1000))   # steps of the sampler
     def direction(self, step): return Direction(torch.zeros_like(step.z))
     @torch.no_grad()
-    def finish(self, z, gens):
+    def finish(self, z, generators):
         if not self.cfg.final_t: return z
         ts = ddim_timesteps(self.cfg.final_t, self.terms['draws'])
         start = torch.full((len(z),), ts[0], device=z.device)
-        noised = self.backbone.add_noise(z, randn_like(z, gens), start)
+        noised = self.backbone.add_noise(z, randn_like(z, generators), start)
         return ddim(self.style, self.backbone, noised, ts, self.conds.styled)
 
 # %% ../nbs/07_baselines.ipynb #540096c0
@@ -81,11 +81,11 @@ class VSD(Method):
 class PDS(DDS):
     "Posterior distillation sampling: the difference of the noises that one sampling step needs (arXiv 2311.13831)"
     READS = ('guidance_scale', 'guidance_from')   # its weight is in the formula
-    def draw(self, gens, progress):
-        t, noise = super().draw(gens, progress)
+    def draw(self, generators, progress):
+        t, noise = super().draw(generators, progress)
         return (t-1)//2*2+1, noise   # the grid of 500 steps
     def direction(self, step):
-        noise_prev = randn_like(step.z, step.gens)
+        noise_prev = randn_like(step.z, step.generators)
         eps, eps_src = self.scores(step)
         now = self.step_noise(step.z, eps, step.t, step.noise, noise_prev)
         return Direction(now-self.step_noise(step.z_src, eps_src, step.t, step.noise, noise_prev))
@@ -148,7 +148,7 @@ class SSD(Method):
 # %% ../nbs/07_baselines.ipynb #0cf670e7
 def patch_nce(ref:torch.Tensor, now:torch.Tensor, # features (B, N, C): of the content, of the result
               shape:tuple, # (h, w) of the N places
-              gens:list, # one CPU generator per image, for the places
+              generators:list, # one CPU generator per image, for the places
               patches:int=256, tau:float=.07, size:int=1 # places; temperature; side of the squares that are averaged
              )->torch.Tensor: # (B,)
     "How hard it is to find each place of the content among the places of the result (arXiv 2007.15651)"
@@ -156,7 +156,7 @@ def patch_nce(ref:torch.Tensor, now:torch.Tensor, # features (B, N, C): of the c
         f = F.avg_pool2d(f.float().transpose(1, 2).unflatten(2, shape), size)
         return F.normalize(f, dim=1).flatten(2).transpose(1, 2)
     a, b = places(ref), places(now)
-    ids = torch.stack([torch.randperm(a.shape[1], generator=g)[:patches] for g in gens]).to(a.device)
+    ids = torch.stack([torch.randperm(a.shape[1], generator=g)[:patches] for g in generators]).to(a.device)
     a, b = (torch.take_along_dim(f, ids[..., None], 1) for f in (a, b))
     same = torch.arange(ids.shape[1], device=a.device).expand(ids.shape)
     return F.cross_entropy((a@b.transpose(1, 2)/tau).transpose(1, 2), same, reduction='none').mean(1)
@@ -189,7 +189,7 @@ def nce_losses(self:CDS, step:Step, ref:list, now:list): # yields scalars
         side = math.sqrt(h*w/r.shape[1])
         shape = round(h/side), round(w/side)
         for size in k['sizes']:
-            if size <= min(shape): yield patch_nce(r, f, shape, step.gens, k['patches'], k['tau'], size).sum()
+            if size <= min(shape): yield patch_nce(r, f, shape, step.generators, k['patches'], k['tau'], size).sum()
 
 # %% ../nbs/07_baselines.ipynb #4c4ea0ff
 class LUSD(Method):
@@ -251,8 +251,8 @@ def draw_again(self:LUSD, step:Step)->tuple: # as `edit`
         if not bool(weak.any()): break
         least = torch.where(weak, least*self.terms['decay'], least)
         for i in weak.nonzero().flatten().tolist():
-            step.t[i] = torch.randint(self.cfg.t_min, self.cfg.t_max, (), generator=step.gens[i])
-            step.noise[i] = torch.randn(step.noise.shape[1:], generator=step.gens[i])
+            step.t[i] = torch.randint(self.cfg.t_min, self.cfg.t_max, (), generator=step.generators[i])
+            step.noise[i] = torch.randn(step.noise.shape[1:], generator=step.generators[i])
         found = self.edit(step)
     return found
 

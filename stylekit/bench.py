@@ -300,7 +300,7 @@ def _begin(backbone:Backbone, style, image, changes:dict)->Stylizer:
     return Stylizer(backbone, style, settings(**changes | dict(resolution=image.width)), [image], ['an owl'], [0])
 
 def _end(run:Stylizer)->tuple: # what the final steps give, images
-    return run.method.finish(run.z, run.gens), run.images()
+    return run.method.finish(run.z, run.generators), run.images()
 
 def _short_run(begin)->Stylizer: # with all that a whole run does, once
     run = begin()

@@ -256,12 +256,12 @@ def _refuse(options, # a namespace; None and False: not given
     given = [n for n in names.split() if getattr(options, n) is not None and getattr(options, n) is not False]
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
-_DRAWN = ('style words caption captions template seed preset method steps lam cutoff guidance_scale '
+_DRAWN = ('style trigger_words caption captions template seed preset method steps lam cutoff guidance_scale '
           'control alpha gif protect')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
-    if o.generator: _refuse(o, _DRAWN, 'with --generator: a trained network has nothing to set')
+    if o.feedforward: _refuse(o, _DRAWN, 'with --feedforward: a trained network has nothing to set')
     if is_folder: _refuse(o, 'caption control alpha gif protect', 'to a folder')
     else: _refuse(o, 'workers batch', 'to single images: it is for a folder')
     if not o.control: _refuse(o, 'alpha', 'without --control')
@@ -324,9 +324,9 @@ def _control(o, model, style):
     folder = asset('control') if o.control == 'shipped' and not os.path.exists(o.control) else o.control
     control = load_control_clip(folder, model)
     known = control.words.styles if control.words else ()
-    if known and not any(k in style.words for k in known):
-        SAY.note(f'the encoders have learnt {", ".join(known)}, and the prompt says {style.words!r}, '
-                 f'which changes little: ask for a look with --words {known[0]}')
+    if known and not any(k in style.trigger_words for k in known):
+        SAY.note(f'the encoders have learnt {", ".join(known)}, and the prompt says {style.trigger_words!r}, '
+                 f'which changes little: ask for a look with --trigger-words {known[0]}')
     return ControlGuidance(control, .5 if o.alpha is None else o.alpha)
 
 # %% ../nbs/16_cli.ipynb #f4e3c3a9
@@ -399,7 +399,7 @@ def _stylize_images(o)->int: # exit status
     from stylekit import load_style
     from stylekit.stylizer import stylize as run
     if not o.images: o.images, o.caption = [_sample_image()], o.caption or SAMPLE_CAPTION
-    style, captions = load_style(o.style or 'ink', o.words), _captions(o)
+    style, captions = load_style(o.style or 'ink', o.trigger_words), _captions(o)
     paths = out_paths(o.images, style.name, o.out, o.overwrite, ('.gif',)*o.gif)
     pictures = _opened(o.images, paths)
     mask, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
@@ -416,7 +416,7 @@ def _generate(o)->int: # exit status
     "One pass of a network for each picture"
     from stylekit.feedforward import FeedForward
     images = o.images or [_sample_image()]
-    network = FeedForward.load(o.generator, o.backbone, o.device)
+    network = FeedForward.load(o.feedforward, o.backbone, o.device)
     paths = out_paths(images, network.about['style'], o.out, o.overwrite)
     for image, path in zip(_opened(images, paths), paths):
         path = network(image, o.resolution).save(path, rescue=True)
@@ -444,8 +444,8 @@ def _stylize_folder(o)->int: # exit status
     from stylekit import load_style
     from stylekit.folders import stylize_folder
     from stylekit.training import place
-    style = None if o.generator else load_style(o.style or 'ink', o.words)
-    options = _given(o, 'generator backbone device overwrite captions') | _settings_of(o)
+    style = None if o.feedforward else load_style(o.style or 'ink', o.trigger_words)
+    options = _given(o, 'feedforward backbone device overwrite captions') | _settings_of(o)
     options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', seed=o.seed or 0)
     done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **options)
     if place()[0]: return 0
@@ -461,7 +461,7 @@ def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
     is_folder = len(o.images) == 1 and os.path.isdir(o.images[0])
     _check_options(o, is_folder)
     if is_folder: return _stylize_folder(o)
-    return _generate(o) if o.generator else _stylize_images(o)
+    return _generate(o) if o.feedforward else _stylize_images(o)
 
 # %% ../nbs/16_cli.ipynb #60c9fdd2
 def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sample that comes with stylekit
@@ -470,7 +470,7 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
             captions:FILE=None, # table of file names and captions (.csv), for several images
             out:FILE='out', # file for one image, else a folder
             overwrite:bool=False, # replace what is there
-            words:TEXT=None, # what the prompt says for the style; default the style's own words
+            trigger_words:TEXT=None, # what the prompt says for the style; default the style's own words
             seed:SEED=None, # drawn and recorded if not given; of a folder 0
             preset:PRESET=None, # settings that belong together; default fast
             method:METHOD=None, # sms, or a rival in its published settings
@@ -482,7 +482,7 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
             backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
             control:FOLDER=None, # a Control-CLIP whose two encoders read the prompt: its folder, or shipped
             alpha:number(0, 2)=None, # with --control: how much the style encoder is heard; default 0.5
-            generator:PATH=None, # name or file of a feed-forward generator: one pass instead of an optimisation
+            feedforward:PATH=None, # name or file of a feed-forward network: one pass instead of an optimisation
             resolution:whole(16, 8192)=None, # √area in pixels to work at; default the picture's, near the model's own
             workers:whole(1, 1024)=None, # of a folder: processes; default 1
             batch:whole(1, 1024)=None, # of a folder: pictures at a time; default 8
@@ -512,8 +512,8 @@ def _list_style(name:str):
     s = load_style(name)
     facts = _style_facts(s)
     said = '; '.join(_fact(k, v) for k, v in facts.items())
-    text = f'{s.name:12} {s.words}' + f' ({said})'*bool(said) + f' {s.path}'
-    SAY.result(text, command='styles', name=s.name, words=s.words, path=s.path, **facts)
+    text = f'{s.name:12} {s.trigger_words}' + f' ({said})'*bool(said) + f' {s.path}'
+    SAY.result(text, command='styles', name=s.name, trigger_words=s.trigger_words, path=s.path, **facts)
 
 def _list_styles()->int: # exit status
     from stylekit.lora import list_styles as names
@@ -531,8 +531,9 @@ def _say_fit(model, style):
     from stylekit.lora import add_style
     report = add_style(model, style)
     model.delete_adapter('style')
-    facts = dict(name=style.name, words=style.words, matched=report.matched, total=report.total, report=str(report))
-    SAY.result(f'{style.name:12} {style.words}\n{"":12} {report}', command='styles', **facts)
+    facts = dict(name=style.name, trigger_words=style.trigger_words)
+    facts |= dict(matched=report.matched, total=report.total, report=str(report))
+    SAY.result(f'{style.name:12} {style.trigger_words}\n{"":12} {report}', command='styles', **facts)
 
 def styles(*files:STYLE, # LoRA files to look into; none: list the styles that are there
            backbone:MODEL=None # the model they are to fit; default the embedded one
@@ -568,7 +569,7 @@ def _weights_info(path)->dict:
     head = _safetensors_header(path)
     meta = head.pop('__metadata__', None)
     meta = meta if isinstance(meta, dict) else {}
-    network = meta.pop('stylekit_generator', None)
+    network = meta.pop('stylekit_feedforward', None)
     is_lora = any(re.search(r'lora|hada|lokr', k, re.I) for k in head)
     kind = 'feed-forward network' if network else 'LoRA' if is_lora else 'weights'
     facts = {k.removeprefix('stylekit.'): _unpacked(v) for k, v in meta.items() if isinstance(v, str)}
@@ -622,7 +623,7 @@ def _lines(data, indent:str='  '):
 def _info_path(name:str)->Path:
     "A file or folder, or the file of a style or network that comes with stylekit"
     if os.path.exists(name) or not re.fullmatch(r'[\w-]+', name): return Path(name)
-    known = [asset('styles')/name, *asset('generators').glob(f'{name}.*')]
+    known = [asset('styles')/name, *asset('feedforward').glob(f'{name}.*')]
     return next((p for p in known if p.exists()), Path(name))
 
 # %% ../nbs/16_cli.ipynb #9c643a89
@@ -671,14 +672,14 @@ def _learn_lora(o)->int: # exit status; `o`: what was given to `train_lora`
     made = Path(o.out)/name/LORA_FILE
     options = 'out template names rank steps batch lr prior seed backbone device dtype minutes overwrite'
     shown = [(o.preview, _caption_of(o.preview))] if o.preview else []
-    line = _learn(o, options, run, o.folder, name, o.words, dora=o.dora or None, previews=shown)
+    line = _learn(o, options, run, o.folder, name, o.trigger_words, dora=o.dora or None, previews=shown)
     SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
     return _trained(line, made, command='train-lora', name=name)
 
 # %% ../nbs/16_cli.ipynb #8691e1a1
 def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; captions in .txt files of the same name
                name:TEXT=None, # the style's name; default the folder's
-               words:TEXT=None, # what a prompt says to ask for the style; default its name
+               trigger_words:TEXT=None, # what a prompt says to ask for the style; default its name
                out:FOLDER='styles', # folder for styles
                overwrite:bool=False, # replace a style of this name
                template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
@@ -704,12 +705,12 @@ LESSONS = choice('lessons', 'teacher', 'gradient')
 
 def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_feedforward`
     from stylekit import load_style
-    from stylekit.feedforward import GENERATOR_FILE
+    from stylekit.feedforward import FEEDFORWARD_FILE
     from stylekit.feedforward_training import FEEDFORWARD_PRESETS, train_feedforward as run
     from stylekit.training import place
     if o.preset == 'gradient': _refuse(o, 'refine adversarial', 'with --preset gradient: there are no lessons')
     style = load_style(o.style)
-    made = Path(o.out)/(o.name or style.name)/GENERATOR_FILE
+    made = Path(o.out)/(o.name or style.name)/FEEDFORWARD_FILE
     options = ('template space areas cell refine adversarial steps batch lr lam guidance_scale '
                'seed minutes backbone device dtype overwrite')
     settings = FEEDFORWARD_PRESETS['lessons' if o.preset == 'lessons' else 'teacher']
@@ -722,9 +723,9 @@ def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_fee
 def train_feedforward(
         folder:FOLDER, # pictures like those to be stylised later; captions in .txt files of the same name
         style:STYLE='ink', # a style's name, the path of a LoRA, or a mix
-        name:TEXT=None, # of the generator; default the style's
-        out:FOLDER='generators', # folder for generators
-        overwrite:bool=False, # replace a generator of this name
+        name:TEXT=None, # of the network; default the style's
+        out:FOLDER='feedforward', # folder for networks
+        overwrite:bool=False, # replace a network of this name
         # lessons: runs of the optimisation, and a critic; teacher: a network that its gradient taught;
         # gradient: that alone
         preset:LESSONS='lessons',
@@ -745,7 +746,7 @@ def train_feedforward(
         device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
         dtype:DTYPE=None # number type of the frozen weights
        )->int: # exit status
-    "Learn a generator that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
+    "Learn a network that stylises in one pass; several GPUs: accelerate launch -m stylekit.cli train-feedforward ..."
     return _learn_feedforward(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #1e272603
@@ -795,22 +796,22 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
     return _learn_control_clip(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #aebee8dc
-def export(generator:PATH, # name, file or folder of a generator
-           out:FILE='generator.onnx', # file
+def export(feedforward:PATH, # name, file or folder of a network
+           out:FILE='feedforward.onnx', # file
            overwrite:bool=False, # replace the file
            int8:bool=False, # whole numbers of eight bits: a quarter of the size
            calibrate:FOLDER=None, # with --int8: a folder of pictures like those to come
-           backbone:MODEL=None # of a generator in latent space: folder or hub id of its diffusion model
+           backbone:MODEL=None # of a network in latent space: folder or hub id of its diffusion model
           )->int: # exit status
-    "Write a generator as ONNX"
-    from stylekit.feedforward import FeedForward, generator_file
+    "Write a network as ONNX"
+    from stylekit.feedforward import FeedForward, feedforward_file
     from stylekit.pictures import list_pictures
     if not int8: _refuse(SimpleNamespace(calibrate=calibrate), 'calibrate', 'without --int8')
-    source = generator_file(generator)
-    if source.suffix == '.onnx': raise StylekitError(f'{generator} is ONNX already: copy {source}')
+    source = feedforward_file(feedforward)
+    if source.suffix == '.onnx': raise StylekitError(f'{feedforward} is ONNX already: copy {source}')
     _refuse_existing(Path(out), overwrite)
     pictures = [p.path for p in list_pictures(calibrate, below=False) if not p.error][:64] if calibrate else ()
-    made = FeedForward.load(generator, backbone).export(out, int8, pictures)
+    made = FeedForward.load(feedforward, backbone).export(out, int8, pictures)
     SAY.result(made, command='export', file=made)
     return 0
 
@@ -971,11 +972,11 @@ COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 HELP = f"""stylekit {__version__}: change the look of an image, keep what it shows
 
   stylekit stylize IMAGE... --style STYLE --caption TEXT --out FILE|FOLDER
-  stylekit stylize FOLDER --style STYLE|--generator PATH --out FOLDER
+  stylekit stylize FOLDER --style STYLE|--feedforward PATH --out FOLDER
   stylekit train-lora FOLDER --name NAME
   stylekit train-control-clip FOLDER --out FOLDER
   stylekit train-feedforward FOLDER --style STYLE --out FOLDER
-  stylekit export GENERATOR --out FILE.onnx
+  stylekit export NETWORK --out FILE.onnx
   stylekit evaluate FOLDER --methods NAME,... --styles STYLE,...
   stylekit bench [--clone FOLDER]
   stylekit app [--port N]

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['ROLES', 'MODES', 'TEMPLATES', 'LABELLED', 'UNLABELLED', 'GENERIC', 'CONTROL_FILE', 'CONFIG_FILE', 'CONTROL_LEVER',
            'Residual', 'shared_copy', 'Words', 'ControlClip', 'grid_logits', 'role_logits', 'far_from_uniform',
-           'labelled_loss', 'adversary_loss', 't1', 't2', 'keep_loss', 'ControlSettings', 'control_run_id',
-           'ControlTrainer', 'ControlConfig', 'read_control_clip', 'load_control_clip', 'check_base', 'foreign_files',
-           'own_folder', 'drop_states', 'check_result', 'train_control_clip']
+           'labelled_loss', 'adversary_loss', 'image_triplet_loss', 'prompt_triplet_loss', 'keep_loss',
+           'ControlSettings', 'control_run_id', 'ControlTrainer', 'ControlConfig', 'read_control_clip',
+           'load_control_clip', 'check_base', 'foreign_files', 'own_folder', 'drop_states', 'check_result',
+           'train_control_clip']
 
 # %% ../nbs/07c_control_clip.ipynb #30bce5c3
 import copy, json, math, time, warnings
@@ -236,7 +237,7 @@ def _hinge(near, right, g, margin, hard)->torch.Tensor: # similarities (N, S); t
     return (margin-similarity+_wrong(near, right, g, hard)).clamp(min=0).mean()
 
 # %% ../nbs/07c_control_clip.ipynb #693c5d83
-def t1(v:torch.Tensor, # pictures (N, D)
+def image_triplet_loss(v:torch.Tensor, # pictures (N, D)
        t:torch.Tensor, # prompts (K, S, D)
        style:torch.Tensor, g:torch.Generator, # (N,) the set each came from
        margin:float=.2, hard:bool=False # the nearest wrong style, instead of any
@@ -246,7 +247,7 @@ def t1(v:torch.Tensor, # pictures (N, D)
     near = torch.einsum('nd,nsd->ns', v, t[category])
     return _hinge(near, style, g, margin, hard)
 
-def t2(t:torch.Tensor, n:int, # (K, S, D); triplets
+def prompt_triplet_loss(t:torch.Tensor, n:int, # (K, S, D); triplets
        g:torch.Generator, margin:float=.2, hard:bool=False)->torch.Tensor:
     "A prompt lies nearer to its style in another category than to another style there"
     K, S, _ = t.shape
@@ -390,7 +391,8 @@ def _keep_term(self:ControlTrainer, role:str, g:torch.Generator):
 @patch
 def _triplets(self:ControlTrainer, v, t, own, g):
     c = self.cfg
-    return ('T1' in c.loss)*t1(v, t, own, g, c.margin, c.hard) + ('T2' in c.loss)*t2(t, c.batch, g, c.margin, c.hard)
+    images = ('T1' in c.loss)*image_triplet_loss(v, t, own, g, c.margin, c.hard)
+    return images + ('T2' in c.loss)*prompt_triplet_loss(t, c.batch, g, c.margin, c.hard)
 
 # %% ../nbs/07c_control_clip.ipynb #33459449
 @patch

@@ -6,7 +6,7 @@
 __all__ = ['one_line', 'StylekitError', 'explain_errors', 'check_range', 'check_whole', 'plain_number', 'check_number', 'changed',
            'check_finite', 'safe_name', 'user_path', 'atomic_path', 'sweep_crumbs', 'folder_lock', 'deferred_interrupt',
            'is_out_of_memory', 'free_memory', 'explain_memory', 'file_sha256', 'digest', 'pick_device', 'pick_dtype',
-           'caller_seeds', 'generators', 'asset']
+           'caller_seeds', 'make_generators', 'asset']
 
 # %% ../nbs/00_core.ipynb #640f5e6b
 import errno, gc, hashlib, os, platform, re, secrets, sys, time, traceback, warnings
@@ -391,7 +391,7 @@ def caller_seeds(seed, # int: that seed for each image; a list: one each; `None`
             raise StylekitError(f'seed {s!r} is not a whole number from 0 to 2**63-1')
     return [int(s) for s in each]
 
-def generators(seed=None, # int, list of ints, or `None`
+def make_generators(seed=None, # int, list of ints, or `None`
                n:int=1 # images in the batch
               )->list: # n `torch.Generator` on the CPU; `g.initial_seed()` gives the seed back
     "One noise source per image"

@@ -26,11 +26,11 @@ from .core import StylekitError, asset, atomic_path, check_range, check_whole, d
 from .core import file_sha256, folder_lock, one_line, safe_name
 from .images import load_image
 from .judge import Judge, read_probe
-from .feedforward import FeedForward, generator_file
+from .feedforward import FeedForward, feedforward_file
 from .pictures import list_pictures, name_key, name_twins, picture_folder
 from .lora import Style, load_style
-from .metrics import Measured, art_fd, as_tensors, cfsd, edge_f1, fd, identified, judge_features, kid
-from .metrics import load_features, mean_interval, mmd, pd, similarity, ssim, structure
+from .metrics import Measured, art_fd, as_tensors, cfsd, edge_f1, fd, content_retrieval, judge_features, kid
+from .metrics import load_features, mean_interval, mmd, perceptual_distance, similarity, ssim, structure
 from .folders import LOST, without_folders, worker_pool
 from .records import Record, cached, parse_json, read_json, seal, unseal_if_sealed, write_json
 from .sms import settings
@@ -119,12 +119,12 @@ USUAL = dict(unchanged=None, img2img=dict(method='img2img'), dds=dict(method='dd
 def _method(name:str)->dict: # of its settings, or None
     return USUAL[name] if name in USUAL else dict(preset=name)
 
-def _check_generator(label:str, how:dict): # dict(generator=...)
+def _check_network(label:str, how:dict): # dict(feedforward=...)
     "A trained network takes no settings"
-    generator = how['generator']
-    if len(how) > 1: raise StylekitError(f'{label}: a generator has been trained, nothing else can be set')
-    if not isinstance(generator, (str, Path)) or not str(generator).strip():
-        raise StylekitError(f'{label}: a generator is a name or the path of a file, not {str(generator)[:60]!r}')
+    feedforward = how['feedforward']
+    if len(how) > 1: raise StylekitError(f'{label}: a network has been trained, nothing else can be set')
+    if not isinstance(feedforward, (str, Path)) or not str(feedforward).strip():
+        raise StylekitError(f'{label}: a network is a name or the path of a file, not {str(feedforward)[:60]!r}')
 
 # %% ../nbs/13_evaluate.ipynb #6457e997
 def _check_method(label:str, how): # arguments of `stylize`, or None
@@ -136,7 +136,7 @@ def _check_method(label:str, how): # arguments of `stylize`, or None
     if not isinstance(how, dict):
         ask = 'settings must be an object, or null for the content as it is'
         raise StylekitError(f'{label}: {ask}, not {str(how)[:60]!r}')
-    if 'generator' in how: _check_generator(label, how)
+    if 'feedforward' in how: _check_network(label, how)
     else: settings(**how)
 
 def _methods(methods)->dict: # label -> arguments of `stylize`, or None
@@ -155,7 +155,7 @@ def _methods(methods)->dict: # label -> arguments of `stylize`, or None
 class Job:
     "One method, style and seed on all pictures"
     label: str
-    how: dict       # arguments of `stylize`; dict(generator=...): a trained network; None: nothing is done
+    how: dict       # arguments of `stylize`; dict(feedforward=...): a trained network; None: nothing is done
     style: str
     seed: int
     folder: Path    # for the results
@@ -169,15 +169,15 @@ class Job:
 # %% ../nbs/13_evaluate.ipynb #a6d2252d
 def _seeded(how)->bool:
     "Is anything drawn by lot?"
-    return how is not None and 'generator' not in how
+    return how is not None and 'feedforward' not in how
 
 def _recipe(how, style:Style)->str: # arguments of `stylize`
     "What a method's pictures depend on: its settings, the file of its network, or nothing"
     if how is None: recipe = False
-    else: recipe = asdict(settings(**how)) if _seeded(how) else file_sha256(_generator(how, style))
+    else: recipe = asdict(settings(**how)) if _seeded(how) else file_sha256(_network(how, style))
     return json.dumps(recipe, sort_keys=True)
 
-def _generator(how, style)->Path: return generator_file(str(how['generator']).replace('{style}', style.name))
+def _network(how, style)->Path: return feedforward_file(str(how['feedforward']).replace('{style}', style.name))
 
 # %% ../nbs/13_evaluate.ipynb #85a06f5f
 def plan(methods:dict, styles:list, seeds:list, out:Path, backbone)->list: # of Jobs
@@ -185,7 +185,7 @@ def plan(methods:dict, styles:list, seeds:list, out:Path, backbone)->list: # of 
     jobs = []
     for name in styles:
         style = load_style(name)
-        about = style.words, style.scale, style.sha256, backbone.sha256, backbone.dtype
+        about = style.trigger_words, style.scale, style.sha256, backbone.sha256, backbone.dtype
         for label, how in methods.items():
             recipe = _recipe(how, style)
             for seed in seeds if _seeded(how) else seeds[:1]:
@@ -240,8 +240,8 @@ def _drawer(job, backbone): # Items -> pictures
     def paths(group): return [i.path for i in group]
     style = load_style(job.style)
     if job.how is None: return lambda group: [load_image(p) for p in paths(group)]
-    if 'generator' in job.how:
-        net = FeedForward.load(_generator(job.how, style), backbone)
+    if 'feedforward' in job.how:
+        net = FeedForward.load(_network(job.how, style), backbone)
         return lambda group: net(paths(group))
     # a fake score that learns must not depend on who is in the batch
     alone = settings(**job.how).fake_score in ('lora_released', 'lora')
@@ -350,14 +350,14 @@ def _of_content(f, label, meaning, high=False, needs='')->Metric:
 METRICS = dict(
     style=Metric(lambda s, net: in_look(s.outputs, *judge_of_looks(), s.look), True, 'look',
                  LOOKS_SHA256, *IN_STYLE),
-    identified=_of_content(lambda s, net: identified(s.outputs, s.contents, net), 'recognised?',
+    content_retrieval=_of_content(lambda s, net: content_retrieval(s.outputs, s.contents, net), 'recognised?',
         'Share of the results that are more like their own source than like any other source of the folder; '
         'by luck 1 in {n_ref}. The pictures can still be told apart: whether a person would name the thing, it '
         'cannot say.', high=True, needs='others'))
 
 # %% ../nbs/13_evaluate.ipynb #f9f66245
 METRICS |= dict(
-    pd_src=_of_content(lambda s, net: pd(s.contents, s.outputs, net), 'source distance',
+    distance_src=_of_content(lambda s, net: perceptual_distance(s.contents, s.outputs, net), 'source distance',
         'How far the result is from its source, as a network sees it; 0 is the same picture.'),
     edge_f1_src=_of_content(lambda s, net: edge_f1(s.contents, s.outputs), 'edges kept',
         'How well the edges of source and result agree, from 0 to 1. A good drawing has edges of its own: 1 is '
@@ -374,7 +374,7 @@ def _of_style(f, label, meaning, needs, high=False)->Metric:
     return Metric(f, high, needs, '', label, meaning)
 
 METRICS |= dict(
-    pd_truth=_of_style(lambda s, net: pd(s.truths, s.outputs, net), 'truth distance',
+    distance_truth=_of_style(lambda s, net: perceptual_distance(s.truths, s.outputs, net), 'truth distance',
         'How far the result is from the same thing drawn in the style, as a network sees it.', 'truths'),
     edge_f1_truth=_of_style(lambda s, net: edge_f1(s.truths, s.outputs), 'truth edges',
         'How well the edges of the result agree with those of the same thing drawn in the style, from 0 to 1.',
@@ -974,7 +974,7 @@ def _error(m:Measured): # as matplotlib wants it
     return [[m.value-m.interval[0]], [m.interval[1]-m.value]] if m.interval else None
 
 # %% ../nbs/13_evaluate.ipynb #ab865bb4
-def scatter(table:Table, content:str='pd_src', # metric
+def scatter(table:Table, content:str='distance_src', # metric
             style:str=None # metric; default the distance to the style, or else the share that is in it
            ): # matplotlib figure
     "Style against content, a panel for each style"
@@ -1068,7 +1068,7 @@ def _write_pictures(table:Table, jobs:list, items:list, out:Path)->list: # of th
     names = [f'sheet-{style}.png' for style in table.styles]
     for style, name in zip(table.styles, names):
         with atomic_path(out/name) as tmp: sheet(jobs, items, style, table=table).save(tmp)
-    if 'pd_src' in table.metrics and _style_axis(table):
+    if 'distance_src' in table.metrics and _style_axis(table):
         with atomic_path(out/'scatter.png') as tmp: scatter(table).savefig(tmp)
         names.append('scatter.png')
     return names

@@ -15,9 +15,9 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, load_backbone
 from .baselines import METHODS
-from .core import (StylekitError, changed, digest, explain_memory, file_sha256, folder_lock, generators,
+from .core import (StylekitError, changed, digest, explain_memory, file_sha256, folder_lock, make_generators,
                            safe_name)
-from .feedforward import GENERATOR_FILE, HEADER, FeedForward, Generator, generator_header
+from .feedforward import FEEDFORWARD_FILE, HEADER, FeedForward, StyleNet, feedforward_header
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
 from .records import check_fields, limited, load_state, save_state
@@ -35,9 +35,9 @@ _GRADIENT = dict(fake_score='source_plain', relevance='none', lam=.05, lr=.14, s
 # %% ../nbs/09b_feedforward_training.ipynb #94d33272
 @dataclass(frozen=True)
 class FeedForwardSettings:
-    "Everything that decides how a generator is trained, besides style, pictures and base model"
+    "Everything that decides how a network is trained, besides style, pictures and base model"
     space: str = limited('latent', choices=tuple(SHAPES))
-    widths: tuple[int, ...] | None = None    # of the generator's scales; None: see SHAPES
+    widths: tuple[int, ...] | None = None    # of the network's scales; None: see SHAPES
     blocks: tuple[int, ...] | None = None    # residual blocks at each
     areas: int = limited(0, 0, 1024)         # of one colour each, see `Areas`; 0: every place for itself
     sharp: float = limited(4., 1, 1000)      # how far their shares are pushed apart in the end
@@ -64,7 +64,7 @@ class FeedForwardSettings:
 # %% ../nbs/09b_feedforward_training.ipynb #0d9d6aef
 @patch(as_prop=True)
 def shape(self:FeedForwardSettings)->dict:
-    "Arguments of `Generator`"
+    "Arguments of `StyleNet`"
     own = {k: tuple(v) for k, v in dict(widths=self.widths, blocks=self.blocks).items() if v}
     if self.areas: own |= dict(areas=self.areas, sharp=self.sharp)
     if self.cell: own |= dict(cell=self.cell)
@@ -111,7 +111,7 @@ def varied(x:torch.Tensor, size:int, g:torch.Generator, flip:bool=True, zoom:flo
     if u[5] < .7: x = _recoloured(x, 2*math.pi*u[6], math.exp(.8*u[7]-.5), math.exp(.5*u[8]-.25))
     return x
 
-def _part(g:torch.Generator, share:float, net:Generator, flip:bool, *xs:torch.Tensor)->list: # (B, 3, H, W) each
+def _part(g:torch.Generator, share:float, net:StyleNet, flip:bool, *xs:torch.Tensor)->list: # (B, 3, H, W) each
     "The same part of all, perhaps mirrored: pairs of pictures may be cut and mirrored together, latents may not"
     mirrored = flip and torch.rand((), generator=g) < .5
     at, cell = [], net.cell or 1   # whole cells stay whole
@@ -141,7 +141,7 @@ def critic_network(channels:int=3, width:int=48 # of a picture; of the first lay
 
 # %% ../nbs/09b_feedforward_training.ipynb #c71a1c03
 class Critic:
-    "Tells lessons from what a generator makes, and learns while the generator does (arXiv 1611.07004)"
+    "Tells lessons from what a network makes, and learns while the network does (arXiv 1611.07004)"
     def __init__(self, device='cpu', lr:float=4e-4, seed:int=0):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -186,7 +186,7 @@ def load_state_dict(self:Critic, s:dict):
 def _made_from(backbone, style, examples:list, teacher:str)->str:
     "All but the settings that decides what is learnt"
     pictures = [(e.sha256, e.caption) for e in examples]
-    return digest(style.words, style.sha256, style.scale, backbone.sha256, teacher, pictures)
+    return digest(style.trigger_words, style.sha256, style.scale, backbone.sha256, teacher, pictures)
 
 def feedforward_run_id(backbone:Backbone, style:Style, examples:list, cfg:FeedForwardSettings,
                        teacher:str=None # hash of the teacher's file, or the id of its training
@@ -196,7 +196,7 @@ def feedforward_run_id(backbone:Backbone, style:Style, examples:list, cfg:FeedFo
 
 # %% ../nbs/09b_feedforward_training.ipynb #e698b1ce
 class FeedForwardTrainer:
-    "Trains one generator; `run` returns the history"
+    "Trains one network; `run` returns the history"
     def __init__(self, backbone:Backbone, style:Style, examples:list, cfg:FeedForwardSettings, # see `finetune.Example`
                  work:Path=None, # folder for checkpoints; resumed from when they are there
                  teacher:'FeedForward'=None, # in latent space: learn what it does, finished
@@ -245,12 +245,12 @@ def _begin(self:FeedForwardTrainer, examples:list):
 
 # %% ../nbs/09b_feedforward_training.ipynb #3e336230
 @patch
-def _network(self:FeedForwardTrainer)->Generator:
+def _network(self:FeedForwardTrainer)->StyleNet:
     "As it is before the first step; a pupil of its teacher's shape knows already what its teacher knows"
     channels = 3 if self.cfg.space == 'pixel' else self.backbone.latent_channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(self.cfg.seed)
-        net = Generator(channels, **self.cfg.shape).to(self.backbone.device)
+        net = StyleNet(channels, **self.cfg.shape).to(self.backbone.device)
     if self.teacher and self.teacher.net.shape == net.shape: net.load_state_dict(self.teacher.net.state_dict())
     return net
 
@@ -259,7 +259,7 @@ def _network(self:FeedForwardTrainer)->Generator:
 def _encode(self:FeedForwardTrainer, examples:list):
     "Views of the pictures, and what the diffusion model is told about them"
     cfg, b = self.cfg, self.backbone
-    words = self.style.words
+    words = self.style.trigger_words
     views = LoraSettings(views=cfg.views, flip=cfg.flip, zoom=cfg.zoom, resolution=cfg.resolution, seed=cfg.seed)
     is_pixel = cfg.space == 'pixel'
     self.data = encode_views(b, examples, words, views, is_pixel, varied if cfg.vary else view)
@@ -291,14 +291,14 @@ def _method(self:FeedForwardTrainer): # a `Method` whose direction teaches, for 
     known = dict(grid=self._grid()) if cfg.method == 'sms' and cfg.relevance == 'grid' else {}
     make = METHODS[cfg.method]
     cfg = replace(cfg, adapt='none')   # the reach is asked for each picture, and here they come by chance
-    return make(self.backbone, cfg, self.z[first], self.conds(first), generators(seed, 1), seed=seed, **known)
+    return make(self.backbone, cfg, self.z[first], self.conds(first), make_generators(seed, 1), seed=seed, **known)
 
 @patch
 def _grid(self:FeedForwardTrainer)->RelevanceGrid: # of all pictures, made in batches
     b, cfg, (edit, empty) = self.backbone, self.cfg.sms, self.fixed[:2]
     def part(rows):
-        gens = generators(self.cfg.seed, len(rows))
-        return RelevanceGrid(b, self.z[rows], edit, empty, cfg.t_min, cfg.t_max, gens)
+        generators = make_generators(self.cfg.seed, len(rows))
+        return RelevanceGrid(b, self.z[rows], edit, empty, cfg.t_min, cfg.t_max, generators)
     return RelevanceGrid.join([part(rows) for rows in torch.arange(len(self.z)).split(self.cfg.batch)])
 
 # %% ../nbs/09b_feedforward_training.ipynb #e0c3bbe6
@@ -311,9 +311,10 @@ def lesson(self:FeedForwardTrainer, rows:torch.Tensor # (B,) of z
     z_src = self.z[rows]
     cfg = replace(self.cfg.sms, steps=max(1, steps))
     if not steps: cfg = replace(cfg, relevance='none')
-    gens = generators([seed+r for r in rows.tolist()], len(rows))   # a noise each: what one does to all would be learnt
+    # A noise each: what one does to all would be learnt
+    generators = make_generators([seed+r for r in rows.tolist()], len(rows))
     z = self.teacher.net(z_src) if self.teacher else z_src
-    m = METHODS[cfg.method](self.backbone, cfg, z_src, self.conds(rows), gens, seed=seed)
+    m = METHODS[cfg.method](self.backbone, cfg, z_src, self.conds(rows), generators, seed=seed)
     try: return refine(m, z, steps)
     finally: self.backbone.delete_adapter('fake')
 
@@ -406,8 +407,8 @@ def _gradient_loss(self:FeedForwardTrainer, rows, g, u, noise, progress)->torch.
     made = self._made(self._batch(rows, self.x if in_pixels else self.z))
     z = b.encode(made, grad=True) if in_pixels else made
     t = SAMPLERS[cfg.sampler](u, progress, cfg.t_min, cfg.t_max)
-    t, noise, gens = t.to(b.device), noise.to(b.device), [g]*len(rows)
-    step = Step(z.detach(), self.z[rows], t, noise, self.conds(rows), gens, progress, rows)
+    t, noise, generators = t.to(b.device), noise.to(b.device), [g]*len(rows)
+    step = Step(z.detach(), self.z[rows], t, noise, self.conds(rows), generators, progress, rows)
     with torch.no_grad(): way = m.gradient(step)[0]
     m.learn(step)
     return (way*z).mean()
@@ -440,7 +441,7 @@ def _fit(self:FeedForwardTrainer, minutes:float)->Ema:
 @patch
 def run(self:FeedForwardTrainer, minutes:float=None # stop after so long; the checkpoint stays
        )->list: # of TrainingReports, the last also `end`; None: there was no time for all lessons
-    "Train to the end; the generator then holds the average of its last weights"
+    "Train to the end; the network then holds the average of its last weights"
     if self.taught and self.y is None:
         z = self.lessons(minutes)
         if z is None:
@@ -457,7 +458,7 @@ def run(self:FeedForwardTrainer, minutes:float=None # stop after so long; the ch
 # %% ../nbs/09b_feedforward_training.ipynb #8538ed88
 @dataclass(frozen=True)
 class _Part:
-    "What is trained in one go: a generator, or the teacher before it"
+    "What is trained in one go: a network, or the teacher before it"
     name: str
     dest: Path   # its folder
     cfg: FeedForwardSettings
@@ -475,13 +476,13 @@ def _parts(name:str, dest:Path, cfg, teacher, # a FeedForward; True: one is trai
 
 
 # %% ../nbs/09b_feedforward_training.ipynb #458c6fd0
-def _header_of(path)->dict: # {} if it is no generator of ours
-    try: return generator_header(read_safetensors(path)[1].get(HEADER), path.name)
+def _header_of(path)->dict: # {} if it is no network of ours
+    try: return feedforward_header(read_safetensors(path)[1].get(HEADER), path.name)
     except StylekitError: return {}
 
 def _check_folder(part:_Part, overwrite:bool):
     "Refuse a folder of another training; to insist drops its checkpoint"
-    path, state = part.dest/GENERATOR_FILE, part.dest/'work'/'training.pt'
+    path, state = part.dest/FEEDFORWARD_FILE, part.dest/'work'/'training.pt'
     where = '/'.join(part.dest.parts[-2:]) if part.name == 'teacher' else part.dest.name
     for p in (path, state):
         if p.is_dir(): raise StylekitError(f'{where} holds a folder {p.name}: choose another name')
@@ -490,7 +491,7 @@ def _check_folder(part:_Part, overwrite:bool):
     is_others_state = state.exists() and state_run(state, 'training') != part.run_id
     if (is_other or is_others_state) and not overwrite:
         remedy = 'choose another name, or insist with overwrite=True'
-        raise StylekitError(f'{where!r} holds a generator of another training: {remedy}')
+        raise StylekitError(f'{where!r} holds a network of another training: {remedy}')
     if is_others_state: drop_state(state, 'training')
 
 # %% ../nbs/09b_feedforward_training.ipynb #c9569e45
@@ -506,7 +507,7 @@ def _drop_work(dest:Path):
 # %% ../nbs/09b_feedforward_training.ipynb #183d47a8
 FEEDFORWARD_LEVER = 'lower `batch` or `resolution`'
 
-def _train(part:_Part, style, examples, b, teacher, minutes, report)->tuple: # generator, is it whole?
+def _train(part:_Part, style, examples, b, teacher, minutes, report)->tuple: # network, is it whole?
     "Train and save; the model is then as it was"
     with b.lease(str(part.dest)), explain_memory(FEEDFORWARD_LEVER):
         said = 'teacher' if part.name == 'teacher' else ''
@@ -517,13 +518,13 @@ def _train(part:_Part, style, examples, b, teacher, minutes, report)->tuple: # g
     autoencoder = b if part.cfg.space == 'latent' else None
     ff = FeedForward(trainer.net.eval(), _about(trainer, part.name, examples), autoencoder)
     rank, world = place()
-    if rank == 0: ff.save(part.dest/GENERATOR_FILE)
+    if rank == 0: ff.save(part.dest/FEEDFORWARD_FILE)
     if world > 1: torch.distributed.barrier()   # all name it by the same hash
-    ff.sha256 = file_sha256(part.dest/GENERATOR_FILE)
+    ff.sha256 = file_sha256(part.dest/FEEDFORWARD_FILE)
     return ff, trainer.end.ended == FINISHED
 
 # %% ../nbs/09b_feedforward_training.ipynb #0c60635d
-def _train_parts(parts:list, style, examples, b, teacher, minutes, report)->tuple: # generator, is it whole?
+def _train_parts(parts:list, style, examples, b, teacher, minutes, report)->tuple: # network, is it whole?
     ff = None if teacher is True else teacher
     for part in parts:
         ff, done = _train(part, style, examples, b, ff, minutes, report)
@@ -531,24 +532,24 @@ def _train_parts(parts:list, style, examples, b, teacher, minutes, report)->tupl
     return ff, True
 
 def _is_whole(part:_Part)->bool:
-    "Is the generator there, trained to its end?"
-    about = _header_of(part.dest/GENERATOR_FILE)
+    "Is the network there, trained to its end?"
+    about = _header_of(part.dest/FEEDFORWARD_FILE)
     return about.get('run_id') == part.run_id and about.get('steps_done') == part.cfg.steps
 
 def _ready(part:_Part, b, report)->FeedForward:
-    "A generator whose training has ended before"
+    "A network whose training has ended before"
     if report: report(TrainingReport(part.cfg.steps, part.cfg.steps, ended=FINISHED))
     ff = FeedForward.load(part.dest, b)
     ff.net.to(b.device)
     return ff
 
 # %% ../nbs/09b_feedforward_training.ipynb #f07b7698
-def _about(trainer, name:str, examples:list)->dict: # of `GeneratorHeader`
+def _about(trainer, name:str, examples:list)->dict: # of `FeedForwardHeader`
     "What the file says of its training"
     b, style = trainer.backbone, trainer.style
     teacher, cfg = trainer.teacher, trainer.cfg
     made = dict(name=name, space=cfg.space, shape=trainer.net.shape, multiple=trainer.net.multiple)
-    made |= dict(settings=asdict(cfg), style=style.name, style_sha256=style.sha256, words=style.words)
+    made |= dict(settings=asdict(cfg), style=style.name, style_sha256=style.sha256, words=style.trigger_words)
     made |= dict(backbone=b.name, backbone_sha256=b.sha256, pictures=len(examples))
     made |= dict(sha256=[e.sha256 for e in examples], teacher=teacher.sha256 if teacher else '')
     return made | dict(run_id=trainer.run_id, steps_done=trainer.end.step)
@@ -561,19 +562,19 @@ def _merged(cfg, changes): # fields of both: one's own first
 # %% ../nbs/09b_feedforward_training.ipynb #26a7514f
 def train_feedforward(style, # name, path, hub id or Style
                       images, # folder of pictures like those to be stylised later (see `read_folder`), or Examples
-                      name:str=None, # of the generator; default the style's
-                      *, backbone=None, out:Path=Path('generators'), # folder for generators
+                      name:str=None, # of the network; default the style's
+                      *, backbone=None, out:Path=Path('feedforward'), # folder for networks
                       template:str='{}', # around captions from file names
                       settings:FeedForwardSettings=None, device:str=None, dtype=None,
                       teacher=None, # a FeedForward in latent space, or its file, to learn from; True: train one first
                       minutes:float=None, # stop after so long; the same call goes on later
-                      overwrite:bool=False, # replace a generator of this name that another training made
+                      overwrite:bool=False, # replace a network of this name that another training made
                       report=None, # report(TrainingReport) at each check
                       **changes # fields of FeedForwardSettings, and of Settings for where the gradient comes from
                      )->FeedForward: # None if there was no time for all lessons
-    "Train a generator that stylises in one pass (SMS, arXiv 2503.07601)"
+    "Train a network that stylises in one pass (SMS, arXiv 2503.07601)"
     cfg, style = _merged(settings or FeedForwardSettings(), changes), load_style(style)
-    name = safe_name(name or style.name, 'generator')
+    name = safe_name(name or style.name, 'network')
     examples = images if isinstance(images, list) else read_folder(images, template)
     check_minutes(minutes)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
@@ -585,7 +586,7 @@ def train_feedforward(style, # name, path, hub id or Style
     with folder_lock(dest, held=place()[0] == 0): return _train_unless_ready(parts, b, train, overwrite, report)
 
 # %% ../nbs/09b_feedforward_training.ipynb #4a1abf2d
-def _train_unless_ready(parts:list, b, train, overwrite:bool, report)->FeedForward: # train() -> generator, is it whole?
+def _train_unless_ready(parts:list, b, train, overwrite:bool, report)->FeedForward: # train() -> network, is it whole?
     "What is there already, or a new one; the first process looks after the folders"
     is_first = place()[0] == 0
     if is_first:

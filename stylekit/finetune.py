@@ -194,7 +194,7 @@ class LoraTrainer:
                  report=None, # report(TrainingReport) at each check
                  watch=None # watch(trainer, step) at each check, with the average in place; True: enough
                 ):
-        self.backbone, self.words, self.adapter = backbone, words, adapter
+        self.backbone, self.trigger_words, self.adapter = backbone, words, adapter
         self.cfg = cfg = cfg.for_pictures(len(examples))
         self.work, self.report, self.watch = work and Path(work), report, watch
         self.run_id = lora_run_id(backbone, examples, words, cfg)
@@ -355,7 +355,7 @@ def _train(trainer_of, b:Backbone, examples, dest, names, minutes, metadata)->Lo
             trainer = trainer_of()
             trainer.run(minutes)
             about = _about(trainer, examples) | {'stylekit.names': names} | metadata
-            save_lora(b, 'style', dest/LORA_FILE, trainer.words, about, names)
+            save_lora(b, 'style', dest/LORA_FILE, trainer.trigger_words, about, names)
         finally: b.delete_adapter('style')
     return trainer
 
@@ -396,7 +396,7 @@ def _enough_examples(folder, template:str)->list: # see `train_lora`
 # %% ../nbs/08a_finetune.ipynb #11037703
 def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                name:str, # the style is found by it later
-               words:str=None, # what a prompt says to ask for the style; default the name
+               trigger_words:str=None, # what a prompt says to ask for the style; default the name
                *, backbone=None, # folder, hub id or Backbone; default the embedded model
                out:Path=STYLES, # folder for styles
                template:str='{}', # around captions from file names
@@ -414,7 +414,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
               )->Style:
     "Train a style LoRA from a few pictures, and save it with its metadata"
     name, cfg = safe_name(name), _lora_settings(settings, changes)
-    words, dest = (words or name_words(name) or name).strip(), user_path(out)/name
+    words, dest = (trigger_words or name_words(name) or name).strip(), user_path(out)/name
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     check_minutes(minutes)
     examples = _enough_examples(folder, template)

@@ -63,11 +63,11 @@ class FolderRun(Record):
     kind = 'folder run'
     source: str               # name of the folder of the pictures
     source_id: str            # where it lies, hashed
-    style: str                # name of the style, or of the generator
+    style: str                # name of the style, or of the network
     seed: int
     model: str                # name of the diffusion model
     key: str                  # hash of style, settings, weights, seed: all that makes a picture what it is
-    settings: dict[str, Any]  # of the optimisation; empty for a generator
+    settings: dict[str, Any]  # of the optimisation; empty for a network
     stylekit: str = __version__
     @property
     def id(self)->str:
@@ -196,7 +196,7 @@ class FolderJob:
     "What to do with every picture of a folder"
     out: str                    # folder for the results
     style: object = 'ink'       # as `load_style` takes it
-    generator: str = None       # name or file of a feed-forward generator, instead of an optimisation
+    feedforward: str = None       # name or file of a feed-forward network, instead of an optimisation
     how: dict = field(default_factory=dict)   # arguments of `stylize`: preset, lam, ...
     seed: int = 0
     resolution: int = None      # √area in pixels to work at
@@ -211,34 +211,34 @@ class FolderWorker:
     "Carries an order out, chunk by chunk"
     def __init__(self, order:FolderJob):
         self.order = o = order
-        if o.generator: self._load_generator(o)
+        if o.feedforward: self._load_network(o)
         else: self._load_model(o)
         self.run = FolderRun(o.source, o.source_id, self.name, o.seed, self.model, self.key, self.settings)
 
 # %% ../nbs/09a_folders.ipynb #b6fa9a84
 @patch
-def _load_generator(self:FolderWorker, o:FolderJob):
-    self.generator = g = FeedForward.load(o.generator, o.backbone, o.device)
+def _load_network(self:FolderWorker, o:FolderJob):
+    self.feedforward = g = FeedForward.load(o.feedforward, o.backbone, o.device)
     self.name, self.model = g.about['style'], g.about['backbone']
     self.settings = {}
     self.key = digest(g.sha256, o.resolution)
 
 @patch
 def _load_model(self:FolderWorker, o:FolderJob):
-    self.generator = None
+    self.feedforward = None
     self.style = s = load_style(o.style)
     self.backbone = b = load_backbone(o.backbone, o.device, o.dtype)
     self.cfg = settings(**o.how | dict(resolution=o.resolution))
     self.name, self.model = s.name, b.name
     self.settings = plain_data(self.cfg)
     cfg = json.dumps(self.settings, sort_keys=True)
-    self.key = digest(cfg, s.words, s.scale, s.sha256, b.sha256, b.dtype, caller_seeds(o.seed))
+    self.key = digest(cfg, s.trigger_words, s.scale, s.sha256, b.sha256, b.dtype, caller_seeds(o.seed))
 
 # %% ../nbs/09a_folders.ipynb #0974b80c
 @patch
 def job(self:FolderWorker, p:PictureFile)->str: # 16 hex digits
     "What makes this result what it is; it is written into its file"
-    return digest(self.key, '' if self.generator else p.caption, file_sha256(p.path))[:16]
+    return digest(self.key, '' if self.feedforward else p.caption, file_sha256(p.path))[:16]
 
 @patch
 def done(self:FolderWorker, p:PictureFile)->bool:
@@ -269,7 +269,7 @@ def _pictures(self:FolderWorker, chunk:list)->tuple: # place -> PIL image; place
 @patch
 def _open(self:FolderWorker, p:PictureFile): # PIL image
     if p.error: raise StylekitError(p.error)
-    if not self.generator and not p.caption:
+    if not self.feedforward and not p.caption:
         raise StylekitError('nothing says what it shows: write it into a .txt of the same name, or into the file name')
     return open_image(p.path)
 
@@ -277,7 +277,7 @@ def _open(self:FolderWorker, p:PictureFile): # PIL image
 @patch
 def _draw(self:FolderWorker, chunk:list, images:dict, places:list)->list: # of StylizeResults
     ims, o = [images[i] for i in places], self.order
-    if self.generator: return self.generator(ims, o.resolution)
+    if self.feedforward: return self.feedforward(ims, o.resolution)
     alone = self.cfg.fake_score in ('lora_released', 'lora')
     return stylize(ims, self.style, [chunk[i].caption for i in places], backbone=self.backbone,
                    preset=self.cfg, seed=o.seed, independent=alone)
@@ -559,7 +559,7 @@ def _in_the_way(pictures:list, out, manifest:Manifest)->dict: # name of a pictur
 # %% ../nbs/09a_folders.ipynb #8ab5d6be
 def stylize_folder(folder, out, # of pictures, and of the folders in it; for the results, at the same places
                    style='ink', *,
-                   generator=None, # name or file of a feed-forward generator: one pass instead of an optimisation
+                   feedforward=None, # name or file of a feed-forward network: one pass instead of an optimisation
                    batch:int=8, # pictures at a time
                    workers:int=1, cluster:str=None, # processes; 'ray': that many workers of a cluster
                    template:str='{}', # around captions from file names
@@ -570,10 +570,10 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
                    **how # of `stylize`
                   )->FolderResult:
     "Stylise a folder; stopped at any point, the same call goes on where it was"
-    if not generator: _check_method(style, how)
+    if not feedforward: _check_method(style, how)
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
-    order = FolderJob(str(out), style, generator and str(generator), how, caller_seeds(seed)[0], resolution,
+    order = FolderJob(str(out), style, feedforward and str(feedforward), how, caller_seeds(seed)[0], resolution,
                   backbone, device, dtype, folder.resolve().name, source_id(folder, out))
     with folder_lock(out, held=place()[0] == 0), worker_pool(FolderWorker, order, workers, cluster) as pool:
         return _stylize_chunks(pool, tasks, out, overwrite, report)

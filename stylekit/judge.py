@@ -127,11 +127,11 @@ def map_batches(self:Judge, f, *images):
     return torch.cat([f(*b).cpu() for b in zip(*[unit(x).split(self.batch) for x in images])])
 
 @patch
-def pd(self:Judge, a, # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
+def perceptual_distance(self:Judge, a, # (N, H, W, 3) uint8, or (N, 3, H, W) in [0, 1]
        b # as many
       )->torch.Tensor: # (N,) >= 0; 0 for equal images
-    "Perceptual distance `pd[efficientnet-lite0]`: LPIPS without learned weights"
-    if len(a) != len(b): raise StylekitError(f'pd compares image by image, got {len(a)} and {len(b)}')
+    "Perceptual distance `perceptual_distance[efficientnet-lite0]`: LPIPS without learned weights"
+    if len(a) != len(b): raise StylekitError(f'perceptual distance compares image by image, got {len(a)} and {len(b)}')
     return self.map_batches(lambda x, y: stage_distance(self.features(x)[0], self.features(y)[0]), a, b)
 
 @patch

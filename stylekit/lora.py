@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SCALES', 'STYLES', 'LORA_FILE', 'NAMELESS', 'SEAL', 'LONGEST_WORDS', 'ATTENTION', 'FEED_FORWARD', 'WRITERS', 'Style',
            'user_home', 'built_in_styles', 'find_styles', 'list_styles', 'read_styles', 'read_safetensors',
-           'parse_style', 'trigger_words', 'load_style', 'Report', 'add_style', 'new_adapter', 'adapter_parameters',
-           'save_lora']
+           'parse_style', 'read_trigger_words', 'load_style', 'Report', 'add_style', 'new_adapter',
+           'adapter_parameters', 'save_lora']
 
 # %% ../nbs/04_lora.ipynb #aea5cde6
 import os, re, sys, warnings
@@ -30,7 +30,7 @@ SCALES = (-2, 4)   # strengths that make sense: sliders are turned round, or up
 class Style:
     "A style LoRA on disk and how to call it; or a mix of several"
     name: str
-    words: str          # what a prompt says to ask for it
+    trigger_words: str  # what a prompt says to ask for it
     path: Path = None   # .safetensors; None for a mix
     scale: object = 1.  # strength, -2 to 4; or {block: strength}, as {'up': .5, 'mid_block': 0}
     metadata: dict = field(default_factory=dict, repr=False)
@@ -224,7 +224,7 @@ def _download(style): # 'org/model', or 'org/model/file.safetensors'
 # %% ../nbs/04_lora.ipynb #d756271e
 _SAID = ('stylekit.words', 'modelspec.trigger_phrase')
 
-def trigger_words(meta:dict # a LoRA file's metadata
+def read_trigger_words(meta:dict # a LoRA file's metadata
                  )->tuple: # (words, what they were guessed from): '' for words nobody knows, '' for no guess
     "The words that call a style, as far as its file knows them"
     for key in _SAID:
@@ -260,19 +260,19 @@ def _folders(meta): # of the training pictures: (repeats, name)
 
 # %% ../nbs/04_lora.ipynb #65d86108
 def load_style(style, # name, path, hub id, a mix as 'ink:0.7+flat:0.3', a Style; or a list of them or (style, scale)
-               words:str=None, # what a prompt says to ask for it; default from the file's metadata, else its name
+               trigger_words:str=None, # what a prompt says to ask for it; default from the metadata, else its name
                scale=None # strength, -2 to 4, or {block: strength}; default 1
               )->Style:
     "Find a style LoRA and read how to call it"
     if isinstance(style, str) and style not in find_styles(): style = parse_style(style)
-    if isinstance(style, (list, tuple)): return _mix(style, words, scale)
+    if isinstance(style, (list, tuple)): return _mix(style, trigger_words, scale)
     s = style if isinstance(style, Style) else _from_file(style)
     for v in _strengths(scale):
         if v is not None: check_range('style scale', v, *SCALES)
     if s.parts and scale is not None:
         if not isinstance(scale, dict): s = s.scaled(float(scale))
         scale = None
-    if words: s = replace(s, words=words, guess='')
+    if trigger_words: s = replace(s, trigger_words=trigger_words, guess='')
     if scale is None: return s
     return replace(s, scale={b: float(v) for b, v in scale.items()} if isinstance(scale, dict) else float(scale))
 
@@ -285,7 +285,7 @@ def _from_file(style):
     path, name = _find(style)
     _, meta = read_safetensors(path)
     if not name: name = path.absolute().parent.name if path.name in NAMELESS else path.stem
-    words, guess = trigger_words(meta)
+    words, guess = read_trigger_words(meta)
     if not words: words, guess = _phrase(_spaced(name)) or 'style', 'its name'
     return Style(name, words, path, metadata=meta, guess=guess)
 
@@ -301,7 +301,8 @@ def _mix(styles, words, scale):
         return replace(load_style(parts[0], words), scale=parts[0].scaled(factor).scale)
     parts = [p for s in parts for p in (s.parts or (s,))]
     guess = next((p.guess for p in parts if p.guess), '')
-    mix = Style('+'.join(p.name for p in parts), ', '.join(p.words for p in parts), parts=tuple(parts), guess=guess)
+    names, words = '+'.join(p.name for p in parts), ', '.join(p.trigger_words for p in parts)
+    mix = Style(names, words, parts=tuple(parts), guess=guess)
     return load_style(mix, words, scale)
 
 # %% ../nbs/04_lora.ipynb #82456fdd
@@ -348,7 +349,7 @@ def _notes(style, file):
     else: strength = f'{scale:g}'
     if isinstance(scale, dict) or scale!=1:
         notes.append(f'{style.name} at strength {strength}' + ' (turned round)'*_negative(scale))
-    if style.guess: notes.append(f'the words {style.words[:40]!r} are a guess from {style.guess}')
+    if style.guess: notes.append(f'the words {style.trigger_words[:40]!r} are a guess from {style.guess}')
     return notes
 
 # %% ../nbs/04_lora.ipynb #41ef7608
@@ -563,7 +564,7 @@ WRITERS = ('diffusers', 'kohya')
 def save_lora(backbone:Backbone,
               adapter:str,
               path:Path, # .safetensors
-              words:str,
+              trigger_words:str,
               metadata:dict=None, # str -> str, kept in the file's header
               names:str='diffusers' # whose: 'diffusers', or 'kohya' for other programs
              )->Path:
@@ -572,7 +573,8 @@ def save_lora(backbone:Backbone,
     state = _factors(backbone, adapter)
     state = _kohya_state(backbone, state) if names=='kohya' else {f'unet.{k}': v for k, v in state.items()}
     state |= _whole(backbone, adapter, names)
-    meta = {'format': 'pt', **(metadata or {}), 'stylekit.words': words, 'modelspec.trigger_phrase': words}
+    said = {'stylekit.words': trigger_words, 'modelspec.trigger_phrase': trigger_words}
+    meta = {'format': 'pt', **(metadata or {}), **said}
     with atomic_path(path) as tmp: save_sealed(state, tmp, meta, SEAL)
     return user_path(path)
 

@@ -194,12 +194,12 @@ def _watch(self:LoraPanel, trainer, step)->bool: # enough?
 def _redraw(self:LoraPanel, trainer): # PIL
     "The watched picture in the style so far"
     from stylekit.baselines import img2img
-    from stylekit.core import generators
+    from stylekit.core import make_generators
     from stylekit.images import image_to_tensor, tensor_to_image
     b, side = trainer.backbone, trainer.backbone.native_size
     z = b.encode(image_to_tensor(self.watched.resize((side, side))).to(b.unet.device))
-    styled = b.encode_prompt([f'{trainer.words}, {self.words}'])
-    z = img2img(b, z, styled, b.encode_prompt(''), self.strength, generators([0], 1))
+    styled = b.encode_prompt([f'{trainer.trigger_words}, {self.words}'])
+    z = img2img(b, z, styled, b.encode_prompt(''), self.strength, make_generators([0], 1))
     return tensor_to_image(b.decode(z)[0].cpu())
 
 # %% ../nbs/15bf_lora_panel.ipynb #e858ff9a

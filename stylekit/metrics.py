@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['IMAGENET', 'PUBLISHED', 'ENOUGH', 'Measured', 'mean_interval', 'check_comparable', 'as_tensors', 'as_pairs',
            'Features', 'load_features', 'judge_features', 'frechet', 'cubic_kernel', 'rbf_kernel', 'mmd2',
-           'frechet_infinite', 'fd', 'kid', 'mmd', 'lpips_heads', 'pd', 'ssim', 'psnr', 'edge_f1', 'cfsd', 'structure',
-           'gram', 'similarity', 'direction', 'identified', 'clip_score', 'zero_shot', 'art_fd']
+           'frechet_infinite', 'fd', 'kid', 'mmd', 'lpips_heads', 'perceptual_distance', 'ssim', 'psnr', 'edge_f1',
+           'cfsd', 'structure', 'gram', 'similarity', 'direction', 'content_retrieval', 'clip_score', 'zero_shot',
+           'art_fd']
 
 # %% ../nbs/12_metrics.ipynb #f9183954
 import dataclasses, math, os, re
@@ -646,7 +647,7 @@ def lpips_heads(path # file of LPIPS's linear layers, 'lin0.model.1.weight' ...
     return [heads[n].flatten().float() for n in names]
 
 # %% ../nbs/12_metrics.ipynb #5019f70c
-def pd(a, # see `as_pairs`
+def perceptual_distance(a, # see `as_pairs`
        b,
        net:Features, # with layers
        linear:list=None, # one (C,) weight per layer, see `lpips_heads`
@@ -659,7 +660,7 @@ def pd(a, # see `as_pairs`
     weights = 'learned weights' if linear else 'no weights'
     estimator = f'unit channels, {weights}, mean over places'
     def f(ma, mb): return _perceptual(ma, mb, linear)
-    return _map_pairs('pd', f, a, b, net, net.layers, estimator, seed, sha256)
+    return _map_pairs('perceptual_distance', f, a, b, net, net.layers, estimator, seed, sha256)
 
 # %% ../nbs/12_metrics.ipynb #7c124347
 def _pixel_pair(name:str, i, x, y, side:int)->tuple:
@@ -819,7 +820,7 @@ def _ranked(own:torch.Tensor, # (n, m) bool: which columns are right
     best = near.masked_fill(~own, -math.inf).amax(1, keepdim=True)
     return (near.masked_fill(own, -math.inf) > best).sum(1)
 
-def identified(outputs, # see `as_pairs`
+def content_retrieval(outputs, # see `as_pairs`
                contents, # the same ids or order
                net:Features,
                k:int=1, # among the first k
@@ -829,7 +830,7 @@ def identified(outputs, # see `as_pairs`
     ids, a, b = as_pairs(outputs, contents)
     likeness = _unit_vectors(a, net) @ _unit_vectors(b, net).T
     rank = _ranked(torch.eye(len(ids), dtype=torch.bool), likeness)
-    ruler = _ruler('identified', net, f'top {k}, cosine; {net.reads}')
+    ruler = _ruler('content_retrieval', net, f'top {k}, cosine; {net.reads}')
     return dataclasses.replace(_paired(ids, (rank < k).double(), seed, **ruler), n_ref=len(ids))
 
 # %% ../nbs/12_metrics.ipynb #46c76719
@@ -873,10 +874,10 @@ def art_fd(outputs, # see `as_pairs`
            styles, # pictures of the style, see `as_tensors`
            net:Features, # for the Fréchet distance
            content_net:Features=None, # with layers, for the perceptual distance; `None`: `net`
-           linear:list=None # see `pd`
+           linear:list=None # see `perceptual_distance`
           )->Measured:
-    "(1 + pd to the content)·(1 + fd to the style); lower is better"
-    c, d = pd(contents, outputs, content_net or net, linear), fd(outputs, styles, net)
+    "(1 + perceptual distance to the content)·(1 + fd to the style); lower is better"
+    c, d = perceptual_distance(contents, outputs, content_net or net, linear), fd(outputs, styles, net)
     ruler = _ruler('art_fd', net, f'{d.estimator}; {c.name}: {c.estimator}', digest(d.sha256, c.sha256))
     note = f'content {c.value:.3g}, fd {d.value:.3g}' + f', {d.note}'*bool(d.note)
     return Measured((1+c.value)*(1+d.value), n=c.n, n_ref=d.n_ref, note=note, **ruler)

@@ -64,18 +64,18 @@ def smooth_relevance(diff:torch.Tensor, # (draws, B, C, h, w)
     return floor + (1-floor)*(r/top.clamp(min=1e-8)).clamp(max=1)
 
 # %% ../nbs/06_sms.ipynb #4c8ec2be
-def randn_like(z:torch.Tensor, gens:list # one CPU generator per image
+def randn_like(z:torch.Tensor, generators:list # one CPU generator per image
               )->torch.Tensor:
     "Noise for a batch, each image from its own generator, the same alone or in a batch, on any device"
-    return torch.stack([torch.randn(z.shape[1:], generator=g) for g in gens]).to(z.device)
+    return torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z.device)
 
 class RelevanceGrid:
     "R(t) from a few timesteps and noise draws, computed once per image and interpolated in t: 12 forwards per image"
     def __init__(self, backbone:Backbone, z_src, edit:PromptEmbeds, empty:PromptEmbeds, t_min:int, t_max:int,
-                 gens:list, # one CPU generator per image
+                 generators:list, # one CPU generator per image
                  points:int=3, draws:int=2): # timesteps; noises at each
         def differences(t):
-            noises = [randn_like(z_src, gens) for _ in range(draws)]
+            noises = [randn_like(z_src, generators) for _ in range(draws)]
             ts = t.expand(len(z_src))
             return torch.stack([edit_difference(backbone, z_src, ts, noise, edit, empty) for noise in noises])
         self.ts = torch.linspace(t_min, t_max-1, points, device=z_src.device)
@@ -292,7 +292,7 @@ class Step:
     t: torch.Tensor           # timesteps (B,)
     noise: torch.Tensor       # ε, like z
     conds: Conds
-    gens: list                # one CPU generator per image, for what a method draws itself
+    generators: list                # one CPU generator per image, for what a method draws itself
     progress: float = 0.      # k/K, in [0, 1)
     rows: torch.Tensor = None # which of the method's images these are (B,); None: all of them
 
@@ -313,20 +313,20 @@ class Method:
     RANGES = {}   # and where they may lie
     NEEDS = {}    # settings that it cannot do without
     def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, conds:Conds,
-                 gens:list, # one CPU generator per image
+                 generators:list, # one CPU generator per image
                  style:str='style', # name of the style's adapter
                  seed:int=0 # of the fake score's adapter
                 ):
         check_terms(cfg, type(self))
         _check_needs(cfg, type(self))
         self.backbone, self.cfg = backbone, cfg
-        self.z_src, self.conds, self.gens = z_src, conds, gens
+        self.z_src, self.conds, self.generators = z_src, conds, generators
         self.terms = self.TERMS | cfg.terms
         away_from = conds.empty if cfg.guidance_from == 'uncond' else None
         self.style = Score(backbone, (style,), cfg.guidance_scale, away_from, conds.own)
         self.fake = self._new_fake(seed)
         # all before any noise: the timesteps do not depend on the image's size
-        u = torch.stack([torch.rand(cfg.steps, generator=g) for g in gens], 1)
+        u = torch.stack([torch.rand(cfg.steps, generator=g) for g in generators], 1)
         self.u = even_places(u) if cfg.noise == 'antithetic' else u
         self.noise = None
         self.stretch = self.stretched()
@@ -382,7 +382,7 @@ def _check_term(name, value, usual, span):
 @patch
 def step(self:Method, z:torch.Tensor, t:torch.Tensor, noise:torch.Tensor, progress:float=0.)->Step:
     "A step of the method's own images"
-    return Step(z, self.z_src, t, noise, self.conds, self.gens, progress)
+    return Step(z, self.z_src, t, noise, self.conds, self.generators, progress)
 
 # %% ../nbs/06_sms.ipynb #4dbc616f
 @patch
@@ -399,10 +399,10 @@ def learn(self:Method, step:Step # with the latents as they are after it
 @patch
 def learn_fake(self:Method, step:Step, cond:PromptEmbeds, weight=lambda t: None)->dict: # for the record
     "A step of the fake score at a t over the whole range and a noise, both its own"
-    u = torch.stack([torch.rand((), generator=g) for g in step.gens])
+    u = torch.stack([torch.rand((), generator=g) for g in step.generators])
     draw = released_grid if self.cfg.sampler=='released' else uniform
     t = draw(u, 0., self.cfg.t_min, self.cfg.t_max).to(step.z.device)
-    noise = randn_like(step.z, step.gens)
+    noise = randn_like(step.z, step.generators)
     z_t = self.backbone.add_noise(step.z, noise, t)
     eps, loss = self.fake.learn(z_t, t, cond, noise, weight=weight(t))
     return dict(fake=loss)
@@ -435,13 +435,13 @@ def close(self:Method):
 class SMS(Method):
     "Style Matching Score (arXiv 2503.07601)"
     READS = Method.READS + ('relevance', 'fake_score', 'fake_noise', *IF)
-    def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, conds:Conds, gens:list,
+    def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, conds:Conds, generators:list,
                  style:str='style', seed:int=0, # as for `Method`
                  grid:RelevanceGrid=None): # of these images, where it is made already
-        super().__init__(backbone, cfg, z_src, conds, gens, style, seed)
+        super().__init__(backbone, cfg, z_src, conds, generators, style, seed)
         self.grid = grid
         if cfg.relevance == 'grid' and grid is None:
-            self.grid = RelevanceGrid(backbone, z_src, conds.edit, conds.empty, cfg.t_min, cfg.t_max, gens)
+            self.grid = RelevanceGrid(backbone, z_src, conds.edit, conds.empty, cfg.t_min, cfg.t_max, generators)
 
 METHODS['sms'] = SMS
 
@@ -478,7 +478,7 @@ def direction(self:SMS, step:Step)->Direction:
 @torch.no_grad()
 def reach(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
           styled:PromptEmbeds, plain:PromptEmbeds, # the styled prompt, the caption
-          gens:list, # one CPU generator per image
+          generators:list, # one CPU generator per image
           style:Score=None, # default the adapter `style`, without guidance
           t:int=700, draws:int=3, # timestep; noises to average over
           squares:int=4 # by side of a picture of the model's native size
@@ -489,7 +489,7 @@ def reach(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
     side = backbone.native_size/backbone.vae_scale_factor/squares
     places = [max(1, round(n/side)) for n in z_src.shape[-2:]]
     for _ in range(draws):
-        z_t = backbone.add_noise(z_src, randn_like(z_src, gens), ts)
+        z_t = backbone.add_noise(z_src, randn_like(z_src, generators), ts)
         wants, has = scores(ts, (style or Score(backbone, ('style',)), z_t, styled), (Score(backbone), z_t, plain))
         move = ((1-A)/A).sqrt()*(has-wants)
         moves.append(F.adaptive_avg_pool2d(move, places).pow(2).mean((1, 2, 3)).sqrt())
@@ -503,7 +503,7 @@ def stretched(self:Method)->torch.Tensor: # (B, 1, 1, 1), >= 1
     "How much further than usual a style wants to go: steps are so much longer, λ is weaker by a power"
     if self.cfg.adapt == 'none': return torch.ones_like(self.z_src[:, :1, :1, :1])
     style = replace(self.style, guidance=1.)
-    far = reach(self.backbone, self.z_src, self.conds.styled, self.conds.plain, self.gens, style)
+    far = reach(self.backbone, self.z_src, self.conds.styled, self.conds.plain, self.generators, style)
     return (far/REACH).clamp(min=1.).view(-1, 1, 1, 1)
 
 # %% ../nbs/06_sms.ipynb #277bf345
@@ -539,12 +539,12 @@ def even_places(u:torch.Tensor # uniform draws in [0, 1), (steps, B)
     return (u[0] + GOLDEN*pair[:, None]) % 1
 
 @patch
-def draw(self:Method, gens:list, progress:float)->tuple: # t (B,), noise like z
+def draw(self:Method, generators:list, progress:float)->tuple: # t (B,), noise like z
     "A timestep and a noise for each image"
     cfg, k = self.cfg, round(progress*self.cfg.steps)
     in_pairs = cfg.noise == 'antithetic'
     is_second = in_pairs and k % 2 and self.noise is not None
-    noise = -self.noise if is_second else randn_like(self.z_src, gens)
+    noise = -self.noise if is_second else randn_like(self.z_src, generators)
     self.noise = noise if in_pairs else None
     t = SAMPLERS[cfg.sampler](self.u[k], progress, cfg.t_min, cfg.t_max)
     return t.to(self.z_src.device), noise
@@ -561,12 +561,12 @@ LAST = (1., .8, .6, .4)   # timesteps of the last step, as shares of `final_t`
 
 @patch
 @torch.no_grad()
-def finish(self:Method, z:torch.Tensor, gens:list)->torch.Tensor: # like z
+def finish(self:Method, z:torch.Tensor, generators:list)->torch.Tensor: # like z
     "At falling timesteps the latents pass for noised ones, and the style's model says what is under the noise"
     c, style = self.cfg, replace(self.style, guidance=self.cfg.final_guidance)
     for share in LAST if c.final_t else ():
         t = torch.full((len(z),), max(1, round(share*c.final_t)), device=z.device)
-        noise = c.final_noise*randn_like(z, gens) if c.final_noise else torch.zeros_like(z)
+        noise = c.final_noise*randn_like(z, generators) if c.final_noise else torch.zeros_like(z)
         z_t = self.backbone.add_noise(z, noise, t)
         z = read_off(z_t, style(z_t, t, self.conds.styled), self.backbone.alpha_bar(t))
     return z

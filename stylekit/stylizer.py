@@ -18,7 +18,7 @@ from PIL import Image
 from . import __version__
 from .backbone import Backbone, PromptEmbeds, load_backbone
 from .core import StylekitError, atomic_path, caller_seeds, changed, check_number, check_range, check_whole
-from .core import deferred_interrupt, digest, explain_errors, explain_memory, generators
+from .core import deferred_interrupt, digest, explain_errors, explain_memory, make_generators
 from .core import one_line, plain_number, user_path
 from .images import image_to_tensor, load_image, open_image, tensor_to_image
 from .pictures import warn_weights
@@ -107,7 +107,7 @@ def advance(method, # a `sms.Method`
            )->tuple: # the next latents; record of tensors (B,)
     "One iteration of the loop"
     progress = k/method.cfg.steps
-    step = method.step(z, *method.draw(method.gens, progress), progress)
+    step = method.step(z, *method.draw(method.generators, progress), progress)
     with torch.no_grad(): g, rec = method.gradient(step)
     new = opt.step(z, g)
     z = limit(z, new) if limit else new
@@ -121,7 +121,7 @@ def refine(method, # a `sms.Method`
     "What a run makes of latents, without a word on the way"
     opt = LatentOptimizer(method.cfg, z, method.stretch)
     for k in range(steps): z, _ = advance(method, opt, z, k)
-    return method.finish(z, method.gens)
+    return method.finish(z, method.generators)
 
 # %% ../nbs/08_stylizer.ipynb #db18f590
 class Callback:
@@ -201,7 +201,7 @@ class RunState:
     z: torch.Tensor           # latents (B, C, h, w)
     opt: Moments
     method: dict              # what the method learns
-    gens: list[torch.Tensor]  # states of the noise sources
+    generators: list[torch.Tensor]  # states of the noise sources
     records: list[dict[str, torch.Tensor]]  # history, one entry per step
     changes: list[tuple[int, dict]]         # (step, settings) pairs
 
@@ -234,7 +234,7 @@ def _check_method(learnt:dict, own:dict, z): # what the method learns; z as the 
 
 def check_state(state:RunState, own:dict): # `state_dict` of the run that wants to go on
     "Is this a state that the run could have come to?"
-    for name in ('z', 'gens'): _check_form(getattr(state, name), own[name], name)
+    for name in ('z', 'generators'): _check_form(getattr(state, name), own[name], name)
     for name in ('m', 'v'): _check_form(getattr(state.opt, name), own['opt'][name], name)
     if not state.k == state.opt.k == len(state.records): raise ValueError('its steps do not add up')
     _check_method(state.method, own['method'], own['z'])
@@ -315,7 +315,7 @@ class Stylizer:
         self.label, self.group, self.protect = label or style.name, group, _picture_url(protect)
         self.first, self.changes = cfg, []   # the settings it began with, and what was changed since
         self.factors = (1.,)*max(1, len(style.parts))
-        self.k, self.records, self.gens = 0, [], generators(seeds, len(seeds))
+        self.k, self.records, self.generators = 0, [], make_generators(seeds, len(seeds))
         self.note, self.complete = '', False
         self.stopped = False  # by Ctrl-C or a callback; looked at between two steps
         self.callbacks = sorted((NaNGuard(), *callbacks), key=lambda c: c.order)
@@ -368,7 +368,8 @@ def _identify(self:Stylizer, x:torch.Tensor, # the pixels it works on
     "The run's id, and what will be recorded with its result"
     b, style = self.backbone, self.style
     about = self.control and self.control.about
-    parts = [style.words, style.scale, style.sha256, b.name, b.sha256, self.captions, self.seeds, x.numpy().tobytes()]
+    parts = [style.trigger_words, style.scale, style.sha256, b.name, b.sha256]
+    parts += [self.captions, self.seeds, x.numpy().tobytes()]
     if self.protect: parts.append(self.protect)
     if about: parts.append(json.dumps(about, sort_keys=True))
     cfg = asdict(self.cfg)
@@ -390,14 +391,14 @@ def _set_up(self:Stylizer, size:tuple # (height, width) it works at
     if cfg.method not in METHODS:
         raise StylekitError(f'no method named {cfg.method!r}: choose one of {", ".join(METHODS)}')
     make = METHODS[cfg.method]
-    self.method = make(self.backbone, cfg, self.z_src, conds, self.gens, seed=self.seeds[0])
+    self.method = make(self.backbone, cfg, self.z_src, conds, self.generators, seed=self.seeds[0])
     return report
 
 # %% ../nbs/08_stylizer.ipynb #7ef27818
 @patch
 def _read_prompts(self:Stylizer, size:tuple, report:Report)->Conds:
     "What the scores are told, by the model's text encoder or by those of the conditioning"
-    b, cfg, style = self.backbone, self.cfg, self.style.words
+    b, cfg, style = self.backbone, self.cfg, self.style.trigger_words
     prompts = [cfg.prompt.format(style=style, caption=c) for c in self.captions]
     edit = cfg.edit_prompt.format(style=style)
     texts = prompts, self.captions, edit, '', cfg.negative_prompt
@@ -435,7 +436,7 @@ def step(self:Stylizer):
         self.z, rec = advance(self.method, self.opt, self.z, self.k, self._held_back)
         self.records.append(rec)
         self.k += 1
-        if self.k==self.cfg.steps: self.z = self._held_back(self.z, self.method.finish(self.z, self.gens))
+        if self.k==self.cfg.steps: self.z = self._held_back(self.z, self.method.finish(self.z, self.generators))
 
 @patch
 def _held_back(self:Stylizer, z:torch.Tensor, new:torch.Tensor)->torch.Tensor: # where they may go there
@@ -541,7 +542,8 @@ def results(self:Stylizer)->list:
 def state_dict(self:Stylizer)->dict:
     "All that a resumed run needs to end bit for bit as this one would"
     return dict(run_id=self.run_id, k=self.k, z=self.z, opt=self.opt.state_dict(), method=self.method.state_dict(),
-                gens=[g.get_state() for g in self.gens], records=list(self.records), changes=list(self.changes))
+                generators=[g.get_state() for g in self.generators], records=list(self.records),
+                changes=list(self.changes))
 
 @patch
 def load_state_dict(self:Stylizer, s:dict):
@@ -551,7 +553,7 @@ def load_state_dict(self:Stylizer, s:dict):
     self.records = list(s['records'])
     self.opt.load_state_dict(s['opt'])
     self.method.load_state_dict(s['method'])
-    for g,v in zip(self.gens, s['gens']): g.set_state(v.cpu())
+    for g,v in zip(self.generators, s['generators']): g.set_state(v.cpu())
 
 # %% ../nbs/08_stylizer.ipynb #c5baed19
 @patch

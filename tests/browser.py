@@ -191,7 +191,8 @@ class Page:
     def close(self): self.tab.close()
     def seen(self):
         "What the page says: why a test waited in vain"
-        with contextlib.suppress(Exception): return f'{self.tab.url} says: {self.tab.inner_text("body", timeout=5000)[-2000:]}'
+        with contextlib.suppress(Exception):
+            return f'{self.tab.url} says: {self.tab.inner_text("body", timeout=5000)[-2000:]}'
         return 'the page says nothing'
     def see(self, css): self.tab.wait_for_selector(css)
     def open_notebook(self, name):

@@ -87,7 +87,7 @@ def test_pds(double, wide, written, t):
     with rival(double, wide, 'pds') as run, torch.no_grad():
         z, tt, eps = draws(run, t, seed=t)
         g = torch.Generator()
-        g.set_state(run.gens[0].get_state())
+        g.set_state(run.generators[0].get_state())
         eps_prev = torch.randn(z.shape[1:], generator=g)[None].double()
         A, A1 = ABAR[t], ABAR[t-2]
         beta = BETA[t]
@@ -101,7 +101,7 @@ def test_pds(double, wide, written, t):
 
 def test_pds_keeps_to_its_grid(double, wide):
     with rival(double, wide, 'pds', steps=60) as run:
-        ts = [run.method.draw(run.gens, k/60)[0].item() for k in range(60)]
+        ts = [run.method.draw(run.generators, k/60)[0].item() for k in range(60)]
     assert all(t%2 for t in ts)
     assert min(ts) >= 21 and 800 < max(ts) <= 979
 
@@ -346,11 +346,11 @@ def test_methods_by_name(base, style):
 def test_img2img_is_the_sampler(base, style):
     "The object of the protocol draws what the function draws"
     with prepared(base, style, 'fast', method='img2img', steps=1, final_t=500) as run, torch.no_grad():
-        state = [g.get_state() for g in run.gens]
-        a = run.method.finish(run.z_src, run.gens)
-        for g, s in zip(run.gens, state): g.set_state(s)
+        state = [g.get_state() for g in run.generators]
+        a = run.method.finish(run.z_src, run.generators)
+        for g, s in zip(run.generators, state): g.set_state(s)
         conds = run.method.conds
-        same(a, img2img(base, run.z_src, conds.styled, conds.empty, 500/999, run.gens))
+        same(a, img2img(base, run.z_src, conds.styled, conds.empty, 500/999, run.generators))
         z, t, eps = draws(run, 300)
         assert not run.method.direction(run.method.step(z, t, eps)).g.any()
 

@@ -318,11 +318,11 @@ def test_ranges_are_those_of_the_library():
 # What does not apply
 
 @pytest.mark.parametrize('line,word', [
-    ('{photo} --generator flat --lam .8', '--lam'), ('{photo} --generator flat --caption owl', '--caption'),
-    ('{photo} --generator flat --style ink', '--style'), ('{photo} --generator flat --steps 3', '--steps'),
-    ('{photo} --generator flat --seed 0', '--seed'), ('{photo} --generator flat --gif', '--gif'),
-    ('{photo} --generator flat --protect m.png', '--protect'), ('{photo} --generator flat --cutoff 0', '--cutoff'),
-    ('{dir} --generator flat --preset paper', '--preset'), ('{photo} --workers 4', '--workers'),
+    ('{photo} --feedforward flat --lam .8', '--lam'), ('{photo} --feedforward flat --caption owl', '--caption'),
+    ('{photo} --feedforward flat --style ink', '--style'), ('{photo} --feedforward flat --steps 3', '--steps'),
+    ('{photo} --feedforward flat --seed 0', '--seed'), ('{photo} --feedforward flat --gif', '--gif'),
+    ('{photo} --feedforward flat --protect m.png', '--protect'), ('{photo} --feedforward flat --cutoff 0', '--cutoff'),
+    ('{dir} --feedforward flat --preset paper', '--preset'), ('{photo} --workers 4', '--workers'),
     ('{photo} --batch 2', '--batch'), ('{photo} --alpha .3', '--alpha'), ('{dir} --caption owl', '--caption'),
     ('{dir} --gif', '--gif'), ('{dir} --protect m.png', '--protect'), ('{dir} --control shipped', '--control'),
     ('{photo} --caption owl --template {{}}', '--template')])
@@ -340,7 +340,7 @@ def test_options_of_other_commands_that_do_not_apply(tmp_path, command):
 @pytest.fixture
 def quick(photo, tmp_path):
     "A call of a network: one pass, with the names of an ordinary run"
-    return ['stylize', photo, '--generator', 'ink']
+    return ['stylize', photo, '--feedforward', 'ink']
 
 def test_a_second_result_has_another_name(quick, tmp_path, command):
     argv = [*quick, '--out', tmp_path/'o']
@@ -398,7 +398,7 @@ def test_trained_networks_and_exports_stay(loaded, folder, folder_of_two, train_
     argv = ['train-feedforward', folder_of_two, '--style', tmp_path/'styles'/'mine', '--out', tmp_path/'g',
             '--backbone', folder, '--preset', 'gradient', '--name', 'net', '--space', 'pixel', *BRIEF]
     command(*argv)
-    file = tmp_path/'g'/'net'/'generator.safetensors'
+    file = tmp_path/'g'/'net'/'feedforward.safetensors'
     before = file.read_bytes()
     assert '--overwrite' in command(*argv, '--seed', '1', status=2).err
     assert file.read_bytes() == before
@@ -473,7 +473,7 @@ def test_what_is_no_fault(e, status, word, monkeypatch, command):
     assert err.count('\n') <= 1 and word in err and 'fault' not in err
 
 def test_a_name_that_is_too_long(photo, command):
-    for argv in (['info', 'a'*5000], ['stylize', photo, '--generator', 'ink', '--out', 'a'*5000],
+    for argv in (['info', 'a'*5000], ['stylize', photo, '--feedforward', 'ink', '--out', 'a'*5000],
                  ['styles', 'a'*300+'.safetensors']):
         err = command(*argv, status=2).err
         is_one_line(err)
@@ -536,7 +536,7 @@ def test_letters_that_the_terminal_does_not_have(photo, tmp_path):
     assert r.returncode == 0 and b'?: how strictly' in r.stdout
     r = run('stylize', 'größe.png', '--caption', 'x')
     assert r.returncode == 2 and b'gr??e.png' in r.stderr and b'Traceback' not in r.stderr
-    r = run('stylize', photo, '--generator', 'ink', '--out', 'größe.png')
+    r = run('stylize', photo, '--feedforward', 'ink', '--out', 'größe.png')
     assert r.returncode == 0 and r.stdout == b'gr??e.png\n' and (tmp_path/'größe.png').exists()
 
 @pytest.mark.skipif(os.name == 'nt', reason='arguments are text there')
@@ -570,7 +570,7 @@ def test_json_is_all_there_is_on_stdout(loaded, with_style, photo, tmp_path, com
 def test_a_folder_with_failures(folder_of_two, tmp_path, command):
     "Status 1 with a count; every picture is a line; --quiet says nothing but that"
     (folder_of_two/'torn.png').write_bytes(b'')
-    argv = ['stylize', folder_of_two, '--generator', 'ink', '--out', tmp_path/'o']
+    argv = ['stylize', folder_of_two, '--feedforward', 'ink', '--out', tmp_path/'o']
     cap = command(*argv, '--json', status=1)
     failed = {r['picture']: bool(r['error']) for r in records(cap)}
     assert failed == {'owl.png': False, 'taxi.png': False, 'torn.png': True}
@@ -630,14 +630,14 @@ def test_it_says_what_it_works_at(photo, tmp_path, command):
 
 def test_control_says_what_it_has_learnt(tmp_path, command):
     argv = ['stylize', '--steps', '1', '--seed', '0', '--control', 'shipped', '--out', tmp_path]
-    assert '--words keld' in command(*argv).err
-    assert command(*argv, '--words', 'keld').err == ''
+    assert '--trigger-words keld' in command(*argv).err
+    assert command(*argv, '--trigger-words', 'keld').err == ''
 
 def test_home_is_expanded_everywhere(photo, tmp_path, monkeypatch, command):
     "The shell leaves --out=~/x as it is"
     monkeypatch.setenv('HOME', str(tmp_path/'home'))
     monkeypatch.chdir(tmp_path)
-    command('stylize', photo, '--generator', 'ink', '--out=~/x.png')
+    command('stylize', photo, '--feedforward', 'ink', '--out=~/x.png')
     assert (tmp_path/'home'/'x.png').exists()
     for name, f in COMMANDS.items():
         for p in inspect.signature(f).parameters.values():
@@ -687,7 +687,7 @@ def test_info(style, photo, tmp_path, command):
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text('parameters', 'an owl\nNegative prompt: blurry\nSteps: 20, Seed: 7, Size: 64x64')
     Image.new('RGB', (64, 64)).save(tmp_path/'a1.png', pnginfo=chunk)
-    command('stylize', photo, '--generator', 'ink', '--out', tmp_path/'made.png')
+    command('stylize', photo, '--feedforward', 'ink', '--out', tmp_path/'made.png')
     control = Path(stylekit.__file__).parent/'assets'/'control'
     names = [tmp_path/'a1.png', tmp_path/'made.png', style, 'ink', control]
     a1, made, lora, ink, control = records(command('info', *names, '--json'))

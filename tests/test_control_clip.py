@@ -8,7 +8,8 @@ from stylekit.cli import main
 from stylekit.clip import Clip, load_clip
 from stylekit.control_clip import (
     CONFIG_FILE, CONTROL_FILE, LABELLED, MODES, ROLES, ControlClip, ControlSettings, ControlTrainer, Words,
-    check_base, far_from_uniform, labelled_loss, load_control_clip, read_control_clip, role_logits, t1, t2,
+    check_base, far_from_uniform, image_triplet_loss, labelled_loss, load_control_clip, prompt_triplet_loss,
+    read_control_clip, role_logits,
     train_control_clip)
 from stylekit.core import StylekitError
 from stylekit.images import sample_image, list_samples
@@ -150,17 +151,17 @@ def test_triplets_are_their_formulas():
     v, t = F.normalize(torch.randn(8, 5), dim=-1), F.normalize(torch.randn(3, 4, 5), dim=-1)
     s, k = torch.arange(8)%4, torch.randint(3, (8,), generator=g())
     hard = sum(hinge(v[i], t[k[i]], s[i]) for i in range(8))/8
-    assert t1(v, t, s, g(), .2, hard=True).item() == pytest.approx(hard, abs=1e-6)
-    soft = t1(v, t, s, g(), .2).item()
+    assert image_triplet_loss(v, t, s, g(), .2, hard=True).item() == pytest.approx(hard, abs=1e-6)
+    soft = image_triplet_loss(v, t, s, g(), .2).item()
     assert 0 <= soft <= hard+1e-6
     moved = t + torch.randn(3, 1, 5)                  # what a category adds on both sides cancels in T1
-    def near(t): return t1(v, t, s, g(), 2.).item()
+    def near(t): return image_triplet_loss(v, t, s, g(), 2.).item()
     assert near(moved) == pytest.approx(near(t), abs=1e-5)
     g2 = g()
     k, st = torch.randint(3, (16,), generator=g2), torch.randint(4, (16,), generator=g2)
     other = (k + torch.randint(1, 3, k.shape, generator=g2))%3
     hard2 = sum(hinge(t[a, b], t[c], b) for a, b, c in zip(k, st, other))/16
-    assert t2(t, 16, g(), .2, hard=True).item() == pytest.approx(hard2, abs=1e-6)
+    assert prompt_triplet_loss(t, 16, g(), .2, hard=True).item() == pytest.approx(hard2, abs=1e-6)
 
 
 # training

@@ -77,19 +77,19 @@ def test_devices_and_types(monkeypatch):
         with pytest.raises(StylekitError): pick_dtype('cpu', bad)
 
 def test_seeds():
-    assert [g.initial_seed() for g in generators(5, 3)] == [5]*3
-    assert [g.initial_seed() for g in generators([1, np.int64(2)], 2)] == [1, 2]
-    fresh = generators(None, 2)
-    assert fresh[0].initial_seed() == fresh[1].initial_seed() != generators(None, 1)[0].initial_seed()
+    assert [g.initial_seed() for g in make_generators(5, 3)] == [5]*3
+    assert [g.initial_seed() for g in make_generators([1, np.int64(2)], 2)] == [1, 2]
+    fresh = make_generators(None, 2)
+    assert fresh[0].initial_seed() == fresh[1].initial_seed() != make_generators(None, 1)[0].initial_seed()
     assert fresh[0].device.type == 'cpu'
     state = torch.get_rng_state()
-    generators(None, 2)
+    make_generators(None, 2)
     assert torch.equal(state, torch.get_rng_state()) # the caller's own randomness is left alone
     for bad in ([], 1.5, '7', True, -1, 2**63):
-        with pytest.raises(StylekitError): generators(bad, 1)
+        with pytest.raises(StylekitError): make_generators(bad, 1)
     for bad, n in (([1], 2), ([1, None], 2), (1, 0), (1, None)):
-        with pytest.raises(StylekitError): generators(bad, n)
-    assert generators(2**63-1)[0].initial_seed() == 2**63-1
+        with pytest.raises(StylekitError): make_generators(bad, n)
+    assert make_generators(2**63-1)[0].initial_seed() == 2**63-1
 
 
 # ---- files

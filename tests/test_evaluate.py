@@ -8,7 +8,7 @@ from stylekit.cli import main
 from stylekit.images import load_image
 from stylekit.evaluate import METRICS, Metric, Row, Table, evaluate, plan, read_dataset, run_job, scatter, sheet
 from stylekit.folders import LOST
-from stylekit.metrics import Features, Measured, edge_f1, load_features, pd
+from stylekit.metrics import Features, Measured, edge_f1, load_features, perceptual_distance
 from sweeps import check_full_disk
 
 FEW = dict(steps=2, lr=.05, relevance='none', final_t=0)   # what costs and is not asked here is off
@@ -67,29 +67,29 @@ def test_table_and_files(folder, tmp_path, ink, b, net, go):
     contents = {i.id: i.path for i in read_dataset(folder)[0]}
     seeds = list((tmp_path/'out/images/ink').glob('sms-*'))
     def made(seed, name): return next(seed.glob(f'{name}-*.png'))
-    by_hand = [pd(contents, {i: made(seed, i) for i in contents}, net).value for seed in seeds]
+    by_hand = [perceptual_distance(contents, {i: made(seed, i) for i in contents}, net).value for seed in seeds]
     assert len(seeds) == 2
-    assert abs(column(t, 'pd_src')[1] - sum(by_hand)/2) < 1e-9
+    assert abs(column(t, 'distance_src')[1] - sum(by_hand)/2) < 1e-9
     r = stylize(small(FIRST), ink, FIRST.replace('-', ' '), backbone=b, seed=0, **FEW)
     def off(seed): return np.abs(np.asarray(load_image(made(seed, FIRST)), int)-np.asarray(r.image)).max()
     # what `stylize` gives by itself, up to the rounding of batches; another seed is another picture
     assert min(map(off, seeds)) <= 2 < max(map(off, seeds))
 
 def test_nothing_is_made_twice_and_what_changed_is(folder, tmp_path, ink, go):
-    go(metrics=['pd_src'])
+    go(metrics=['distance_src'])
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'out/images').rglob('*.png')}
-    t, said = go(dict(unchanged=None, sms=FEW, more=FEW | dict(lam=1.)), metrics=['pd_src'])
+    t, said = go(dict(unchanged=None, sms=FEW, more=FEW | dict(lam=1.)), metrics=['distance_src'])
     assert said == [f'{ink}, more, seed 0: 4 of 4 pictures']
     assert all(p.stat().st_mtime_ns == ns for p, ns in made.items())
     small(FIRST).transpose(0).save(folder/f'{FIRST}.png')             # another picture under the old name
-    before = column(t, 'pd_src')[1]
-    t, said = go(metrics=['pd_src'])
+    before = column(t, 'distance_src')[1]
+    t, said = go(metrics=['distance_src'])
     assert len(said) == 2
-    assert column(t, 'pd_src')[1] != before
+    assert column(t, 'distance_src')[1] != before
     (folder/f'{FIRST}.txt').write_text('something else')
-    assert len(go(metrics=['pd_src'])[1]) == 2
+    assert len(go(metrics=['distance_src'])[1]) == 2
     next((tmp_path/'out/images').rglob('sms-*/*.png')).unlink()
-    assert len(go(metrics=['pd_src'])[1]) <= 1
+    assert len(go(metrics=['distance_src'])[1]) <= 1
 
 def test_interrupted_runs_go_on(tmp_path, go, monkeypatch):
     calls, run = [], E.stylize
@@ -98,25 +98,25 @@ def test_interrupted_runs_go_on(tmp_path, go, monkeypatch):
         if len(calls) == 2: raise KeyboardInterrupt
         return run(*a, **kw)
     monkeypatch.setattr(E, 'stylize', stop)
-    with pytest.raises(KeyboardInterrupt): go(batch=2, metrics=['pd_src'])
+    with pytest.raises(KeyboardInterrupt): go(batch=2, metrics=['distance_src'])
     assert len(list((tmp_path/'out/images').rglob('sms-*/*.png'))) == 2
-    t, said = go(batch=2, metrics=['pd_src'])
+    t, said = go(batch=2, metrics=['distance_src'])
     assert len(calls) == 3
-    assert t.rows[1].values['pd_src'].n == 4
+    assert t.rows[1].values['distance_src'].n == 4
 
 def test_a_bad_picture_is_left_out_for_all(folder, go):
     (folder/'broken.png').write_bytes(b'no picture')
     (folder/'thin.png').write_bytes((folder/f'{FIRST}.png').read_bytes()[:300])
-    with pytest.warns(UserWarning, match='is left out') as told: t, _ = go(metrics=['pd_src'])
+    with pytest.warns(UserWarning, match='is left out') as told: t, _ = go(metrics=['distance_src'])
     for name in ('broken.png', 'thin.png'): assert any(name in str(w.message) for w in told)
     assert not t.failed
-    assert all(r.values['pd_src'].n == 4 for r in t.rows)
+    assert all(r.values['distance_src'].n == 4 for r in t.rows)
 
 def test_a_fake_score_does_not_depend_on_company(folder_of_two, tmp_path, go):
     "Batches of two and of one give one picture where φ learns"
     def pixels(batch):
         out = tmp_path/str(batch)
-        go(dict(vsd=dict(method='vsd', steps=2, final_t=0)), out, batch=batch, metrics=['pd_src'])
+        go(dict(vsd=dict(method='vsd', steps=2, final_t=0)), out, batch=batch, metrics=['distance_src'])
         return [load_image(p).tobytes() for p in sorted(out.rglob('vsd-*/*.png'))]
     assert pixels(2) == pixels(1)
 
@@ -125,7 +125,7 @@ def test_processes_share_the_work_and_one_that_is_killed_is_named(folder_of_two,
     a method whose process the system ends again and again is named, and the rest is measured"""
     brief = dict(unchanged=None, sms=FEW)
     endless = dict(endless=dict(steps=5000, lr=.01, relevance='none'))
-    few, done = ['pd_src', 'edge_f1_truth'], []
+    few, done = ['distance_src', 'edge_f1_truth'], []
     how = dict(backbone=str(models('sd15')), net=net)
     def end_them():
         while len(done) < 2: time.sleep(.05)
@@ -145,7 +145,7 @@ def test_processes_share_the_work_and_one_that_is_killed_is_named(folder_of_two,
 def test_orders_that_chance_decides_are_no_orders():
     def row(method, each, **kw):
         ids = tuple(range(len(each)))
-        kid = Measured(sum(each)/len(each), 'pd[x]', 'x', n=len(each), ids=ids, each=tuple(each), **kw)
+        kid = Measured(sum(each)/len(each), 'perceptual_distance[x]', 'x', n=len(each), ids=ids, each=tuple(each), **kw)
         return Row('ink', method, 1, dict(kid=kid))
     uneven, rising = [.7, 1.4, .9, 1.2, .7, 1.3, 1., .9, 1.], [1.5+.01*i for i in range(9)]
     rows = [row('a', [1.]*9), row('b', uneven), row('c', rising), row('unchanged', [0.]*9)]
@@ -157,7 +157,7 @@ def test_orders_that_chance_decides_are_no_orders():
 def csv_rows(text): return list(csv.DictReader(io.StringIO(text)))
 
 def test_formats(tmp_path, net, go):
-    t, _ = go({'unchanged': None, 'a_b 50%': FEW}, metrics=['pd_src', 'ssim_src'])
+    t, _ = go({'unchanged': None, 'a_b 50%': FEW}, metrics=['distance_src', 'ssim_src'])
     lines = csv_rows((tmp_path/'out/table.csv').read_text())
     assert len(lines) == 4
     assert lines[2]['method'] == 'a_b 50%' and lines[2]['sha256'] == net.sha256
@@ -189,7 +189,7 @@ def test_asked_for_what_cannot_be(folder, tmp_path, go):
     for kind in ('truth', 'references'): shutil.rmtree(folder/kind)
     with pytest.raises(StylekitError, match='kid needs references'): go(metrics=['kid'])
     metrics = go()[0].metrics
-    assert 'kid' not in metrics and 'pd_src' in metrics
+    assert 'kid' not in metrics and 'distance_src' in metrics
     sample_image('owl').save(folder/'IMG_001.png')
     with pytest.raises(StylekitError, match='nothing says what IMG_001 shows'): go()
     (folder/'IMG_001.txt').write_text('an owl')
@@ -213,7 +213,7 @@ def methods_file(tmp_path):
 
 def test_command(methods_file, tmp_path, command, monkeypatch):
     monkeypatch.setattr('stylekit.evaluate._network', lambda device: load_features())
-    argv = ['--methods', methods_file, '--metrics', 'pd_src,ssim_src', '--out', tmp_path/'e']
+    argv = ['--methods', methods_file, '--metrics', 'distance_src,ssim_src', '--out', tmp_path/'e']
     out = command(*argv).out
     assert out.startswith('ink ') and ' mine\n' in out
     assert 'source distance ↓: How far' in out
@@ -302,16 +302,16 @@ def test_no_winner_where_nothing_says_how_near_the_style_is(style):
     assert 'textbf' not in t.latex() and '<b>1' not in t.html()
     assert t.remarks == ['ink: nothing here says how near the style is, so no method is marked as the best']
     for text in (t.markdown(), t.html(), t.latex()): assert t.remarks[0] in text
-    t = table(**{k: v | {style: v['pd_src']} for k, v in rows.items()})
-    assert t.best('ink', 'pd_src') == ['a'] and not t.remarks
+    t = table(**{k: v | {style: v['distance_src']} for k, v in rows.items()})
+    assert t.best('ink', 'distance_src') == ['a'] and not t.remarks
     for mark, text in (('**1', t.markdown()), ('textbf', t.latex()), ('<b>1', t.html()), ('*', t.text())):
         assert mark in text
 
 def test_the_content_as_it_is_wins_nothing_whatever_it_is_called(tmp_path, go):
-    t, _ = go(dict(nothing=None, sms=FEW, more=FEW | dict(lam=1.)), metrics=['pd_src', 'pd_truth'])
+    t, _ = go(dict(nothing=None, sms=FEW, more=FEW | dict(lam=1.)), metrics=['distance_src', 'distance_truth'])
     again = E.read_table(t.save(tmp_path/'t.json'))
     for x in (t, again): assert [r.unchanged for r in x.rows] == [True, False, False]
-    assert 'nothing' not in t.best('ink', 'pd_src') != []
+    assert 'nothing' not in t.best('ink', 'distance_src') != []
     assert Row('ink', 'unchanged', 1, {}).unchanged
 
 def test_without_references_it_says_what_is_missing(folder, tmp_path, net, go, command, monkeypatch):
@@ -339,7 +339,7 @@ def test_too_few_pictures_for_a_metric_are_no_error_after_the_work(folder, go, r
         for p in sorted((folder/kind).glob('*.png'))[n:]: p.unlink()
     t, _ = go()
     assert not {'kid', 'mmd', 'fd', 'art_fd'} & set(t.metrics)
-    assert ('identified' in t.metrics) == (contents > 1)
+    assert ('content_retrieval' in t.metrics) == (contents > 1)
     assert 'references/ink' in t.remarks[0]
     with pytest.raises(StylekitError, match='kid needs references: two or more'): go(metrics=['kid'])
 
@@ -359,7 +359,7 @@ def test_a_shipped_look_is_scored_without_any_reference(folder, tmp_path, net, m
     assert column(t, 'style')[0] == 0 and t.says_style('ink')
     assert 'distance to the style' in t.remarks[0] and 'marked as the best' not in t.remarks[0]
     assert (tmp_path/'out'/'scatter.png').exists()
-    assert 'unchanged' not in t.best('ink', 'pd_src') != []
+    assert 'unchanged' not in t.best('ink', 'distance_src') != []
     def gone(): raise StylekitError('the judge needs EfficientNet-Lite0: pip install it')
     monkeypatch.setattr(E, 'judge_of_looks', gone)
     t = evaluate(folder, how, 'ink', out=tmp_path/'out', net=net)
@@ -428,11 +428,11 @@ def test_nan_is_named_and_the_rest_goes_on(folder_of_two, go, monkeypatch, case)
     nan_in(monkeypatch, NAN_WHERE[case])
     methods = dict(unchanged=None, sms=FEW, bad=FEW | dict(lam=1.))
     for _ in range(1 + (case == 'picture')): # again: the same
-        t, _ = go(methods, metrics=['pd_src'], seeds=[0, 1] if case == 'seed' else [0])
+        t, _ = go(methods, metrics=['distance_src'], seeds=[0, 1] if case == 'seed' else [0])
         assert all('became NaN' in why for why in t.failed.values())
         assert not any('interrupted' in why for why in t.failed.values())
         lines = [l for l in t.remarks if 'NaN' in l]
-        got = {r.method: (r.seeds, r.values['pd_src'].n) for r in t.rows}
+        got = {r.method: (r.seeds, r.values['distance_src'].n) for r in t.rows}
         if case == 'method':
             assert got == dict(unchanged=(1, 2), sms=(1, 2))
             assert lines[0].startswith('bad has no row in ink: ') and len(lines) == 1
@@ -453,7 +453,7 @@ def test_the_command_ends_with_1_where_a_method_is_lost(methods_file, tmp_path, 
         def __exit__(self, *_): pass
         def __call__(self, tasks): return ((i, None if i else self.worker(t)) for i, t in enumerate(tasks))
     monkeypatch.setattr(E, 'worker_pool', Pool)
-    out, err = command('--methods', methods_file, '--metrics', 'pd_src', '--out', tmp_path/'e', status=1)
+    out, err = command('--methods', methods_file, '--metrics', 'distance_src', '--out', tmp_path/'e', status=1)
     assert 'unchanged' in out and 'mine' not in out.split('\n\n')[0]
     assert f'mine has no row in ink: {LOST}'[:200] in err
 
@@ -478,7 +478,7 @@ def misnamed(folder, change):
     ('damaged', f'ink/{FIRST}.png is left out')])
 def test_a_truth_or_reference_that_is_missing_is_named(folder, go, change, said):
     misnamed(folder, change)
-    with pytest.warns(UserWarning) as told: go(dict(unchanged=None), metrics=['pd_src'])
+    with pytest.warns(UserWarning) as told: go(dict(unchanged=None), metrics=['distance_src'])
     texts = [str(w.message) for w in told]
     assert any(re.search(said, x) for x in texts), texts
     assert all('\n' not in x and len(x) < 300 for x in texts), texts
@@ -512,9 +512,9 @@ def test_odd_templates_are_refused(folder, template):
 @pytest.mark.parametrize('wrong, why', [
     ({}, 'empty'), ([], 'empty'), ('sms', 'names'), (3, 'names'), ([1], 'names'), ({'x': 3}, 'object'),
     ({'x': [1]}, 'object'), ({'': {}}, 'plain file name'), ({'x'*300: {}}, 'plain file name'),
-    ({3: {}}, 'plain file name'), ({'x': {'generator': 3}}, 'generator is a name'),
-    ({'x': {'generator': None}}, 'generator is a name'), ({'x': {'generator': ' '}}, 'generator is a name'),
-    ({'x': {'generator': '{x}{style'}}, '{x}{style'), ({'unchanged': {}}, 'another name'),
+    ({3: {}}, 'plain file name'), ({'x': {'feedforward': 3}}, 'network is a name'),
+    ({'x': {'feedforward': None}}, 'network is a name'), ({'x': {'feedforward': ' '}}, 'network is a name'),
+    ({'x': {'feedforward': '{x}{style'}}, '{x}{style'), ({'unchanged': {}}, 'another name'),
     ({'x': {'steps': 'many'}}, 'steps'), ({'x': {'lr': float('nan')}}, 'lr'),
     ({'x': {'seed': 3}}, 'unknown settings'), ({'x': {'style': 'ink'}}, 'unknown settings')])
 def test_odd_methods_are_refused_before_any_work(folder, tmp_path, ink, b, net, wrong, why):
@@ -523,8 +523,8 @@ def test_odd_methods_are_refused_before_any_work(folder, tmp_path, ink, b, net, 
     assert not (tmp_path/'out').exists()
 
 def test_one_of_something_needs_no_list(folder, tmp_path, ink, b, net):
-    t = evaluate(folder, ['unchanged'], ink, 'pd_src', seeds=3, out=str(tmp_path/'out'), backbone=b, net=net)
-    assert t.metrics == ['pd_src'] and t.styles == ['ink']
+    t = evaluate(folder, ['unchanged'], ink, 'distance_src', seeds=3, out=str(tmp_path/'out'), backbone=b, net=net)
+    assert t.metrics == ['distance_src'] and t.styles == ['ink']
     for kw in (dict(styles=[]), dict(seeds=[]), dict(seeds='x'), dict(seeds=[-1]), dict(seeds=None),
                dict(styles=None), dict(styles=[3]), dict(metrics=5), dict(metrics=['x', 3])):
         how = dict(styles=[ink], out=tmp_path/'other', backbone=b, net=net) | kw
@@ -535,7 +535,7 @@ def test_one_of_something_needs_no_list(folder, tmp_path, ink, b, net):
 
 def test_a_batch_that_was_cut_short_ends_as_if_it_had_not(tmp_path, go):
     def ask():
-        go(metrics=['pd_src'])
+        go(metrics=['distance_src'])
         return {p: p.read_bytes() for p in sorted((tmp_path/'out'/'images').rglob('sms-*/*.png'))}
     whole = ask()
     for gone in (1, 3):
@@ -545,7 +545,7 @@ def test_a_batch_that_was_cut_short_ends_as_if_it_had_not(tmp_path, go):
 # table.md is the first of the four that are called table
 @pytest.mark.parametrize('name', ['table.md', 'pictures.csv', 'sheet-ink.png', 'scatter.png'])
 def test_a_full_disk_and_a_table(tmp_path, go, monkeypatch, name):
-    def ask(): go(dict(unchanged=None), metrics=['pd_src', 'kid'])
+    def ask(): go(dict(unchanged=None), metrics=['distance_src', 'kid'])
     ask()
     check_full_disk(monkeypatch, tmp_path/'out'/name, ask)             # over the old one
     (tmp_path/'out'/name).unlink()
@@ -554,7 +554,7 @@ def test_a_full_disk_and_a_table(tmp_path, go, monkeypatch, name):
 @pytest.mark.parametrize('what', ['sms-*/*.png', 'unchanged-*/*.png', 'sms-*/*.json'])
 def test_a_full_disk_ends_the_run_at_once(tmp_path, go, monkeypatch, what):
     "The first that cannot be kept says so; nothing more is drawn for nothing, and what is there stays"
-    def ask(): go(metrics=['pd_src'])
+    def ask(): go(metrics=['distance_src'])
     ask()
     path = sorted((tmp_path/'out'/'images').rglob(what))[0]
     path.unlink()
@@ -576,7 +576,7 @@ def test_a_read_only_disk_ends_the_run_too(tmp_path, go, monkeypatch):
         with pytest.raises(StylekitError, match=text): go(out=tmp_path/str(code)/'out')
 
 def test_the_picture_that_was_changed_by_hand_is_measured_anew(tmp_path, go):
-    def measured(): return column(go(metrics=['pd_src'])[0], 'pd_src')[1]
+    def measured(): return column(go(metrics=['distance_src'])[0], 'distance_src')[1]
     before = measured()
     path = sorted((tmp_path/'out'/'images').rglob('sms-*/*.png'))[0]
     old = path.read_bytes()
@@ -592,5 +592,5 @@ def test_the_folder_is_its_own_before_anything_is_asked(tmp_path, go):
     with folder_lock(tmp_path/'out'):
         with pytest.raises(StylekitError, match="another run is writing into 'out'"): go(begin=begin)
     assert not asked and not (tmp_path/'out').exists()
-    go(dict(unchanged=None), metrics=['pd_src'], begin=begin)
+    go(dict(unchanged=None), metrics=['distance_src'], begin=begin)
     assert asked == [1]

@@ -1,4 +1,4 @@
-"""Training a generator: it goes on bit for bit, has its folder for itself, and names what is wrong;
+"""Training a network: it goes on bit for bit, has its folder for itself, and names what is wrong;
 its files are refused when they are not what was written"""
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from stylekit import StylekitError, load_backbone
 from stylekit.core import folder_lock
-from stylekit.feedforward import GENERATOR_FILE, HEADER, SEAL, FeedForward, Generator
+from stylekit.feedforward import FEEDFORWARD_FILE, HEADER, SEAL, FeedForward, StyleNet
 from stylekit.feedforward_training import train_feedforward
 from stylekit.finetune import Example
 from stylekit.images import sample_image, list_samples
@@ -38,7 +38,7 @@ def train(b, style, examples):
 @pytest.fixture(scope='module')
 def made(train, tmp_path_factory):
     out = tmp_path_factory.mktemp('whole')
-    return train(out), out/'g'/GENERATOR_FILE
+    return train(out), out/'g'/FEEDFORWARD_FILE
 
 def same_weights(a:FeedForward, b:FeedForward)->bool:
     return all(torch.equal(x, y) for x, y in zip(a.net.state_dict().values(), b.net.state_dict().values()))
@@ -52,7 +52,7 @@ def test_stopped_it_goes_on_bit_for_bit(train, tmp_path, fake):
     assert part.about['steps_done'] == said[-1].step < 4 and not same_weights(part, whole)
     again = train(tmp_path, fake_score=fake)
     assert again.about['steps_done'] == 4 and same_weights(again, whole)
-    assert [p.name for p in (tmp_path/'g').iterdir()] == [GENERATOR_FILE]
+    assert [p.name for p in (tmp_path/'g').iterdir()] == [FEEDFORWARD_FILE]
 
 def test_a_critic_goes_on_bit_for_bit(train, tmp_path):
     how = dict(space='pixel', areas=2, refine=1, adversarial=.1)
@@ -67,10 +67,10 @@ def test_a_critic_goes_on_bit_for_bit(train, tmp_path):
 def test_another_training_is_not_mixed_in(train, tmp_path):
     train(tmp_path, minutes=1e-9)
     (tmp_path/'g'/'work'/'mine.pt').write_text('of the user')
-    before = (tmp_path/'g'/GENERATOR_FILE).read_bytes()
+    before = (tmp_path/'g'/FEEDFORWARD_FILE).read_bytes()
     with pytest.raises(StylekitError, match='another training'): train(tmp_path, lr=1e-3)
-    assert (tmp_path/'g'/GENERATOR_FILE).read_bytes() == before
-    (tmp_path/'g'/GENERATOR_FILE).unlink()
+    assert (tmp_path/'g'/FEEDFORWARD_FILE).read_bytes() == before
+    (tmp_path/'g'/FEEDFORWARD_FILE).unlink()
     with pytest.raises(StylekitError, match='another training'): train(tmp_path, lr=1e-3)   # its checkpoint alone
     assert train(tmp_path, lr=1e-3, overwrite=True).about['steps_done'] == 4
     assert [p.name for p in (tmp_path/'g'/'work').iterdir()] == ['mine.pt']
@@ -87,7 +87,7 @@ def test_steps_that_are_no_numbers_are_not_taken(train, tmp_path, monkeypatch):
     def loss(self, g): return self.net.head.weight.sum()*torch.nan
     monkeypatch.setattr('stylekit.feedforward_training.FeedForwardTrainer.loss', loss)
     with pytest.raises(StylekitError, match='NaN or infinite at step 1'): train(tmp_path)
-    assert not (tmp_path/'g'/GENERATOR_FILE).exists()
+    assert not (tmp_path/'g'/FEEDFORWARD_FILE).exists()
 
 def test_memory_that_runs_out_is_named(train, b, tmp_path, monkeypatch):
     def full(self, g): raise MemoryError
@@ -129,7 +129,7 @@ def no_training(monkeypatch):
 
 @pytest.fixture(scope='module')
 def taught(train, tmp_path_factory):
-    "A folder with a generator that has learnt from a teacher of its own"
+    "A folder with a network that has learnt from a teacher of its own"
     out = tmp_path_factory.mktemp('taught')
     train(out, teacher=True)
     return out
@@ -155,36 +155,36 @@ def test_one_training_gives_one_file(train, taught, tmp_path):
     train(tmp_path, teacher=True)
     assert files(tmp_path) == files(taught)
 
-@pytest.mark.parametrize('left', ['all', 'the teacher', 'the generator', "the teacher's checkpoint"])
+@pytest.mark.parametrize('left', ['all', 'the teacher', 'the network', "the teacher's checkpoint"])
 def test_another_training_is_refused_before_any_work(train, copy, no_training, left):
-    teacher, own = copy/'g'/'teacher'/GENERATOR_FILE, copy/'g'/GENERATOR_FILE
+    teacher, own = copy/'g'/'teacher'/FEEDFORWARD_FILE, copy/'g'/FEEDFORWARD_FILE
     name = 'g'
     if left == 'the teacher': own.unlink()
-    if left == 'the generator': teacher.unlink()
+    if left == 'the network': teacher.unlink()
     if left == "the teacher's checkpoint":
         name = 'cut'
         train(copy, name, teacher=True, minutes=1e-9)
-        (copy/name/'teacher'/GENERATOR_FILE).unlink()
+        (copy/name/'teacher'/FEEDFORWARD_FILE).unlink()
     before = files(copy)
     no_training()
-    where = name if left == 'the generator' else f'{name}/teacher'
-    with pytest.raises(StylekitError, match=f"'{where}' holds a generator of another training"):
+    where = name if left == 'the network' else f'{name}/teacher'
+    with pytest.raises(StylekitError, match=f"'{where}' holds a network of another training"):
         train(copy, name, teacher=True, seed=1)
     assert files(copy) == before
     if left != 'all': return
     for how in dict(), dict(teacher=teacher): # without a teacher, or with one that is given
-        with pytest.raises(StylekitError, match="'g' holds a generator of another training"): train(copy, **how)
+        with pytest.raises(StylekitError, match="'g' holds a network of another training"): train(copy, **how)
     assert files(copy) == before
 
 def test_to_insist_goes_on_too(train, copy, monkeypatch):
-    "A training that replaces another goes on where it was killed, while the other's generator still lies there"
+    "A training that replaces another goes on where it was killed, while the other's network still lies there"
     class Killed(BaseException): pass
     other, said = files(copy), []
     def die(r):
         if not r.part and r.step == 2: raise Killed   # the pupil's first checkpoint
     how = dict(teacher=True, seed=1, overwrite=True)
     with pytest.raises(Killed): train(copy, report=die, **how)
-    assert files(copy)[f'g/{GENERATOR_FILE}'] == other[f'g/{GENERATOR_FILE}']
+    assert files(copy)[f'g/{FEEDFORWARD_FILE}'] == other[f'g/{FEEDFORWARD_FILE}']
     monkeypatch.setattr('stylekit.feedforward_training.FeedForwardTrainer.lesson', None)   # they are made
     train(copy, report=said.append, **how)
     assert [(r.part, r.step) for r in said] == [('teacher', 4), ('lessons', 1), ('', 4), ('', 4)]
@@ -205,11 +205,11 @@ def test_what_is_not_ours_stays(train, tmp_path):
     train(tmp_path, teacher=True, seed=1, overwrite=True)
     after = files(tmp_path)
     assert after | before == after
-    assert {*after}-{*before} == {f'g/{GENERATOR_FILE}', f'g/teacher/{GENERATOR_FILE}'}
+    assert {*after}-{*before} == {f'g/{FEEDFORWARD_FILE}', f'g/teacher/{FEEDFORWARD_FILE}'}
 
 @pytest.mark.parametrize('overwrite', [False, True])
 @pytest.mark.parametrize('place', [
-    'g/teacher', f'g/teacher/{GENERATOR_FILE}/x', f'g/{GENERATOR_FILE}/x', 'g/work/training.pt/x'])
+    'g/teacher', f'g/teacher/{FEEDFORWARD_FILE}/x', f'g/{FEEDFORWARD_FILE}/x', 'g/work/training.pt/x'])
 def test_what_is_in_the_way_is_named_before_any_work(train, tmp_path, no_training, place, overwrite):
     place_file(tmp_path/place)
     no_training()
@@ -218,7 +218,7 @@ def test_what_is_in_the_way_is_named_before_any_work(train, tmp_path, no_trainin
     assert files(tmp_path) == {place: b'mine'}
 
 @pytest.mark.parametrize('place', [
-    f'g/teacher/{GENERATOR_FILE}', f'g/{GENERATOR_FILE}', 'g/teacher/work/training.pt'])
+    f'g/teacher/{FEEDFORWARD_FILE}', f'g/{FEEDFORWARD_FILE}', 'g/teacher/work/training.pt'])
 def test_a_file_of_that_name_that_is_not_ours(train, tmp_path, no_training, place):
     place_file(tmp_path/place)
     no_training()
@@ -232,9 +232,9 @@ X = torch.rand(1, 3, 16, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope='module')
 def small():
-    "A generator in pixel space that changes something, with a short header"
+    "A network in pixel space that changes something, with a short header"
     torch.manual_seed(0)
-    net = Generator(widths=(4, 8), blocks=(1, 1))
+    net = StyleNet(widths=(4, 8), blocks=(1, 1))
     with torch.no_grad():
         for p in net.parameters(): p.add_(.05*torch.randn_like(p))
     about = dict(

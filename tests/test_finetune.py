@@ -32,7 +32,7 @@ def sd15(models): return load_backbone(models('sd15'))
 @pytest.fixture
 def train(sd15, folder, tmp_path):
     "A few steps on a few pictures"
-    def go(name='x', words=None, **changes):
+    def go(name='x', trigger_words=None, **changes):
         return train_lora(folder, name, words, **dict(backbone=sd15, out=tmp_path) | TINY | changes)
     return go
 
@@ -53,7 +53,7 @@ def test_every_kind_of_model_learns(b, folder, tmp_path):
     "Train, save, load and stylise; the file says what it was made from"
     out, words = tmp_path/'styles', 'black ink drawing'
     s = train_lora(folder, 'mine', words, backbone=b, out=out, previews=[(small('taxi'), 'a taxi')], **TINY)
-    assert s.path == out/'mine'/'pytorch_lora_weights.safetensors' and s.words == words
+    assert s.path == out/'mine'/'pytorch_lora_weights.safetensors' and s.trigger_words == words
     assert json.loads(s.metadata['stylekit.settings'])['rank'] == 2
     assert s.metadata['stylekit.base_sha256'] == b.sha256
     assert str(tmp_path) not in json.dumps(s.metadata)
@@ -158,7 +158,7 @@ def test_own_styles_are_found_by_name(sd15, folder, tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     train_lora(folder, 'my-ink', backbone=sd15, **TINY)
     assert list_styles() == sorted(['my-ink', *built_in_styles()])
-    assert load_style('my-ink').words == 'my ink'
+    assert load_style('my-ink').trigger_words == 'my ink'
     assert main(['styles']) == 0
     assert 'my-ink' in capsys.readouterr().out
 
@@ -317,13 +317,14 @@ def test_the_same_training_again_is_done_already(train, tmp_path, monkeypatch):
     assert files() == kept
 
 def test_a_name_that_is_taken(train, tmp_path):
-    train(words='first')
+    train(trigger_words='first')
     kept = (tmp_path/'x'/LORA_FILE).read_bytes()
-    for other in (dict(words='second'), dict(rank=3), dict(seed=1), dict(names='kohya')):
-        with pytest.raises(StylekitError, match="'x' is there already.*overwrite"): train(**dict(words='first') | other)
+    for other in (dict(trigger_words='second'), dict(rank=3), dict(seed=1), dict(names='kohya')):
+        with pytest.raises(StylekitError, match="'x' is there already.*overwrite"):
+            train(**dict(trigger_words='first') | other)
     (tmp_path/'x'/LORA_FILE).write_bytes(kept[:100])     # damaged, but somebody's
-    with pytest.raises(StylekitError, match="'x' is there already"): train(words='first')
-    assert train(words='second', overwrite=True).words == 'second'
+    with pytest.raises(StylekitError, match="'x' is there already"): train(trigger_words='first')
+    assert train(trigger_words='second', overwrite=True).trigger_words == 'second'
     for name in ('ink', 'Flat', 'INK'):
         with pytest.raises(StylekitError, match='comes with stylekit'): train(name)
 

@@ -6,7 +6,7 @@ from PIL import Image, ImageCms, ImageDraw, PngImagePlugin, features
 from stylekit import StylekitError, load_backbone
 from stylekit.cli import main
 from stylekit.images import sample_image, list_samples
-from stylekit.feedforward import GENERATOR_FILE, FeedForward, Generator
+from stylekit.feedforward import FEEDFORWARD_FILE, FeedForward, StyleNet
 from stylekit.folders import MANIFEST, FolderRecord, FolderRun, Manifest, stylize_folder
 from stylekit.records import json_line, parse_line, payload_hash, read_lines
 from sweeps import check_full_disk, json_mutants, keys_only, resealed, sweep, sweep_file
@@ -17,18 +17,18 @@ ENV = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 N, BROKEN = 100, 5   # pictures; of them damaged
 
 @pytest.fixture(scope='module')
-def generator(tmp_path_factory):
+def feedforward(tmp_path_factory):
     "A file of a network that changes something"
     torch.manual_seed(0)
-    net = Generator(widths=(8, 16), blocks=(1, 1))
+    net = StyleNet(widths=(8, 16), blocks=(1, 1))
     with torch.no_grad():
         for p in net.parameters(): p.add_(.03*torch.randn_like(p))
     about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
                  style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
-    return FeedForward(net, about).save(tmp_path_factory.mktemp('noise')/GENERATOR_FILE)
+    return FeedForward(net, about).save(tmp_path_factory.mktemp('noise')/FEEDFORWARD_FILE)
 
 @pytest.fixture(scope='module')
-def home(tmp_path_factory, generator):
+def home(tmp_path_factory, feedforward):
     "Pictures in three shapes and three folders, some of them broken"
     d = tmp_path_factory.mktemp('folder')
     for i in range(N):
@@ -41,9 +41,9 @@ def home(tmp_path_factory, generator):
     return d
 
 @pytest.fixture(scope='module')
-def alone(home, generator):
+def alone(home, feedforward):
     "What one process makes of it that nobody disturbs: results, lines of the list"
-    stylize_folder(home/'in', home/'alone', generator=generator, batch=4)
+    stylize_folder(home/'in', home/'alone', feedforward=feedforward, batch=4)
     return contents(home/'alone')
 
 def results(out): return sorted(p for p in out.rglob('*.png') if not p.name.startswith('.'))
@@ -64,12 +64,12 @@ def names(out): return {p.relative_to(out).as_posix() for p in results(out) if p
 
 RUN = """
 from stylekit.folders import stylize_folder
-if __name__ == '__main__': stylize_folder({src!r}, {out!r}, generator={generator!r}, batch=4, **{kw!r})
+if __name__ == '__main__': stylize_folder({src!r}, {out!r}, feedforward={network!r}, batch=4, **{kw!r})
 """
 
-def run(home, generator, out, **kw):
+def run(home, feedforward, out, **kw):
     script = out.parent/f'{out.name}.py'   # a file, as processes are spawned from it
-    script.write_text(RUN.format(src=str(home/'in'), out=str(out), generator=str(generator), kw=kw))
+    script.write_text(RUN.format(src=str(home/'in'), out=str(out), feedforward=str(feedforward), kw=kw))
     return subprocess.Popen([sys.executable, str(script)], env=ENV)
 
 # ---- what takes long is started at the beginning, and looked at in the end
@@ -109,22 +109,22 @@ def training(model, style, tmp_path_factory):
     yield started, out
     if started.poll() is None: started.kill()
 
-def killed_at(n, home, generator, out, **how):
-    p = run(home, generator, out, **how)
+def killed_at(n, home, feedforward, out, **how):
+    p = run(home, feedforward, out, **how)
     while len(results(out)) < n and p.poll() is None: time.sleep(.01)
     assert p.poll() is None, 'it ended before it could be killed'
     p.send_signal(signal.SIGKILL)
     p.wait()
 
 @pytest.mark.parametrize('workers, kills', [(1, 2), (2, 1)])
-def test_killed_it_ends_complete(home, generator, alone, training, workers, kills):
+def test_killed_it_ends_complete(home, feedforward, alone, training, workers, kills):
     "Every result, a line for each picture, the broken named, nothing made twice: the bytes of one undisturbed process"
     out = home/f'out{workers}'
-    killed_at(15, home, generator, out, workers=workers)
+    killed_at(15, home, feedforward, out, workers=workers)
     early = times(results(out))
-    if kills == 2: killed_at(len(early)+15, home, generator, out, workers=workers)
+    if kills == 2: killed_at(len(early)+15, home, feedforward, out, workers=workers)
     assert N-BROKEN > len(results(out)) >= len(early)+15*(kills-1)
-    assert run(home, generator, out, workers=workers).wait() == 0
+    assert run(home, feedforward, out, workers=workers).wait() == 0
     assert early == times(early)
     assert all(Image.open(p).load() for p in results(out)) and len(results(out)) == N-BROKEN
     assert contents(out) == alone   # no crumbs either
@@ -139,14 +139,14 @@ def test_killed_it_ends_complete(home, generator, alone, training, workers, kill
 # ---- the list
 
 @pytest.fixture
-def few(tmp_path, generator):
+def few(tmp_path, feedforward):
     "run(out) stylises three pictures, one of them broken"
     (tmp_path/'in'/'birds').mkdir(parents=True)
     sample_image('owl').resize((32, 32)).save(tmp_path/'in'/'birds'/'owl.png')
     sample_image('taxi').resize((32, 32)).save(tmp_path/'in'/'taxi.png')
     (tmp_path/'in'/'page.png').write_text('<html>')
     def go(out=tmp_path/'out', **how):
-        stylize_folder(tmp_path/'in', out, **dict(generator=generator) | how)
+        stylize_folder(tmp_path/'in', out, **dict(feedforward=feedforward) | how)
         return contents(out)
     return go
 
@@ -227,11 +227,11 @@ def test_pictures_that_were_taken_away(few, tmp_path):
 
 def test_memory_for_one_picture_at_a_time(few, tmp_path, monkeypatch):
     "Who does not fit together is made alone; who does not fit alone is named, and the others are made"
-    whole, real = few(), Generator.forward
+    whole, real = few(), StyleNet.forward
     def forward(self, x):
         if len(x) > 1 or x.mean() < darkest: raise MemoryError
         return real(self, x)
-    monkeypatch.setattr(Generator, 'forward', forward)
+    monkeypatch.setattr(StyleNet, 'forward', forward)
     darkest = -1.
     together, alone = pictures_in(whole[0]), pictures_in(few(tmp_path/'alone')[0])
     for name, raw in together.items():
@@ -399,14 +399,14 @@ def crowd(tmp_path_factory):
     return d, [*good, *BESIDE, 'red shoe.jpg'], words
 
 @pytest.mark.parametrize('way', ['optimised', 'in one pass'])
-def test_a_folder_of_all_kinds(crowd, generator, model, style, tmp_path, capfd, way):
+def test_a_folder_of_all_kinds(crowd, feedforward, model, style, tmp_path, capfd, way):
     "On the command line: each gets a line, none stops the others, and the status says that some failed"
     folder, good, bad = crowd
     bad = bad | {'facade.png': 'is a folder'}
     (tmp_path/'out'/'facade.png').mkdir(parents=True)   # where a result should go
     args = ['stylize', str(folder), '--out', str(tmp_path/'out')]
     if way == 'in one pass':
-        command = [sys.executable, '-m', 'stylekit', *args, '--generator', str(generator)]
+        command = [sys.executable, '-m', 'stylekit', *args, '--feedforward', str(feedforward)]
         status = subprocess.run(command, env=ENV, timeout=300).returncode
     else:
         status = main([*args, '--backbone', str(model), '--style', style, '--steps', '1', '--resolution', '32'])
@@ -441,8 +441,8 @@ def test_two_processes_train_what_one_does(model, style, training, tmp_path):
     assert not torch.equal(one.net.head.weight, torch.zeros_like(one.net.head.weight))
 
 @pytest.mark.slow
-def test_a_cluster_gives_the_same_bytes(home, generator, alone):
+def test_a_cluster_gives_the_same_bytes(home, feedforward, alone):
     "Ray's own beginning takes most of the time, and fails on a machine that is busy: nothing runs beside it"
     pytest.importorskip('ray.data')
-    assert run(home, generator, home/'cluster', workers=2, cluster='ray').wait() == 0
+    assert run(home, feedforward, home/'cluster', workers=2, cluster='ray').wait() == 0
     assert contents(home/'cluster') == alone

@@ -600,15 +600,15 @@ def ball(tmp_path_factory):
 @pytest.fixture(scope='module')
 def network(tmp_path_factory):
     "A network of one pass that changes something"
-    from stylekit.feedforward import FeedForward, Generator
+    from stylekit.feedforward import FeedForward, StyleNet
     torch.manual_seed(0)
-    net = Generator(widths=(8, 16), blocks=(1, 1))
+    net = StyleNet(widths=(8, 16), blocks=(1, 1))
     with torch.no_grad():
         for p in net.parameters(): p.add_(.03*torch.randn_like(p))
     about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
                  style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
     ff = FeedForward(net, about)
-    ff.save(tmp_path_factory.mktemp('net')/'noise'/'generator.safetensors')
+    ff.save(tmp_path_factory.mktemp('net')/'noise'/'feedforward.safetensors')
     return ff
 
 def has_alpha_of(image, path):
@@ -631,7 +631,7 @@ def test_through_the_api(ball, tmp_path):
 def test_through_the_command(ball, tmp_path, network):
     from stylekit.cli import main
     drawn = ['--caption', 'a red ball', '--steps', '2', '--seed', '0']
-    passed = ['--generator', str(network_file(network))]
+    passed = ['--feedforward', str(network_file(network))]
     for more, out in ((drawn, 'a.png'), (passed, 'b.webp')):
         assert main(['stylize', str(ball), '--out', str(tmp_path/out), *more]) in (0, None)
         assert has_alpha_of(Image.open(tmp_path/out), ball)
@@ -642,7 +642,7 @@ def network_file(network):
 
 def test_through_a_folder(ball, tmp_path, network):
     from stylekit.folders import stylize_folder
-    for out, how in (('drawn', dict(steps=2)), ('passed', dict(generator=network_file(network)))):
+    for out, how in (('drawn', dict(steps=2)), ('passed', dict(feedforward=network_file(network)))):
         done = stylize_folder(ball.parent, tmp_path/out, **how)
         assert not done.failed and has_alpha_of(Image.open(tmp_path/out/'red ball.png'), ball)
 

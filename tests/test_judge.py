@@ -109,9 +109,10 @@ def judge():
 
 def test_judge_distances(judge):
     a = images(0, 3)
-    assert (judge.pd(a, a) < 1e-4).all() and torch.allclose(judge.pd(a, 255-a), judge.pd(255-a, a), atol=1e-5)
+    assert (judge.perceptual_distance(a, a) < 1e-4).all()
+    assert torch.allclose(judge.perceptual_distance(a, 255-a), judge.perceptual_distance(255-a, a), atol=1e-5)
     soft, softer = [J.blur(unit(a), s) for s in (.7, 2.)]
-    assert (judge.pd(a, soft) < judge.pd(a, softer)).all()
+    assert (judge.perceptual_distance(a, soft) < judge.perceptual_distance(a, softer)).all()
     maps, pooled = judge.features(a)
     assert [m.shape[-1] for m in maps] == [112, 56, 28, 14, 7]
     assert pooled.shape == (3, 1280) and not pooled.requires_grad

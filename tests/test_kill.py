@@ -142,13 +142,13 @@ def stylize_pictures(pictures, out, *more)->list:
 def test_stylize_folder(pictures, tmp_path):
     assert check_kills(tmp_path, lambda out: stylize_pictures(pictures, out), manifest_contents) > 0
 
-def train_generator(pictures, out, *more)->list:
+def train_network(pictures, out, *more)->list:
     return ['train-feedforward', str(pictures), '--name', 'g', '--out', str(out), '--steps', '5', '--batch', '4', *more]
 
 @pytest.mark.slow
 def test_train_feedforward(pictures, tmp_path):
     "A teacher, its lessons, and the pupil"
-    assert check_kills(tmp_path, lambda out: train_generator(pictures, out)) > 0
+    assert check_kills(tmp_path, lambda out: train_network(pictures, out)) > 0
 
 @pytest.fixture
 def grid(tmp_path):
@@ -203,8 +203,8 @@ def test_two_folder_runs_into_one(pictures, tmp_path):
     others = [('--style', 'flat', '--overwrite')]
     check_two_at_once(tmp_path, command, '.stylekit.lock', 'c', others, manifest_contents)
 
-def test_two_trainings_of_one_generator(pictures, tmp_path):
-    def command(out, *more): return train_generator(pictures, out, *more)
+def test_two_trainings_of_one_network(pictures, tmp_path):
+    def command(out, *more): return train_network(pictures, out, *more)
     check_two_at_once(tmp_path, command, 'g/.stylekit.lock', 'g', [('--seed', '1', '--overwrite')])
 
 def test_the_helper_sees_crumbs_and_differences(tmp_path):

@@ -7,7 +7,7 @@ from stylekit import StylekitError, load_backbone, load_style, sample_image, sty
 from stylekit.cli import main
 from stylekit.formats import find_layer, kohya_name, layer_index, layer_shapes, parameter_shapes, sgm_names
 from stylekit.lora import (LORA_FILE, SEAL, add_style, built_in_styles, find_styles, parse_style, read_safetensors,
-                           read_styles, save_lora, list_styles, trigger_words)
+                           read_styles, read_trigger_words, save_lora, list_styles)
 
 ATTN = ['to_q', 'to_k', 'to_v', 'to_out.0']
 FF = ['ff.net.0.proj', 'ff.net.2', 'proj_in', 'proj_out']
@@ -273,7 +273,7 @@ def test_text_encoder_part_reaches_the_picture(sd15, tmp_path):
     unet = {k: v for k, v in state.items() if k.startswith('lora_unet')}
     def pixels(name, state):
         save_file(state, tmp_path/name)
-        style = load_style(tmp_path/name, words='ink')
+        style = load_style(tmp_path/name, trigger_words='ink')
         owl = sample_image('owl').resize((64, 64))
         return stylize(owl, style, 'an owl', backbone=b, steps=2, seed=0).image.tobytes()
     assert pixels('both.safetensors', state) != pixels('unet.safetensors', unet)
@@ -513,7 +513,7 @@ def test_odd_headers_are_ignored(base, pair, tmp_path, name):
     (tmp_path/'adapter_config.json').write_text(ODD[name])
     started = time.process_time()
     got, report = strength_of(base, path, pair)
-    assert got == 1 and any('unknown' in n for n in report.notes) and load_style(path).words
+    assert got == 1 and any('unknown' in n for n in report.notes) and load_style(path).trigger_words
     assert time.process_time()-started < 5
 
 
@@ -584,7 +584,7 @@ def test_whole_weights_are_mixed_and_written(base, sd15, pair, tmp_path, names):
 def test_whole_weights_in_a_run(base, tmp_path):
     "Beside a LoRA that learns, with rows of several adapters in one batch: as at each its own"
     weights, _ = whole(base)
-    style = load_style(write(tmp_path/'full.safetensors', in_unet('diff', weights)), words='ink')
+    style = load_style(write(tmp_path/'full.safetensors', in_unet('diff', weights)), trigger_words='ink')
     own, before = dict(base.unet.named_modules()), dict(base.unet.named_parameters())
     for kw in (dict(), dict(fake_score='lora')):
         stylize(sample_image('owl').resize((64, 64)), style, 'an owl', backbone=base, steps=2, seed=0, **kw)
@@ -759,10 +759,10 @@ WORDS = dict( # header; words; whether they are guessed
 def test_trigger_words(base, pair, tmp_path, name):
     meta, want, guessed = WORDS[name]
     style = load_style(write(tmp_path/'k.safetensors', kohya_file(pair), **meta))
-    assert (style.words, bool(style.guess)) == (want, guessed)
-    assert trigger_words(style.metadata)[0] in (want, '')
+    assert (style.trigger_words, bool(style.guess)) == (want, guessed)
+    assert read_trigger_words(style.metadata)[0] in (want, '')
     report = add_style(base, style)
-    assert guessed == any('guess' in n for n in report.notes) and not load_style(style, words='ink').guess
+    assert guessed == any('guess' in n for n in report.notes) and not load_style(style, trigger_words='ink').guess
     base.delete_adapter('style')
 
 
@@ -786,7 +786,7 @@ def test_the_mix_language():
     assert parse_style('ink:0.7+flat:0.3') == mix and parse_style('org/model') == 'org/model'
     for text, spec in (('ink:0.7+flat:0.3', mix), ('ink + flat', ['ink', 'flat']), ('ink:.5', [('ink', .5)])):
         a, b = load_style(text), load_style(spec)
-        assert (a.name, a.words, a.scale, a.sha256) == (b.name, b.words, b.scale, b.sha256)
+        assert (a.name, a.trigger_words, a.scale, a.sha256) == (b.name, b.trigger_words, b.scale, b.sha256)
     half = load_style('ink:0.5')
     assert half.path == load_style('ink').path and load_style('ink:0.5', scale=2).scale == 1
     for bad in ('ink+', '+', 'ink:x', 'ink:nan', 'ink:9', 'ink:-2.1', 'ink:1e400', 'ink+oil', 'ink:1+nothing',
@@ -853,7 +853,7 @@ def test_names_of_files_without_a_name(pair, tmp_path, monkeypatch):
     write(tmp_path/'sumi'/'pytorch_lora_weights.safetensors', kohya_file(pair))
     monkeypatch.chdir(tmp_path/'sumi')
     assert load_style('pytorch_lora_weights.safetensors').name == 'sumi'
-    assert load_style('./pytorch_lora_weights.safetensors').words == 'sumi'
+    assert load_style('./pytorch_lora_weights.safetensors').trigger_words == 'sumi'
 
 
 # what is written here carries a hash
@@ -876,7 +876,7 @@ def header_mutants(raw:bytes, tensors:int=2):
 
 def read_style(path):
     state = {k: v.clone() for k, v in read_safetensors(path)[0].items()}   # not what the file is mapped to
-    return state, load_style(path).words
+    return state, load_style(path).trigger_words
 
 def test_every_change_of_a_saved_style_is_refused(sd15, random_style):
     "Bytes of header and weights, keys of the header; without its note it is an earlier version's, the rest the same"
@@ -926,7 +926,7 @@ def test_files_without_the_note_are_read_as_ever(sd15, random_style, tmp_path):
     old = load_style(path).metadata   # an old note does not come along
     saved = save_lora(again, 'style', tmp_path/'again.safetensors', 'ink', old)
     assert read_safetensors(saved)[1][SEAL] != old[SEAL]
-    assert load_style(saved).words == 'ink'
+    assert load_style(saved).trigger_words == 'ink'
 
 def test_what_is_equal_has_the_same_bytes(sd15, random_style):
     assert len({random_style(load_backbone(sd15), 'mine').read_bytes() for _ in range(8)}) == 1

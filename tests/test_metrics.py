@@ -101,7 +101,7 @@ def test_pairs_by_id_whatever_the_order(net):
     shuffled = {k: b[k] for k in 'dbeac'}
     def same(f, *rest): return f(a, b, *rest).each == pytest.approx(f(a, shuffled, *rest).each, rel=1e-5)
     assert all(same(f) for f in (M.ssim, M.psnr, M.edge_f1))
-    assert all(same(f, net) for f in (M.pd, M.cfsd, M.structure, M.gram, M.similarity))
+    assert all(same(f, net) for f in (M.perceptual_distance, M.cfsd, M.structure, M.gram, M.similarity))
     assert same(M.direction, x, x.flip(2), net)
     assert M.ssim(a, b).ids == tuple('abcde')
     assert M.ssim(a, b).value != M.ssim(list(a.values()), list(shuffled.values())).value
@@ -120,7 +120,7 @@ def test_files_are_opened_in_turn_and_named(tmp_path, net):
     assert torch.allclose(net(files), net({n: sample_image(n) for n in files}), atol=1e-6)
     with pytest.raises(StylekitError, match='absent.png does not exist'): net({**files, 'z': tmp_path/'absent.png'})
     bad = {n: torch.rand(3, 8, 8) for n in 'ab'} | dict(c=torch.full((3, 8, 8), 2.))
-    for f in (M.psnr, lambda a, b: M.pd(a, b, net)):
+    for f in (M.psnr, lambda a, b: M.perceptual_distance(a, b, net)):
         with pytest.raises(StylekitError, match="image 'c'"): f(bad, bad)
 
 @pytest.mark.parametrize('bad, words', [
@@ -149,7 +149,8 @@ def test_batches_and_hooks(net):
     x = images(5, 64)
     one = features(batch=1)
     assert torch.allclose(net(x), one(x), atol=1e-5) and all_close(net.maps(x), one.maps(x))
-    assert M.pd(x, x.flip(0), net).each == pytest.approx(M.pd(x, x.flip(0), one).each, abs=1e-6)
+    two = M.perceptual_distance(x, x.flip(0), one).each
+    assert M.perceptual_distance(x, x.flip(0), net).each == pytest.approx(two, abs=1e-6)
     assert not any(m._forward_hooks for m in net.module.modules())
     want = Trunk()(normalised(x))
     assert torch.allclose(net.maps(x)[-1], want, atol=1e-5)
@@ -158,7 +159,8 @@ def test_batches_and_hooks(net):
 def test_no_silent_fallback():
     with pytest.raises(StylekitError, match="there are 'mini'"): M.load_features('standard')
     with pytest.raises(StylekitError, match='no features'): M.load_features('inception')
-    with pytest.raises(StylekitError, match='no layers'): M.pd(images(2), images(2), M.Features('bare', Trunk(), 64))
+    with pytest.raises(StylekitError, match='no layers'):
+        M.perceptual_distance(images(2), images(2), M.Features('bare', Trunk(), 64))
     with pytest.raises(StylekitError, match='say in `reads`'): M.Features('x', Trunk(), 64, read=lambda net, x: net(x))
     with pytest.raises(StylekitError, match='give `read`'): M.Features('odd', torch.nn.Flatten(0), 8)(images(2))
 
@@ -182,21 +184,22 @@ def test_judge_is_a_ruler_too():
     net = M.judge_features(judge)
     maps, vector = judge.features(x)
     assert torch.allclose(net(x), vector, atol=1e-5) and all_close(net.maps(x), maps)
-    m = M.pd(x, x.flip(0), net)
-    assert m.name == 'pd[efficientnet-lite0]' and not m.standard
-    assert m.each == pytest.approx(judge.pd(x, x.flip(0)).tolist(), rel=1e-3)
+    m = M.perceptual_distance(x, x.flip(0), net)
+    assert m.name == 'perceptual_distance[efficientnet-lite0]' and not m.standard
+    assert m.each == pytest.approx(judge.perceptual_distance(x, x.flip(0)).tolist(), rel=1e-3)
 
 def test_published_names_are_earned(net, monkeypatch):
     x, y = images(4, 64), images(4, 64, 1)
-    m = M.pd(x, y, net)
-    pin = dict(metric='pd', **{k: getattr(m, k) for k in ('sha256', 'resolution', 'resize', 'norm', 'estimator')})
+    m = M.perceptual_distance(x, y, net)
+    ruler = {k: getattr(m, k) for k in ('sha256', 'resolution', 'resize', 'norm', 'estimator')}
+    pin = dict(metric='perceptual_distance', **ruler)
     monkeypatch.setitem(M.PUBLISHED, 'LPIPS-trunk', pin)
-    p = M.pd(x, y, net)
+    p = M.perceptual_distance(x, y, net)
     assert p.name == 'LPIPS-trunk' and p.standard and p.value == m.value
     changes = dict(seed=1), dict(size=96), dict(resize='bilinear'), dict(mean=(0.,)*3), dict(layers=RELUS[:4])
     for other in (features(**kw) for kw in changes):
-        q = M.pd(x, y, other)
-        assert q.name == 'pd[trunk]' and not q.standard
+        q = M.perceptual_distance(x, y, other)
+        assert q.name == 'perceptual_distance[trunk]' and not q.standard
         with pytest.raises(StylekitError, match='differ in name'): q < p
     assert M.kid(x, y, net).name == 'kid[trunk]'
 
@@ -356,10 +359,10 @@ def test_pd_with_heads_is_lpips(net):
     heads = [torch.rand(c, generator=torch.Generator().manual_seed(c)) for c in (64, 192, 384, 256, 256)]
     a, b = images(3, 64), images(3, 64, 1)
     with torch.no_grad(): want = lpips(Trunk(), heads, a, b)
-    got = M.pd(a, b, net, linear=heads)
+    got = M.perceptual_distance(a, b, net, linear=heads)
     assert got.each == pytest.approx(want.tolist(), rel=1e-5)
     assert got.sha256 != net.sha256 and 'learned' in got.estimator
-    with pytest.raises(StylekitError, match='4 linear weights'): M.pd(a, b, net, linear=heads[:4])
+    with pytest.raises(StylekitError, match='4 linear weights'): M.perceptual_distance(a, b, net, linear=heads[:4])
 
 def test_published_heads(net):
     heads = M.lpips_heads(heads_file())
@@ -367,7 +370,7 @@ def test_published_heads(net):
     assert all((h >= 0).all() and h.dtype == torch.float32 for h in heads)
     a, b = images(2, 64), images(2, 64, 1)
     with torch.no_grad(): want = lpips(Trunk(), heads, a, b).tolist()
-    assert M.pd(a, b, net, linear=heads).each == pytest.approx(want, rel=1e-5)
+    assert M.perceptual_distance(a, b, net, linear=heads).each == pytest.approx(want, rel=1e-5)
 
 def test_heads_refused(tmp_path):
     torch.save(dict(a=torch.ones(3)), tmp_path/'x.pth')
@@ -434,20 +437,21 @@ def test_direction_and_similarity(mini):
 
 def test_symmetry_identity_and_record(net):
     a, b = images(4, 64), images(4, 64, 1)
-    for f in (M.pd, M.structure, M.gram, M.similarity):
+    for f in (M.perceptual_distance, M.structure, M.gram, M.similarity):
         assert f(a, b, net).value == pytest.approx(f(b, a, net).value, rel=1e-5)
-    for f in (M.pd, M.structure, M.gram, M.cfsd): assert abs(f(a, a, net).value) < 1e-9 < f(a, b, net).value
-    m = M.pd(a, b, net)
+    for f in (M.perceptual_distance, M.structure, M.gram, M.cfsd):
+        assert abs(f(a, a, net).value) < 1e-9 < f(a, b, net).value
+    m = M.perceptual_distance(a, b, net)
     assert m.value == pytest.approx(np.mean(m.each)) and m.interval[0] <= m.value <= m.interval[1]
     assert (m.n, m.n_ref, m.resolution, m.resize) == (4, None, '64×64', 'bicubic')
     assert m.sha256 == net.sha256 and set(RELUS) <= set(m.estimator.split('; ')[1].split(', '))
-    assert M.pd(a[:1], b[:1], net).interval is None
+    assert M.perceptual_distance(a[:1], b[:1], net).interval is None
 
 def test_art_fd(net):
     out, content = images(5, 64), images(5, 64, 1)
     style = images(7, 64, 2)
     m = M.art_fd(out, content, style, net)
-    assert m.value == pytest.approx((1+M.pd(content, out, net).value)*(1+M.fd(out, style, net).value))
+    assert m.value == pytest.approx((1+M.perceptual_distance(content, out, net).value)*(1+M.fd(out, style, net).value))
     assert m.name == 'art_fd[trunk]' and (m.n, m.n_ref) == (5, 7)
     with pytest.raises(StylekitError, match='n '): M.art_fd(out[:4], content[:4], style, net) < m
 
@@ -459,12 +463,13 @@ def test_identified_against_loops(net):
     va, vb = F.normalize(net(a), dim=1), F.normalize(net(b), dim=1)
     for k in (1, 3):
         want = [sum((va[i]@vb[j]) > (va[i]@vb[i]) for j in range(7)) < k for i in range(7)]
-        m = M.identified(a, b, net, k)
+        m = M.content_retrieval(a, b, net, k)
         assert m.each == tuple(float(w) for w in want)
         assert m.n_ref == 7 and m.estimator.startswith(f'top {k}')
     copies = torch.cat([a[:1]]*3)
-    assert M.identified(copies, copies, net).value == 1       # copies are no mistakes
-    with pytest.raises(StylekitError, match='n_ref'): M.identified(a, b, net) - M.identified(a[:5], b[:5], net)
+    assert M.content_retrieval(copies, copies, net).value == 1       # copies are no mistakes
+    with pytest.raises(StylekitError, match='n_ref'):
+        M.content_retrieval(a, b, net) - M.content_retrieval(a[:5], b[:5], net)
 
 @pytest.fixture(scope='module')
 def clip_folder(tmp_path_factory):

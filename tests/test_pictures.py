@@ -199,15 +199,15 @@ def test_a_folder_of_all_kinds(crowd):
     assert all(len(p.error) <= 300 and '\n' not in p.error for p in found.values())
 
 def test_each_gets_a_line_and_none_stops_the_run(crowd, tmp_path):
-    from stylekit.feedforward import FeedForward, Generator
+    from stylekit.feedforward import FeedForward, StyleNet
     from stylekit.folders import stylize_folder
     d, good, bad = crowd
-    net = Generator(widths=(8, 16), blocks=(1, 1))
+    net = StyleNet(widths=(8, 16), blocks=(1, 1))
     about = dict(name='n', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
                  style='n', style_sha256='', words='n', backbone='', backbone_sha256='')
     FeedForward(net, about).save(tmp_path/'n.safetensors')
     (tmp_path/'out'/'facade.png').mkdir(parents=True)   # a folder where a result should go
-    done = stylize_folder(d, tmp_path/'out', generator=tmp_path/'n.safetensors')
+    done = stylize_folder(d, tmp_path/'out', feedforward=tmp_path/'n.safetensors')
     assert {*done.failed} == {*bad, 'facade.png'}, done.failed
     lines = [json.loads(l) for l in (tmp_path/'out'/'manifest.jsonl').read_text(encoding='utf-8').splitlines()]
     assert {l['picture'] for l in lines if 'picture' in l} >= {*good, *bad}

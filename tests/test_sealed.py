@@ -15,13 +15,14 @@ from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 
 def measured(value):
     each = (value-.5, value, value+.5)
-    return Measured(value, 'pd_src[mini]', 'mini', '0'*64, '128×128', 'bicubic', 'clip', 'mean', 3, ids=('a', 'b', 'c'),
+    return Measured(value, 'distance_src[mini]', 'mini', '0'*64, '128×128', 'bicubic', 'clip', 'mean', 3,
+                    ids=('a', 'b', 'c'),
                     each=each, interval=(value-.1, value+.1))
 
 def table():
     few = Measured(.1, 'kid', n=3, n_ref=9, note='few')
-    rows = [Row('ink', 'sms', 2, dict(pd_src=measured(1.25))), Row('flat', 'dds', 1, dict(kid=few))]
-    return Table(rows, dict(pd_src=False, kid=False), {('dds', 'flat', 0, 'd'): 'the picture is empty'})
+    rows = [Row('ink', 'sms', 2, dict(distance_src=measured(1.25))), Row('flat', 'dds', 1, dict(kid=few))]
+    return Table(rows, dict(distance_src=False, kid=False), {('dds', 'flat', 0, 'd'): 'the picture is empty'})
 
 def recipe():
     changes = [(3, dict(lam=1.)), (5, dict(protect='data:image/png;base64,AA=='))]
@@ -112,7 +113,7 @@ def test_a_table_comes_back_whole(tmp_path):
     assert values(again) == values(table())
     assert len(path.read_text().splitlines()) == 3   # a row, a line: what changed is seen in a diff
 
-def first(data): return data['rows'][0]['values']['pd_src']
+def first(data): return data['rows'][0]['values']['distance_src']
 
 @pytest.mark.parametrize('wrong, why', [
     (lambda d: first(d).update(ids=1), 'index'),
@@ -130,8 +131,8 @@ def test_a_table_that_does_not_hold_together(tmp_path, wrong, why):
 def test_a_table_with_nan_is_not_written(tmp_path):
     path = table().save(tmp_path/'t.json')
     before = path.read_bytes()
-    row = Row('ink', 'sms', 1, dict(pd_src=measured(float('nan'))))
-    with pytest.raises(StylekitError, match='cannot be saved'): Table([row], dict(pd_src=False)).save(path)
+    row = Row('ink', 'sms', 1, dict(distance_src=measured(float('nan'))))
+    with pytest.raises(StylekitError, match='cannot be saved'): Table([row], dict(distance_src=False)).save(path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['t.json']
 
 def test_what_is_kept_is_measured_anew_where_it_depends_on_something_else(tmp_path):
@@ -166,7 +167,7 @@ def kept_value(path):
 
 def test_kept_measurements(tmp_path):
     "Every key missing, of another type, null, huge; cut, appended, flipped: one line, or the same value"
-    path = tmp_path/'pd_src-0123.json'
+    path = tmp_path/'distance_src-0123.json'
     first, again = kept_value(path), kept_value(path)
     assert first == again and path.exists()
     data = json.loads(path.read_text())
@@ -185,15 +186,15 @@ def test_kept_measurements(tmp_path):
 
 def test_kept_measurements_are_nobody_elses(tmp_path):
     "A table, a recipe or another record in its place is refused by its name, and what is NaN is not kept"
-    path = tmp_path/'pd_src-0123.json'
+    path = tmp_path/'distance_src-0123.json'
     writes = (lambda: table().save(path), lambda: recipe().save(path), lambda: write_json(path, SEARCH),
               lambda: path.write_text('null'), lambda: path.write_bytes(b'\xff\xfe'))
     for write in writes:
         write()
-        with pytest.raises(StylekitError, match='pd_src-0123.json'): measurement(path)
+        with pytest.raises(StylekitError, match='distance_src-0123.json'): measurement(path)
     path.unlink()
     for value in (float('nan'), float('inf')):
-        with pytest.raises(StylekitError, match=r'pd_src\[mini\] is NaN or infinite'): measurement(path, value)
+        with pytest.raises(StylekitError, match=r'distance_src\[mini\] is NaN or infinite'): measurement(path, value)
     assert not path.exists()
 
 METHODS_FILE = dict(
@@ -201,7 +202,7 @@ METHODS_FILE = dict(
     usual={},
     mine=dict(method='sms', steps=30, lr=.05, lam=.3, sampler='narrowing'),
     rival=dict(method='dds', guidance_scale=2.),
-    once=dict(generator='ink'))
+    once=dict(feedforward='ink'))
 
 def methods_of(path):
     from stylekit.cli import METHOD_NAMES
@@ -218,7 +219,7 @@ def test_methods_json(tmp_path):
         got = methods_of(path)
         assert got == mutant
         for how in got.values(): # and each is a setting of the right type
-            if how is not None and 'generator' not in how: settings(**how)
+            if how is not None and 'feedforward' not in how: settings(**how)
     assert sweep(of, json_mutants(METHODS_FILE)) > 150
 
 def test_the_bytes_of_methods_json(tmp_path):
@@ -244,7 +245,7 @@ def test_the_bytes_of_methods_json(tmp_path):
     assert methods_of(path) == dict(a={})
 
 def test_a_full_disk_and_what_an_evaluation_keeps(tmp_path, monkeypatch):
-    path = tmp_path/'kept'/'pd_src-0123.json'
+    path = tmp_path/'kept'/'distance_src-0123.json'
     check_full_disk(monkeypatch, path, lambda: measurement(path))
     for what in (dict(labels=dict(kid=('bold', 'How bold.'))), dict(lacks=dict(ink='no references'))):
         t = Table(table().rows, table().high, **what)

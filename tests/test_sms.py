@@ -524,7 +524,7 @@ def test_reach_does_not_depend_on_the_size():
     from stylekit.lora import add_style
     b, ink = load_backbone(), load_style('ink')
     add_style(b, ink)
-    asked = [b.encode_prompt(p) for p in (f'{ink.words}, an owl', 'an owl')]
+    asked = [b.encode_prompt(p) for p in (f'{ink.trigger_words}, an owl', 'an owl')]
     def far(w, h):
         z = b.encode(image_to_tensor(sample_image('owl').resize((w, h))))
         return reach(b, z, *asked, [torch.Generator().manual_seed(0)], draws=12).item()

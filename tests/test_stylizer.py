@@ -114,7 +114,7 @@ def interrupted(base, style, path, **kw):
 def test_checkpoint_of_another_run_is_refused(base, style, tmp_path):
     light = dict(relevance='none')
     path = interrupted(base, style, tmp_path/'run.pt', **light)
-    kept, half = path.read_bytes(), Style(style.name, style.words, style.path, .5)
+    kept, half = path.read_bytes(), Style(style.name, style.trigger_words, style.path, .5)
     others = [dict(lam=.5), dict(steps=5), dict(seed=6), dict(caption='a taxi'),
               dict(image=sample_image('taxi').resize((64, 64))), dict(style=half), dict(preset='paper')]
     for kw in others:
@@ -158,7 +158,7 @@ def recorded(base, style, images, seeds, preset, steps=2):
     "t and noise of every draw, per image"
     from stylekit.sms import SMS
     run = Stylizer(base, style, settings(preset, steps=steps), images, ['an owl']*len(images), seeds)
-    try: return [run.method.draw(run.gens, k/steps) for k in range(steps)]
+    try: return [run.method.draw(run.generators, k/steps) for k in range(steps)]
     finally: run.close()
 
 @pytest.mark.parametrize('preset', ['fast', 'paper'])
@@ -499,7 +499,7 @@ def test_cut_words_are_named(base, style):
         go(base, style, steps=1)                            # nothing to say about a short one
 
 def test_style_metadata_and_scale(style):
-    assert style.words == 'black ink drawing' and load_style(style, words='ink').words == 'ink'
+    assert style.trigger_words == 'black ink drawing' and load_style(style, trigger_words='ink').trigger_words == 'ink'
     assert load_style(style.path, scale=.5).scale == .5
     for bad in (-3, 5, float('nan'), 'x'):
         with pytest.raises(StylekitError, match='scale'): load_style(style, scale=bad)
@@ -683,7 +683,7 @@ def test_checkpoints_of_other_shapes_are_refused(base, style, tmp_path, whole):
         save_state(path, mutant, 'checkpoint')
         Checkpoint(path).before_run(run)
         return run.state_dict()
-    keys = r'run_id|k|z|opt(\.\w+)?|method(\.params(\.0)?)?|gens(\.0)?|records(\.0(\.\w+)?)?|changes'
+    keys = r'run_id|k|z|opt(\.\w+)?|method(\.params(\.0)?)?|generators(\.0)?|records(\.0(\.\w+)?)?|changes'
     what_is_read = rf'({keys}|all of it|one key too many)(:|$)'
     mutants = [(what, m) for what, m in json_mutants(state) if re.match(what_is_read, what)]
     mutants = mutants[::2]      # each is read from a file of its own

@@ -50,7 +50,9 @@ def main():
             x, *truth = (r.repeat(n, 1, 1, 1) for r in references)
             share = probe.prob(judge.stats(y).numpy())[:, probe.index(style)].mean()
             values = dict(style=share, edges_content=edge_f1(y, x).mean())
-            if truth: values |= dict(edges_truth=edge_f1(y, *truth).mean(), pd_truth=judge.pd(y, *truth).mean())
+            if truth:
+                far = judge.perceptual_distance(y, *truth).mean()
+                values |= dict(edges_truth=edge_f1(y, *truth).mean(), distance_truth=far)
             values |= dict(stray=stray(y, x, *truth).mean())
             print(style, json.dumps(changes), *(f'{k} {v:.3f}' for k, v in values.items()), flush=True)
 

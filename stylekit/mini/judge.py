@@ -193,14 +193,14 @@ def score_images(judge:Judge, probe:StyleProbe,
                  truths, # the same things drawn in the wanted style
                  want:str # one of the probe's answers
                 )->dict: # of (N,) arrays
-    "style_prob, style_ok, edge_f1_src, pd_src, edge_f1_truth, pd_truth of each image"
+    "style_prob, style_ok, edge_f1_src, distance_src, edge_f1_truth, distance_truth of each image"
     place = probe.index(want)
     paired = _paired_units(images, sources, truths)
     seen = _distances_and_statistics(judge, *paired)
     f1_source, f1_truth = [edge_f1(paired[0], x).numpy() for x in paired[1:]]
     p = probe.prob(seen[:, 2:])
     return dict(style_prob=p[:, place], style_ok=(p.argmax(1) == place).astype(float), edge_f1_src=f1_source,
-                pd_src=seen[:, 0], edge_f1_truth=f1_truth, pd_truth=seen[:, 1])
+                distance_src=seen[:, 0], edge_f1_truth=f1_truth, distance_truth=seen[:, 1])
 
 # %% ../../nbs/mini/05_judge.ipynb #21927d74
 def envelope(style:np.ndarray, # (S,) mean style of each setting

@@ -332,7 +332,7 @@ def painted(pipe, viewer:Viewer, want:list,
     if hearing:
         if plain is None: plain = untold(pipe, want, seeds[0], steps, **kw)
         with hearing(want[0][0]): changed = untold(pipe, want, seeds[0], steps, **kw)
-        drift = viewer.judge.pd(plain, changed).tolist()
+        drift = viewer.judge.perceptual_distance(plain, changed).tolist()
     each = [look_at(viewer, x, want) for x in images]
     means = {k: np.mean([e[k] for e in each], 0).tolist() for k in each[0]}
     return means | dict(drift=drift), images[0]

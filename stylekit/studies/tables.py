@@ -19,7 +19,7 @@ from ..core import StylekitError, atomic_path, digest, file_sha256
 from ..backbone import load_backbone
 from ..baselines import METHODS
 from ..evaluate import METRICS, Metric, Table, evaluate, read_table, style_metric
-from ..feedforward import generator_file
+from ..feedforward import feedforward_file
 from ..finetune import train_lora
 from ..lora import LORA_FILE
 from ..records import Record, cached, read_json, write_json
@@ -232,7 +232,7 @@ def curves(found:dict, # of `searched`
 
 # %% ../../nbs/mini/07_tables.ipynb #7bcc16f3
 # beside the style's share
-TABLE_METRICS = ('edge_f1_src', 'edge_f1_truth', 'identified', 'pd_src', 'pd_truth', 'kid', 'art_fd')
+TABLE_METRICS = ('edge_f1_src', 'edge_f1_truth', 'content_retrieval', 'distance_src', 'distance_truth', 'kid', 'art_fd')
 
 def table_metrics(kept # folder with the probe
                  )->dict: # name -> Metric
@@ -241,12 +241,12 @@ def table_metrics(kept # folder with the probe
     return dict(style=look_metric(Judge(), probe)) | {k: METRICS[k] for k in TABLE_METRICS}
 
 # %% ../../nbs/mini/07_tables.ipynb #622dd088
-def decided(how:dict, styles # arguments of `stylize`, dict(generator=...), or None; names or paths
+def decided(how:dict, styles # arguments of `stylize`, dict(feedforward=...), or None; names or paths
            )->dict: # None if nothing is drawn
     "All that decides a row's pictures: a default may change, and the network behind a name"
     if how is None: return None
-    if 'generator' not in how: return asdict(settings(**how))
-    files = [generator_file(how['generator'].format(style=Path(s).name)) for s in styles]
+    if 'feedforward' not in how: return asdict(settings(**how))
+    files = [feedforward_file(how['feedforward'].format(style=Path(s).name)) for s in styles]
     return how | dict(sha256=[file_sha256(f) for f in files])
 
 def table_key(how:dict, dataset, styles, metrics:dict, seeds)->str:
@@ -294,7 +294,7 @@ def _make_table(name:str, corpus:Corpus, work:Path, kept, names:list, rows:dict,
     "A table from the corpus; the main one of all test names and by all metrics, the others of half"
     if name != 'main':
         names = names[::2]
-        metrics = {k: metrics[k] for k in (*_SEARCHED, 'pd_truth')}
+        metrics = {k: metrics[k] for k in (*_SEARCHED, 'distance_truth')}
     folder = picture_set(corpus, work/f'{name}-pictures', names, [Path(s).name for s in styles])
     return kept_table(kept, name, folder, rows, styles, metrics, out=work/'drawn', **kw)
 
