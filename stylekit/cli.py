@@ -256,8 +256,8 @@ def _refuse(options, # a namespace; None and False: not given
     given = [n for n in names.split() if getattr(options, n) is not None and getattr(options, n) is not False]
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
-_DRAWN = ('style trigger_words caption caption_model captions template seed preset method steps lam cutoff guidance_scale '
-          'control alpha gif protect')
+_DRAWN = ('style trigger_words caption caption_model captions template seed preset method steps lam cutoff '
+          'guidance_scale control alpha gif protect')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
