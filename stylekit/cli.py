@@ -256,13 +256,14 @@ def _refuse(options, # a namespace; None and False: not given
     given = [n for n in names.split() if getattr(options, n) is not None and getattr(options, n) is not False]
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
-_DRAWN = ('style trigger_words caption captions template seed preset method steps lam cutoff guidance_scale '
-          'control alpha gif protect')
+_DRAWN = ('style trigger_words caption caption_model captions template seed preset method steps lam cutoff '
+          'guidance_scale control alpha gif protect')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
     if o.feedforward: _refuse(o, _DRAWN, 'with --feedforward: a trained network has nothing to set')
-    if is_folder: _refuse(o, 'caption control alpha gif protect', 'to a folder')
+    auto = o.caption == 'auto'
+    if is_folder: _refuse(o, 'caption '*(not auto)+'control alpha gif protect', 'to a folder')
     else: _refuse(o, 'workers batch', 'to single images: it is for a folder')
     if not o.control: _refuse(o, 'alpha', 'without --control')
     if not auto: _refuse(o, 'caption_model', 'without --caption auto')
@@ -456,7 +457,7 @@ def _stylize_folder(o)->int: # exit status
     from stylekit.folders import stylize_folder
     from stylekit.training import place
     style = None if o.feedforward else load_style(o.style or 'ink', o.trigger_words)
-    options = _given(o, 'feedforward backbone device overwrite captions') | _settings_of(o)
+    options = _given(o, 'feedforward backbone device overwrite captions caption caption_model') | _settings_of(o)
     options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', seed=o.seed or 0)
     done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **options)
     if place()[0]: return 0
