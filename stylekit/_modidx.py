@@ -753,6 +753,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.evaluate._metrics': ('evaluate.html#_metrics', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._named_metrics': ('evaluate.html#_named_metrics', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._network': ('evaluate.html#_network', 'stylekit/evaluate.py'),
+                                   'stylekit.evaluate._network_file': ('evaluate.html#_network_file', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._no_formula': ('evaluate.html#_no_formula', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._no_room': ('evaluate.html#_no_room', 'stylekit/evaluate.py'),
                                    'stylekit.evaluate._of_content': ('evaluate.html#_of_content', 'stylekit/evaluate.py'),

@@ -174,10 +174,10 @@ def _seeded(how)->bool:
 def _recipe(how, style:Style)->str: # arguments of `stylize`
     "What a method's pictures depend on: its settings, the file of its network, or nothing"
     if how is None: recipe = False
-    else: recipe = asdict(settings(**how)) if _seeded(how) else file_sha256(_network(how, style))
+    else: recipe = asdict(settings(**how)) if _seeded(how) else file_sha256(_network_file(how, style))
     return json.dumps(recipe, sort_keys=True)
 
-def _network(how, style)->Path: return feedforward_file(str(how['feedforward']).replace('{style}', style.name))
+def _network_file(how, style)->Path: return feedforward_file(str(how['feedforward']).replace('{style}', style.name))
 
 # %% ../nbs/13_evaluate.ipynb #85a06f5f
 def plan(methods:dict, styles:list, seeds:list, out:Path, backbone)->list: # of Jobs
@@ -241,7 +241,7 @@ def _drawer(job, backbone): # Items -> pictures
     style = load_style(job.style)
     if job.how is None: return lambda group: [load_image(p) for p in paths(group)]
     if 'feedforward' in job.how:
-        net = FeedForward.load(_network(job.how, style), backbone)
+        net = FeedForward.load(_network_file(job.how, style), backbone)
         return lambda group: net(paths(group))
     # a fake score that learns must not depend on who is in the batch
     alone = settings(**job.how).fake_score in ('lora_released', 'lora')

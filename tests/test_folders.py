@@ -64,7 +64,7 @@ def names(out): return {p.relative_to(out).as_posix() for p in results(out) if p
 
 RUN = """
 from stylekit.folders import stylize_folder
-if __name__ == '__main__': stylize_folder({src!r}, {out!r}, feedforward={network!r}, batch=4, **{kw!r})
+if __name__ == '__main__': stylize_folder({src!r}, {out!r}, feedforward={feedforward!r}, batch=4, **{kw!r})
 """
 
 def run(home, feedforward, out, **kw):
