@@ -14,6 +14,7 @@ _NAMES = dict(stylizer='stylize Stylizer StylizeResult Callback Checkpoint Previ
               control_clip='train_control_clip load_control_clip',
               core='StylekitError',
               images='load_image sample_image list_samples',
+              captions='caption_folder',
               rights='save_output read_output',
               live='replay',
               stylize_panel='StylizePanel',

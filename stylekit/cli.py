@@ -256,16 +256,18 @@ def _refuse(options, # a namespace; None and False: not given
     given = [n for n in names.split() if getattr(options, n) is not None and getattr(options, n) is not False]
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
-_DRAWN = ('style trigger_words caption captions template seed preset method steps lam cutoff guidance_scale '
-          'control alpha gif protect')
+_DRAWN = ('style trigger_words caption caption_model captions template seed preset method steps lam cutoff '
+          'guidance_scale control alpha gif protect')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
     if o.feedforward: _refuse(o, _DRAWN, 'with --feedforward: a trained network has nothing to set')
-    if is_folder: _refuse(o, 'caption control alpha gif protect', 'to a folder')
+    auto = o.caption == 'auto'
+    if is_folder: _refuse(o, 'caption '*(not auto)+'control alpha gif protect', 'to a folder')
     else: _refuse(o, 'workers batch', 'to single images: it is for a folder')
     if not o.control: _refuse(o, 'alpha', 'without --control')
-    if not is_folder and o.caption is not None: _refuse(o, 'captions template', 'with --caption')
+    if not auto: _refuse(o, 'caption_model', 'without --caption auto')
+    if not is_folder and o.caption is not None and not auto: _refuse(o, 'captions template', 'with --caption')
 
 # %% ../nbs/16_cli.ipynb #c68d7cb2
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
@@ -280,10 +282,20 @@ def _captions(o)->list: # one for each image
     "What each image shows"
     if o.caption is not None and not o.caption.strip():
         raise StylekitError('--caption is empty: say in a few words what the image shows')
-    if o.caption: return [o.caption]*len(o.images)
+    if o.caption and o.caption != 'auto': return [o.caption]*len(o.images)
     from stylekit.pictures import read_captions
     listed = read_captions(o.captions) if o.captions else {}
+    if o.caption == 'auto': return _auto_captions(o, listed)
     return [_caption_of(im, o.template, listed) for im in o.images]
+
+def _auto_captions(o, listed:dict)->list: # one for each image
+    "What is known of each, or else what a model says"
+    from stylekit.captions import caption_images
+    from stylekit.pictures import image_caption
+    known = [image_caption(im, o.template or '{}', listed) for im in o.images]
+    lacking = [im for im, text in zip(o.images, known) if not text]
+    said = iter(caption_images(lacking, o.caption_model, o.device) if lacking else ())
+    return [text or next(said) for text in known]
 
 # %% ../nbs/16_cli.ipynb #1550d104
 def _protected(o, pictures):
@@ -445,7 +457,7 @@ def _stylize_folder(o)->int: # exit status
     from stylekit.folders import stylize_folder
     from stylekit.training import place
     style = None if o.feedforward else load_style(o.style or 'ink', o.trigger_words)
-    options = _given(o, 'feedforward backbone device overwrite captions') | _settings_of(o)
+    options = _given(o, 'feedforward backbone device overwrite captions caption caption_model') | _settings_of(o)
     options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', seed=o.seed or 0)
     done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **options)
     if place()[0]: return 0
@@ -466,7 +478,10 @@ def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
 # %% ../nbs/16_cli.ipynb #60c9fdd2
 def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sample that comes with stylekit
             style:STYLE=None, # a style's name, the path of a LoRA, or a mix, as ink:0.7+flat:0.3; default ink
-            caption:TEXT=None, # what the image shows, in a few words; default a .txt beside it, or its name
+            # what the image shows, in a few words; default a .txt beside it, or its name; auto: where neither says it,
+            # a model does, and for a folder writes it into a .txt
+            caption:TEXT=None,
+            caption_model:MODEL=None, # with --caption auto: folder or hub id of Florence-2 or BLIP
             captions:FILE=None, # table of file names and captions (.csv), for several images
             out:FILE='out', # file for one image, else a folder
             overwrite:bool=False, # replace what is there
@@ -670,7 +685,8 @@ def _learn_lora(o)->int: # exit status; `o`: what was given to `train_lora`
     name = o.name or Path(o.folder).resolve().name
     _new_style_name(name)
     made = Path(o.out)/name/LORA_FILE
-    options = 'out template names rank steps batch lr prior seed backbone device dtype minutes overwrite'
+    options = ('out template caption caption_model names rank steps batch lr prior seed backbone device dtype minutes '
+               'overwrite')
     shown = [(o.preview, _caption_of(o.preview))] if o.preview else []
     line = _learn(o, options, run, o.folder, name, o.trigger_words, dora=o.dora or None, previews=shown)
     SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
@@ -683,6 +699,8 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
                out:FOLDER='styles', # folder for styles
                overwrite:bool=False, # replace a style of this name
                template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
+               caption:choice('auto')=None, # captions that are missing are written into .txt files, by a model
+               caption_model:MODEL=None, # with --caption auto: folder or hub id of Florence-2 or BLIP
                rank:whole(1, 512)=None, # size of the LoRA; default 16
                dora:bool=False, # let magnitudes learn as well
                steps:whole(1, 1_000_000)=None, # default 25 for each picture, 400 to 4000
@@ -801,7 +819,7 @@ def _export_network(o)->int: # exit status; `o`: what was given to `export`
     from stylekit.pictures import list_pictures
     if not o.int8: _refuse(o, 'calibrate', 'without --int8')
     _refuse(o, 'to', 'without --accepted')
-    source, out = feedforward_file(o.feedforward), o.out or 'generator.onnx'
+    source, out = feedforward_file(o.feedforward), o.out or 'feedforward.onnx'
     if source.suffix == '.onnx': raise StylekitError(f'{o.feedforward} is ONNX already: copy {source}')
     _refuse_existing(Path(out), o.overwrite)
     pictures = [p.path for p in list_pictures(o.calibrate, below=False) if not p.error][:64] if o.calibrate else ()

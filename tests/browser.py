@@ -189,6 +189,11 @@ class Page:
         self.tab.set_default_timeout(60_000)
         self.tab.goto(url, wait_until=wait)
     def close(self): self.tab.close()
+    def seen(self):
+        "What the page says: why a test waited in vain"
+        with contextlib.suppress(Exception):
+            return f'{self.tab.url} says: {self.tab.inner_text("body", timeout=5000)[-2000:]}'
+        return 'the page says nothing'
     def see(self, css): self.tab.wait_for_selector(css)
     def open_notebook(self, name):
         self.until('window.jupyterapp')
@@ -207,14 +212,18 @@ class Page:
         self.execute('import gc; from stylekit.panels import Panel\n'
                      'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]: p.shut()')
     def click(self, name): self.tab.click(f'button.sk-{name}')
-    def until(self, js): self.tab.wait_for_function(f'() => {js}')
+    def until(self, js, seconds=60):
+        # Asked ten times a second: by default at each frame, and a page that is not drawn has none
+        try: self.tab.wait_for_function(f'() => {js}', polling=100, timeout=1000*seconds)
+        except Exception as e:
+            e.add_note(self.seen())
+            raise
     def enabled(self, *names):
         for name in names: self.until(f"document.querySelector('button.sk-{name}')?.disabled === false")
     def status(self): return self.tab.inner_text('.sk-status')
     def error(self): return self.tab.inner_text('.sk-error span')
     def says(self, text, seconds=60):
-        js = f"() => document.querySelector('.sk-status')?.innerText.includes({text!r})"
-        self.tab.wait_for_function(js, timeout=1000*seconds)
+        self.until(f"document.querySelector('.sk-status')?.innerText.includes({text!r})", seconds)
     def counted(self):
         "Steps done, by the status"
         said = [word.strip('.:') for word in self.status().split()]
