@@ -123,7 +123,7 @@ def results(small_network):
             to = home/'in'/names[i%len(names)]/f'thing {i}.png'
             to.parent.mkdir(parents=True, exist_ok=True)
             sample_image(list_samples()[i%8]).rotate(i//8*45, fillcolor='white').resize((side, side)).save(to)
-        stylize_folder(home/'in', home/'out', generator=small_network)
+        stylize_folder(home/'in', home/'out', feedforward=small_network)
         return home/'out'
     return get
 

@@ -196,7 +196,7 @@ def test_a_folder_run_and_a_review_leave_each_other_alone(out, small_network):
     names = [p.name for p in list_pictures(out)]
     assert names == sorted(review.items)
     (out/review.items[1]).unlink()
-    done = stylize_folder(out.parent/'in', out, generator=small_network)
+    done = stylize_folder(out.parent/'in', out, feedforward=small_network)
     assert done.made == 1 and review.state(item).status == 'accepted' and review.state(item).round == 1
     assert [p.name for p in list_pictures(out)] == names
     assert len(read_lines(out/'review.jsonl', Decision, ReviewRound)) == 3
