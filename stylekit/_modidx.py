@@ -1389,6 +1389,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'stylekit.live._as_settings': ('live.html#_as_settings', 'stylekit/live.py'),
                                'stylekit.live._check_caption': ('live.html#_check_caption', 'stylekit/live.py'),
                                'stylekit.live._check_recorded': ('live.html#_check_recorded', 'stylekit/live.py'),
+                               'stylekit.live._end_soon': ('live.html#_end_soon', 'stylekit/live.py'),
                                'stylekit.live._found': ('live.html#_found', 'stylekit/live.py'),
                                'stylekit.live._home': ('live.html#_home', 'stylekit/live.py'),
                                'stylekit.live._is_picture': ('live.html#_is_picture', 'stylekit/live.py'),

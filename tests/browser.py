@@ -210,7 +210,8 @@ class Page:
         return self.tab.evaluate(EXECUTE, code)
     def end_panels(self):
         self.execute('import gc; from stylekit.panels import Panel\n'
-                     'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]: p.shut()')
+                     'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]:\n'
+                     '    p.shut()\n    if hasattr(p, "wait"): p.wait(60)')
     def click(self, name): self.tab.click(f'button.sk-{name}')
     def until(self, js, seconds=60):
         # Asked ten times a second: by default at each frame, and a page that is not drawn has none
