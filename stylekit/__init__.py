@@ -10,16 +10,19 @@ _NAMES = dict(stylizer='stylize Stylizer StylizeResult Callback Checkpoint Previ
               feedforward='FeedForward',
               feedforward_training='train_feedforward',
               folders='stylize_folder',
+              review='Review export_accepted',
               control_clip='train_control_clip load_control_clip',
               core='StylekitError',
               images='load_image sample_image list_samples',
+              captions='caption_folder',
               rights='save_output read_output',
               live='replay',
               stylize_panel='StylizePanel',
               spectrum_panel='SpectrumPanel',
               compare_panel='ComparePanel',
               lora_panel='LoraPanel',
-              control_clip_panel='ControlClipPanel')
+              control_clip_panel='ControlClipPanel',
+              review_panel='ReviewPanel')
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ['__version__', *_HOMES]
 

@@ -8,7 +8,8 @@ __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'REGIONS', 'TEMPL
            'CONTROL_LOSS', 'QUESTION', 'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind', 'whole', 'number',
            'choice', 'several', 'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'fills_frame', 'stylize',
            'styles', 'file_info', 'info', 'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip',
-           'export', 'Question', 'evaluate', 'app', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
+           'export', 'Question', 'evaluate', 'app', 'review', 'bench', 'completion', 'plain_warnings', 'status_of',
+           'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
 import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
@@ -257,16 +258,18 @@ def _refuse(options, # a namespace; None and False: not given
     given = [n for n in names.split() if getattr(options, n) is not None and getattr(options, n) is not False]
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
-_DRAWN = ('style trigger_words caption captions template seed preset method steps lam cutoff guidance_scale '
-          'control alpha gif')
+_DRAWN = ('style trigger_words caption caption_model captions template seed preset method steps lam cutoff '
+          'guidance_scale control alpha gif')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
     if o.feedforward: _refuse(o, _DRAWN, 'with --feedforward: a trained network has nothing to set')
-    if is_folder: _refuse(o, 'caption control alpha gif', 'to a folder')
+    auto = o.caption == 'auto'
+    if is_folder: _refuse(o, 'caption '*(not auto)+'control alpha gif', 'to a folder')
     else: _refuse(o, 'workers batch', 'to single images: it is for a folder')
     if not o.control: _refuse(o, 'alpha', 'without --control')
-    if not is_folder and o.caption is not None: _refuse(o, 'captions template', 'with --caption')
+    if not auto: _refuse(o, 'caption_model', 'without --caption auto')
+    if not is_folder and o.caption is not None and not auto: _refuse(o, 'captions template', 'with --caption')
 
 # %% ../nbs/16_cli.ipynb #c68d7cb2
 SAMPLE, SAMPLE_CAPTION = 'penguin', 'a penguin'
@@ -281,10 +284,20 @@ def _captions(o)->list: # one for each image
     "What each image shows"
     if o.caption is not None and not o.caption.strip():
         raise StylekitError('--caption is empty: say in a few words what the image shows')
-    if o.caption: return [o.caption]*len(o.images)
+    if o.caption and o.caption != 'auto': return [o.caption]*len(o.images)
     from stylekit.pictures import read_captions
     listed = read_captions(o.captions) if o.captions else {}
+    if o.caption == 'auto': return _auto_captions(o, listed)
     return [_caption_of(im, o.template, listed) for im in o.images]
+
+def _auto_captions(o, listed:dict)->list: # one for each image
+    "What is known of each, or else what a model says"
+    from stylekit.captions import caption_images
+    from stylekit.pictures import image_caption
+    known = [image_caption(im, o.template or '{}', listed) for im in o.images]
+    lacking = [im for im, text in zip(o.images, known) if not text]
+    said = iter(caption_images(lacking, o.caption_model, o.device) if lacking else ())
+    return [text or next(said) for text in known]
 
 # %% ../nbs/16_cli.ipynb #1550d104
 def _protected(o, pictures)->list: # of `Region`s
@@ -451,7 +464,8 @@ def _stylize_folder(o)->int: # exit status
     from stylekit.folders import stylize_folder
     from stylekit.training import place
     style = None if o.feedforward else load_style(o.style or 'ink', o.trigger_words)
-    options = _given(o, 'feedforward backbone device overwrite captions protect') | _settings_of(o)
+    given = 'feedforward backbone device overwrite captions caption caption_model protect'
+    options = _given(o, given) | _settings_of(o)
     options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', seed=o.seed or 0)
     done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **options)
     if place()[0]: return 0
@@ -472,7 +486,10 @@ def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
 # %% ../nbs/16_cli.ipynb #60c9fdd2
 def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sample that comes with stylekit
             style:STYLE=None, # a style's name, the path of a LoRA, or a mix, as ink:0.7+flat:0.3; default ink
-            caption:TEXT=None, # what the image shows, in a few words; default a .txt beside it, or its name
+            # what the image shows, in a few words; default a .txt beside it, or its name; auto: where neither says it,
+            # a model does, and for a folder writes it into a .txt
+            caption:TEXT=None,
+            caption_model:MODEL=None, # with --caption auto: folder or hub id of Florence-2 or BLIP
             captions:FILE=None, # table of file names and captions (.csv), for several images
             out:FILE='out', # file for one image, else a folder
             overwrite:bool=False, # replace what is there
@@ -676,7 +693,8 @@ def _learn_lora(o)->int: # exit status; `o`: what was given to `train_lora`
     name = o.name or Path(o.folder).resolve().name
     _new_style_name(name)
     made = Path(o.out)/name/LORA_FILE
-    options = 'out template names rank steps batch lr prior seed backbone device dtype minutes overwrite'
+    options = ('out template caption caption_model names rank steps batch lr prior seed backbone device dtype minutes '
+               'overwrite')
     shown = [(o.preview, _caption_of(o.preview))] if o.preview else []
     line = _learn(o, options, run, o.folder, name, o.trigger_words, dora=o.dora or None, previews=shown)
     SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
@@ -689,6 +707,8 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
                out:FOLDER='styles', # folder for styles
                overwrite:bool=False, # replace a style of this name
                template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
+               caption:choice('auto')=None, # captions that are missing are written into .txt files, by a model
+               caption_model:MODEL=None, # with --caption auto: folder or hub id of Florence-2 or BLIP
                rank:whole(1, 512)=None, # size of the LoRA; default 16
                dora:bool=False, # let magnitudes learn as well
                steps:whole(1, 1_000_000)=None, # default 25 for each picture, 400 to 4000
@@ -802,24 +822,42 @@ def train_control_clip(folder:FOLDER, # of pictures as style/category/picture
     return _learn_control_clip(SimpleNamespace(**locals()))
 
 # %% ../nbs/16_cli.ipynb #aebee8dc
-def export(feedforward:PATH, # name, file or folder of a network
-           out:FILE='feedforward.onnx', # file
-           overwrite:bool=False, # replace the file
-           int8:bool=False, # whole numbers of eight bits: a quarter of the size
-           calibrate:FOLDER=None, # with --int8: a folder of pictures like those to come
-           backbone:MODEL=None # of a network in latent space: folder or hub id of its diffusion model
-          )->int: # exit status
-    "Write a network as ONNX"
+def _export_network(o)->int: # exit status; `o`: what was given to `export`
     from stylekit.feedforward import FeedForward, feedforward_file
     from stylekit.pictures import list_pictures
-    if not int8: _refuse(SimpleNamespace(calibrate=calibrate), 'calibrate', 'without --int8')
-    source = feedforward_file(feedforward)
-    if source.suffix == '.onnx': raise StylekitError(f'{feedforward} is ONNX already: copy {source}')
-    _refuse_existing(Path(out), overwrite)
-    pictures = [p.path for p in list_pictures(calibrate, below=False) if not p.error][:64] if calibrate else ()
-    made = FeedForward.load(feedforward, backbone).export(out, int8, pictures)
+    if not o.int8: _refuse(o, 'calibrate', 'without --int8')
+    _refuse(o, 'to', 'without --accepted')
+    source, out = feedforward_file(o.feedforward), o.out or 'feedforward.onnx'
+    if source.suffix == '.onnx': raise StylekitError(f'{o.feedforward} is ONNX already: copy {source}')
+    _refuse_existing(Path(out), o.overwrite)
+    pictures = [p.path for p in list_pictures(o.calibrate, below=False) if not p.error][:64] if o.calibrate else ()
+    made = FeedForward.load(o.feedforward, o.backbone).export(out, o.int8, pictures)
     SAY.result(made, command='export', file=made)
     return 0
+
+# %% ../nbs/16_cli.ipynb #aebee8dd
+def _export_accepted(o)->int: # exit status; `o`: what was given to `export`
+    from stylekit.review import export_accepted
+    _refuse(o, 'out int8 calibrate backbone', 'with --accepted: pictures are copied; --to says where')
+    out = Path(o.feedforward)
+    made = export_accepted(out, o.to or out.resolve().with_name(f'{out.resolve().name}-accepted'), o.overwrite)
+    for e in made.files if SAY.json else (): SAY.result('', command='export', **e.to_json())
+    for name, why in made.left_out.items(): SAY.note(f'{name} is left out: {why}')
+    (SAY.note if SAY.json else SAY.result)(str(made))
+    return 0
+
+def export(feedforward:PATH, # name, file or folder of a network; with --accepted a folder of results
+           out:FILE=None, # file; default network.onnx
+           overwrite:bool=False, # replace the file; with --accepted what an earlier export left there
+           int8:bool=False, # whole numbers of eight bits: a quarter of the size
+           calibrate:FOLDER=None, # with --int8: a folder of pictures like those to come
+           backbone:MODEL=None, # of a network in latent space: folder or hub id of its diffusion model
+           accepted:bool=False, # copy the pictures that a review accepted, with their log
+           to:FOLDER=None # with --accepted: where to; default beside the folder, with -accepted in its name
+          )->int: # exit status
+    "Write a network as ONNX; or, with --accepted, copy what a review of a folder accepted"
+    o = SimpleNamespace(**locals())
+    return _export_accepted(o) if accepted else _export_network(o)
 
 # %% ../nbs/16_cli.ipynb #7ed9d233
 @dataclass(frozen=True)
@@ -923,6 +961,45 @@ def app(port:whole(1, 65535)=8866, # where the page is served
     run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token,
         hosts or ())
 
+# %% ../nbs/16_cli.ipynb #9dc45927
+def _review(o)->int: # exit status; `o`: what was given to `review`
+    from stylekit.review import Review
+    from stylekit.review_panel import device_turn
+    changes = dict(steps=o.steps) if o.steps else {}
+    review = Review(o.out, o.source, o.who, o.proof, style=o.style, backbone=o.backbone, device=o.device, **changes)
+    review.turn = lambda stopped: device_turn(stopped, review.device, review.stop)
+    made = review.work() if o.redo else ()
+    for r in made:
+        if r.error: SAY.note(f'{r.item}: {r.error}')
+        else: SAY.result(review.home/'rounds'/r.file, command='review', **r.to_json())
+    p = review.progress
+    (SAY.note if SAY.json else SAY.result)(f'{p}')
+    return 1 if any(r.error for r in made) else 0
+
+# %% ../nbs/16_cli.ipynb #9dc45928
+def review(out:FOLDER, # folder of results, as stylize left it
+           source:FOLDER=None, # of the pictures; default where it was
+           who:TEXT='reviewer', # who decides; can be changed on the page
+           proof:FILE=None, # scores and sentences (.json), result -> number or {score, sentences}: worst first
+           style:STYLE=None, # for redos; default the folder's
+           backbone:MODEL=None, # for redos; default the folder's
+           device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
+           steps:whole(1, 100_000)=None, # of redos; default the folder's, or the preset's
+           redo:bool=False, # no page: make what is to be redone, and say how far the review is
+           port:whole(1, 65535)=8866, # where the page is served
+           host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network, for those who have the link
+           no_browser:bool=False, # do not open a browser
+           silence:number(1, 86400)=90., # seconds after which the kernel of a closed tab ends
+           max_kernels:whole(1, 1000)=4, # reviewers at a time
+           token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
+           hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
+          )->int: # exit status
+    "Go through a folder of results: accept, reject, redo; by keys, on a page"
+    if redo: return _review(SimpleNamespace(**locals()))
+    from stylekit.app import review_page
+    review_page(out, source, who, proof, style, backbone, device, steps, port, host, not no_browser, silence,
+                max_kernels, token, hosts or ())
+
 # %% ../nbs/16_cli.ipynb #3ee5bf55
 def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside ours
           size:whole(64, 4096)=512, # side of the picture, in pixels
@@ -971,7 +1048,7 @@ def completion(shell:choice('bash', 'zsh') # which one
 
 # %% ../nbs/16_cli.ipynb #0762b5a3
 _FUNCTIONS = (stylize, styles, info, train_lora, train_control_clip, train_feedforward,
-              export, evaluate, bench, app, completion)
+              export, evaluate, bench, app, review, completion)
 COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 
 # %% ../nbs/16_cli.ipynb #25fdd6fa
@@ -983,6 +1060,8 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit train-control-clip FOLDER --out FOLDER
   stylekit train-feedforward FOLDER --style STYLE --out FOLDER
   stylekit export NETWORK --out FILE.onnx
+  stylekit review FOLDER [--proof FILE.json]
+  stylekit export FOLDER --accepted [--to FOLDER]
   stylekit evaluate FOLDER --methods NAME,... --styles STYLE,...
   stylekit bench [--clone FOLDER]
   stylekit app [--port N]

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, PromptEmbeds, load_backbone
+from .captions import auto_caption_folder
 from .core import StylekitError, atomic_path, changed, digest, explain_errors, explain_memory, file_sha256
 from .core import folder_lock, one_line, safe_name, user_path
 from .images import image_to_tensor, load_image
@@ -385,8 +386,13 @@ def _save_previews(style:Style, pairs:list, b:Backbone, seed:int):
     for i, (im, caption) in enumerate(pairs):
         stylize(im, style, caption, backbone=b, seed=seed).save(style.path.parent/f'preview-{i}.png')
 
-def _enough_examples(folder, template:str)->list: # see `train_lora`
-    examples = folder if isinstance(folder, list) else read_folder(folder, template)
+def _enough_examples(folder, template:str, caption=None, captioner=None, device=None)->list: # see `train_lora`
+    if isinstance(folder, list):
+        examples = folder
+        if caption: raise StylekitError("caption='auto' is for a folder: a list of Examples has its captions")
+    else:
+        auto_caption_folder(folder, caption, captioner, below=False, device=device)
+        examples = read_folder(folder, template)
     if not examples: raise StylekitError('no pictures to learn from: the list is empty')
     if len(examples) < FEW:
         warnings.warn(f'{len(examples)} pictures: of fewer than about {FEW}, a style also learns what they show; '
@@ -400,6 +406,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                *, backbone=None, # folder, hub id or Backbone; default the embedded model
                out:Path=STYLES, # folder for styles
                template:str='{}', # around captions from file names
+               caption:str=None, caption_model=None, # 'auto': a model writes what is missing; see `load_captioner`
                settings:LoraSettings=None,
                device:str=None, dtype=None, # of the model, where it is yet to be loaded
                previews:tuple=(), # (image, caption) pairs to stylise when it is done
@@ -408,8 +415,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                metadata:dict=None, # more text for the file's header
                rights:dict=None, # what is known for `rights.toml`, see `rights_text`
                overwrite:bool=False, # replace a style of this name that another training made
-               report=None, # report(TrainingReport) at each check
-               watch=None, # watch(trainer, step) at each check, see `LoraTrainer`
+               report=None, watch=None, # at each check: report(TrainingReport); watch(trainer, step), see `LoraTrainer`
                **changes # fields of LoraSettings
               )->Style:
     "Train a style LoRA from a few pictures, and save it with its metadata"
@@ -417,7 +423,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
     words, dest = (trigger_words or name_words(name) or name).strip(), user_path(out)/name
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     check_minutes(minutes)
-    examples = _enough_examples(folder, template)
+    examples = _enough_examples(folder, template, caption, caption_model, device)
     pairs = _preview_pairs(previews)   # a bad one is named before any work
     b = load_backbone(backbone, device, dtype)
     def trainer_of(): return LoraTrainer(b, examples, words, cfg, dest, report=report, watch=watch)

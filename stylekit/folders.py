@@ -17,6 +17,7 @@ import torch
 from fastcore.basics import patch
 from . import __version__
 from .backbone import load_backbone
+from .captions import auto_caption_folder, check_auto
 from .core import StylekitError, atomic_path, caller_seeds, check_range, check_whole, digest
 from .core import explain_errors, file_sha256, folder_lock, user_path
 from .images import open_image
@@ -602,6 +603,8 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
                    workers:int=1, cluster:str=None, # processes; 'ray': that many workers of a cluster
                    template:str='{}', # around captions from file names
                    captions=None, # a table of captions (see `read_captions`), or the path of one
+                   caption:str=None, # 'auto': captions that are missing are written beside the pictures, by a model
+                   caption_model=None, # see `load_captioner`
                    seed:int=0, resolution:int=None, backbone=None, device:str=None, dtype=None,
                    overwrite:bool=False, # also the results of another run, and files that are no results
                    protect=None, # what must stay in each picture, as in `stylize`; or a folder of masks of their names
@@ -612,6 +615,8 @@ def stylize_folder(folder, out, # of pictures, and of the folders in it; for the
     if not feedforward: _check_method(style, how)
     _check_masks(protect, folder)
     folder, out = Path(folder).expanduser(), Path(out).expanduser()
+    if (caption, caption_model) != (None, None):
+        _caption_pictures(folder, out, captions, caption, feedforward, caption_model, device)
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
     order = FolderJob(str(out), style, feedforward and str(feedforward), how, caller_seeds(seed)[0], resolution,
                   backbone, device, dtype, folder.resolve().name, source_id(folder, out), protect)
@@ -630,6 +635,15 @@ def _check_method(style, how:dict):
     "A wrong style or setting is named before any work"
     settings(**how)
     load_style(style)
+
+def _caption_pictures(folder, out, captions, caption, feedforward, captioner, device):
+    "Write the captions that are missing, once all else is right"
+    check_auto(caption, captioner)
+    if feedforward: raise StylekitError("caption='auto': a trained network reads no captions")
+    if place()[1] > 1:
+        raise StylekitError("caption='auto' is for one process: write them first, with `captions.caption_folder`")
+    read_pictures(folder, out, captions=captions)   # a wrong folder is named before anything is written
+    auto_caption_folder(folder, caption, captioner, leave_out=out, captions=captions, device=device)
 
 def _stylize_chunks(pool, tasks:list, out:Path, overwrite:bool, report)->FolderResult: # of PictureFiles
     "This process's share of the chunks; the first process writes all of them down"

@@ -448,13 +448,23 @@ def overdue(self:DeviceLock, patience:float)->bool: # seconds
 
 # %% ../nbs/15_live.ipynb #aec77114
 _BUSY = {}   # device -> whoever works there, in this process
+_LAST_STEP = 5.   # seconds in which somebody who was told to end may end their step
 
+def _end_soon(owner)->bool:
+    "A panel that was closed ends with its step: whoever comes next waits for that"
+    until = time.monotonic()+_LAST_STEP
+    while getattr(owner, 'closed', False) and not owner.ended and time.monotonic() < until: time.sleep(.05)
+    return owner.ended
+
+# %% ../nbs/15_live.ipynb #aec77115
 def claim(device:str, # as of `pick_device`
-          owner # with `ended`; `abandoned()`, if it has one, says that nobody sees it any more
+          owner # with `ended`; `closed` and `abandoned()`, if it has them, say that nobody sees it any more
          ):
     "Only one works on a device; who is seen by nobody any more is stopped for the next"
     other = _BUSY.get(device)
-    if other is None or other is owner or other.ended: _BUSY[device] = owner
+    if other is None or other is owner or _end_soon(other): _BUSY[device] = owner
+    elif getattr(other, 'closed', False):
+        raise StylekitError(f'the run before is ending its step on {device}: press Start again in a moment')
     elif getattr(other, 'abandoned', lambda: False)():
         other.stop()
         raise StylekitError(f'another run was going on on {device} that nobody sees any more: '

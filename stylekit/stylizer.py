@@ -22,6 +22,7 @@ from .core import StylekitError, atomic_path, caller_seeds, changed, check_numbe
 from .core import deferred_interrupt, digest, explain_errors, explain_memory, make_generators
 from .core import one_line, plain_number, user_path
 from .images import image_to_tensor, open_image, tensor_to_image
+from .captions import Captioner, caption_images
 from .pictures import warn_weights
 from .regions import Protection, fitting_mask, mask_pixels, protect_pictures, restore_pixels
 from .lora import Report, Style, add_style, load_style
@@ -650,7 +651,7 @@ class Changes(Callback):
 # %% ../nbs/08_stylizer.ipynb #01ce434b
 def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of them
             style='ink', # name, path, hub id or Style
-            caption='', # what the image shows, without the style; one for all, or a list
+            caption='', # what the image shows, without the style; one for all, or a list; 'auto': see `captions`
             *, backbone=None, # folder, hub id or Backbone; default the embedded model
             preset='fast', # 'fast', 'paper', a rival's name, or Settings
             steps:int=None, # iterations
@@ -687,6 +688,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
 def _pairs(images, caption)->tuple: # OpenedImages, a caption each
     images = [open_image(im) for im in images]
     if not images: raise StylekitError('no images: give at least one')
+    if isinstance(caption, Captioner) or str(caption) == 'auto': caption = caption_images(images, caption)
     captions = list(caption) if isinstance(caption, (list, tuple)) else [caption]*len(images)
     if len(captions) != len(images):
         raise StylekitError(f'{len(images)} images but {len(captions)} captions: give one, or one each')

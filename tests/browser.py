@@ -113,9 +113,9 @@ def _lab(home, port):
             '--LabApp.expose_app_in_browser=True', '--LabApp.extension_manager=readonly',
             *(f'--ServerApp.{name}={value}' for name, value in server.items())]
 
-def _app(options, port):
+def _app(options, port, command='app'):
     run = 'import sys; from stylekit.cli import main; sys.exit(main())'
-    return ['-c', run, 'app', '--port', str(port), '--no-browser', *map(str, options)]
+    return ['-c', run, command, '--port', str(port), '--no-browser', *map(str, options)]
 
 def _wait_for(process, port, log):
     for _ in range(600):
@@ -130,12 +130,12 @@ def _end(process):
     except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
 
 class Server:
-    "JupyterLab (`options` is None) or `stylekit app`, in a home of its own"
-    def __init__(self, home, options=None):
+    "JupyterLab (`options` is None) or a page of `stylekit`, in a home of its own"
+    def __init__(self, home, options=None, command='app'):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        command = _lab(home, port) if options is None else _app(options, port)
+        command = _lab(home, port) if options is None else _app(options, port, command)
         own = dict(PYTHONPATH=UNDER_TEST, JUPYTER_CONFIG_DIR=home/'cfg', JUPYTER_DATA_DIR=home/'d', TMPDIR=home,
                    JUPYTER_RUNTIME_DIR=home/'r', IPYTHONDIR=home/'i')
         self.home, self.log, self.url = home, home/'log', f'http://127.0.0.1:{port}/'
@@ -189,6 +189,11 @@ class Page:
         self.tab.set_default_timeout(60_000)
         self.tab.goto(url, wait_until=wait)
     def close(self): self.tab.close()
+    def seen(self):
+        "What the page says: why a test waited in vain"
+        with contextlib.suppress(Exception):
+            return f'{self.tab.url} says: {self.tab.inner_text("body", timeout=5000)[-2000:]}'
+        return 'the page says nothing'
     def see(self, css): self.tab.wait_for_selector(css)
     def open_notebook(self, name):
         self.until('window.jupyterapp')
@@ -205,16 +210,21 @@ class Page:
         return self.tab.evaluate(EXECUTE, code)
     def end_panels(self):
         self.execute('import gc; from stylekit.panels import Panel\n'
-                     'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]: p.shut()')
+                     'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]:\n'
+                     '    p.shut()\n    if hasattr(p, "wait"): p.wait(60)')
     def click(self, name): self.tab.click(f'button.sk-{name}')
-    def until(self, js): self.tab.wait_for_function(f'() => {js}')
+    def until(self, js, seconds=60):
+        # Asked ten times a second: by default at each frame, and a page that is not drawn has none
+        try: self.tab.wait_for_function(f'() => {js}', polling=100, timeout=1000*seconds)
+        except Exception as e:
+            e.add_note(self.seen())
+            raise
     def enabled(self, *names):
         for name in names: self.until(f"document.querySelector('button.sk-{name}')?.disabled === false")
     def status(self): return self.tab.inner_text('.sk-status')
     def error(self): return self.tab.inner_text('.sk-error span')
     def says(self, text, seconds=60):
-        js = f"() => document.querySelector('.sk-status')?.innerText.includes({text!r})"
-        self.tab.wait_for_function(js, timeout=1000*seconds)
+        self.until(f"document.querySelector('.sk-status')?.innerText.includes({text!r})", seconds)
     def counted(self):
         "Steps done, by the status"
         said = [word.strip('.:') for word in self.status().split()]

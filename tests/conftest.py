@@ -101,8 +101,53 @@ def random_style(tmp_path_factory):
     return get
 
 
-LONG = ('test_browser', 'test_kill', 'test_stylizer', 'test_finetune', 'test_control_clip', 'test_baselines',
-        'test_backbones')
+@pytest.fixture(scope='session')
+def small_network(tmp_path_factory):
+    "A file of a network of one pass that changes something and costs nothing"
+    from stylekit.feedforward import FEEDFORWARD_FILE, FeedForward, StyleNet
+    torch.manual_seed(0)
+    net = StyleNet(widths=(8, 16), blocks=(1, 1))
+    with torch.no_grad():
+        for p in net.parameters(): p.add_(.03*torch.randn_like(p))
+    about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
+                 style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
+    return FeedForward(net, about).save(tmp_path_factory.mktemp('network')/FEEDFORWARD_FILE)
+
+
+@pytest.fixture(scope='session')
+def results(small_network):
+    "home -> its folder `out` of results of a folder run, of `n` small pictures in `in`"
+    def get(home, n=6, side=64, names='abc'):
+        from stylekit import sample_image, list_samples, stylize_folder
+        for i in range(n):
+            to = home/'in'/names[i%len(names)]/f'thing {i}.png'
+            to.parent.mkdir(parents=True, exist_ok=True)
+            sample_image(list_samples()[i%8]).rotate(i//8*45, fillcolor='white').resize((side, side)).save(to)
+        stylize_folder(home/'in', home/'out', feedforward=small_network)
+        return home/'out'
+    return get
+
+
+@pytest.fixture(scope='module')
+def chrome():
+    "Chromium, without a display"
+    import browser
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as pw:
+        b = pw.chromium.launch(executable_path=browser.CHROMIUM, args=browser.FLAGS)
+        yield b
+        b.close()
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "A JupyterLab for all tests of a file"
+    from browser import Server
+    with Server(tmp_path_factory.mktemp('lab')) as server: yield server
+
+
+LONG = ('test_browser', 'test_review_browser', 'test_kill', 'test_stylizer', 'test_finetune', 'test_control_clip',
+        'test_baselines', 'test_backbones')
 
 def pytest_collection_modifyitems(items):
     "Files that take long begin, so that all workers end at about the same time"

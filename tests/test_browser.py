@@ -13,21 +13,9 @@ if not browser.CHROMIUM:
 for name in ('playwright.sync_api', 'jupyterlab', 'voila'):
     pytest.importorskip(name, reason=f'{name} is not installed: pip install -e ".[dev]"')
 from PIL import Image
-from playwright.sync_api import sync_playwright
 from stylekit import read_output, sample_image, stylize
 from stylekit.live import pixels_sha256, replay
 from stylekit.sms import PRESETS
-
-@pytest.fixture(scope='module')
-def chrome():
-    with sync_playwright() as pw:
-        b = pw.chromium.launch(executable_path=browser.CHROMIUM, args=browser.FLAGS)
-        yield b
-        b.close()
-
-@pytest.fixture(scope='module')
-def lab(tmp_path_factory):
-    with Server(tmp_path_factory.mktemp('lab')) as server: yield server
 
 def panel(*given):
     "A cell that shows a `StylizePanel`"

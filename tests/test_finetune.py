@@ -32,8 +32,8 @@ def sd15(models): return load_backbone(models('sd15'))
 @pytest.fixture
 def train(sd15, folder, tmp_path):
     "A few steps on a few pictures"
-    def go(name='x', words=None, **changes):
-        return train_lora(folder, name, words, **dict(backbone=sd15, out=tmp_path) | TINY | changes)
+    def go(name='x', trigger_words=None, **changes):
+        return train_lora(folder, name, trigger_words, **dict(backbone=sd15, out=tmp_path) | TINY | changes)
     return go
 
 def small(name): return sample_image(name).resize((64, 64))

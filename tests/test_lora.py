@@ -584,7 +584,7 @@ def test_whole_weights_are_mixed_and_written(base, sd15, pair, tmp_path, names):
 def test_whole_weights_in_a_run(base, tmp_path):
     "Beside a LoRA that learns, with rows of several adapters in one batch: as at each its own"
     weights, _ = whole(base)
-    style = load_style(write(tmp_path/'full.safetensors', in_unet('diff', weights)), words='ink')
+    style = load_style(write(tmp_path/'full.safetensors', in_unet('diff', weights)), trigger_words='ink')
     own, before = dict(base.unet.named_modules()), dict(base.unet.named_parameters())
     for kw in (dict(), dict(fake_score='lora')):
         stylize(sample_image('owl').resize((64, 64)), style, 'an owl', backbone=base, steps=2, seed=0, **kw)
@@ -786,7 +786,7 @@ def test_the_mix_language():
     assert parse_style('ink:0.7+flat:0.3') == mix and parse_style('org/model') == 'org/model'
     for text, spec in (('ink:0.7+flat:0.3', mix), ('ink + flat', ['ink', 'flat']), ('ink:.5', [('ink', .5)])):
         a, b = load_style(text), load_style(spec)
-        assert (a.name, a.words, a.scale, a.sha256) == (b.name, b.words, b.scale, b.sha256)
+        assert (a.name, a.trigger_words, a.scale, a.sha256) == (b.name, b.trigger_words, b.scale, b.sha256)
     half = load_style('ink:0.5')
     assert half.path == load_style('ink').path and load_style('ink:0.5', scale=2).scale == 1
     for bad in ('ink+', '+', 'ink:x', 'ink:nan', 'ink:9', 'ink:-2.1', 'ink:1e400', 'ink+oil', 'ink:1+nothing',

@@ -299,7 +299,7 @@ def test_a_folder_of_masks(home, noisy):
     net, masks = noisy.save(home/'net'/'feedforward.safetensors'), home/'masks'
     (masks/'a').mkdir(parents=True)
     left().save(masks/'a'/'owl.tif')
-    go = lambda: stylize_folder(home/'in', home/'out', generator=net, protect=masks)
+    go = lambda: stylize_folder(home/'in', home/'out', feedforward=net, protect=masks)
     assert list(go().failed) == ['a/penguin.png'] and 'no mask' in go().failed['a/penguin.png']
     a, b = (pixels(Image.open(home/d/'a'/'owl.png')) for d in ('in', 'out'))
     assert np.array_equal(a[:, :32], b[:, :32]) and not np.array_equal(a, b)
@@ -312,7 +312,7 @@ def test_a_folder_of_masks(home, noisy):
 
 def test_a_folder_tells_what_stays_apart(home, noisy):
     net = noisy.save(home/'net'/'feedforward.safetensors')
-    run = lambda **kw: stylize_folder(home/'in', home/'out', generator=net, **kw)
+    run = lambda **kw: stylize_folder(home/'in', home/'out', feedforward=net, **kw)
     assert run(protect='box:0,0,9,9').made == 2 and run(protect=(0, 0, 9, 9)).made == 0
     for other in (None, (0, 0, 9, 8), 'letters'):
         with pytest.raises(StylekitError, match='another run'): run(protect=other)
@@ -323,7 +323,7 @@ def test_a_picture_s_fault_stays_its_own(home, noisy):
     clip.paste((0, 0, 0, 0), (0, 0, 20, 64))
     clip.save(home/'in'/'clip.png')
     net = noisy.save(home/'net'/'feedforward.safetensors')
-    done = stylize_folder(home/'in', home/'out', generator=net, protect='alpha')
+    done = stylize_folder(home/'in', home/'out', feedforward=net, protect='alpha')
     assert done.made == 1 and sorted(done.failed) == ['a/owl.png', 'a/penguin.png']
     assert all('no transparency' in e for e in done.failed.values())
 

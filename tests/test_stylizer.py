@@ -683,7 +683,7 @@ def test_checkpoints_of_other_shapes_are_refused(base, style, tmp_path, whole):
         save_state(path, mutant, 'checkpoint')
         Checkpoint(path).before_run(run)
         return run.state_dict()
-    keys = r'run_id|k|z|opt(\.\w+)?|method(\.params(\.0)?)?|gens(\.0)?|records(\.0(\.\w+)?)?|changes'
+    keys = r'run_id|k|z|opt(\.\w+)?|method(\.params(\.0)?)?|generators(\.0)?|records(\.0(\.\w+)?)?|changes'
     what_is_read = rf'({keys}|all of it|one key too many)(:|$)'
     mutants = [(what, m) for what, m in json_mutants(state) if re.match(what_is_read, what)]
     mutants = mutants[::2]      # each is read from a file of its own

@@ -30,8 +30,8 @@ PICTURES = 960   # lessons
 
 # %% ../../nbs/mini/09_generators.ipynb #ba8f9fec
 def make_network(style:str, examples:list, out, # folder
-                   backbone=None, how:FeedForwardSettings=None, report=print # default of RECIPES
-                  )->dict: # form -> file
+                 backbone=None, how:FeedForwardSettings=None, report=print # default of RECIPES
+                )->dict: # form -> file
     "A network, and the same in whole numbers; what is there is not made again"
     out, b = Path(out), backbone or load_backbone(dtype='bf16')
     made = dict(network=out/style/FEEDFORWARD_FILE, int8=out/style/'int8.onnx')
@@ -45,10 +45,10 @@ def make_network(style:str, examples:list, out, # folder
 WAYS = {'network': '{style}', 'network, int8': '{style}/int8.onnx'}
 
 def make_networks(data='data', # folder with the corpus
-                    work='runs/generators', # what is made
-                    kept='nbs/mini/generators', # what is measured
-                    tables='nbs/mini/tables', # folder with the judge's probe
-                    styles=tuple(RECIPES), names:int=100, report=print)->Table:
+                  work='runs/networks', # what is made
+                  kept='nbs/mini/generators', # what is measured
+                  tables='nbs/mini/tables', # folder with the judge's probe
+                  styles=tuple(RECIPES), names:int=100, report=print)->Table:
     "Train, export and measure the networks; goes on where it was stopped"
     corpus, work = Corpus(Path(data)/'corpus'), Path(work)
     examples = pick(corpus_examples(corpus, 'shaded'), PICTURES)
