@@ -189,9 +189,12 @@ def lora_run_id(backbone:Backbone, examples:list, words:str, cfg:LoraSettings)->
 # %% ../nbs/08a_finetune.ipynb #7cb29bdc
 class LoraTrainer:
     "Trains one adapter on the frozen model; `run` returns the error history"
-    def __init__(self, backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
+    def __init__(self, backbone:Backbone, # that is trained on; it is not changed but for the adapter
+                 examples:list, # see `Example`
+                 words:str, # that ask for the style
+                 cfg:LoraSettings, # of the training
                  work:Path=None, # folder for checkpoints; resumed from when they are there
-                 adapter:str='style',
+                 adapter:str='style', # its name on the backbone
                  report=None, # report(TrainingReport) at each check
                  watch=None # watch(trainer, step) at each check, with the average in place; True: enough
                 ):
@@ -406,16 +409,19 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                *, backbone=None, # folder, hub id or Backbone; default the embedded model
                out:Path=STYLES, # folder for styles
                template:str='{}', # around captions from file names
-               caption:str=None, caption_model=None, # 'auto': a model writes what is missing; see `load_captioner`
-               settings:LoraSettings=None,
-               device:str=None, dtype=None, # of the model, where it is yet to be loaded
+               caption:str=None, # 'auto': a model writes what is missing
+               caption_model=None, # see `load_captioner`
+               settings:LoraSettings=None, # of the training
+               device:str=None, # of the model, where it is yet to be loaded
+               dtype=None, # of the same
                previews:tuple=(), # (image, caption) pairs to stylise when it is done
                names:str='diffusers', # key names in the file: 'diffusers' or 'kohya'
                minutes:float=None, # stop after so long, in [0, 1e6]; the same call goes on later
                metadata:dict=None, # more text for the file's header
                rights:dict=None, # what is known for `rights.toml`, see `rights_text`
                overwrite:bool=False, # replace a style of this name that another training made
-               report=None, watch=None, # at each check: report(TrainingReport); watch(trainer, step), see `LoraTrainer`
+               report=None, # report(TrainingReport) at each check
+               watch=None, # watch(trainer, step) at each check, see `LoraTrainer`
                **changes # fields of LoraSettings
               )->Style:
     "Train a style LoRA from a few pictures, and save it with its metadata"

@@ -148,10 +148,16 @@ def kept(folder, name:str, job, *key): # what `job()` gives; `key`: all that it 
     return cached(Path(folder)/f'{name}.json', digest(*map(repr, key))[:16], job)
 
 # %% ../../nbs/mini/08_control.ipynb #c08e0002
-def few_shot_jobs(clip:Clip, grid:Grid,
-                  out, # folder
-                  keep_prompts, shots=(4,), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL,
-                  name:str='few-shot', report=None,
+def few_shot_jobs(clip:Clip, # to start from
+                  grid:Grid, # pictures of all splits
+                  out, # folder for what is measured
+                  keep_prompts, # texts from outside the grid
+                  shots=(4,), # pictures of each cell
+                  seeds=(0, 1, 2), # of the choice of shots, and of the trainings
+                  ways=FOUND, # name -> another way to learn
+                  control:dict=CONTROL, # name -> settings of the training
+                  name:str='few-shot', # of the files
+                  report=None, # report(text) for each
                   **settings # of ControlSettings
                  ):
     "All jobs of a table"
@@ -319,10 +325,13 @@ def _told(pipe, want:list, words:dict, hearing, seed:int, steps:int, **kw)->np.n
     return np.stack([out[i] for i in range(len(want))])
 
 # %% ../../nbs/mini/08_control.ipynb #c4818b03
-def painted(pipe, viewer:Viewer, want:list,
+def painted(pipe, # diffusers pipeline of the embedded model
+            viewer:Viewer, # sees what was drawn
+            want:list, # to draw, see `wanted`
             words:dict=WORDS, # look -> what it is called
             hearing=None, # hearing(look): a context in which the pipeline draws it; None: the plain pipeline
-            seeds=(0,), steps:int=20,
+            seeds=(0,), # of the noise; means over them
+            steps:int=20, # of the sampler
             plain=None, # what `untold` draws outside of `hearing` with the first seed; None: drawn here
             **kw # to `paint`
            )->tuple: # metric -> a number for each prompt; the pictures of the first seed
@@ -390,13 +399,16 @@ def _inversion_loss(backbone, inverted:Inverted, tower, z, ids, batch:int):
     return loss
 
 # %% ../../nbs/mini/08_control.ipynb #8be4bffd
-def invert(backbone,
+def invert(backbone, # whose tokenizer, text encoder and UNet are used
            shots:Grid, # looks by these words
-           words:dict=WORDS, steps:int=300, batch:int=8,
+           words:dict=WORDS, # look -> the word to be learnt
+           steps:int=300, # of the training
+           batch:int=8, # pictures a step
            lr:float=.1, # of the typical size of an embedding
-           seed:int=0,
+           seed:int=0, # of noise and order
            path:Path=None, # file of checkpoints
-           report=None)->Inverted:
+           report=None # report(TrainingReport), see `fit`
+          )->Inverted:
     "Learn the vectors of the words from pictures of their looks"
     tokenizer, tower = backbone.tokenizers[0], backbone.text_encoders[0]
     pictures = list(shots)
