@@ -332,10 +332,7 @@ class Method:
         away_from = conds.empty if cfg.guidance_from == 'uncond' else None
         self.style = Score(backbone, (style,), cfg.guidance_scale, away_from, conds.own)
         self.fake = self._new_fake(seed)
-        # all before any noise: the timesteps do not depend on the image's size
-        u = torch.stack([torch.rand(cfg.steps, generator=g) for g in generators], 1)
-        self.u = even_places(u) if cfg.noise == 'antithetic' else u
-        self.noise = None
+        self.u, self.noise = self._places(), None   # before any noise: timesteps do not depend on the image's size
         self.stretch = self.stretched()
 
 # %% ../nbs/06_sms.ipynb #57e90004
@@ -350,6 +347,12 @@ def _new_fake(self:Method, seed:int)->FakeScore: # None for the fake scores that
     c = self.cfg
     if c.fake_score not in _LEARNT[1]: return None
     return FakeScore(self.backbone, c.fake_rank, c.fake_alpha, c.fake_targets, c.fake_lr, seed=seed)
+
+@patch
+def _places(self:Method)->torch.Tensor: # (steps, B) in [0, 1)
+    "Where in the range of timesteps each step lies"
+    u = torch.stack([torch.rand(self.cfg.steps, generator=g) for g in self.generators], 1)
+    return even_places(u) if self.cfg.noise == 'antithetic' else u
 
 @patch
 def weight(self:Method, t:torch.Tensor)->torch.Tensor: # (B, 1, 1, 1)
