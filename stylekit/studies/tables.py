@@ -297,13 +297,10 @@ def _table_styles(parts, corpus:Corpus, work:Path, device)->dict: # table -> nam
 # %% ../../nbs/mini/07_tables.ipynb #bf4775b3
 _SEARCHED = ('style', 'edge_f1_src', 'edge_f1_truth')   # metrics of the search
 
-def _make_table(name:str, corpus:Corpus, work:Path, kept, names:list, rows:dict, styles, metrics:dict, **kw)->Table:
-    "A table from the corpus; the main one of all test names and by all metrics, the others of half"
-    if name != 'main':
-        names = names[::2]
-        metrics = {k: metrics[k] for k in (*_SEARCHED, 'distance_truth')}
-    folder = picture_set(corpus, work/f'{name}-pictures', names, [Path(s).name for s in styles])
-    return kept_table(kept, name, folder, rows, styles, metrics, out=work/'drawn', **kw)
+def _share(table:str, names:list, metrics:dict)->tuple: # names and metrics of it
+    "The main table is of all test names and by all metrics, the others of half"
+    if table == 'main': return names, metrics
+    return names[::2], {k: metrics[k] for k in (*_SEARCHED, 'distance_truth')}
 
 # %% ../../nbs/mini/07_tables.ipynb #a2b97d5e
 def make_tables(data='data', # folder with the corpus
@@ -328,7 +325,10 @@ def make_tables(data='data', # folder with the corpus
     rows = _table_rows(searched(kept, work, corpus, val, methods, TABLE_STYLES, few, **drawing))
     styles = _table_styles(parts, corpus, work, device)
     def make(name):
-        return _make_table(name, corpus, work, kept, test, rows[name], styles[name], metrics, seeds=seeds, **drawing)
+        chosen, measures = _share(name, test, metrics)
+        looks = [Path(s).name for s in styles[name]]
+        folder = picture_set(corpus, work/f'{name}-pictures', chosen, looks)
+        return kept_table(kept, name, folder, rows[name], styles[name], measures, seeds, work/'drawn', **drawing)
     return {name: make(name) for name in parts if name in rows}
 
 # %% ../../nbs/mini/07_tables.ipynb #2f97c8d3
