@@ -280,8 +280,11 @@ def serve_panel(panel:str, # its name, as `stylekit` has it
 def app(port:int=8866, # where the page is served
         host:str='127.0.0.1', # '0.0.0.0' opens it to the network, for those who have the link
         browser:bool=True, # open one
-        style:str='ink', backbone:str=None, device:str=None, # see `stylize`
-        max_upload:int=20_000_000, silence:float=90., # see `app_command`
+        style:str='ink', # see `stylize`
+        backbone:str=None, # see `load_backbone`
+        device:str=None, # of the model
+        max_upload:int=20_000_000, # bytes of a picture
+        silence:float=90., # seconds after which a closed tab's run and kernel are ended
         patience:float=60., # seconds: nobody holds the device longer while others wait
         max_kernels:int=4, # people at a time; each takes 250 to 600 MB and more on a GPU
         token:str=None, # of the link; default: a fresh one off loopback, none on it; '': none

@@ -56,15 +56,18 @@ class PromptEmbeds:
 class Backbone:
     "One frozen latent diffusion model whose adapters can be switched"
     def __init__(self,
-                 unet, vae, # diffusers UNet2DConditionModel; AutoencoderKL or AutoencoderTiny
-                 text_encoders:list, tokenizers:list, # one each, SDXL two
+                 unet, # diffusers UNet2DConditionModel
+                 vae, # AutoencoderKL or AutoencoderTiny
+                 text_encoders:list, # one, SDXL two
+                 tokenizers:list, # one for each of them
                  scheduler:dict, # the scheduler's config
                  name:str='', # short, for people
                  zero_empty:bool=False, # SDXL's force_zeros_for_empty_prompt
                  weights:dict=None, # name -> file, of all that draws; None: nothing on disk
                  configs:dict=None, # part -> its config; None: read off the parts
                  low_memory:bool=False, # see `load_backbone`
-                 source:str='', revision:str=None # what the user asked for, without private folders; commit on the hub
+                 source:str='', # what the user asked for, without private folders
+                 revision:str=None # commit on the hub
                 ):
         self.unet, self.vae = unet, vae
         self.text_encoders, self.tokenizers = text_encoders, tokenizers

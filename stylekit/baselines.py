@@ -18,12 +18,16 @@ from .released import RELEASED, Released
 from .sms import METHODS, PRESETS, USUAL, Direction, Method, Settings, Step, randn_like
 
 # %% ../nbs/07_baselines.ipynb #0eaf830d
-def img2img(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
-            cond:PromptEmbeds, empty:PromptEmbeds, # the target prompt of each image; the empty one
+def img2img(backbone:Backbone, # its UNet draws
+            z_src:torch.Tensor, # content latents (B, C, h, w)
+            cond:PromptEmbeds, # the target prompt of each image
+            empty:PromptEmbeds, # the empty one
             strength:float, # in (0, 1]: share of the noise range
             generators:list, # one CPU generator per image
             steps:int=25, # of the part that is run
-            guidance_scale:float=2., adapters:tuple=('style',))->torch.Tensor: # latents
+            guidance_scale:float=2., # of the target prompt against the empty one
+            adapters:tuple=('style',) # names of the LoRAs to draw with
+           )->torch.Tensor: # latents
     "Noise the content to `strength`, then sample it back with the style LoRA (SDEdit)"
     check_range('strength', strength, 1e-3, 1)
     top = max(1, round(strength*(len(backbone.alphas_cumprod)-1)))

@@ -371,8 +371,14 @@ def _cost_line(name:str, cost:Cost, base:Cost)->str: # the released code's, or N
 # %% ../nbs/benchmarks/00_real_size.ipynb #1414b5f3
 def bench(clone=None, # of the authors' code
           folder='runs/real-size', # for the random model
-          size:int=512, rounds:int=1, device:str=None, dtype=None, variants:dict=VARIANTS, shape:str='sd15',
-          report=print)->dict: # name -> Cost
+          size:int=512, # of the picture, pixels a side
+          rounds:int=1, # steps that are timed, of each
+          device:str=None, # of the model, see `load_backbone`
+          dtype=None, # of the same
+          variants:dict=VARIANTS, # name -> arguments of `settings`
+          shape:str='sd15', # of SHAPES
+          report=print # report(text) for each
+         )->dict: # name -> Cost
     "Costs at real size, beside the authors' code if there is a clone of it"
     home = random_model(Path(folder)/shape, shape)
     b = load_backbone(home, device, dtype)

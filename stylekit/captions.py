@@ -408,7 +408,8 @@ def caption_folder(folder, # of pictures, and of the folders in it
                    leave_out=None, # a folder in it whose pictures do not count
                    captions=None, # a table of captions, or the path of one: its pictures have theirs
                    names:bool=True, # do the words of a file name count as a caption?
-                   device=None, dtype=None, # of the model, where it is yet to be loaded
+                   device=None, # of the model, where it is yet to be loaded
+                   dtype=None, # of the same
                    report=None # report(done, of) after each batch
                   )->CaptionedFolder:
     "Write a text beside each picture that has no caption; what is there is never touched, and a second call goes on"

@@ -18,10 +18,18 @@ from .views import Picture
 # %% ../nbs/15be_compare_panel.ipynb #e29495c3
 class ComparePanel(Panel):
     "A grid of λ × guidance; click to adopt"
-    def __init__(self, image=None, style='ink', caption:str=None, *,
-                 lam=(0., .15, 10.), guidance_scale=(1., 2., 4.), # values to try
+    def __init__(self, image=None, # as of `StylizePanel`
+                 style='ink', # one, as there
+                 caption:str=None, # what the picture shows
+                 *, lam=(0., .15, 10.), # values of λ to try
+                 guidance_scale=(1., 2., 4.), # the same, of the guidance
                  target:StylizePanel=None, # whose controls take what is adopted
-                 backbone=None, device:str=None, preset:str='fast', seed:int=0, **changes): # as `StylizePanel`
+                 backbone=None, # see `load_backbone`
+                 device:str=None, # of the model
+                 preset:str='fast', # of the settings
+                 seed:int=0, # of all pictures
+                 **changes # fields of Settings
+                ):
         super().__init__()
         self.opened = open_image(image if image is not None else sample_image('owl'))
         self.picture = self.opened.rgb

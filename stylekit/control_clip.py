@@ -82,11 +82,15 @@ def _check_template(t:str):
 class ControlClip(torch.nn.Module):
     "One frozen text tower with a reading for the category and one for the style"
     def __init__(self, tower, # transformers' CLIPTextModel; shared, never changed
-                 tokenizer, projection=None, # text_projection; None: features cannot be asked for
-                 mode:str='embedding', rank:int=4, # of MODES; of the LoRAs
+                 tokenizer, # of the tower
+                 projection=None, # text_projection; None: features cannot be asked for
+                 mode:str='embedding', # of MODES
+                 rank:int=4, # of the LoRAs
                  rho:float=None, # strength of the residual adapters, default 1 before the tower and .2 behind it
-                 words:Words=None, temperature:float=100., # τ
-                 seed:int=0): # of the first weights
+                 words:Words=None, # what it is trained to tell apart
+                 temperature:float=100., # τ
+                 seed:int=0 # of the first weights
+                ):
         super().__init__()
         if mode not in MODES: raise StylekitError(f'mode={mode!r}: choose {", ".join(MODES)}')
         self.tokenizer, self.words = tokenizer, words
@@ -311,9 +315,15 @@ def _filled(labels:dict, words:Words)->torch.Tensor: # (K, S) bool
 # %% ../nbs/07c_control_clip.ipynb #a4e76803
 class ControlTrainer:
     "Trains the two encoders on a grid"
-    def __init__(self, clip:Clip, train:Grid, val:Grid, # val may be empty: then the last weights are taken
-                 cfg:ControlSettings, words:Words, keep_prompts=GENERIC, work:Path=None, # folder for checkpoints
-                 report=None): # report(TrainingReport) at each check, and once more when an encoder is done
+    def __init__(self, clip:Clip, # whose text tower is read with; it is never changed
+                 train:Grid, # to learn from
+                 val:Grid, # to choose the weights by; may be empty: then the last ones are taken
+                 cfg:ControlSettings, # of the training
+                 words:Words, # what to tell apart
+                 keep_prompts=GENERIC, # texts which should mean what they meant
+                 work:Path=None, # folder for checkpoints
+                 report=None # report(TrainingReport) at each check, and once more when an encoder is done
+                ):
         self.cfg, self.report = cfg, report
         self.work, self.val = work and Path(work), val
         self.run_id = control_run_id(clip, train, val, cfg, words, keep_prompts)
@@ -718,9 +728,11 @@ def train_control_clip(grid, # a Grid, or a folder as `read_grid` takes it
                        base=None, # CLIP whose text tower the diffusion model uses: folder, hub id, Clip; None: embedded
                        *, shots:int=None, # pictures of each cell; default all
                        hold_out=(), # cells (category, style) to leave out
-                       templates=TEMPLATES, keep_prompts=GENERIC, # of prompts, with {c} and {s}; from outside the grid
+                       templates=TEMPLATES, # of prompts, with {c} and {s}
+                       keep_prompts=GENERIC, # texts from outside the grid, which should mean what they meant
                        out:Path=None, # folder of its own for the result; checkpoints lie there until it is done
-                       settings:ControlSettings=None, device:str=None,
+                       settings:ControlSettings=None, # of the training
+                       device:str=None, # of the CLIP, where it is yet to be loaded
                        minutes:float=None, # stop after so long, in [0, 1e6]; the same call goes on later
                        overwrite:bool=False, # replace the encoders that another training left in `out`
                        report=None, # report(TrainingReport) at each check

@@ -25,9 +25,17 @@ def _as_control_clip(control, backbone): # ControlClip, or the folder of one
 class ControlClipPanel(Panel):
     "Style × category, drawn with two encoders; α and per-block α live"
     def __init__(self, control, # ControlClip, or the folder of one
-                 styles=('soft cartoon', '3d render'), categories=('owl', 'car'), # words
-                 *, template:str='{style}, {category}', combine:str='delta', alpha:float=.5, # see `ControlGuidance`
-                 steps:int=12, guidance_scale:float=4., seed:int=0, backbone=None, device:str=None):
+                 styles=('soft cartoon', '3d render'), # words
+                 categories=('owl', 'car'), # words
+                 *, template:str='{style}, {category}', # of the prompts
+                 combine:str='delta', # see `ControlGuidance`
+                 alpha:float=.5, # share of the style encoder, as there
+                 steps:int=12, # of the sampler
+                 guidance_scale:float=4., # of the sampler
+                 seed:int=0, # of all pictures
+                 backbone=None, # see `load_backbone`
+                 device:str=None # of the model
+                ):
         super().__init__()
         self.backbone = shared_backbone(backbone, device)
         self.control = _as_control_clip(control, self.backbone)

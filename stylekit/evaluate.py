@@ -255,7 +255,11 @@ class JobWorker:
     def __call__(self, task): return run_job(task[0], task[1], self.backbone, task[2])
 
 # %% ../nbs/13_evaluate.ipynb #3e2b1420
-def run_jobs(jobs:list, items:list, backbone=None, device:str=None, dtype=None, # of the model, see `load_backbone`
+def run_jobs(jobs:list, # see `plan`
+             items:list, # see `read_dataset`
+             backbone=None, # see `load_backbone`
+             device:str=None, # of the model
+             dtype=None, # of the model
              workers:int=1, # processes
              batch:int=8, # pictures at a time
              report=print # report(text) as jobs end
@@ -1090,10 +1094,14 @@ def evaluate(dataset, # folder, see `read_dataset`
              methods=None, # names of methods or presets; or name -> arguments of `stylize`, None: content as it is
              styles=('ink',), # names, paths, hub ids
              metrics=None, # names, or name -> Metric; default all that the folder allows
-             *, seeds=(0,), out:Path='evaluation', # folder for results
-             backbone=None, device:str=None, dtype=None, # see `load_backbone`
+             *, seeds=(0,), # a picture of each item for each
+             out:Path='evaluation', # folder for results
+             backbone=None, # see `load_backbone`
+             device:str=None, # of the model
+             dtype=None, # of the model
              net=None, # Features; default the neutral judge where it is installed, else the embedded CLIP
-             workers:int=1, batch:int=8, # processes; pictures at a time
+             workers:int=1, # processes
+             batch:int=8, # pictures at a time
              template:str='{}', # around captions from file names
              report=None, # report(text) as the work goes on
              begin=None # begin() once no other run can write into `out`, before any work

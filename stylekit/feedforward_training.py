@@ -197,12 +197,16 @@ def feedforward_run_id(backbone:Backbone, style:Style, examples:list, cfg:FeedFo
 # %% ../nbs/09b_feedforward_training.ipynb #e698b1ce
 class FeedForwardTrainer:
     "Trains one network; `run` returns the history"
-    def __init__(self, backbone:Backbone, style:Style, examples:list, cfg:FeedForwardSettings, # see `finetune.Example`
+    def __init__(self, backbone:Backbone, # whose gradient teaches
+                 style:Style, # to learn
+                 examples:list, # see `finetune.Example`
+                 cfg:FeedForwardSettings, # of the training
                  work:Path=None, # folder for checkpoints; resumed from when they are there
                  teacher:'FeedForward'=None, # in latent space: learn what it does, finished
                  report=None, # report(TrainingReport) at each check, and once more when it ends
                  part:str='', # of a training in several parts, as 'teacher'
-                 run_id:str=''): # default by all that goes in
+                 run_id:str='' # default by all that goes in
+                ):
         self.backbone, self.style = backbone, style
         self.cfg, self.teacher = cfg, teacher
         self.work, self.report = work and Path(work), report
@@ -563,9 +567,12 @@ def _merged(cfg, changes): # fields of both: one's own first
 def train_feedforward(style, # name, path, hub id or Style
                       images, # folder of pictures like those to be stylised later (see `read_folder`), or Examples
                       name:str=None, # of the network; default the style's
-                      *, backbone=None, out:Path=Path('feedforward'), # folder for networks
+                      *, backbone=None, # see `load_backbone`
+                      out:Path=Path('feedforward'), # folder for networks
                       template:str='{}', # around captions from file names
-                      settings:FeedForwardSettings=None, device:str=None, dtype=None,
+                      settings:FeedForwardSettings=None, # of the training
+                      device:str=None, # of the model, where it is yet to be loaded
+                      dtype=None, # of the same
                       teacher=None, # a FeedForward in latent space, or its file, to learn from; True: train one first
                       minutes:float=None, # stop after so long; the same call goes on later
                       overwrite:bool=False, # replace a network of this name that another training made

@@ -189,7 +189,10 @@ def leakage(control, role:str,
     t, t0 = control.grid_features(role), control.grid_features()
     other = ROLES[role == 'category']
     out = _asked_accuracies(control, t, t0, role, v_test, labels_test)
-    out |= _probe_accuracies(control, t, t0, other, v, labels[other], v_test, labels_test[other], seed)
+    def probe(t, y=labels[other]): # the answers to learn
+        l, l_test = (grid_logits(x, t, control.temperature) for x in (v, v_test))
+        return probe_accuracy(l, y, l_test, labels_test[other], t.shape[ROLES.index(other)])
+    out |= _probe_accuracies(probe, t, t0, ROLES.index(other), labels[other], seed)
     uniform = far_from_uniform(role_logits(grid_logits(v_test, t, control.temperature), other)).item()
     out |= dict(far_from_uniform=uniform)
     out |= dict(cross_left=_left(out['cross'], out['chance'], out['cross_frozen']))
@@ -209,14 +212,10 @@ def _asked_accuracies(control, t, t0, role, v, labels)->dict: # prompts (K, S, D
     other = ROLES[role == 'category']
     return dict(own=right(t, role), own_frozen=right(t0, role), cross=right(t, other), cross_frozen=right(t0, other))
 
-def _probe_accuracies(control, t, t0, other, v, y, v_test, y_test, seed)->dict: # as above; the wrong attribute
+def _probe_accuracies(probe, t, t0, dim:int, y, seed)->dict: # probe(t, y); as above; the wrong attribute's answers
     "A probe for the wrong attribute: on the encoder, on CLIP, without the attribute, and on answers by lot"
-    n = t.shape[ROLES.index(other)]
-    def probe(t, y=y):
-        l, l_test = (grid_logits(x, t, control.temperature) for x in (v, v_test))
-        return probe_accuracy(l, y, l_test, y_test, n)
-    blind = t.mean(ROLES.index(other), keepdim=True).expand_as(t)
+    blind = t.mean(dim, keepdim=True).expand_as(t)
     out = dict(probe=probe(t), probe_frozen=probe(t0), probe_blind=probe(blind))
     g = torch.Generator().manual_seed(seed)
-    shuffled = [probe(t, y[torch.randperm(len(v), generator=g)]) for _ in range(3)]
-    return out | dict(probe_shuffled=sum(shuffled)/3, chance=1/n)
+    shuffled = [probe(t, y[torch.randperm(len(y), generator=g)]) for _ in range(3)]
+    return out | dict(probe_shuffled=sum(shuffled)/3, chance=1/t.shape[dim])

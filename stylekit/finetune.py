@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STEPS_EACH', 'STEPS', 'SMALL_MODEL', 'RIGHTS', 'FEW', 'LORA_LEVER', 'Example', 'read_folder', 'view', 'LoraSettings',
-           'Latents', 'encode_views', 'lora_loss', 'lora_run_id', 'LoraTrainer', 'rights_text', 'write_rights',
-           'check_taken', 'drop_states', 'train_lora']
+           'Latents', 'encode_views', 'LoraBatch', 'lora_loss', 'lora_run_id', 'LoraTrainer', 'rights_text',
+           'write_rights', 'check_taken', 'drop_states', 'train_lora']
 
 # %% ../nbs/08a_finetune.ipynb #9c96b0e0
 import json, warnings
@@ -159,18 +159,29 @@ def encode_views(backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
     styled, plain = (_read_captions(backbone, [*texts, ''], size) for texts in (styled, plain))
     return Latents(torch.stack(z), styled, plain, torch.stack(seen) if pixels else None)
 
+# %% ../nbs/08a_finetune.ipynb #396c5dcc
+@dataclass(frozen=True)
+class LoraBatch:
+    "What a step of training looks at"
+    rows: torch.Tensor    # (B,) which pictures
+    views: torch.Tensor   # (B,) which view of each
+    t: torch.Tensor       # (B,) timesteps
+    noise: torch.Tensor   # (B, C, h, w)
+    empty: torch.Tensor   # (B,) bool: without a caption
+
 # %% ../nbs/08a_finetune.ipynb #396c5dcb
-def lora_loss(backbone:Backbone, data:Latents,
-              rows, # (B,) which pictures
-              views, # (B,) which view of each
-              t, noise, # timesteps (B,); (B, C, h, w)
-              empty, # (B,) bool: without a caption
-              cfg:LoraSettings, adapter:str='style', train:bool=True
+def lora_loss(backbone:Backbone, # with the adapter on it
+              data:Latents, # see `encode_views`
+              batch:LoraBatch, # of these
+              cfg:LoraSettings, # `gamma` and `prior`
+              adapter:str='style', # its name
+              train:bool=True # with a gradient?
              )->torch.Tensor: # (B,)
     "Denoising error with the style's words; plus, with `prior`, the change without them"
     dev, N = data.z.device, len(data.z)
-    rows, t, noise = torch.as_tensor(rows), t.to(dev), noise.to(dev)
-    z_t = backbone.add_noise(data.z[rows, views], noise, t)
+    rows, empty = torch.as_tensor(batch.rows), batch.empty
+    t, noise = batch.t.to(dev), batch.noise.to(dev)
+    z_t = backbone.add_noise(data.z[rows, batch.views], noise, t)
     weight = min_snr(backbone.alphas_cumprod[t], cfg.gamma) if cfg.gamma else 1.
     def of_rows(captions): return captions.map(lambda a: a[torch.where(empty, N, rows)])
     def error(a, b): return (a-b).pow(2).mean((1,2,3))*weight
@@ -189,9 +200,12 @@ def lora_run_id(backbone:Backbone, examples:list, words:str, cfg:LoraSettings)->
 # %% ../nbs/08a_finetune.ipynb #7cb29bdc
 class LoraTrainer:
     "Trains one adapter on the frozen model; `run` returns the error history"
-    def __init__(self, backbone:Backbone, examples:list, words:str, cfg:LoraSettings,
+    def __init__(self, backbone:Backbone, # that is trained on; it is not changed but for the adapter
+                 examples:list, # see `Example`
+                 words:str, # that ask for the style
+                 cfg:LoraSettings, # of the training
                  work:Path=None, # folder for checkpoints; resumed from when they are there
-                 adapter:str='style',
+                 adapter:str='style', # its name on the backbone
                  report=None, # report(TrainingReport) at each check
                  watch=None # watch(trainer, step) at each check, with the average in place; True: enough
                 ):
@@ -231,7 +245,8 @@ def loss(self:LoraTrainer, g:torch.Generator)->torch.Tensor:
     empty = torch.rand(n, generator=g) < cfg.p_empty
     t = draw_t(n, g)
     noise = torch.randn(n, *self.data.z.shape[2:], generator=g)
-    return lora_loss(self.backbone, self.data, rows, views, t, noise, empty, cfg, self.adapter).mean()
+    batch = LoraBatch(rows, views, t, noise, empty)
+    return lora_loss(self.backbone, self.data, batch, cfg, self.adapter).mean()
 
 # %% ../nbs/08a_finetune.ipynb #96605159
 @patch
@@ -243,8 +258,8 @@ def held_out(self:LoraTrainer, draws:int=8)->float:
     for r in self.held:
         noise = torch.randn(draws, *self.data.z.shape[2:], generator=g)
         rows = torch.full((draws,), r)
-        errors.append(lora_loss(self.backbone, self.data, rows, first, t, noise, first.bool(), cfg,
-                                self.adapter, train=False).mean())
+        batch = LoraBatch(rows, first, t, noise, first.bool())
+        errors.append(lora_loss(self.backbone, self.data, batch, cfg, self.adapter, train=False).mean())
     self.backbone.set_adapters((self.adapter,), train=True)
     return torch.stack(errors).mean().item()
 
@@ -358,6 +373,7 @@ def _train(trainer_of, b:Backbone, examples, dest, names, minutes, metadata)->Lo
             about = _about(trainer, examples) | {'stylekit.names': names} | metadata
             save_lora(b, 'style', dest/LORA_FILE, trainer.trigger_words, about, names)
         finally: b.delete_adapter('style')
+    if trainer.end.ended == CUT_SHORT and not trainer.report: warnings.warn(str(trainer.end))
     return trainer
 
 # %% ../nbs/08a_finetune.ipynb #7c86d110
@@ -370,6 +386,10 @@ def _about(trainer:LoraTrainer, examples)->dict: # for the file's header: text t
     return {f'stylekit.{k}': json.dumps(v) if isinstance(v, (dict, list)) else str(v) for k,v in about.items()}
 
 # %% ../nbs/08a_finetune.ipynb #c20e95f7
+def _note_rights(dest:Path, words:str, examples:list, rights:dict): # what is known beside that
+    known = dict(id=dest.name, title=words, acquired_on=str(date.today()), sha256=[e.sha256 for e in examples])
+    write_rights(dest/'rights.toml', **known | rights)
+
 def _lora_settings(given, changes:dict)->LoraSettings:
     cfg = given or LoraSettings()
     if not isinstance(cfg, LoraSettings):
@@ -406,16 +426,19 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
                *, backbone=None, # folder, hub id or Backbone; default the embedded model
                out:Path=STYLES, # folder for styles
                template:str='{}', # around captions from file names
-               caption:str=None, caption_model=None, # 'auto': a model writes what is missing; see `load_captioner`
-               settings:LoraSettings=None,
-               device:str=None, dtype=None, # of the model, where it is yet to be loaded
+               caption:str=None, # 'auto': a model writes what is missing
+               caption_model=None, # see `load_captioner`
+               settings:LoraSettings=None, # of the training
+               device:str=None, # of the model, where it is yet to be loaded
+               dtype=None, # of the same
                previews:tuple=(), # (image, caption) pairs to stylise when it is done
                names:str='diffusers', # key names in the file: 'diffusers' or 'kohya'
                minutes:float=None, # stop after so long, in [0, 1e6]; the same call goes on later
                metadata:dict=None, # more text for the file's header
                rights:dict=None, # what is known for `rights.toml`, see `rights_text`
                overwrite:bool=False, # replace a style of this name that another training made
-               report=None, watch=None, # at each check: report(TrainingReport); watch(trainer, step), see `LoraTrainer`
+               report=None, # report(TrainingReport) at each check
+               watch=None, # watch(trainer, step) at each check, see `LoraTrainer`
                **changes # fields of LoraSettings
               )->Style:
     "Train a style LoRA from a few pictures, and save it with its metadata"
@@ -431,11 +454,8 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
         about = check_taken(dest, names, lora_run_id(b, examples, words, cfg), overwrite)
         ended = about.get('stylekit.ended', CUT_SHORT)
         if ended == CUT_SHORT:   # begun, or not even that
-            end = _train(trainer_of, b, examples, dest, names, minutes, metadata or {}).end
-            ended = end.ended
-            if ended == CUT_SHORT and not report: warnings.warn(str(end))
-        known = dict(id=name, title=words, acquired_on=str(date.today()), sha256=[e.sha256 for e in examples])
-        write_rights(dest/'rights.toml', **known | (rights or {}))
+            ended = _train(trainer_of, b, examples, dest, names, minutes, metadata or {}).end.ended
+        _note_rights(dest, words, examples, rights or {})
         if ended != CUT_SHORT: drop_states(dest)
         style = load_style(dest/LORA_FILE)
         _save_previews(style, pairs, b, cfg.seed)

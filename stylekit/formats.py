@@ -11,7 +11,7 @@ __all__ = ['AXES', 'KINDS', 'LARGEST', 'WHOLE', 'MOST_JSON', 'BASES', 'FAMILIES'
 # %% ../nbs/03b_formats.ipynb #2b3d6d65
 import json, math, re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 import torch
 from .core import StylekitError
@@ -446,19 +446,26 @@ def read_lora(state:dict, # of the file
     layers, rest = gather(state)
     index, shapes = layer_index(parts), {p: parameter_shapes(m) for p, m in parts.items()}
     f = LoraFile({}, _kind(layers), _writer(state), _base(layers), list(rest), {}, {}, ())
-    seen, alphas = set(), Counter()
+    seen, reading = set(), _Reading(sources, largest)
     for name, slots in layers.items():
         found = find_layer(name, index)
         if found is None: f.unmatched.append(name)
         elif found in seen:
             raise StylekitError(f'it speaks twice of {found[1]}, under two names: save one adapter by itself')
-        else: _read_layer(f, *found, slots, shapes[found[0]][found[1]], sources, alphas, largest)
+        else: _read_layer(f, *found, slots, shapes[found[0]][found[1]], reading)
         seen.add(found)
-    f.notes = _alpha_notes(alphas)
+    f.notes = _alpha_notes(reading.alphas)
     return f
 
 # %% ../nbs/03b_formats.ipynb #4809d6a9
-def _read_layer(f, part, layer, slots, shapes, sources, alphas, largest):
+@dataclass
+class _Reading:
+    "What is the same for all layers of a file, and what is counted over them"
+    sources: list    # of α
+    largest: float   # number that the model computes in
+    alphas: Counter = field(default_factory=Counter)   # where α stood -> layers
+
+def _read_layer(f, part, layer, slots, shapes, reading:_Reading):
     "One layer into a LoraFile, or the reason why not into its misfits"
     try:
         check_slots(slots)
@@ -466,13 +473,13 @@ def _read_layer(f, part, layer, slots, shapes, sources, alphas, largest):
             shape = shapes.get('weight', ())
             if len(shape) not in (2, 4):
                 raise ValueError('a LoRA changes linear maps and convolutions, this is neither')
-            slots = _with_strength(part, layer, slots, shape, sources, alphas)
+            slots = _with_strength(part, layer, slots, shape, reading)
             pair = to_pair(slots, shape)
-            check_product(pair, largest)
+            check_product(pair, reading.largest)
             f.pairs.setdefault(part, {})[layer] = pair
         offsets = to_offsets({r: v for r, v in slots.items() if torch.is_tensor(v)}, shapes)
         for parameter, v in offsets.items():
-            if not v.abs().max() < largest/16:
+            if not v.abs().max() < reading.largest/16:
                 raise ValueError('it is not finite (NaN or infinite) in this model\'s numbers')
             f.offsets.setdefault(part, {})[f'{layer}.{parameter}'] = v
     except ValueError as e: f.misfits[layer] = str(e)
@@ -482,20 +489,20 @@ def _rank(slots): # that α is divided by; None for two whole factors
     if 'down' in slots: return len(slots['down'])
     return next((len(slots[n]) for n in ('hada_w1_b', 'lokr_w1_b', 'lokr_w2_b') if n in slots), None)
 
-def _with_strength(part, layer, slots, shape, sources, alphas):
-    "The slots with α, wherever it stands; `alphas` counts where"
+def _with_strength(part, layer, slots, shape, reading:_Reading):
+    "The slots with α, wherever it stands; `reading.alphas` counts where"
     if 'alpha' in slots:
-        alphas['zero' if not slots['alpha'].any() else 'tensor'] += 1
+        reading.alphas['zero' if not slots['alpha'].any() else 'tensor'] += 1
         return slots
-    for where, config in sources:
+    for where, config in reading.sources:
         divisor = _peft_rank(config, layer)
         rank = _rank(slots) or divisor
         alpha = rank and config_alpha(config, part, layer, int(rank), tuple(shape[2:]))
         if not alpha: continue
-        alphas[where] += 1
+        reading.alphas[where] += 1
         slots = slots | dict(alpha=torch.tensor(float(alpha)))
         return slots | dict(rank=divisor) if divisor else slots
-    if _rank(slots): alphas['unknown'] += 1
+    if _rank(slots): reading.alphas['unknown'] += 1
     return slots
 
 # %% ../nbs/03b_formats.ipynb #fac4edc4

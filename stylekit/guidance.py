@@ -152,11 +152,11 @@ def only_category(self:ControlGuidance, e):
 # %% ../nbs/07d_guidance.ipynb #4061cec7
 def _encode_prompt(steer, plain):
     "A pipeline's `encode_prompt`, which lets the two encoders read"
-    def encode_prompt(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt=None,
-                      prompt_embeds=None, negative_prompt_embeds=None, clip_skip=None, **kw):
-        if prompt_embeds is not None or negative_prompt_embeds is not None:
+    def encode_prompt(prompt, device, num_images_per_prompt, do_classifier_free_guidance, negative_prompt=None, **kw):
+        given = [kw.pop(k, None) for k in ('prompt_embeds', 'negative_prompt_embeds')]
+        if any(x is not None for x in given):
             raise StylekitError('Control-CLIP must read the prompt itself: give words, not embeddings')
-        if clip_skip: raise StylekitError('Control-CLIP reads the last layer: leave clip_skip out')
+        if kw.pop('clip_skip', None): raise StylekitError('Control-CLIP reads the last layer: leave clip_skip out')
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         is_one = isinstance(negative_prompt, (str, type(None)))
         unwanted = [negative_prompt or '']*len(prompts) if is_one else list(negative_prompt)

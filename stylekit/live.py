@@ -280,9 +280,13 @@ class LiveRun:
     "A stylisation whose settings follow what is wanted, step by step"
     def __init__(self, image, # path, PIL image, array or tensor
                  style='ink', # name, path or hub id; or a list of (style, strength)
-                 caption:str='', *,
-                 backbone=None, device:str=None, # see `load_backbone`
-                 preset='fast', seed:int=None, protect=None, control=None, # as in `stylize`
+                 caption:str='', # what the picture shows
+                 *, backbone=None, # see `load_backbone`
+                 device:str=None, # of the model
+                 preset='fast', # as in `stylize`
+                 seed:int=None, # drawn and recorded if not given
+                 protect=None, # as in `stylize`
+                 control=None, # as in `stylize`
                  snapshots:int=24, # states to rewind to
                  queue:bool=False, # take turns with other processes of ours on the device
                  patience:float=60., # seconds, with `queue`: the longest that one holds the device while others wait

@@ -40,7 +40,11 @@ class LoraPanel(Panel):
                  *, watch=None, # picture to redraw at each check; default: a sample
                  caption:str='an owl', # what it shows
                  strength:float=.35, # of the redrawing, in (0, 1)
-                 backbone=None, device:str=None, out='styles', **changes): # to `train_lora`
+                 backbone=None, # see `load_backbone`
+                 device:str=None, # of the model
+                 out='styles', # folder for styles
+                 **changes # to `train_lora`
+                ):
         super().__init__()
         self.watched = load_image(watch) if watch is not None else sample_image('owl')
         self.words, self.strength = caption, strength

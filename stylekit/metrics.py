@@ -11,7 +11,7 @@ __all__ = ['IMAGENET', 'PUBLISHED', 'ENOUGH', 'Measured', 'mean_interval', 'chec
 
 # %% ../nbs/12_metrics.ipynb #f9183954
 import dataclasses, math, os, re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from fastcore.basics import patch, store_attr
@@ -572,16 +572,24 @@ def _mmd2_interval(kernels:tuple, # within x (n, n), within y (m, m), across (n,
     values = mmd2(*kernels, _draws(n, times, seed), _draws(m, times, seed+1))
     return values[values.isfinite()]
 
-def _kernel_distance(metric, estimator, images, ref, net, kernel, scale, times, seed):
+# %% ../nbs/12_metrics.ipynb #d29f9bd2
+@dataclasses.dataclass(frozen=True)
+class _Formula:
+    "A metric's name, what it computes, and how a table tells of that"
+    name: str
+    f: Callable
+    estimator: str
+
+def _kernel_distance(formula:_Formula, images, ref, net:Features, times:int, seed:int, scale:int=1)->Measured:
     "An unbiased kernel distance with its interval; the biased estimate as a note"
     x, y = _as_vectors(images, net), _as_vectors(ref, net)
-    _check_sets(metric, x, y)
-    kernels = kernel(x, x), kernel(y, y), kernel(x, y)
+    _check_sets(formula.name, x, y)
+    kernels = formula.f(x, x), formula.f(y, y), formula.f(x, y)
     draws = _mmd2_interval(kernels, times, seed)
     interval = None if draws is None else _span(draws*scale)
     biased = (kernels[0].mean() + kernels[1].mean() - 2*kernels[2].mean()).item()
-    note = f'biased {biased*scale:.3g}' if metric == 'mmd' else ''
-    ruler = _ruler(metric, net, f'{estimator}; {net.reads}')
+    note = f'biased {biased*scale:.3g}' if formula.name == 'mmd' else ''
+    ruler = _ruler(formula.name, net, f'{formula.estimator}; {net.reads}')
     return Measured(mmd2(*kernels).item()*scale, n=len(x), n_ref=len(y), interval=interval, note=note, **ruler)
 
 # %% ../nbs/12_metrics.ipynb #94cf8ae6
@@ -592,7 +600,8 @@ def kid(images, # see `fd`
         seed:int=0
        )->Measured:
     "Kernel distance with the cubic kernel, unbiased, all pairs; lower is nearer"
-    return _kernel_distance('kid', 'unbiased, cubic kernel', images, ref, net, cubic_kernel, 1, times, seed)
+    formula = _Formula('kid', cubic_kernel, 'unbiased, cubic kernel')
+    return _kernel_distance(formula, images, ref, net, times, seed)
 
 def mmd(images, # see `fd`
         ref, # the same, of the style
@@ -604,7 +613,7 @@ def mmd(images, # see `fd`
     "Kernel distance of CMMD, ×1000, unbiased; the published biased estimate is in the note"
     estimator = f'unbiased, rbf kernel sigma {sigma:g}, ×1000'
     def kernel(a, b): return rbf_kernel(a, b, sigma)
-    return _kernel_distance('mmd', estimator, images, ref, net, kernel, 1000, times, seed)
+    return _kernel_distance(_Formula('mmd', kernel, estimator), images, ref, net, times, seed, scale=1000)
 
 # %% ../nbs/12_metrics.ipynb #2c35d31d
 def _paired(ids:tuple, each:torch.Tensor, seed:int, **ruler)->Measured:
@@ -613,15 +622,15 @@ def _paired(ids:tuple, each:torch.Tensor, seed:int, **ruler)->Measured:
     interval = mean_interval(v, seed=seed)
     return Measured(sum(v)/len(v), n=len(v), interval=interval, ids=ids, each=v, **ruler)
 
-def _map_pairs(metric:str, f, a, b, net:Features, layers:tuple, how:str, seed:int, sha256:str='')->Measured:
-    "`f` of two lists of maps (1, C, h, w) -> (1,), pair by pair"
+def _map_pairs(formula:_Formula, a, b, net:Features, layers:tuple, seed:int, sha256:str='')->Measured:
+    "A formula of two lists of maps (1, C, h, w) -> (1,), pair by pair"
     ids, a, b = as_pairs(a, b)
     each = []
     for i in range(0, len(ids), net.batch):
         batch = ids[i:i+net.batch]
         ma, mb = [net.maps({k: images[k] for k in batch}, layers) for images in (a, b)]
-        each.append(f(ma, mb))
-    ruler = _ruler(metric, net, f'{how}; {", ".join(layers)}', sha256)
+        each.append(formula.f(ma, mb))
+    ruler = _ruler(formula.name, net, f'{formula.estimator}; {", ".join(layers)}', sha256)
     return _paired(ids, torch.cat(each), seed, **ruler)
 
 # %% ../nbs/12_metrics.ipynb #178460bc
@@ -660,7 +669,7 @@ def perceptual_distance(a, # see `as_pairs`
     weights = 'learned weights' if linear else 'no weights'
     estimator = f'unit channels, {weights}, mean over places'
     def f(ma, mb): return _perceptual(ma, mb, linear)
-    return _map_pairs('perceptual_distance', f, a, b, net, net.layers, estimator, seed, sha256)
+    return _map_pairs(_Formula('perceptual_distance', f, estimator), a, b, net, net.layers, seed, sha256)
 
 # %% ../nbs/12_metrics.ipynb #7c124347
 def _pixel_pair(name:str, i, x, y, side:int)->tuple:
@@ -673,17 +682,17 @@ def _pixel_pair(name:str, i, x, y, side:int)->tuple:
         raise StylekitError(f'{name} needs at least {side} pixels a side, pair {i!r} has {sizes}')
     return x, y
 
-def _pixel_pairs(name:str, f, a, b, estimator:str, standard:bool, seed:int, side:int=1)->Measured:
-    "`f` of two images (1, 3, H, W) of one size -> (1,), pair by pair"
+def _pixel_pairs(formula:_Formula, a, b, seed:int, standard:bool=True, side:int=1)->Measured:
+    "A formula of two images (1, 3, H, W) of one size -> (1,), pair by pair"
     ids, a, b = as_pairs(a, b)
     each, sizes = [], set()
     for i in ids:
-        x, y = _pixel_pair(name, i, a[i], b[i], side)
-        each.append(f(x, y))
+        x, y = _pixel_pair(formula.name, i, a[i], b[i], side)
+        each.append(formula.f(x, y))
         sizes.add(f'{x.shape[3]}×{x.shape[2]}')
     resolution = sizes.pop() if len(sizes) == 1 else 'mixed'
-    return _paired(ids, torch.cat(each), seed, name=name, resolution=resolution, resize='none',
-                   estimator=estimator, standard=standard)
+    return _paired(ids, torch.cat(each), seed, name=formula.name, resolution=resolution, resize='none',
+                   estimator=formula.estimator, standard=standard)
 
 # %% ../nbs/12_metrics.ipynb #d3e58b60
 def _luminance(x): return (x*x.new_tensor([.299, .587, .114]).view(3, 1, 1)).sum(1, keepdim=True)
@@ -707,7 +716,7 @@ def ssim(a, # see `as_pairs`
         )->Measured:
     "Structural similarity of the luminance (Wang et al. 2004), at most 1; higher is more alike"
     estimator = 'luminance, gaussian window 11, sigma 1.5, range 1'
-    return _pixel_pairs('ssim', _ssim, a, b, estimator, True, seed, side=11)
+    return _pixel_pairs(_Formula('ssim', _ssim, estimator), a, b, seed, side=11)
 
 # %% ../nbs/12_metrics.ipynb #bce3f83d
 def _psnr(a:torch.Tensor, b:torch.Tensor)->torch.Tensor: # (N, 3, H, W) twice -> (N,) in dB
@@ -719,7 +728,7 @@ def psnr(a, # see `as_pairs`
          seed:int=0 # of the bootstrap
         )->Measured:
     "Peak signal-to-noise ratio in dB over RGB; equal images count as 100 dB"
-    return _pixel_pairs('psnr', _psnr, a, b, 'rgb, range 1, at most 100 dB', True, seed)
+    return _pixel_pairs(_Formula('psnr', _psnr, 'rgb, range 1, at most 100 dB'), a, b, seed)
 
 # %% ../nbs/12_metrics.ipynb #a7e11de5
 def edge_f1(a, # see `as_pairs`
@@ -731,7 +740,7 @@ def edge_f1(a, # see `as_pairs`
     "F1 of the Sobel edges of the luminance, in [0, 1]; higher is more alike"
     estimator = f'sobel, tolerance {tol} px, threshold {thresh:g}'
     def f(x, y): return edge_f1_of_each(x, y, tol, thresh)
-    return _pixel_pairs('edge_f1', f, a, b, estimator, False, seed)
+    return _pixel_pairs(_Formula('edge_f1', f, estimator), a, b, seed, standard=False)
 
 # %% ../nbs/12_metrics.ipynb #3619db98
 def _self_similarity(m:torch.Tensor)->torch.Tensor: # (N, C, h, w) -> (N, hw, hw) cosines
@@ -750,7 +759,8 @@ def cfsd(content, # see `as_pairs`
         )->Measured:
     "Content feature structural distance: KL of self-similarities, mean over places; lower keeps more. Not symmetric"
     layers = (layer or net.layers[-1],)
-    return _map_pairs('cfsd', _cfsd, content, stylised, net, layers, 'cosine, softmax, KL(content‖stylised)', seed)
+    formula = _Formula('cfsd', _cfsd, 'cosine, softmax, KL(content‖stylised)')
+    return _map_pairs(formula, content, stylised, net, layers, seed)
 
 # %% ../nbs/12_metrics.ipynb #31b039d5
 def _structure(ma:list, mb:list)->torch.Tensor: # (N,)
@@ -765,7 +775,7 @@ def structure(content, # see `as_pairs`
     "Mean squared difference of cosine self-similarities; lower keeps more"
     layers = (layer or net.keys or net.layers[-1],)
     estimator = 'cosine self-similarity, squared difference'
-    return _map_pairs('structure', _structure, content, stylised, net, layers, estimator, seed)
+    return _map_pairs(_Formula('structure', _structure, estimator), content, stylised, net, layers, seed)
 
 # %% ../nbs/12_metrics.ipynb #327fd794
 def _gram(m:torch.Tensor)->torch.Tensor: # (N, C, h, w) -> (N, C, C)
@@ -781,7 +791,8 @@ def gram(a, # see `as_pairs`
          seed:int=0 # of the bootstrap
         )->Measured:
     "Squared distance of Gram matrices over C·h·w, summed over layers (Johnson et al. 2016); lower is nearer"
-    return _map_pairs('gram', _gram_distance, a, b, net, net.layers, 'gram/Chw, squared Frobenius norm', seed)
+    formula = _Formula('gram', _gram_distance, 'gram/Chw, squared Frobenius norm')
+    return _map_pairs(formula, a, b, net, net.layers, seed)
 
 # %% ../nbs/12_metrics.ipynb #0ba81cb4
 def similarity(a, # see `as_pairs`

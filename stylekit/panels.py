@@ -184,7 +184,15 @@ def grid_box(cells, n:int, width:int)->W.GridBox: # widgets; columns; pixels of 
 WIDE = dict(style=dict(description_width='118px'), layout=dict(width='98%'))
 
 # %% ../nbs/15b_panels.ipynb #61ac00f6
-def slide(label:str, name:str, value:float, lo:float, hi:float, step:float, plain:str, symbol:str='', **kw # of `Slider`
+def slide(label:str, # beside it
+          name:str, # to find it by, see `named`
+          value:float, # where it stands
+          lo:float, # left end
+          hi:float, # right end
+          step:float, # between two values; 0: any
+          plain:str, # what it does, in plain words
+          symbol:str='', # as in the paper
+          **kw # of `Slider`
          )->Slider:
     "A named slider"
     span = dict(min=lo, max=hi, step=step, lowest=lo, highest=hi) | kw

@@ -71,9 +71,16 @@ def randn_like(z:torch.Tensor, generators:list # one CPU generator per image
 
 class RelevanceGrid:
     "R(t) from a few timesteps and noise draws, computed once per image and interpolated in t: 12 forwards per image"
-    def __init__(self, backbone:Backbone, z_src, edit:PromptEmbeds, empty:PromptEmbeds, t_min:int, t_max:int,
+    def __init__(self, backbone:Backbone, # it is asked without adapters
+                 z_src, # content latents (B, C, h, w)
+                 edit:PromptEmbeds, # what the edit asks for
+                 empty:PromptEmbeds, # the empty prompt
+                 t_min:int, # first timestep
+                 t_max:int, # behind the last one
                  generators:list, # one CPU generator per image
-                 points:int=3, draws:int=2): # timesteps; noises at each
+                 points:int=3, # timesteps
+                 draws:int=2 # noises at each
+                ):
         def differences(t):
             noises = [randn_like(z_src, generators) for _ in range(draws)]
             ts = t.expand(len(z_src))
@@ -325,10 +332,7 @@ class Method:
         away_from = conds.empty if cfg.guidance_from == 'uncond' else None
         self.style = Score(backbone, (style,), cfg.guidance_scale, away_from, conds.own)
         self.fake = self._new_fake(seed)
-        # all before any noise: the timesteps do not depend on the image's size
-        u = torch.stack([torch.rand(cfg.steps, generator=g) for g in generators], 1)
-        self.u = even_places(u) if cfg.noise == 'antithetic' else u
-        self.noise = None
+        self.u, self.noise = self._places(), None   # before any noise: timesteps do not depend on the image's size
         self.stretch = self.stretched()
 
 # %% ../nbs/06_sms.ipynb #57e90004
@@ -343,6 +347,12 @@ def _new_fake(self:Method, seed:int)->FakeScore: # None for the fake scores that
     c = self.cfg
     if c.fake_score not in _LEARNT[1]: return None
     return FakeScore(self.backbone, c.fake_rank, c.fake_alpha, c.fake_targets, c.fake_lr, seed=seed)
+
+@patch
+def _places(self:Method)->torch.Tensor: # (steps, B) in [0, 1)
+    "Where in the range of timesteps each step lies"
+    u = torch.stack([torch.rand(self.cfg.steps, generator=g) for g in self.generators], 1)
+    return even_places(u) if self.cfg.noise == 'antithetic' else u
 
 @patch
 def weight(self:Method, t:torch.Tensor)->torch.Tensor: # (B, 1, 1, 1)
@@ -435,9 +445,15 @@ def close(self:Method):
 class SMS(Method):
     "Style Matching Score (arXiv 2503.07601)"
     READS = Method.READS + ('relevance', 'fake_score', 'fake_noise', *IF)
-    def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, conds:Conds, generators:list,
-                 style:str='style', seed:int=0, # as for `Method`
-                 grid:RelevanceGrid=None): # of these images, where it is made already
+    def __init__(self, backbone:Backbone, # all but the last as for `Method`
+                 cfg:Settings, # of the method
+                 z_src:torch.Tensor, # content latents (B, C, h, w)
+                 conds:Conds, # the prompts
+                 generators:list, # one CPU generator per image
+                 style:str='style', # name of the style's adapter
+                 seed:int=0, # of the fake score's adapter
+                 grid:RelevanceGrid=None # of these images, where it is made already
+                ):
         super().__init__(backbone, cfg, z_src, conds, generators, style, seed)
         self.grid = grid
         if cfg.relevance == 'grid' and grid is None:
@@ -476,11 +492,14 @@ def direction(self:SMS, step:Step)->Direction:
 
 # %% ../nbs/06_sms.ipynb #615895a4
 @torch.no_grad()
-def reach(backbone:Backbone, z_src:torch.Tensor, # content latents (B, C, h, w)
-          styled:PromptEmbeds, plain:PromptEmbeds, # the styled prompt, the caption
+def reach(backbone:Backbone, # with the style's adapter on it
+          z_src:torch.Tensor, # content latents (B, C, h, w)
+          styled:PromptEmbeds, # the styled prompt
+          plain:PromptEmbeds, # the caption
           generators:list, # one CPU generator per image
           style:Score=None, # default the adapter `style`, without guidance
-          t:int=700, draws:int=3, # timestep; noises to average over
+          t:int=700, # timestep
+          draws:int=3, # noises to average over
           squares:int=4 # by side of a picture of the model's native size
          )->torch.Tensor: # (B,) in units of the latents
     "How far a style wants to move the coarse part of each picture"

@@ -26,14 +26,18 @@ class StylizePanel(Panel):
     def __init__(self, image=None, # path, PIL image, array or tensor; default: a sample, or what is uploaded
                  style='ink', # name, path or hub id; or a list of (style, strength)
                  caption:str=None, # what the picture shows
-                 *, backbone=None, device:str=None, preset:str='fast', seed:int=0,
+                 *, backbone=None, # see `load_backbone`
+                 device:str=None, # of the model
+                 preset:str='fast', # of the settings
+                 seed:int=0, # of the noise
                  simple:bool=False, # three sliders and no more: for people who want a picture
                  max_upload:int=20_000_000, # bytes; larger pictures are scaled down in the browser
                  queue:bool=False, # wait for other processes, see `LiveRun`
                  references=(), # pictures of the style, whose spectrum is shown beside the others
                  patience:float=60., # seconds, see `LiveRun`
                  silence:float=90., # under Voilà: seconds without a pulse of the page after which the run stops
-                 **changes): # fields of Settings
+                 **changes # fields of Settings
+                ):
         super().__init__()
         self.model, self.device = backbone, device
         self.simple, self.max_upload = simple, max_upload

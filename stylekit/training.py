@@ -313,9 +313,10 @@ class FitSettings:
     def __post_init__(self): check_fields(self)
 
 # %% ../nbs/03a_training.ipynb #9d008260
-def _loop(learn, keep, avg:Ema, settings:FitSettings, minutes:float, report, stop, device)->Ema:
+def _loop(learn, keep, avg:Ema, settings:FitSettings, minutes:float, report, stop)->Ema:
     "`fit` around its steps: looks, checkpoints, reports, and the ends there can be"
     steps, every = settings.steps, settings.every
+    device = next(iter(avg.avg.values())).device
     start, interrupts = avg.step, []
     enough = bool(start and not start%every and stop and stop(start, avg))   # it may have ended here, and been killed
     pace, t0 = _Pace(start), time.time()
@@ -352,7 +353,7 @@ def _stepper(module, loss_fn, s:FitSettings, opt, avg:Ema, path): # learn(step) 
 # %% ../nbs/03a_training.ipynb #0550522a
 def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
         loss_fn, # loss_fn(generator) -> scalar loss of one batch
-        settings:FitSettings,
+        settings:FitSettings, # of the loop
         path:Path=None, # checkpoint file; resumed from when it exists
         minutes:float=None, # stop early after so long, in [0, 1e6]; a checkpoint is kept
         report=None, # report(TrainingReport), after `stop` has looked and the state is kept
@@ -369,7 +370,7 @@ def fit(module:torch.nn.Module, # what is trained: parameters with requires_grad
     avg.step = _resume(path, module, opt, avg, run_id, beside)
     def keep(): _save(path, module, opt, avg, avg.step, run_id, beside)
     learn = _stepper(module, loss_fn, s, opt, avg, path)
-    return _loop(learn, keep, avg, s, minutes, report, stop, params[0].device)
+    return _loop(learn, keep, avg, s, minutes, report, stop)
 
 # %% ../nbs/03a_training.ipynb #2c7a9167
 @dataclass

@@ -8,7 +8,7 @@ from stylekit import train_lora
 from stylekit import finetune
 from stylekit.cli import main
 from stylekit.core import digest, folder_lock
-from stylekit.finetune import Example, LoraSettings, LoraTrainer, encode_views, lora_loss, read_folder
+from stylekit.finetune import Example, LoraBatch, LoraSettings, LoraTrainer, encode_views, lora_loss, read_folder
 from stylekit.lora import LORA_FILE, SEAL, add_style, built_in_styles
 from stylekit.records import load_state, save_state
 from stylekit.training import EarlyStoppingState, TrainingState
@@ -131,7 +131,8 @@ def test_empty_caption_is_the_last(sd15, folder):
     d = encode_views(sd15, read_folder(folder), 'ink', cfg)
     t, noise = torch.tensor([300]), torch.randn(1, *d.z.shape[2:])
     def loss(empty):
-        return lora_loss(sd15, d, [2], [0], t, noise, torch.tensor([empty]), cfg, adapter_of(sd15), train=False)
+        batch = LoraBatch([2], [0], t, noise, torch.tensor([empty]))
+        return lora_loss(sd15, d, batch, cfg, adapter_of(sd15), train=False)
     assert torch.equal(d.styled.embeds[8], sd15.encode_prompt('').embeds[0])
     assert not torch.equal(loss(True), loss(False))
     sd15.delete_adapter('style')
@@ -203,7 +204,7 @@ def test_zero_terminal_snr_learns(ztsnr, folder, tmp_path):
     t = LoraTrainer(b, read_folder(folder), 'ink', LoraSettings(**TINY))
     assert len(t.data.z)
     ts, noise = torch.tensor([999, 999]), torch.randn(2, *t.data.z.shape[2:])
-    loss = lora_loss(b, t.data, [0, 1], [0, 0], ts, noise, torch.tensor([False, False]), t.cfg)
+    loss = lora_loss(b, t.data, LoraBatch([0, 1], [0, 0], ts, noise, torch.tensor([False, False])), t.cfg)
     assert torch.isfinite(loss).all()
     b.delete_adapter('style')
     s = train_lora(folder, 'x', backbone=b, out=tmp_path, **TINY)

@@ -81,6 +81,40 @@ def test_functions_are_short():
     assert np.percentile([*lines.values()], 90) <= 14
     assert not [name for name, n in lines.items() if n > WHOLE]
 
+MOST = 7   # parameters: more make a dataclass with a name, or stand one a line where people call by name
+ELSEWHERE = {'folders.stylize_folder', 'stylizer.Stylizer.__init__'}   # not yet one a line
+
+def parameters_of(node)->tuple: # but for self; how many have a name of their own
+    a = node.args
+    named = [p for p in (*a.posonlyargs, *a.args, *a.kwonlyargs) if p.arg not in ('self', 'cls')]
+    return [*named, *(p for p in (a.vararg, a.kwarg) if p)], len(named)
+
+def called_by_people(module:ast.Module): # (name, function): what has no underscore, and how public classes are made
+    for node in module.body:
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef)) or node.name.startswith('_'): continue
+        if isinstance(node, ast.FunctionDef): yield node.name, node
+        for f in node.body if isinstance(node, ast.ClassDef) else ():
+            if not isinstance(f, ast.FunctionDef): continue
+            if f.name == '__init__' or not f.name.startswith('_'): yield f'{node.name}.{f.name}', f
+
+def has_line_and_comment(parameters:list, lines:list)->bool: # the comment beside each, or above it
+    if len({p.lineno for p in parameters}) < len(parameters): return False
+    return all('#' in lines[p.end_lineno-1] or lines[p.lineno-2].lstrip().startswith('#') for p in parameters)
+
+def test_functions_take_few_parameters():
+    "Seven at most; public ones with more say what each is, on its own line"
+    crowded = []
+    for module, file in FILES.items():
+        source = file.read_text(encoding='utf-8')
+        tree = ast.parse(source)
+        public = {id(f): name for name, f in called_by_people(tree)}
+        for f in ast.walk(tree):
+            if not isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)): continue
+            parameters, named = parameters_of(f)
+            told = id(f) in public and has_line_and_comment(parameters, source.splitlines())
+            if named > MOST and not told: crowded.append(f'{module}.{public.get(id(f), f.name)}')
+    assert not {*crowded} - ELSEWHERE
+
 def test_what_is_public_says_what_it_is():
     silent = [f'{name}.{node.name}' for name, file in FILES.items()
               for node in ast.parse(file.read_text(encoding='utf-8')).body

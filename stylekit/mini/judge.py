@@ -121,11 +121,14 @@ def look_images(corpus:Corpus, look:str, names=None, split:str='train' # some na
 def _some(x, n): return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:n]]   # always the same
 
 # %% ../../nbs/mini/05_judge.ipynb #ab308908
-def style_probe(judge:Judge, corpus:Corpus, folder=None, # cache of features
+def style_probe(judge:Judge, # whose features it reads
+                corpus:Corpus, # of the looks
+                folder=None, # cache of features
                 codec=None, # function (images, generator) -> images: an autoencoder whose wear does not change a look
                 others:tuple=OTHERS, # looks to count as neither
                 n:int=400, # pictures of each look, half as many of the others
-                seed:int=0, answer:dict=ANSWER # look -> answer
+                seed:int=0, # of the choice of pictures, and of their wear
+                answer:dict=ANSWER # look -> answer
                )->StyleProbe:
     "Train the probe on train names, and no others: clean and worn looks, and broken ones"
     g = torch.Generator().manual_seed(seed)

@@ -6,11 +6,11 @@
 __all__ = ['CATEGORIES', 'LOOKS', 'CAPTION', 'CONTROL', 'FIT', 'FOUND', 'WORDS', 'TOLD', 'LEARNT', 'PAINTED', 'emoji_grid',
            'Seen', 'few_shot_job', 'read_kept', 'kept', 'few_shot_jobs', 'few_shot_table', 'set_images', 'placed',
            'Viewer', 'paint', 'wanted', 'thing_grid', 'look_at', 'untold', 'painted', 'Inverted', 'with_lora', 'invert',
-           'painting_jobs', 'painting_table', 'make_control']
+           'PaintingPlan', 'painting_jobs', 'painting_table', 'make_control']
 
 # %% ../../nbs/mini/08_control.ipynb #1514c4d1
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -148,10 +148,16 @@ def kept(folder, name:str, job, *key): # what `job()` gives; `key`: all that it 
     return cached(Path(folder)/f'{name}.json', digest(*map(repr, key))[:16], job)
 
 # %% ../../nbs/mini/08_control.ipynb #c08e0002
-def few_shot_jobs(clip:Clip, grid:Grid,
-                  out, # folder
-                  keep_prompts, shots=(4,), seeds=(0, 1, 2), ways=FOUND, control:dict=CONTROL,
-                  name:str='few-shot', report=None,
+def few_shot_jobs(clip:Clip, # to start from
+                  grid:Grid, # pictures of all splits
+                  out, # folder for what is measured
+                  keep_prompts, # texts from outside the grid
+                  shots=(4,), # pictures of each cell
+                  seeds=(0, 1, 2), # of the choice of shots, and of the trainings
+                  ways=FOUND, # name -> another way to learn
+                  control:dict=CONTROL, # name -> settings of the training
+                  name:str='few-shot', # of the files
+                  report=None, # report(text) for each
                   **settings # of ControlSettings
                  ):
     "All jobs of a table"
@@ -319,10 +325,13 @@ def _told(pipe, want:list, words:dict, hearing, seed:int, steps:int, **kw)->np.n
     return np.stack([out[i] for i in range(len(want))])
 
 # %% ../../nbs/mini/08_control.ipynb #c4818b03
-def painted(pipe, viewer:Viewer, want:list,
+def painted(pipe, # diffusers pipeline of the embedded model
+            viewer:Viewer, # sees what was drawn
+            want:list, # to draw, see `wanted`
             words:dict=WORDS, # look -> what it is called
             hearing=None, # hearing(look): a context in which the pipeline draws it; None: the plain pipeline
-            seeds=(0,), steps:int=20,
+            seeds=(0,), # of the noise; means over them
+            steps:int=20, # of the sampler
             plain=None, # what `untold` draws outside of `hearing` with the first seed; None: drawn here
             **kw # to `paint`
            )->tuple: # metric -> a number for each prompt; the pictures of the first seed
@@ -390,13 +399,16 @@ def _inversion_loss(backbone, inverted:Inverted, tower, z, ids, batch:int):
     return loss
 
 # %% ../../nbs/mini/08_control.ipynb #8be4bffd
-def invert(backbone,
+def invert(backbone, # whose tokenizer, text encoder and UNet are used
            shots:Grid, # looks by these words
-           words:dict=WORDS, steps:int=300, batch:int=8,
+           words:dict=WORDS, # look -> the word to be learnt
+           steps:int=300, # of the training
+           batch:int=8, # pictures a step
            lr:float=.1, # of the typical size of an embedding
-           seed:int=0,
+           seed:int=0, # of noise and order
            path:Path=None, # file of checkpoints
-           report=None)->Inverted:
+           report=None # report(TrainingReport), see `fit`
+          )->Inverted:
     "Learn the vectors of the words from pictures of their looks"
     tokenizer, tower = backbone.tokenizers[0], backbone.text_encoders[0]
     pictures = list(shots)
@@ -425,6 +437,18 @@ PAINTED = {   # row: settings of the training, or None, 'inversion', 'LoRA'; set
 
 def _drawn_name(label:str)->str: return f'drawn-{label.replace(" ", "-")}'
 
+# %% ../../nbs/mini/08_control.ipynb #deedc216
+@dataclass(frozen=True)
+class PaintingPlan:
+    "What is drawn for the table, and how the ways learn"
+    words: dict = field(default_factory=lambda: WORDS)             # look -> what it is called
+    categories: dict = field(default_factory=lambda: CATEGORIES)   # of the things
+    each: int = 2          # names of each category to draw
+    shots: int = 16        # and to learn from
+    seeds: tuple = (0,)
+    draw_steps: int = 12   # of the sampler
+    learn: int = 300       # steps of the references
+
 # %% ../../nbs/mini/08_control.ipynb #deedc215
 @dataclass
 class _Painting:
@@ -437,31 +461,28 @@ class _Painting:
     want: list       # to draw, see `wanted`
     work: Path       # folder for encoders and pictures
     keep_prompts: list
-    words: dict
-    seeds: tuple
-    draw_steps: int
-    learn: int       # steps of the references
+    plan: PaintingPlan
     settings: dict   # of ControlSettings
 
     @cached_property
     def plain(self):
         "The things alone, drawn once"
-        return untold(self.pipe, self.want, self.seeds[0], self.draw_steps)
+        return untold(self.pipe, self.want, self.plan.seeds[0], self.plan.draw_steps)
 
 # %% ../../nbs/mini/08_control.ipynb #1f5d6f9e
 @patch
 def hear_inversion(self:_Painting, home:Path):
     "A context for each look: words with vectors of their own"
-    inverted = invert(load_backbone(), self.grid, self.words, self.learn, path=home/'training.pt')
+    inverted = invert(load_backbone(), self.grid, self.plan.words, self.plan.learn, path=home/'training.pt')
     return lambda look: inverted.heard(self.pipe.text_encoder)
 
 @patch
 def hear_lora(self:_Painting, home:Path):
     "A context for each look: its LoRA in the UNet"
-    for look, word in self.words.items():
+    for look, word in self.plan.words.items():
         if (home/look/LORA_FILE).exists(): continue
         examples = set_examples(self.sets, look, [s.name for s in self.grid if s.style == word])
-        train_lora(examples, look, word, out=home, backbone=load_backbone(), steps=self.learn//2, views=1, zoom=1.,
+        train_lora(examples, look, word, out=home, backbone=load_backbone(), steps=self.plan.learn//2, views=1, zoom=1.,
                    hold_out=0., overwrite=True)
     return lambda look: with_lora(self.pipe, home/look/LORA_FILE)
 
@@ -469,7 +490,7 @@ def hear_lora(self:_Painting, home:Path):
 @patch
 def hear_control(self:_Painting, settings:dict, steer:dict):
     "A context for each look: the encoders, trained with these settings or read from their folder"
-    key = digest(self.clip.sha256, repr(sorted(settings.items())), len(self.grid), repr(self.words))[:12]
+    key = digest(self.clip.sha256, repr(sorted(settings.items())), len(self.grid), repr(self.plan.words))[:12]
     home = self.work/f'control-{key}'
     if (home/CONTROL_FILE).exists(): control = load_control_clip(home, self.clip)
     else:
@@ -492,32 +513,35 @@ def hearing(self:_Painting, label:str, how, steer:dict): # see `PAINTED`
 def row(self:_Painting, label:str, how, steer:dict)->dict: # metric -> a number for each prompt
     "Train, draw, look; the pictures go to a file"
     hearing = self.hearing(label, how, steer)
-    words = {l: look_words(l) for l in self.words} if label == 'words it knows' else self.words
+    plan, words = self.plan, self.plan.words
+    if label == 'words it knows': words = {l: look_words(l) for l in words}
     plain = self.plain if hearing else None
-    row, images = painted(self.pipe, self.viewer, self.want, words, hearing, self.seeds, self.draw_steps, plain)
+    row, images = painted(self.pipe, self.viewer, self.want, words, hearing, plan.seeds, plan.draw_steps, plain)
     with atomic_path(self.work/f'{label}.npy') as tmp, open(tmp, 'wb') as f:
         np.save(f, images)
     return row
 
 # %% ../../nbs/mini/08_control.ipynb #3a90793c
-def painting_jobs(pipe, viewer:Viewer, clip:Clip, sets:StyleSets,
-                  out, work, # folders for what is measured, and for encoders and pictures
-                  keep_prompts, ways:dict=PAINTED, words:dict=WORDS, categories:dict=CATEGORIES,
-                  each:int=2, shots:int=16, # names of each category to draw, and to learn from
-                  seeds=(0,), draw_steps:int=12,
-                  learn:int=300, # steps of the references
-                  report=None,
+def painting_jobs(pipe, # diffusers pipeline of the embedded model
+                  viewer:Viewer, # sees what was drawn
+                  clip:Clip, # whose text tower the encoders start from
+                  sets:StyleSets, # to learn from, and with the names to draw
+                  out, # folder for what is measured
+                  work, # folder for encoders and pictures
+                  keep_prompts, # texts which should mean what they meant
+                  ways:dict=PAINTED, # the rows
+                  plan:PaintingPlan=PaintingPlan(), # what is drawn
+                  report=None, # report(text) for each row
                   **settings # of ControlSettings
                  ):
     "Every row: train, draw, look"
-    grid = thing_grid(sets, words, categories, shots)
-    want = wanted(emoji_grid(sets, tuple(words), categories), tuple(words), each)
-    painting = _Painting(pipe, viewer, clip, sets, grid, want, Path(work), keep_prompts, words, seeds, draw_steps,
-                         learn, settings)
+    words, grid = plan.words, thing_grid(sets, plan.words, plan.categories, plan.shots)
+    want = wanted(emoji_grid(sets, tuple(words), plan.categories), tuple(words), plan.each)
+    painting = _Painting(pipe, viewer, clip, sets, grid, want, Path(work), keep_prompts, plan, settings)
     for label, (how, steer) in ways.items():
-        learnt = how and ((settings, how) if isinstance(how, dict) else learn)
+        learnt = how and ((settings, how) if isinstance(how, dict) else plan.learn)
         row = kept(out, _drawn_name(label), partial(painting.row, label, how, steer), clip.sha256, label, learnt,
-                   steer, want, words, shots, seeds, draw_steps)
+                   steer, want, words, plan.shots, plan.seeds, plan.draw_steps)
         if report: report(label+': '+', '.join(f'{k} {np.mean(v):.3f}' for k, v in row.items()))
 
 # %% ../../nbs/mini/08_control.ipynb #efb7e50f

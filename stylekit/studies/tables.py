@@ -260,8 +260,15 @@ def _joined(parts:list, order:list)->Table: # Tables; names of styles
     rows = [r for p in parts for r in p.rows]
     return Table(sorted(rows, key=lambda r: order.index(r.style)), parts[0].high)
 
-def kept_table(kept, name:str, dataset, methods:dict, styles, metrics:dict, seeds, # files go to `kept`
-               out, **kw # as `evaluate`
+def kept_table(kept, # folder of what is measured
+               name:str, # of the table; its files begin with it
+               dataset, # from here on as `evaluate`
+               methods:dict, # name -> arguments of `stylize`
+               styles, # names or paths
+               metrics:dict, # name -> Metric
+               seeds, # a picture of each item for each
+               out, # folder for pictures
+               **kw # as `evaluate`
               )->Table:
     "A table, each method of it in a file: what has been measured needs no pictures any more"
     def part(label, how):
@@ -290,21 +297,24 @@ def _table_styles(parts, corpus:Corpus, work:Path, device)->dict: # table -> nam
 # %% ../../nbs/mini/07_tables.ipynb #bf4775b3
 _SEARCHED = ('style', 'edge_f1_src', 'edge_f1_truth')   # metrics of the search
 
-def _make_table(name:str, corpus:Corpus, work:Path, kept, names:list, rows:dict, styles, metrics:dict, **kw)->Table:
-    "A table from the corpus; the main one of all test names and by all metrics, the others of half"
-    if name != 'main':
-        names = names[::2]
-        metrics = {k: metrics[k] for k in (*_SEARCHED, 'distance_truth')}
-    folder = picture_set(corpus, work/f'{name}-pictures', names, [Path(s).name for s in styles])
-    return kept_table(kept, name, folder, rows, styles, metrics, out=work/'drawn', **kw)
+def _share(table:str, names:list, metrics:dict)->tuple: # names and metrics of it
+    "The main table is of all test names and by all metrics, the others of half"
+    if table == 'main': return names, metrics
+    return names[::2], {k: metrics[k] for k in (*_SEARCHED, 'distance_truth')}
 
 # %% ../../nbs/mini/07_tables.ipynb #a2b97d5e
-def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the corpus; what is made; what is measured
+def make_tables(data='data', # folder with the corpus
+                work='runs/tables', # what is made
+                kept='nbs/mini/tables', # what is measured
                 methods=TABLE_METHODS, # some of them: several processes can share the work
-                names:int=100, seeds=(0,), # test names; half of them for the ablation and the few-shot styles
+                names:int=100, # test names; half of them for the ablation and the few-shot styles
+                seeds=(0,), # a picture of each name for each
                 tried:int=24, # validation names of the search
-                parts=('main', 'added', 'shots', 'ablation'),
-                workers:int=2, device:str=None, dtype='bf16', report=print
+                parts=('main', 'added', 'shots', 'ablation'), # the tables to make
+                workers:int=2, # processes
+                device:str=None, # of the model, see `load_backbone`
+                dtype='bf16', # of the same
+                report=print # report(text) as the work goes on
                )->dict: # name -> Table
     "The main table, what SMS's parts add to DDS, what few pictures are worth, and the ablation"
     corpus, work = Corpus(Path(data)/'corpus'), Path(work)
@@ -315,7 +325,10 @@ def make_tables(data='data', work='runs/tables', kept='nbs/mini/tables', # the c
     rows = _table_rows(searched(kept, work, corpus, val, methods, TABLE_STYLES, few, **drawing))
     styles = _table_styles(parts, corpus, work, device)
     def make(name):
-        return _make_table(name, corpus, work, kept, test, rows[name], styles[name], metrics, seeds=seeds, **drawing)
+        chosen, measures = _share(name, test, metrics)
+        looks = [Path(s).name for s in styles[name]]
+        folder = picture_set(corpus, work/f'{name}-pictures', chosen, looks)
+        return kept_table(kept, name, folder, rows[name], styles[name], measures, seeds, work/'drawn', **drawing)
     return {name: make(name) for name in parts if name in rows}
 
 # %% ../../nbs/mini/07_tables.ipynb #2f97c8d3
