@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test slow tables control feedforward lint export readme constraints versions clean
+.PHONY: stylize app test slow tables limits control feedforward lint export readme constraints versions clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
@@ -33,6 +33,10 @@ slow: .venv/dev
 # hours on a processor; goes on where it was stopped
 tables: .venv/dev
 	$(BIN)/python -c "from stylekit.studies.tables import make_tables; make_tables()"
+
+# what lambda does to single pictures; goes on where it was stopped
+limits: .venv/dev
+	$(BIN)/python -c "from stylekit.studies.limits import make_curves; make_curves()"
 
 control: .venv/dev
 	$(BIN)/python -c "from stylekit.studies.control import make_control; make_control()"

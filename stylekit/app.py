@@ -264,8 +264,14 @@ def _with_token(host:str, token:str)->str: # None: a fresh one off loopback
 # %% ../nbs/15c_app.ipynb #489ade6b
 def serve_panel(panel:str, # its name, as `stylekit` has it
                 how:dict, # its arguments
-                port:int=8866, host:str='127.0.0.1', browser:bool=True,
-                max_upload:int=20_000_000, silence:float=90., max_kernels:int=4, token:str=None, hosts=() # as of `app`
+                port:int=8866, # as of `app`, and what follows too
+                host:str='127.0.0.1', # address it listens on
+                browser:bool=True, # open one here
+                max_upload:int=20_000_000, # bytes
+                silence:float=90., # seconds after which a closed tab's kernel is ended
+                max_kernels:int=4, # people at a time
+                token:str=None, # what the link must hold; None: as the address asks for
+                hosts=() # more names of this machine
                ):
     "Serve a page that shows one panel, until Ctrl-C; each who opens it has a kernel"
     token = _with_token(host, token)
@@ -298,10 +304,20 @@ def app(port:int=8866, # where the page is served
 
 # %% ../nbs/15c_app.ipynb #489ade6e
 def review_page(out, # folder of results
-                source=None, who:str='reviewer', proof=None, # as `Review`; a proof is the path of a JSON file
-                style:str=None, backbone:str=None, device:str=None, steps:int=None, # as `Review`; steps of redos
-                port:int=8866, host:str='127.0.0.1', browser:bool=True, # as `app`
-                silence:float=90., max_kernels:int=4, token:str=None, hosts=() # as `app`
+                source=None, # folder of the pictures, as `Review`
+                who:str='reviewer', # who decides
+                proof=None, # path of a JSON file, as `read_proofs` takes it
+                style:str=None, # of redos; default the folder run's
+                backbone:str=None, # of redos; default the folder run's
+                device:str=None, # of redos
+                steps:int=None, # of redos; default the preset's
+                port:int=8866, # as `app`, and what follows too
+                host:str='127.0.0.1', # address it listens on
+                browser:bool=True, # open one here
+                silence:float=90., # seconds after which a closed tab's kernel is ended
+                max_kernels:int=4, # people at a time
+                token:str=None, # what the link must hold; None: as the address asks for
+                hosts=() # more names of this machine
                ):
     "Serve the page of a review until Ctrl-C"
     from stylekit.review import Review

@@ -193,6 +193,7 @@ def _found(name, revision:str)->tuple: # folder, what it is called, commit or ''
     folder, commit = hub_copy(str(name), lambda names: [n for n in names if re.fullmatch(pattern, n)], revision)
     return folder, str(name), commit
 
+# %% ../nbs/01d_captions.ipynb #a293e209
 def _usual()->tuple: # as of `_found`
     "Florence-2, or where that is not to be had, BLIP"
     try: return _found(FLORENCE, None)
@@ -277,6 +278,7 @@ def _link(tmp:Path, path:Path)->bool: # False if something is there
     except OSError: return not path.exists()   # a disk without links
     return True
 
+# %% ../nbs/01d_captions.ipynb #44024f92
 def _write_new(path:Path, text:str)->bool: # False if something is there
     "Write a text, whole or not at all, and never over what is there"
     try:
@@ -297,6 +299,7 @@ def _mend(file:Path):
     if raw.endswith(b'\n') or not raw: return
     with atomic_path(file) as tmp: tmp.write_bytes(raw[:raw.rfind(b'\n')+1])
 
+# %% ../nbs/01d_captions.ipynb #c37b9b04
 def _keep(folder:Path, record:AutoCaption)->bool: # False if somebody has written a text meanwhile
     "Its line, on the disk, and then its text"
     with explain_errors(f'cannot write {AUTO_CAPTIONS}', 'free some space and run it again'):

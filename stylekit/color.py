@@ -61,6 +61,7 @@ def _mix(x:Tensor, matrix)->Tensor: # 3×3
     with torch.autocast(x.device.type, enabled=False):
         return torch.einsum('ij,...jhw->...ihw', x.new_tensor(matrix), x)
 
+# %% ../nbs/01c_color.ipynb #8ae63834
 def linear_to_xyz(x:Tensor # linear RGB (..., 3, h, w)
                  )->Tensor: # like x
     "XYZ of amounts of light, Y of white = 1"
@@ -83,6 +84,7 @@ def xyz_to_lab(xyz:Tensor # (..., 3, h, w), Y of white = 1
     x, y, z = f.unbind(-3)
     return torch.stack([116*y-16, 500*(x-y), 200*(y-z)], -3)
 
+# %% ../nbs/01c_color.ipynb #f9b3600f
 def lab_to_xyz(lab:Tensor # (..., 3, h, w)
               )->Tensor: # like lab
     "Inverse of `xyz_to_lab`"
@@ -232,6 +234,7 @@ class ColorDifference(Record):
     formula: str = 'CIEDE2000'
     def __str__(self): return f'ΔE {self.mean:.1f} (95 %: {self.p95:.1f}, max: {self.max:.1f})'
 
+# %% ../nbs/01c_color.ipynb #7193916f
 def _percentile(values:Tensor, weights:Tensor, share:float)->float:
     "The smallest value that at least `share` of the weight does not exceed"
     order = values.argsort()
@@ -324,6 +327,7 @@ def _histogram(lab:Tensor, weight:Tensor, step:float=4.)->tuple: # (c, h, w), (h
     n = w.new_zeros(len(cubes)).index_add(0, at, w)
     return pixels.new_zeros(len(cubes), len(lab)).index_add(0, at, pixels*w[:, None])/n[:, None], n
 
+# %% ../nbs/01c_color.ipynb #60f59cc7
 def _first_centres(colors:Tensor, n:Tensor, k:int)->Tensor:
     "The heaviest colour; then, each time, the one that costs most"
     found = [n.argmax().item()]
@@ -366,6 +370,7 @@ def _thin(*maps, most:int=65536)->list: # of (..., h, w); pixels
     stride = math.ceil(math.sqrt(max(1., maps[0][0].numel()/most)))
     return [m[..., ::stride, ::stride] for m in maps]
 
+# %% ../nbs/01c_color.ipynb #cd5285a4
 def area_colors(lab:Tensor, # (3, h, w)
                 areas:Tensor, # (n, h, w), how much each pixel belongs to each
                 spread:float=15. # Lab units; what is further away hardly counts
@@ -392,6 +397,7 @@ def _stillness(pictures, weight:Tensor)->Tensor: # of (3, h, w), (h, w); (h, w) 
     span = (largest(x)+largest(-x)).square().sum(1)
     return torch.exp(-.5*span/15**2).clamp(min=1e-3).prod(0)
 
+# %% ../nbs/01c_color.ipynb #fbf95974
 @dataclass(frozen=True, eq=False)
 class ColorAreas:
     "Parts of a picture that have one colour each"
@@ -447,6 +453,7 @@ def _rgb(color:str)->tuple: # three, 0 to 255
     if len(rgb) != 3: raise StylekitError(f'{shown} is no opaque colour: use "#rrggbb"')
     return rgb
 
+# %% ../nbs/01c_color.ipynb #3659ef7c
 def lab_to_hex(lab:Tensor # (n, 3)
               )->list: # of '#rrggbb'
     "Colours in CIELAB as a designer writes them"
@@ -585,6 +592,7 @@ def _areas(lab, source, weight, seen, request)->Tensor:
 def _low(lab, source, weight, seen, request)->Tensor:
     return lab + smooth_part(source-lab, request.cutoff, torch.minimum(weight, seen))
 
+# %% ../nbs/01c_color.ipynb #fd443499
 def _lock(lab, source, weight, seen, request)->Tensor:
     if request.palette: palette = hex_to_lab(request.palette)
     else: palette, _ = main_colors(source[0], request.colors, seen[0, 0])
@@ -598,6 +606,7 @@ def _by_place(request:ColorMatch, region)->bool:
     "Must the source show the same place, pixel by pixel?"
     return region is not None or request.method in ('areas', 'low')
 
+# %% ../nbs/01c_color.ipynb #963fa142
 def _matched(rgb, source, seen, seen_source, region, request)->Tensor: # (1, 3, h, w), weights (1, 1, h, w)
     "One picture with other colours"
     weight, weight_source = seen*region, seen_source
@@ -647,6 +656,7 @@ class ColorShift(Record):
     smooth: float            # mean size of the smooth part, Lab units: what `remove_shift` takes out
     left: float              # mean ΔE2000 of the trip's picture without it
 
+# %% ../nbs/01c_color.ipynb #2ce002d6
 def _trip(content:_Picture, roundtrip)->Tensor: # (B, 3, H, W)
     made = roundtrip(content.rgb) if callable(roundtrip) else roundtrip
     x = _open(made, 'the round trip').rgb.to(content.rgb)

@@ -596,16 +596,23 @@ def _in_the_way(pictures:list, out, manifest:Manifest)->dict: # name of a pictur
     return found
 
 # %% ../nbs/09a_folders.ipynb #8ab5d6be
-def stylize_folder(folder, out, # of pictures, and of the folders in it; for the results, at the same places
-                   style='ink', *,
+def stylize_folder(folder, # of pictures, and of the folders in it
+                   out, # folder for the results, at the same places
+                   style='ink', # Style, name, file or mix
+                   *,
                    feedforward=None, # name or file of a feed-forward network: one pass instead of an optimisation
                    batch:int=8, # pictures at a time
-                   workers:int=1, cluster:str=None, # processes; 'ray': that many workers of a cluster
+                   workers:int=1, # processes
+                   cluster:str=None, # 'ray': that many workers of a cluster
                    template:str='{}', # around captions from file names
                    captions=None, # a table of captions (see `read_captions`), or the path of one
                    caption:str=None, # 'auto': captions that are missing are written beside the pictures, by a model
                    caption_model=None, # see `load_captioner`
-                   seed:int=0, resolution:int=None, backbone=None, device:str=None, dtype=None,
+                   seed:int=0, # of every picture
+                   resolution:int=None, # √area in pixels to work at
+                   backbone=None, # see `load_backbone`
+                   device:str=None, # default the best there is
+                   dtype=None, # see `load_backbone`
                    overwrite:bool=False, # also the results of another run, and files that are no results
                    protect=None, # what must stay in each picture, as in `stylize`; or a folder of masks of their names
                    report=None, # report(FolderProgress), at the start and after each picture

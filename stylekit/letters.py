@@ -30,6 +30,7 @@ _FINE, _COARSE = 640, 320   # shorter sides of what is looked at, pixels; the fi
 _LONGEST_SIDE = 2000
 _PAD = 16            # pixels round it: letters at the border are found too
 
+# %% ../nbs/00d_letters.ipynb #dd420c8c
 def _looked_at(rgb, # PIL RGB
                short:int # of its sides
               )->tuple: # array (H, W, 3) in BGR, the factors of width and height
@@ -55,6 +56,7 @@ class Line:
         xs, ys = zip(*self.corners)
         return min(xs), min(ys), max(xs), max(ys)
 
+# %% ../nbs/00d_letters.ipynb #fa45890c
 def _overlap(a:Line, b:Line)->float: # in [0, 1]
     "The common part of two boxes, as a share of the smaller one"
     (ax0, ay0, ax1, ay1), (bx0, by0, bx1, by1) = a.box, b.box

@@ -29,6 +29,7 @@ class Region:
     strength: float = 1.  # 1: stays; 0: may change
     def __post_init__(self): check_range(f'strength of {self.kind}', self.strength, 0, 1)
 
+# %% ../nbs/05a_regions.ipynb #655ce9f6
 def mask(picture, # file, PIL image, array or tensor of the picture's shape; white is protected, transparent is not
          strength:float=1.)->Region:
     "What is white in a mask; grey values are strengths"
@@ -48,6 +49,7 @@ def _checked_box(box)->tuple: # of Python's numbers
         raise StylekitError(f'{said} is empty: x0 < x1 and y0 < y1 are needed, from the upper left corner')
     return box
 
+# %% ../nbs/05a_regions.ipynb #3abe102c
 def boxes(*each, # (x0, y0, x1, y1) in pixels from the upper left; x1 and y1 are the first that do not belong to it
           strength:float=1.)->Region:
     "Upright boxes"
@@ -124,6 +126,7 @@ def fitting_mask(protect, # a picture, or one as `mask_url` gives it
                                 'draw it on the picture, in its shape')
     return mask
 
+# %% ../nbs/05a_regions.ipynb #013e979e
 def _as_mask(im:Image.Image, size:tuple)->torch.Tensor: # (H, W) in [0, 1]
     if im.size != size: im = im.resize(size, Image.Resampling.BILINEAR)
     return image_to_tensor(im)[0].mean(0)
@@ -139,6 +142,7 @@ def _find_alpha(opened, *_)->tuple:
         raise StylekitError(f'{opened.name} has no transparency, so there is no cut-out to protect by "alpha"')
     return _as_mask(opened.alpha, opened.size), 'alpha'
 
+# %% ../nbs/05a_regions.ipynb #59492ca7
 def _find_boxes(opened, region:Region, *_)->tuple:
     w, h = opened.size
     found = torch.zeros(h, w)
@@ -167,6 +171,7 @@ _REACH, _COARSE = 1.2, 160   # neighbourhood, in heights of the line; longer sid
 def _grow(x:torch.Tensor, r:int=1)->torch.Tensor: # (H, W) bool
     return F.max_pool2d(x[None, None].float(), 2*r+1, 1, r)[0, 0] > 0
 
+# %% ../nbs/05a_regions.ipynb #6e7f7747
 def _connected(seed:torch.Tensor, allowed:torch.Tensor)->torch.Tensor: # (H, W) bool
     "What of `allowed` hangs together with `seed`"
     found = seed & allowed
@@ -213,6 +218,7 @@ def _find_line(rgb:torch.Tensor, line, margin:float)->torch.Tensor: # (H, W) boo
     tl, tr, br, bl = line.corners
     return _with_plate(rgb, quad, (math.dist(tl, bl)+math.dist(tr, br))/2) if quad.any() else quad
 
+# %% ../nbs/05a_regions.ipynb #a3ed88bc
 def _find_letters(opened, region:Region, *_)->tuple:
     lines = read_letters(opened)
     if not lines:
@@ -279,6 +285,7 @@ def otsu_threshold(x:torch.Tensor, # of any shape, in [0, 1]
     between = low*high*(total/low.clamp(min=1)-rest/high.clamp(min=1))**2
     return float(at[between.argmax()] + .5/bins)
 
+# %% ../nbs/05a_regions.ipynb #9244aa5e
 def _find_words(opened, region:Region, caption:str, backbone, owner)->tuple:
     backbone = _embedded() if backbone is None else backbone
     with backbone.lease(owner): found = attention_to(backbone, opened.rgb, region.what, caption)
@@ -319,6 +326,7 @@ def _pool(x, r:int, how)->torch.Tensor: # (1, 1, H, W); over (2r+1)² pixels, th
     x = how(F.pad(x, (r, r, 0, 0), mode='replicate'), (1, 2*r+1), 1)
     return how(F.pad(x, (0, 0, r, r), mode='replicate'), (2*r+1, 1), 1)
 
+# %% ../nbs/05a_regions.ipynb #44c26102
 def feather(mask:torch.Tensor, # (H, W) in [0, 1]
             width:float # pixels outside of the mask over which it falls to 0
            )->torch.Tensor: # (H, W), nowhere below `mask`
@@ -413,6 +421,7 @@ def _one_mask(region:Region, images:list)->Protection:
     said = _find_mask(images[0], region)[1]
     return Protection((mask_url(region.what),)*len(images), ([said],)*len(images))
 
+# %% ../nbs/05a_regions.ipynb #8c2da74a
 def protect_pictures(protect, # as `as_regions` takes it; a `Protection` stays
                      images:list, # `OpenedImage`s
                      captions:list, backbone=None, owner=None # as for `find_regions`

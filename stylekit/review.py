@@ -238,11 +238,14 @@ def read_proofs(proof # None, a dict, the path of a JSON file (place of a result
 # %% ../nbs/14_review.ipynb #159d0002
 class Review:
     "A folder of results that somebody goes through: decisions, redos, and what holds"
-    def __init__(self, out, # folder of results, as `stylize_folder` left it
+    def __init__(self,
+                 out, # folder of results, as `stylize_folder` left it
                  source=None, # folder of the pictures; default: where it was
                  who:str='reviewer', # who decides
                  proof=None, # see `read_proofs`: worst first
-                 *, style=None, backbone=None, device:str=None, # for redos; default those of the folder run
+                 *, style=None, # for redos; default the folder run's
+                 backbone=None, # for redos; default the folder run's
+                 device:str=None, # for redos
                  turn=None, # turn(stopped) -> context in which the device may be used, see `review_panel.device_turn`
                  **changes): # of Settings, for redos
         self.out, self.source = user_path(out), source and user_path(source)

@@ -304,11 +304,15 @@ def save(self:StylizeResult, path:Path, # .png, .jpg, .webp
 # %% ../nbs/08_stylizer.ipynb #95fd59b7
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
-    def __init__(self, backbone:Backbone, style:Style, cfg:Settings,
+    def __init__(self,
+                 backbone:Backbone, # see `load_backbone`
+                 style:Style, # see `load_style`
+                 cfg:Settings, # see `settings`
                  images:list, # PIL or `OpenedImage`s of one working size
                  captions:list, # one for each image
                  seeds:list, # one int for each image
-                 callbacks:tuple=(), label:str='',
+                 callbacks:tuple=(), # see `Callback`
+                 label:str='', # of progress and checkpoint; default the style's name
                  group:int=0, # which batch of a longer list this is
                  control=None, # see `check_control`
                  protect=None, # what must stay, as `regions.as_regions` takes it
