@@ -259,13 +259,13 @@ def _refuse(options, # a namespace; None and False: not given
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
 _DRAWN = ('style trigger_words caption caption_model captions template seed preset method steps lam cutoff '
-          'guidance_scale control alpha gif')
+          'guidance_scale control alpha gif limits')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
     if o.feedforward: _refuse(o, _DRAWN, 'with --feedforward: a trained network has nothing to set')
     auto = o.caption == 'auto'
-    if is_folder: _refuse(o, 'caption '*(not auto)+'control alpha gif', 'to a folder')
+    if is_folder: _refuse(o, 'caption '*(not auto)+'control alpha gif match_color limits', 'to a folder')
     else: _refuse(o, 'workers batch', 'to single images: it is for a folder')
     if not o.control: _refuse(o, 'alpha', 'without --control')
     if not auto: _refuse(o, 'caption_model', 'without --caption auto')
@@ -400,6 +400,11 @@ def _settings_of(o)->dict:
     given = _given(o, 'preset method steps lam cutoff guidance_scale resolution')
     return {k: v for k, v in given.items() if v is not None}
 
+def _proof_of(o)->dict: # of `stylize`
+    "What must hold of the results"
+    from stylekit.limits import as_limits
+    return dict(match_color=o.match_color, limits=None if o.limits is None else as_limits(o.limits))
+
 def _opened(images:list, paths:list)->list:
     "The pictures: a bad one, or a place where a result cannot go, is named before any work"
     from stylekit.images import open_image
@@ -421,7 +426,8 @@ def _stylize_images(o)->int: # exit status
     pictures = _opened(o.images, paths)
     regions, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
     control = _control(o, model, style)
-    run = partial(run, style=style, backbone=model, seed=o.seed, control=control, protect=regions, **_settings_of(o))
+    how = dict(style=style, backbone=model, seed=o.seed, control=control, protect=regions)
+    run = partial(run, **how, **_settings_of(o), **_proof_of(o))
     whole = True
     for name, image, caption, path in zip(o.images, pictures, captions, paths):
         _say_what_is_worked_at(name, image.rgb, model, o.resolution, not o.backbone)
@@ -438,7 +444,7 @@ def _generate(o)->int: # exit status
     pictures = _opened(images, paths)
     regions = _protected(o, pictures)
     for image, path in zip(pictures, paths):
-        path = network(image, o.resolution, regions).save(path, rescue=True)
+        path = network(image, o.resolution, regions, match_color=o.match_color).save(path, rescue=True)
         SAY.result(path, command='stylize', file=path, complete=True)
     return 0
 
@@ -502,6 +508,8 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
             cutoff:number(0, 1)=None, # kept share of the spectrum; default the preset's
             guidance_scale:number(0, 100)=None, # how strongly the style is followed; default the preset's
             protect:REGIONS=None, # what stays: mask file (white), alpha, letters, box:x0,y0,x1,y1, words:...; + between
+            match_color:TEXT=None, # source, palette, or colours as #e4002b,#ffffff: the result has these
+            limits:TEXT=None, # as 'edge_f1=.8 letters=.95 delta_e=2': as much style as they allow
             backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
             control:FOLDER=None, # a Control-CLIP whose two encoders read the prompt: its folder, or shipped
             alpha:number(0, 2)=None, # with --control: how much the style encoder is heard; default 0.5

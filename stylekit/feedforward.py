@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from typing import Any, Literal
 from . import __version__
 from .backbone import Backbone, load_backbone
+from .color import finish_color, parse_match
 from .core import (StylekitError, asset, atomic_path, check_range, digest, explain_errors, explain_memory,
                            file_sha256, pick_device)
 from .images import load_image, open_image
@@ -170,14 +171,16 @@ def _fitting(size:tuple, multiple:int, resolution:int=None)->tuple: # two of (wi
 _KNOWN = ('style', 'style_sha256', 'backbone', 'backbone_sha256')   # of a header: what a result says of its origin
 
 @patch
-def _result(self:FeedForward, opened, x, made, inner:tuple, resolution, kept)->StylizeResult:
-    "A picture made from an opened one, of which `x` was given to the network; `kept`: a `Protection` of it"
+def _result(self:FeedForward, opened, x, made, inner:tuple, resolution, kept, match)->StylizeResult:
+    "A picture made from an opened one, of which `x` was given to the network, with its `Protection` and `ColorMatch`"
     info = dict(stylekit=__version__, method='feed-forward', network_sha256=self.sha256)
     info |= {k: self.about[k] for k in _KNOWN}
     protect, (regions,) = kept.text, kept.about
-    info |= dict(run_id=digest(self.sha256, resolution, x.numpy().tobytes(), *[protect]*bool(protect))[:16])
+    asked = [protect, json.dumps(match and match.to_json(), sort_keys=True)] if protect or match else []
+    info |= dict(run_id=digest(self.sha256, resolution, x.numpy().tobytes(), *asked)[:16])
     if protect: info |= dict(protect=dict(mask=digest(protect), regions=regions, restored=True))
-    styled = unfit_image(made, inner, opened.rgb.size)
+    if match: info |= dict(match_color=match.to_json())
+    styled = finish_color(unfit_image(made, inner, opened.rgb.size), opened.rgb, match)
     if protect: styled = restore_pixels(styled, opened.rgb, mask_pixels(protect, opened.size))
     sms = Settings(**self.about['settings']['sms'])
     return StylizeResult(opened.finish(styled), sms, {}, info, profile=opened.profile)
@@ -187,13 +190,14 @@ def _result(self:FeedForward, opened, x, made, inner:tuple, resolution, kept)->S
 def __call__(self:FeedForward, image, # path, PIL image, array or tensor in [0, 1]; or a list of them
              resolution:int=None, # √area in pixels to work at; default the picture's own
              protect=None, # what must stay, as in `stylize`: the content's pixels are put back there
-             caption='' # for 'words:...' alone: what the picture shows; one for all, or a list
+             caption='', # for 'words:...' alone: what the picture shows; one for all, or a list
+             match_color=None # whose colours the result has, as in `stylize`
             ): # StylizeResult, or a list of them
     "Stylise one picture or several"
     many = isinstance(image, (list, tuple))
     opened = [open_image(im) for im in (image if many else [image])]
     captions = caption if isinstance(caption, (list, tuple)) else [caption]*len(opened)
-    kept = protect_pictures(protect, opened, captions, self.backbone)   # before any work
+    match, kept = parse_match(match_color), protect_pictures(protect, opened, captions, self.backbone)
     groups = {}   # those of one size go through the network together
     for i, o in enumerate(opened): groups.setdefault(_fitting(o.rgb.size, self.multiple, resolution), []).append(i)
     results = [None]*len(opened)
@@ -201,7 +205,7 @@ def __call__(self:FeedForward, image, # path, PIL image, array or tensor in [0, 
         x = torch.cat([fit_image(opened[i].rgb, inner, outer) for i in group])
         made = self.tensor(x.to(self.device)).cpu()
         for i, *pair in zip(group, x, made):
-            results[i] = self._result(opened[i], *pair, inner, resolution, kept.only([i]))
+            results[i] = self._result(opened[i], *pair, inner, resolution, kept.only([i]), match)
     return results if many else results[0]
 
 # %% ../nbs/09_feedforward.ipynb #a08320a0

@@ -12,12 +12,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
 from .baselines import METHODS
+from .backbone import load_backbone
 from .core import StylekitError, caller_seeds, check_whole, explain_errors, one_line, user_path
 from .evaluate import judge_of_looks, known_look
-from .images import load_image
+from .images import load_image, open_image
 from .lora import load_style
 from .metrics import as_tensors
 from .proof import MEASURES, Proof, Prover, asked_limits
+from .regions import mask_pixels, protect_pictures
 from .records import Record, check_fields, limited, parse_json
 from .sms import settings
 from .stylizer import StylizeResult, stylize
@@ -221,6 +223,13 @@ def _has_lam(how:dict)->bool: # arguments of `stylize`
     cfg = settings(how.get('preset', 'fast'), how.get('method'))
     return 'lam' in METHODS[cfg.method].reads(cfg)
 
+def _protected(image, caption, how:dict, regions)->tuple: # arguments of `stylize` with what must stay found; regions
+    "What must stay is sought once, and its colours are measured where nothing else was said"
+    opened, model = open_image(image), load_backbone(how.get('backbone'), how.get('device'))
+    kept = protect_pictures(how['protect'], [opened], [caption], model)
+    if regions is None and kept.text: regions = mask_pixels(kept.text, opened.size).numpy()
+    return how | dict(protect=kept, backbone=model), regions
+
 def stylize_within(image, # one picture, as `stylize` takes it
                    style='ink', # as `stylize`
                    caption:str='', # what it shows
@@ -236,6 +245,7 @@ def stylize_within(image, # one picture, as `stylize` takes it
     if isinstance(image, (list, tuple)): raise StylekitError('one picture at a time: see `stylize_all_within`')
     if how.get('lam') is not None: raise StylekitError('lam is what the limits are searched along: leave it out')
     limits, style, seed = as_limits(limits), load_style(style), caller_seeds(seed)[0]
+    if how.get('protect') is not None: how, regions = _protected(image, caption, how, regions)
     def draw(lam): return stylize(image, style, caption, seed=seed, **how | ({} if lam is None else dict(lam=lam)))
     return limits.search(draw, load_image(image), regions, style, LAMS if _has_lam(how) else (), tries, report,
                          logos=logos)
@@ -263,3 +273,15 @@ def stylize_all_within(images:list, # pictures
         result = stylize_within(image, style, captions[i], limits, seed=seed, tries=share, **own, **how)
         left -= len(found_in(result).tries)
         yield result
+
+# %% ../nbs/13b_limits.ipynb #de53e96a
+@patch
+def draw(self:Limits,
+         image, # as `stylize` takes it, or a list
+         style='ink', # as `stylize`, and so is what follows
+         caption:str='', # one for all, or a list
+         **how # to `stylize`
+        ): # StylizeResult, or a list of them; `found_in` has the search
+    "As much style as these limits allow"
+    if not isinstance(image, (list, tuple)): return stylize_within(image, style, caption, self, **how)
+    return list(stylize_all_within(list(image), style, caption, self, **how))

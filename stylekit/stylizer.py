@@ -23,6 +23,7 @@ from .core import deferred_interrupt, digest, explain_errors, explain_memory, ma
 from .core import one_line, plain_number, user_path
 from .images import image_to_tensor, open_image, tensor_to_image
 from .captions import Captioner, caption_images
+from .color import ColorMatch, finish_color, parse_match
 from .pictures import warn_weights
 from .regions import Protection, fitting_mask, mask_pixels, protect_pictures, restore_pixels
 from .lora import Report, Style, add_style, load_style
@@ -316,11 +317,13 @@ class Stylizer:
                  group:int=0, # which batch of a longer list this is
                  control=None, # see `check_control`
                  protect=None, # what must stay, as `regions.as_regions` takes it
-                 restore:bool=True # put the content's pixels back there at the end
+                 restore:bool=True, # put the content's pixels back there at the end
+                 match:ColorMatch=None # whose colours the results have
                 ):
         self.backbone, self.style, self.cfg = backbone, style, cfg
         self.captions, self.seeds, self.control = captions, seeds, control
-        self.label, self.group, self.restore = label or style.name, group, restore
+        self.label, self.group = label or style.name, group
+        self.restore, self.match = restore, match
         self.first, self.changes = cfg, []   # the settings it began with, and what was changed since
         self.factors = (1.,)*max(1, len(style.parts))
         self.k, self.records, self.generators = 0, [], make_generators(seeds, len(seeds))
@@ -382,6 +385,7 @@ def _identify(self:Stylizer, x:torch.Tensor, # the pixels it works on
     parts += [self.captions, self.seeds, x.numpy().tobytes()]
     if self.protect: parts.append(self.protect)
     if self.protect and not self.restore: parts.append('not restored')
+    if self.match: parts.append(json.dumps(self.match.to_json(), sort_keys=True))
     if about: parts.append(json.dumps(about, sort_keys=True))
     cfg = asdict(self.cfg)
     self.run_id = digest(json.dumps(cfg, sort_keys=True), *parts)[:16]
@@ -509,10 +513,13 @@ def run(self:Stylizer)->list: # a StylizeResult for each image
 
 # %% ../nbs/08_stylizer.ipynb #34a2fd0d
 @patch
-def images(self:Stylizer)->list:
+def images(self:Stylizer,
+           finished:bool=False # in the colours that were asked for, too
+          )->list: # PIL
     "The images as they are now, at their own sizes"
     with explain_memory(MEMORY_LEVER): x = self.backbone.decode(self.z).cpu()
     out = [unfit_image(*fitted) for fitted in zip(x, self.inner, self.sizes)]
+    if finished and self.match: out = [finish_color(*each, self.match) for each in zip(out, self._images)]
     kept = self._kept_masks() if self.restore else None
     return [restore_pixels(*each) for each in zip(out, self._images, kept)] if kept else out
 
@@ -539,6 +546,7 @@ def _about(self:Stylizer, i:int)->dict: # what is recorded with image `i`
     info = self.info | dict(seed=self.seeds[i], caption=self.captions[i], steps_done=self.k,
                             complete=self.complete, note=self.note)
     if self.protect: info['protect'] = self._about_protection(i)
+    if self.match: info['match_color'] = self.match.to_json()
     def short(f, v): return digest(v) if f=='protect' and v else v   # a mask by its hash
     if self.changes: info['changes'] = [[k, {f: short(f, v) for f,v in c.items()}] for k,c in self.changes]
     return info
@@ -553,7 +561,7 @@ def _about_protection(self:Stylizer, i:int)->dict: # of image `i`
 def results(self:Stylizer)->list:
     "What the run came to, one result per image"
     history, out = self._history(), []
-    for i, (opened, im) in enumerate(zip(self._opened, self.images())):
+    for i, (opened, im) in enumerate(zip(self._opened, self.images(finished=True))):
         own = {k: v[:, i].tolist() for k,v in history.items()}
         out.append(StylizeResult(opened.finish(im), self.cfg, own, self._about(i), self.complete, opened.profile))
     return out
@@ -669,13 +677,17 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             control=None, # what reads the styled prompt in the model's place, as a `guidance.ControlGuidance`
             protect=None, # what must stay: mask (white stays), box, 'alpha', 'letters', 'words:the label', or several
             restore:bool=True, # put the content's pixels back where it is protected; False: as the autoencoder shows it
+            match_color=None, # 'source', 'palette' or colours as '#e4002b,#ffffff': the result has these; see `color`
+            limits=None, # `Limits`: as much style as they allow, with λ sought instead of given
             independent:bool=False, # images run one by one, so that none shares a fake LoRA
             **changes # more fields of Settings
            ): # StylizeResult, or a list of them
     "Stylise one image or several: the thing stays, the look changes (SMS, arXiv 2503.07601)"
+    if limits is not None: return _within({k: v for k, v in locals().items() if k != 'changes'} | changes)
     many = isinstance(image, (list, tuple))
     images, captions = _pairs(image if many else [image], caption)
     _check_callbacks(callbacks)
+    match = parse_match(match_color)
     cfg = settings(preset, method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
     style, backbone = load_style(style), load_backbone(backbone, device)
     seeds = caller_seeds(seed, len(images))
@@ -684,11 +696,18 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     def make_run(n, group, callbacks):
         its_images, its_captions, its_seeds = ([of[i] for i in group] for of in (images, captions, seeds))
         return Stylizer(backbone, style, cfg, its_images, its_captions, its_seeds, callbacks,
-                        group=n, control=control, protect=protection.only(group), restore=restore)
+                        group=n, control=control, protect=protection.only(group), restore=restore, match=match)
     out = _run_groups(groups, make_run, callbacks)
     return out if many else out[0]
 
 # %% ../nbs/08_stylizer.ipynb #36b67c19
+def _within(given:dict): # of `stylize`
+    "Hand over to the limits, which call `stylize` for each λ"
+    limits = given.pop('limits')
+    if not hasattr(limits, 'draw'):
+        raise StylekitError(f'limits must be a stylekit.Limits, not {one_line(repr(limits), 60)}')
+    return limits.draw(**given)
+
 def _pairs(images, caption)->tuple: # OpenedImages, a caption each
     images = [open_image(im) for im in images]
     if not images: raise StylekitError('no images: give at least one')
