@@ -2427,6 +2427,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'stylekit/review_panel.py'),
                                        'stylekit.review_panel.ReviewPanel._reject': ( 'review_panel.html#reviewpanel._reject',
                                                                                       'stylekit/review_panel.py'),
+                                       'stylekit.review_panel.ReviewPanel._reject_for': ( 'review_panel.html#reviewpanel._reject_for',
+                                                                                          'stylekit/review_panel.py'),
                                        'stylekit.review_panel.ReviewPanel._rename': ( 'review_panel.html#reviewpanel._rename',
                                                                                       'stylekit/review_panel.py'),
                                        'stylekit.review_panel.ReviewPanel._resume': ( 'review_panel.html#reviewpanel._resume',

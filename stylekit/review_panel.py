@@ -15,7 +15,6 @@ from .core import StylekitError, pick_device
 from .images import open_image
 from .live import DeviceLock, claim, in_words, jpeg, release
 from .panels import Panel, in_voila, named, row
-from .review import ASKS, REASONS, Review, check_reviewer
 from .views import MaskBrush, Picture, script
 
 # %% ../nbs/15bh_review_panel.ipynb #302ee95f
@@ -70,9 +69,9 @@ _KEYS = dict(a='accept', r='reject', s='more style', k='keep more', o='other see
              n='next open', ArrowLeft='previous', ArrowRight='next')   # key -> what it does
 _NAMES = dict(ArrowLeft='←', ArrowRight='→')
 _ENDS = ['Enter', 'Escape']
-_MODES = {'': [*_KEYS], 'reasons': [*map(str, range(len(REASONS)+1)), *_ENDS], 'protect': _ENDS}
+_MODES = {'': [*_KEYS], 'reasons': [*'0123456789', *_ENDS], 'protect': _ENDS}
 _HINTS = {'': 'Keys work while this panel has the focus: they stand on the buttons.',
-          'reasons': f'1 to {len(REASONS)} for a reason, 0 for your own words, Escape to go back.',
+          'reasons': 'The number of a reason, 0 for your own words, Escape to go back.',
           'protect': 'Paint; E rubs out, Z takes a stroke back, Enter redoes, Escape goes back.'}
 
 class ReviewPanel(Panel):
@@ -81,6 +80,7 @@ class ReviewPanel(Panel):
                  who:str='reviewer', # who decides
                  proof=None, source=None, style=None, backbone=None, device:str=None, # as `Review`
                  **changes): # of Settings, for redos
+        from stylekit.review import Review   # the model's libraries come with the first panel
         super().__init__()
         self.review = out if isinstance(out, Review) else Review(
             out, source, who, proof, style=style, backbone=backbone, device=device, **changes)
@@ -112,6 +112,7 @@ def _make(self:ReviewPanel):
 
 @patch
 def _rename(self:ReviewPanel, who:str):
+    from stylekit.review import check_reviewer
     try: self.review.who = check_reviewer(who)
     finally: self.name.value = self.review.who
 
@@ -140,6 +141,7 @@ def _make_buttons(self:ReviewPanel)->list: # rows
 @patch
 def _make_reasons(self:ReviewPanel)->W.VBox:
     "Why it is rejected: the usual reasons by number, or one's own"
+    from stylekit.review import REASONS
     usual = [self.button(f'{i}  {reason}', lambda i=i: self._click(str(i)), 'Reject for this reason', f'reason-{i}')
              for i, reason in enumerate(REASONS, 1)]
     self.own = named(W.Text(placeholder='in your own words, then Enter', description='0', tooltip='Another reason',
@@ -226,6 +228,7 @@ def _click(self:ReviewPanel, key:str):
 @patch
 def _press(self:ReviewPanel, key:str, text:str=None):
     "What a key does"
+    from stylekit.review import ASKS
     with self._act:
         if key not in _MODES[self.mode]: return
         if self.mode == 'reasons': return self._press_reason(key, text)
@@ -240,8 +243,13 @@ def _press(self:ReviewPanel, key:str, text:str=None):
 def _press_reason(self:ReviewPanel, key:str, text:str): # in one's own words
     if key == '0': return self.keybar.focus('.sk-own input')
     if key == 'Escape': return self._open('')
-    if key != 'Enter': self._reject(REASONS[int(key)-1])
+    if key != 'Enter': self._reject_for(int(key))
     elif text is not None: self._reject(text)                # else not from the text field
+
+@patch
+def _reject_for(self:ReviewPanel, number:int): # of a usual reason
+    from stylekit.review import REASONS
+    if number <= len(REASONS): self._reject(REASONS[number-1])
 
 # %% ../nbs/15bh_review_panel.ipynb #c9c7bb4d
 @patch
@@ -355,7 +363,7 @@ def _begin(self:ReviewPanel):
     if not self.pulse.going: self.go(lambda: self.review.working)
 
 @patch
-def _heard(self:ReviewPanel, review:Review):
+def _heard(self:ReviewPanel, review):
     "A redo has made a step, or is made; from its thread"
     if self.closed: return
     if review.trouble: self.say(in_words(review.trouble), error=True)
