@@ -402,8 +402,9 @@ def _settings_of(o)->dict:
 
 def _proof_of(o)->dict: # of `stylize`
     "What must hold of the results"
+    if o.limits is None: return dict(match_color=o.match_color)
     from stylekit.limits import as_limits
-    return dict(match_color=o.match_color, limits=None if o.limits is None else as_limits(o.limits))
+    return dict(match_color=o.match_color, limits=as_limits(o.limits))
 
 def _opened(images:list, paths:list)->list:
     "The pictures: a bad one, or a place where a result cannot go, is named before any work"

@@ -216,9 +216,7 @@ class Page:
     def until(self, js, seconds=60):
         # Asked ten times a second: by default at each frame, and a page that is not drawn has none
         try: self.tab.wait_for_function(f'() => {js}', polling=100, timeout=1000*seconds)
-        except Exception as e:
-            e.add_note(self.seen())
-            raise
+        except Exception as e: raise AssertionError(f'{js} never came; {self.seen()}') from e
     def enabled(self, *names):
         for name in names: self.until(f"document.querySelector('button.sk-{name}')?.disabled === false")
     def status(self): return self.tab.inner_text('.sk-status')

@@ -17,15 +17,7 @@ ENV = os.environ | dict(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 N, BROKEN = 100, 5   # pictures; of them damaged
 
 @pytest.fixture(scope='module')
-def feedforward(tmp_path_factory):
-    "A file of a network that changes something"
-    torch.manual_seed(0)
-    net = StyleNet(widths=(8, 16), blocks=(1, 1))
-    with torch.no_grad():
-        for p in net.parameters(): p.add_(.03*torch.randn_like(p))
-    about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
-                 style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
-    return FeedForward(net, about).save(tmp_path_factory.mktemp('noise')/FEEDFORWARD_FILE)
+def feedforward(small_network): return small_network
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory, feedforward):

@@ -598,18 +598,10 @@ def ball(tmp_path_factory):
     return p
 
 @pytest.fixture(scope='module')
-def network(tmp_path_factory):
+def network(small_network):
     "A network of one pass that changes something"
-    from stylekit.feedforward import FeedForward, StyleNet
-    torch.manual_seed(0)
-    net = StyleNet(widths=(8, 16), blocks=(1, 1))
-    with torch.no_grad():
-        for p in net.parameters(): p.add_(.03*torch.randn_like(p))
-    about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
-                 style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
-    ff = FeedForward(net, about)
-    ff.save(tmp_path_factory.mktemp('net')/'noise'/'feedforward.safetensors')
-    return ff
+    from stylekit.feedforward import FeedForward
+    return FeedForward.load(small_network)
 
 def has_alpha_of(image, path):
     return image.mode == 'RGBA' and np.array_equal(image.getchannel('A'), Image.open(path).getchannel('A'))

@@ -24,15 +24,9 @@ def go(base, style, image=None, **kw):
     return stylize(owl() if image is None else image, style, 'an owl', backbone=base, **dict(steps=2, seed=3) | kw)
 
 @pytest.fixture(scope='module')
-def noisy():
+def noisy(small_network):
     "A network that changes every pixel"
-    torch.manual_seed(0)
-    net = StyleNet(widths=(8, 16), blocks=(1, 1))
-    with torch.no_grad():
-        for p in net.parameters(): p.add_(.03*torch.randn_like(p))
-    return FeedForward(net, dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple,
-                                 settings=dict(sms={}), style='noise', style_sha256='', words='noise', backbone='',
-                                 backbone_sha256=''))
+    return FeedForward.load(small_network)
 
 
 # ---- how it is said ----
