@@ -2,30 +2,34 @@
 __version__ = "0.1.0"
 
 # Names are fetched when first used, so that `import stylekit` and `stylekit --help` need not wait for torch.
-_NAMES = dict(stylizer='stylize Stylizer StylizeResult Callback Checkpoint Preview Progress',
-              sms='Settings settings',
-              backbone='load_backbone Backbone',
-              lora='load_style list_styles',
-              finetune='train_lora',
-              feedforward='FeedForward',
-              feedforward_training='train_feedforward',
-              folders='stylize_folder',
-              review='Review export_accepted',
-              control_clip='train_control_clip load_control_clip',
-              core='StylekitError',
-              images='load_image sample_image list_samples',
-              captions='caption_folder',
-              color='match_color',
-              proof='prove',
-              limits='Limits',
-              rights='save_output read_output',
-              live='replay',
-              stylize_panel='StylizePanel',
-              spectrum_panel='SpectrumPanel',
-              compare_panel='ComparePanel',
-              lora_panel='LoraPanel',
-              control_clip_panel='ControlClipPanel',
-              review_panel='ReviewPanel')
+_NAMES = {
+    'stylizer': 'stylize Stylizer StylizeResult Callback Checkpoint Preview Progress',
+    'methods.sms': 'Settings settings',
+    'backbone': 'load_backbone Backbone',
+    'lora': 'load_style list_styles',
+    'finetune': 'train_lora',
+    'feedforward': 'FeedForward',
+    'feedforward_training': 'train_feedforward',
+    'folders': 'stylize_folder',
+    'review': 'Review export_accepted',
+    'clip.control_clip': 'train_control_clip load_control_clip',
+    'clip.guidance': 'control_clip',
+    'core': 'StylekitError',
+    'images': 'load_image sample_image list_samples',
+    'captions': 'caption_folder',
+    'color': 'match_color',
+    'measure.proof': 'prove',
+    'measure.evaluate': 'evaluate',
+    'limits': 'Limits',
+    'rights': 'save_output read_output',
+    'app.live': 'replay',
+    'app.stylize_panel': 'StylizePanel',
+    'app.spectrum_panel': 'SpectrumPanel',
+    'app.compare_panel': 'ComparePanel',
+    'app.lora_panel': 'LoraPanel',
+    'app.control_clip_panel': 'ControlClipPanel',
+    'app.review_panel': 'ReviewPanel',
+}
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ['__version__', *_HOMES]
 
@@ -57,7 +61,7 @@ def _document(value):
 def __getattr__(name):
     if name not in _HOMES: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
-    if _HOMES[name] == 'sms': import_module(f'{__name__}.baselines')   # the methods and presets that settings name
+    if _HOMES[name] == 'methods.sms': import_module(f'{__name__}.methods.rivals')   # the methods and presets that settings name
     module = import_module(f'{__name__}.{_HOMES[name]}')
     value = globals()[name] = getattr(module, name)
     _document(value)

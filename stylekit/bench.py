@@ -22,7 +22,7 @@ from .core import StylekitError, asset, atomic_path, folder_lock, user_path
 from .images import sample_image
 from .lora import load_style, new_adapter, save_lora
 from .model_files import pipeline_index
-from .sms import settings
+from .methods.sms import settings
 from .stylizer import Stylizer
 
 # %% ../nbs/benchmarks/00_real_size.ipynb #4262155c

@@ -337,7 +337,7 @@ def _say_what_is_worked_at(name:str, image, model, resolution, is_embedded:bool)
 def _control(o, model, style):
     "The two encoders; a word where the prompt asks for nothing that they have learnt"
     if not o.control: return
-    from stylekit.guidance import ControlGuidance, load_control_clip
+    from stylekit.clip.guidance import ControlGuidance, load_control_clip
     folder = asset('control') if o.control == 'shipped' and not os.path.exists(o.control) else o.control
     control = load_control_clip(folder, model)
     known = control.words.styles if control.words else ()
@@ -625,7 +625,7 @@ def _json_info(path)->dict:
     return dict(kind=data.get('kind', 'JSON'), about=data)
 
 def _control_info(path)->dict:
-    from stylekit.control_clip import read_control_clip
+    from stylekit.clip.control_clip import read_control_clip
     return dict(kind='Control-CLIP', about=read_control_clip(path)[0].to_json())
 
 # %% ../nbs/16_cli.ipynb #f59fbc2e
@@ -803,7 +803,7 @@ def _few_cells(folder:Path):
 
 # %% ../nbs/16_cli.ipynb #428fb795
 def _learn_control_clip(o)->int: # exit status; `o`: what was given to `train_control_clip`
-    from stylekit.control_clip import CONTROL_FILE, TEMPLATES, train_control_clip as run
+    from stylekit.clip.control_clip import CONTROL_FILE, TEMPLATES, train_control_clip as run
     made = Path(o.out)/CONTROL_FILE
     options = 'out mode loss weight steps batch seed shots overwrite device minutes'
     templates = (o.template,) if o.template else TEMPLATES
@@ -922,7 +922,7 @@ def _say_table(table, out:str):
 
 # %% ../nbs/16_cli.ipynb #641a905e
 def _evaluate(o)->int: # exit status; `o`: what was given to `evaluate`
-    from stylekit.evaluate import evaluate as run
+    from stylekit.measure.evaluate import evaluate as run
     methods, styles = _as_list(o.methods), _as_list(o.styles)
     metrics, seeds = _as_list(o.metrics), _as_list(o.seeds)
     name = Path(o.folder).resolve().name
@@ -966,14 +966,14 @@ def app(port:whole(1, 65535)=8866, # where the page is served
         hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
-    from stylekit.app import app as run
+    from stylekit.app.serve import app as run
     run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token,
         hosts or ())
 
 # %% ../nbs/16_cli.ipynb #9dc45927
 def _review(o)->int: # exit status; `o`: what was given to `review`
     from stylekit.review import Review
-    from stylekit.review_panel import device_turn
+    from stylekit.app.review_panel import device_turn
     changes = dict(steps=o.steps) if o.steps else {}
     review = Review(o.out, o.source, o.who, o.proof, style=o.style, backbone=o.backbone, device=o.device, **changes)
     review.turn = lambda stopped: device_turn(stopped, review.device, review.stop)
@@ -1005,7 +1005,7 @@ def review(out:FOLDER, # folder of results, as stylize left it
           )->int: # exit status
     "Go through a folder of results: accept, reject, redo; by keys, on a page"
     if redo: return _review(SimpleNamespace(**locals()))
-    from stylekit.app import review_page
+    from stylekit.app.serve import review_page
     review_page(out, source, who, proof, style, backbone, device, steps, port, host, not no_browser, silence,
                 max_kernels, token, hosts or ())
 

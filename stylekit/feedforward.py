@@ -24,7 +24,7 @@ from .lora import read_safetensors
 from .onnx_network import OnnxNetwork, check_onnx, write_onnx
 from .records import Record, check_sealed, parse_json, save_sealed
 from .regions import mask_pixels, protect_pictures, restore_pixels
-from .sms import Settings
+from .methods.sms import Settings
 from .stylizer import StylizeResult, fit_image, unfit_image
 
 # %% ../nbs/09_feedforward.ipynb #6a14b4f1

@@ -14,14 +14,14 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, load_backbone
-from .baselines import METHODS
+from .methods.rivals import METHODS
 from .core import (StylekitError, changed, digest, explain_memory, file_sha256, folder_lock, make_generators,
                            safe_name)
 from .feedforward import FEEDFORWARD_FILE, HEADER, FeedForward, StyleNet, feedforward_header
 from .finetune import LoraSettings, encode_views, read_folder, view
 from .lora import Style, add_style, load_style, read_safetensors
 from .records import check_fields, limited, load_state, save_state
-from .sms import SAMPLERS, Conds, RelevanceGrid, Settings, Step, settings
+from .methods.sms import SAMPLERS, Conds, RelevanceGrid, Settings, Step, settings
 from .stylizer import refine
 from .training import CUT_SHORT, FINISHED, Ema, FitSettings, TrainingReport, agreed, check_minutes, drop_state
 from .training import fit, place, state_run, take_step

@@ -27,7 +27,7 @@ from .lora import load_style
 from .records import Record, json_line, plain_data, read_lines
 from .regions import as_regions, join_protections, protect_pictures, region_texts
 from .rights import read_output
-from .sms import settings
+from .methods.sms import settings
 from .stylizer import stylize
 from .training import duration, place
 

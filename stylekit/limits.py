@@ -11,17 +11,17 @@ import json, math
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
-from .baselines import METHODS
+from .methods.rivals import METHODS
 from .backbone import load_backbone
 from .core import StylekitError, caller_seeds, check_whole, explain_errors, one_line, user_path
-from .evaluate import judge_of_looks, known_look
+from .measure.evaluate import judge_of_looks, known_look
 from .images import load_image, open_image
 from .lora import load_style
-from .metrics import as_tensors
-from .proof import MEASURES, Proof, Prover, asked_limits
+from .measure.metrics import as_tensors
+from .measure.proof import MEASURES, Proof, Prover, asked_limits
 from .regions import mask_pixels, protect_pictures
 from .records import Record, check_fields, limited, parse_json
-from .sms import settings
+from .methods.sms import settings
 from .stylizer import StylizeResult, stylize
 
 # %% ../nbs/13b_limits.ipynb #81353e50

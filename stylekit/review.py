@@ -24,7 +24,7 @@ from .images import open_image
 from .lora import load_style
 from .records import Record, json_line, payload_hash, parse_json, read_lines, unseal
 from .rights import check_output, read_output
-from .sms import Settings, refuse_unread, settings
+from .methods.sms import Settings, refuse_unread, settings
 from .stylizer import Callback, Checkpoint, Interrupted, fitting_mask, stylize
 
 # %% ../nbs/14_review.ipynb #bfe4535a

@@ -30,8 +30,8 @@ from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
 from .rights import save_output
 from .training import save_or_warn
-from .baselines import METHODS
-from .sms import Conds, Settings, refuse_unread, settings
+from .methods.rivals import METHODS
+from .methods.sms import Conds, Settings, refuse_unread, settings
 
 # %% ../nbs/08_stylizer.ipynb #957a73b6
 def working_size(w:int, h:int, # of the image, pixels
@@ -672,7 +672,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             guidance_scale:float=None, # of the style score
             seed=None, # int, the same for each image, or a list; default drawn and recorded
             device:str=None, # default a GPU where there is one
-            method:str=None, # 'sms', or a rival to compare with: see `baselines`
+            method:str=None, # 'sms', or a rival to compare with: see `methods.rivals`
             callbacks:tuple=(), # see `Callback`
             control=None, # what reads the styled prompt in the model's place, as a `guidance.ControlGuidance`
             protect=None, # what must stay: mask (white stays), box, 'alpha', 'letters', 'words:the label', or several

@@ -209,7 +209,7 @@ class Page:
         "What this code prints in the notebook's kernel"
         return self.tab.evaluate(EXECUTE, code)
     def end_panels(self):
-        self.execute('import gc; from stylekit.panels import Panel\n'
+        self.execute('import gc; from stylekit.app.panels import Panel\n'
                      'for p in [o for o in gc.get_objects() if isinstance(o, Panel)]:\n'
                      '    p.shut()\n    if hasattr(p, "wait"): p.wait(60)')
     def click(self, name): self.tab.click(f'button.sk-{name}')

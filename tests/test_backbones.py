@@ -747,9 +747,9 @@ threading.Thread(target=serve, daemon=True).start()
 port = server.getsockname()[1]
 os.environ.update(HF_ENDPOINT=f'http://127.0.0.1:{port}', HF_HUB_OFFLINE='0', HF_HOME=home)
 import stylekit.backbone as B, stylekit.model_files as files
-from stylekit.clip import load_clip
+from stylekit.clip.clip import load_clip
 from stylekit.lora import load_style
-from stylekit.metrics import load_features
+from stylekit.measure.metrics import load_features
 B.load_backbone()       # libraries are imported in it
 files.HUB_SECONDS = 1
 def load_revision(name): B.load_backbone(name, revision='v2')

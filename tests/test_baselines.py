@@ -4,8 +4,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
 from stylekit import StylekitError, load_backbone, load_style, sample_image, settings, stylize
-from stylekit.baselines import METHODS, MOST_DRAWS, RIVALS, UNWANTED, img2img, patch_nce
-from stylekit.released import RELEASED
+from stylekit.methods.rivals import METHODS, MOST_DRAWS, RIVALS, UNWANTED, img2img, patch_nce
+from stylekit.methods.released import RELEASED
 from stylekit.stylizer import LatentOptimizer
 from test_sms import ABAR, BETA, CAPTION, WORDS, base, draws, lora_pairs, merged, prepared, same, style, wide  # noqa: F401
 
@@ -254,7 +254,7 @@ def made(base, style, cfg):
 
 @pytest.fixture
 def anything(monkeypatch):
-    for place in ('stylekit.sms', 'stylekit.stylizer'):
+    for place in ('stylekit.methods.sms', 'stylekit.stylizer'):
         monkeypatch.setattr(f'{place}.refuse_unread', lambda cfg: cfg)
 
 @pytest.mark.parametrize('name', METHODS)

@@ -14,8 +14,8 @@ for name in ('playwright.sync_api', 'jupyterlab', 'voila'):
     pytest.importorskip(name, reason=f'{name} is not installed: pip install -e ".[dev]"')
 from PIL import Image
 from stylekit import read_output, sample_image, stylize
-from stylekit.live import pixels_sha256, replay
-from stylekit.sms import PRESETS
+from stylekit.app.live import pixels_sha256, replay
+from stylekit.methods.sms import PRESETS
 
 def panel(*given):
     "A cell that shows a `StylizePanel`"
@@ -294,7 +294,7 @@ def test_a_grid_stops(chrome, lab):
     cell = AT_WORK+'''
 from stylekit import ControlClipPanel
 from stylekit.backbone import load_backbone
-from stylekit.control_clip import ControlClip
+from stylekit.clip.control_clip import ControlClip
 model = load_backbone()
 control = ControlClip(model.text_encoders[0], model.tokenizers[0], mode='adapter')
 panel = ControlClipPanel(control, steps=400, backbone=model)
@@ -323,7 +323,7 @@ ALL = '''
 from IPython.display import display
 from stylekit import ComparePanel, ControlClipPanel, LoraPanel, SpectrumPanel, StylizePanel
 from stylekit.backbone import load_backbone
-from stylekit.control_clip import ControlClip
+from stylekit.clip.control_clip import ControlClip
 model = load_backbone()
 control = ControlClip(model.text_encoders[0], model.tokenizers[0], mode='adapter')
 panel = StylizePanel(steps=3)

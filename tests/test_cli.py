@@ -2,7 +2,8 @@
 import ast, inspect, io, itertools, json, os, re, signal, subprocess, sys, time, warnings
 from pathlib import Path
 import pytest
-import stylekit.backbone, stylekit.evaluate, stylekit.folders   # before anything is put in the place of `load_backbone`
+# before anything is put in the place of `load_backbone`
+import stylekit.backbone, stylekit.measure.evaluate, stylekit.folders
 from safetensors import safe_open
 from stylekit import StylekitError, __version__, cli, list_styles, load_backbone, load_image, load_style
 from stylekit import read_output, sample_image
@@ -301,7 +302,7 @@ def test_ranges_are_those_of_the_library():
     "What the command line lets through, the settings take at both ends"
     from stylekit.finetune import LoraSettings
     from stylekit.feedforward_training import FeedForwardSettings
-    from stylekit.sms import settings
+    from stylekit.methods.sms import settings
     def check(command, make, names):
         for name in names.split():
             span = inspect.signature(command).parameters[name].annotation.span

@@ -5,18 +5,18 @@ from functools import partial
 import pytest, torch, torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from stylekit.cli import main
-from stylekit.clip import Clip, load_clip
-from stylekit.control_clip import (
+from stylekit.clip.clip import Clip, load_clip
+from stylekit.clip.control_clip import (
     CONFIG_FILE, CONTROL_FILE, LABELLED, MODES, ROLES, ControlClip, ControlSettings, ControlTrainer, Words,
     check_base, far_from_uniform, image_triplet_loss, labelled_loss, load_control_clip, prompt_triplet_loss,
     read_control_clip, role_logits,
     train_control_clip)
 from stylekit.core import StylekitError
 from stylekit.images import sample_image, list_samples
-from stylekit.grids import Grid, Shot
+from stylekit.clip.grids import Grid, Shot
 from stylekit.records import load_state
 from stylekit.training import TrainingReport
-from stylekit.guidance import ControlGuidance, attach, control_clip, detach, join_attention, latents_on_white
+from stylekit.clip.guidance import ControlGuidance, attach, control_clip, detach, join_attention, latents_on_white
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 
 TEXTS = ['an owl', 'black ink drawing, a red taxi', '']
@@ -177,7 +177,7 @@ def test_a_batch_knows_its_own_labels(clip, grid, monkeypatch):
         seen.update(labels)
         return l.sum()
     trainer.control.features = features
-    monkeypatch.setattr('stylekit.control_clip.labelled_loss', labels_seen)
+    monkeypatch.setattr('stylekit.clip.control_clip.labelled_loss', labels_seen)
     for seed in range(20):
         seen.clear()
         k, s, rows = trainer.draw(torch.Generator().manual_seed(seed))
@@ -324,7 +324,7 @@ def test_what_a_killed_save_leaves_is_mended(clip, train, tmp_path, monkeypatch)
     begun(out=out, seed=1)
     old = (out/CONTROL_FILE).read_bytes()
     whole = begun(out=tmp_path/'whole')
-    monkeypatch.setattr('stylekit.control_clip.drop_states', lambda *a: None)   # as if killed before
+    monkeypatch.setattr('stylekit.clip.control_clip.drop_states', lambda *a: None)   # as if killed before
     begun(out=out, overwrite=True)
     monkeypatch.undo()
     (out/CONTROL_FILE).write_bytes(old)

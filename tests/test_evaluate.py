@@ -2,13 +2,13 @@
 import csv, errno, io, json, multiprocessing, os, re, shutil, signal, threading, time
 from html.parser import HTMLParser
 import numpy as np, pytest, torch
-import stylekit.evaluate as E
+import stylekit.measure.evaluate as E
 from stylekit import StylekitError, load_backbone, sample_image, list_samples, stylize
 from stylekit.cli import main
 from stylekit.images import load_image
-from stylekit.evaluate import METRICS, Metric, Row, Table, evaluate, plan, read_dataset, run_job, scatter, sheet
+from stylekit.measure.evaluate import METRICS, Metric, Row, Table, evaluate, plan, read_dataset, run_job, scatter, sheet
 from stylekit.folders import LOST
-from stylekit.metrics import Features, Measured, edge_f1, load_features, perceptual_distance
+from stylekit.measure.metrics import Features, Measured, edge_f1, load_features, perceptual_distance
 from sweeps import check_full_disk
 
 FEW = dict(steps=2, lr=.05, relevance='none', final_t=0)   # what costs and is not asked here is off
@@ -212,7 +212,7 @@ def methods_file(tmp_path):
     return tmp_path/'m.json'
 
 def test_command(methods_file, tmp_path, command, monkeypatch):
-    monkeypatch.setattr('stylekit.evaluate._network', lambda device: load_features())
+    monkeypatch.setattr('stylekit.measure.evaluate._network', lambda device: load_features())
     argv = ['--methods', methods_file, '--metrics', 'distance_src,ssim_src', '--out', tmp_path/'e']
     out = command(*argv).out
     assert out.startswith('ink ') and ' mine\n' in out

@@ -644,7 +644,7 @@ def test_through_a_network(ball, network):
     assert has_alpha_of(network(Image.open(ball)).image, ball)
 
 def test_through_a_live_run_and_its_recipe(ball):
-    from stylekit.live import LiveRun, replay
+    from stylekit.app.live import LiveRun, replay
     run = LiveRun(ball, caption='a red ball', steps=2, seed=0)
     while run.advance(): pass
     assert run.state == 'done' and has_alpha_of(run.result.image, ball)
@@ -652,7 +652,7 @@ def test_through_a_live_run_and_its_recipe(ball):
 
 def test_through_the_panel(ball):
     pytest.importorskip('ipywidgets')
-    from stylekit.stylize_panel import StylizePanel
+    from stylekit.app.stylize_panel import StylizePanel
     panel = StylizePanel(ball, caption='a red ball', steps=2, seed=0)
     panel._start()
     panel.wait(120)
@@ -660,5 +660,5 @@ def test_through_the_panel(ball):
     assert has_alpha_of(Image.open(io.BytesIO(panel._png())), ball)
 
 def test_what_a_browser_is_shown_has_no_hidden_colours():
-    from stylekit.live import jpeg
+    from stylekit.app.live import jpeg
     assert Image.open(io.BytesIO(jpeg(soft()))).getpixel((0,0))[0] > 250

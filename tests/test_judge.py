@@ -2,7 +2,7 @@
 import builtins
 import numpy as np, pytest, torch
 from stylekit.core import StylekitError
-from stylekit.judge import Judge, edge_f1, unit
+from stylekit.measure.judge import Judge, edge_f1, unit
 from stylekit.mini import judge as J
 
 def images(seed, n=4, s=32):
@@ -120,5 +120,5 @@ def test_judge_distances(judge):
 def test_judge_ignores_batching_and_refuses_other_weights(judge, monkeypatch):
     a = images(0, 3)
     assert torch.allclose(judge.stats(a)[2:], judge.stats(a[2:]), atol=1e-4)
-    monkeypatch.setattr('stylekit.judge.WEIGHTS_SHA256', 'other')
+    monkeypatch.setattr('stylekit.measure.judge.WEIGHTS_SHA256', 'other')
     with pytest.raises(StylekitError, match='sha256'): Judge()

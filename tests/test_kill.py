@@ -19,8 +19,8 @@ CRUMBS = re.compile(r'\..*stylekit-.*|\.stylekit\.lock|work|training\.pt|best\.p
 # a kill hits our work, not five seconds of imports
 FORKS = multiprocessing.get_context('forkserver')
 FORKS.set_forkserver_preload([
-    'stylekit.stylizer', 'stylekit.finetune', 'stylekit.feedforward_training', 'stylekit.control_clip',
-    'stylekit.evaluate', 'stylekit.folders', 'peft', 'transformers.models.clip.modeling_clip',
+    'stylekit.stylizer', 'stylekit.finetune', 'stylekit.feedforward_training', 'stylekit.clip.control_clip',
+    'stylekit.measure.evaluate', 'stylekit.folders', 'peft', 'transformers.models.clip.modeling_clip',
     'diffusers.models.unets.unet_2d_condition',
     'diffusers.models.autoencoders.autoencoder_kl', 'diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion'])
 

@@ -82,7 +82,7 @@ def test_a_stop_leaves_no_lock_taken(monkeypatch, tmp_path):
     import torch
     from stylekit import finetune
     from stylekit.backbone import load_backbone
-    from stylekit.lora_panel import LoraPanel
+    from stylekit.app.lora_panel import LoraPanel
     backbone, x = load_backbone(), torch.zeros(1, 3, 32, 32)
     event = threading.Event()
     def train_lora(folder, name, backbone, **_):

@@ -7,7 +7,7 @@ from stylekit.core import StylekitError
 from stylekit.images import sample_image
 from stylekit.limits import Limits
 from stylekit.stylizer import StylizeResult, stylize
-from stylekit.sms import settings
+from stylekit.methods.sms import settings
 
 N = len(L.LAMS)
 

@@ -1,8 +1,8 @@
 "Metrics: against torchmetrics, SciPy and scikit-image, against formulas written out, and as properties"
 import copy, dataclasses, os
 import numpy as np, pytest, torch, torch.nn.functional as F
-from stylekit import metrics as M
-from stylekit.clip import CLIP_NORM
+from stylekit.measure import metrics as M
+from stylekit.clip.clip import CLIP_NORM
 from stylekit.core import StylekitError
 from stylekit.images import sample_image, list_samples
 
@@ -178,7 +178,7 @@ def test_mini_is_the_embedded_clip(mini):
 
 def test_judge_is_a_ruler_too():
     pytest.importorskip('efficientnet_lite_pytorch')
-    from stylekit.judge import Judge
+    from stylekit.measure.judge import Judge
     judge = Judge()
     x = torch.cat(M.as_tensors([sample_image('owl', 'flat'), sample_image('taxi')]))
     net = M.judge_features(judge)
@@ -391,7 +391,7 @@ def test_ssim_and_psnr_against_skimage():
     assert M.psnr(a, b).each == pytest.approx(psnr, abs=1e-4)
 
 def test_edge_f1_is_the_judges():
-    from stylekit.judge import edge_f1
+    from stylekit.measure.judge import edge_f1
     a, b = images(4), images(4, 32, 1)
     assert M.edge_f1(a, b).each == pytest.approx(edge_f1(a, b).tolist(), abs=1e-7)
 

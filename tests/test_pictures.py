@@ -267,10 +267,10 @@ def test_training_without_captions_says_so(tmp_path):
     with pytest.raises(StylekitError, match='no picture.*can be used'): read_folder(tmp_path)
 
 def test_everybody_reads_folders_the_same_way(tmp_path):
-    from stylekit.evaluate import read_dataset
+    from stylekit.measure.evaluate import read_dataset
     from stylekit.finetune import read_folder
     from stylekit.folders import read_pictures
-    from stylekit.grids import read_grid
+    from stylekit.clip.grids import read_grid
     for i, n in enumerate(('owl.png', 'cup.jfif', 'hat.bmp')):
         pic(tmp_path/'in'/n, i, format={'cup.jfif': 'JPEG'}.get(n))
     put(tmp_path/'in'/'._owl.png', DOUBLE)

@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 from skimage.color import deltaE_ciede2000, rgb2lab
 from skimage.feature import match_template
 from skimage.registration import phase_cross_correlation
-from stylekit import proof as P
+from stylekit.measure import proof as P
 from stylekit.core import StylekitError
 from stylekit.images import list_samples, sample_image
 

@@ -258,7 +258,7 @@ def test_what_is_drawn_over_later_stays_as_it_is_then(base, style):
     assert not np.array_equal(pixels(narrowed.image)[:, 45:], pixels(owl())[:, 45:])
 
 def test_a_recipe_gives_the_same_again(base, style, models, tmp_path):
-    from stylekit.live import LiveRun, replay
+    from stylekit.app.live import LiveRun, replay
     live = LiveRun(owl(), str(style), 'an owl', backbone=base, steps=2, seed=0, protect='box:4,4,40,30')
     while live.advance(): pass
     assert live.state == 'done', live.note

@@ -3,13 +3,13 @@ import json
 from dataclasses import asdict
 import pytest
 from stylekit import StylekitError
-from stylekit.evaluate import Row, Table, read_table
-from stylekit.live import Recipe, load_recipe
-from stylekit.metrics import Measured
+from stylekit.measure.evaluate import Row, Table, read_table
+from stylekit.app.live import Recipe, load_recipe
+from stylekit.measure.metrics import Measured
 from stylekit.studies.control import kept, read_kept
 from stylekit.studies.tables import Search
 from stylekit.records import Kept, read_json, write_json
-from stylekit.sms import settings
+from stylekit.methods.sms import settings
 from sweeps import check_full_disk, json_mutants, resealed, sweep, sweep_file
 
 
@@ -158,7 +158,7 @@ def test_a_full_disk_keeps_the_old_one(tmp_path, monkeypatch, name):
 
 def measurement(path, value=1.25):
     "What `evaluate` keeps of a metric, as it is written and read"
-    from stylekit.evaluate import Metric, Shown, _measured_once
+    from stylekit.measure.evaluate import Metric, Shown, _measured_once
     return _measured_once(path, Metric(lambda s, net: measured(value)), Shown({}, {}, {}, []), None)
 
 def kept_value(path):
@@ -206,7 +206,7 @@ METHODS_FILE = dict(
 
 def methods_of(path):
     from stylekit.cli import METHOD_NAMES
-    from stylekit.evaluate import _methods
+    from stylekit.measure.evaluate import _methods
     try: return _methods(METHOD_NAMES.read(str(path)))
     except StylekitError: raise
     except ValueError as e: raise StylekitError(str(e))   # as the command line says it: one line

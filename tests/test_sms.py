@@ -7,7 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stylekit import StylekitError, load_backbone, load_style, sample_image, settings
 from stylekit.scores import guided
 from stylekit.images import image_to_tensor
-from stylekit.sms import CHOICES, FALL, SAMPLERS, PRESETS, Settings, edit_difference, reach, released_relevance, sigma2
+from stylekit.methods.sms import CHOICES, FALL, PRESETS, SAMPLERS, Settings, edit_difference, reach
+from stylekit.methods.sms import released_relevance, sigma2
 from stylekit.stylizer import LatentOptimizer, Stylizer
 
 WORDS, CAPTION = 'black ink drawing', 'an owl'      # conftest writes these words into the style file

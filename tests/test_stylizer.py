@@ -156,7 +156,7 @@ def test_a_list_in_several_batches_resumes(base, style, tmp_path):
 
 def recorded(base, style, images, seeds, preset, steps=2):
     "t and noise of every draw, per image"
-    from stylekit.sms import SMS
+    from stylekit.methods.sms import SMS
     run = Stylizer(base, style, settings(preset, steps=steps), images, ['an owl']*len(images), seeds)
     try: return [run.method.draw(run.generators, k/steps) for k in range(steps)]
     finally: run.close()
@@ -257,7 +257,7 @@ def test_a_failing_set_up_leaves_nothing_behind(base, style, monkeypatch):
     def fail(*a, **kw): raise RuntimeError('mine')
     for part, kw in dict(RelevanceGrid=dict(relevance='grid'), reach=dict(fake_score='lora')).items():
         with monkeypatch.context() as m:
-            m.setattr(f'stylekit.sms.{part}', fail)
+            m.setattr(f'stylekit.methods.sms.{part}', fail)
             with pytest.raises(RuntimeError, match='mine'): go(base, style, **kw)
         assert not getattr(base.unet, 'peft_config', {}), part
 
@@ -366,7 +366,7 @@ def test_other_bad_input(base, style):
 @pytest.mark.parametrize('size', [(64, 32), (32, 64), (64, 66), (128, 96), (65, 67)], ids=str)
 def test_a_mask_of_another_shape(base, style, size):
     "Refused in a call, in a list, during a run and by a live run, before any work"
-    from stylekit.live import LiveRun
+    from stylekit.app.live import LiveRun
     mask, unused = Image.new('L', size, 255), [At(1, no_work)]
     for kind in (mask, np.asarray(mask), mask.convert('RGB')):
         with pytest.raises(StylekitError, match='the mask has.*draw it on the picture'):
@@ -508,8 +508,8 @@ def test_style_metadata_and_scale(style):
 
 def test_two_encoders_read_the_styled_prompt(base, style):
     "In every method; the rest of the model hears what it always hears, and nothing is left behind, even by an error"
-    from stylekit.control_clip import ROLES, ControlClip
-    from stylekit.guidance import ControlGuidance, detach
+    from stylekit.clip.control_clip import ROLES, ControlClip
+    from stylekit.clip.guidance import ControlGuidance, detach
     def new(): return ControlClip(base.text_encoders[0], base.tokenizers[0], mode='adapter')
     taught, g = new(), torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -588,7 +588,7 @@ def test_two_threads(base, style, whole):
     for r in made: identical(r, whole('fast')[0])
 
 def test_a_live_run_holds_the_model_until_it_ends(base, style, whole):
-    from stylekit.live import LiveRun
+    from stylekit.app.live import LiveRun
     live = LiveRun(owl(), str(style.path), 'an owl', backbone=base, seed=5, steps=4)
     live.advance()
     with pytest.raises(StylekitError, match='another run'): go(base, style)

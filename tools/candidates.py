@@ -10,7 +10,7 @@ import torch, torch.nn.functional as F
 from stylekit import stylize
 from stylekit.images import image_to_tensor
 from stylekit.mini.data import Corpus
-from stylekit.judge import Judge, edge_f1, edges, read_probe
+from stylekit.measure.judge import Judge, edge_f1, edges, read_probe
 from stylekit.mini.judge import look_images
 from stylekit.studies.tables import ALIGNED, PROBE_LOOKS, TABLE_STYLES, look_of
 

@@ -28,7 +28,7 @@ from fastcore.basics import patch
 from ..core import StylekitError
 from ..images import sample_image, list_samples
 from ..records import Record
-from ..grids import split_by_name
+from ..clip.grids import split_by_name
 
 # %% ../../nbs/mini/00_data.ipynb #875e8577
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np, torch, torch.nn.functional as F
 from PIL import Image
 from ..core import StylekitError, atomic_path, digest, explain_errors
-from ..judge import ANSWER, Judge, STAGES, StyleProbe, edge_f1, fit_probe, stage_distance, stage_statistics
-from ..judge import unit
+from ..measure.judge import ANSWER, Judge, STAGES, StyleProbe, edge_f1, fit_probe, stage_distance
+from ..measure.judge import stage_statistics, unit
 from .data import Corpus, on_white
 from ..records import cached
 

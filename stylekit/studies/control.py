@@ -17,22 +17,22 @@ from typing import Any
 from fastcore.basics import patch
 import numpy as np, torch, torch.nn.functional as F
 from ..backbone import PromptEmbeds, load_backbone
-from ..clip import Clip, load_clip
-from ..control_clip import CONTROL_FILE, ROLES, ControlSettings, load_control_clip, role_logits
-from ..control_clip import train_control_clip
+from ..clip.clip import Clip, load_clip
+from ..clip.control_clip import CONTROL_FILE, ROLES, ControlSettings, load_control_clip, role_logits
+from ..clip.control_clip import train_control_clip
 from ..core import StylekitError, asset, atomic_path, digest
-from ..fewshot import WAYS, answer, clip_lora, leakage, task_of
+from ..clip.fewshot import WAYS, answer, clip_lora, leakage, task_of
 from ..finetune import train_lora
-from ..grids import Grid, Shot, few
-from ..guidance import control_clip, latents_on_white
+from ..clip.grids import Grid, Shot, few
+from ..clip.guidance import control_clip, latents_on_white
 
 # %% ../../nbs/mini/08_control.ipynb #1d4619b8
 from ..images import image_to_tensor
 from ..lora import LORA_FILE
-from ..metrics import mean_interval
+from ..measure.metrics import mean_interval
 from ..mini.build import set_examples
 from ..mini.data import StyleSets, look_words, thing
-from ..judge import Judge, fit_probe, stage_statistics, unit
+from ..measure.judge import Judge, fit_probe, stage_statistics, unit
 from ..mini.judge import through_codec
 from ..records import cached, load_kept
 from ..training import FitSettings, draw_t, fit, min_snr

@@ -10,13 +10,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from ..backbone import load_backbone
-from ..evaluate import Table
+from ..measure.evaluate import Table
 from ..feedforward import FEEDFORWARD_FILE, FeedForward
 from ..feedforward_training import FEEDFORWARD_PRESETS, FeedForwardSettings, train_feedforward
 from ..mini.build import corpus_examples
 from ..mini.data import Corpus
 from .tables import ALIGNED, kept_table, measured, pick, picture_set, table_metrics
-from ..sms import settings
+from ..methods.sms import settings
 
 # %% ../../nbs/mini/09_generators.ipynb #75d7bf58
 def recipe(areas:int, steps:int=1600, **changes)->FeedForwardSettings: # of one colour each, 0: none

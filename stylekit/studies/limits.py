@@ -14,9 +14,9 @@ from ..backbone import load_backbone
 from ..core import atomic_path, digest
 from ..limits import LAMS, style_reader
 from ..mini.data import Corpus
-from ..proof import Prover
+from ..measure.proof import Prover
 from ..records import cached, save_kept
-from ..sms import settings
+from ..methods.sms import settings
 from .tables import ALIGNED, TABLE_STYLES, pick
 from ..stylizer import stylize
 

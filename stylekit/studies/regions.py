@@ -15,7 +15,7 @@ import numpy as np, torch
 from PIL import Image, ImageDraw, ImageFont
 from ..backbone import load_backbone
 from ..core import atomic_path
-from ..evaluate import judge_of_looks, known_look
+from ..measure.evaluate import judge_of_looks, known_look
 from ..feedforward import FeedForward
 from ..images import list_samples, load_image, sample_image
 from ..letters import letters_kept, read_letters

@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from ..core import StylekitError, atomic_path, digest, file_sha256
 from ..backbone import load_backbone
-from ..baselines import METHODS
-from ..evaluate import METRICS, Metric, Table, evaluate, read_table, style_metric
+from ..methods.rivals import METHODS
+from ..measure.evaluate import METRICS, Metric, Table, evaluate, read_table, style_metric
 from ..feedforward import feedforward_file
 from ..finetune import train_lora
 from ..lora import LORA_FILE
 from ..records import Record, cached, read_json, write_json
 from ..mini.build import corpus_examples
 from ..mini.data import Corpus, look_words
-from ..sms import settings
-from ..judge import ANSWER, Judge, read_probe
+from ..methods.sms import settings
+from ..measure.judge import ANSWER, Judge, read_probe
 from ..mini.judge import envelope
 
 # %% ../../nbs/mini/07_tables.ipynb #d0c2e333

@@ -1,0 +1,1 @@
+"Panels in notebooks, and the page of them"

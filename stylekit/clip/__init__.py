@@ -1,0 +1,1 @@
+"CLIP and Control-CLIP: encoders, training, and how a model hears them"

@@ -1,0 +1,1 @@
+"Did the style arrive, is the thing still there, and is it the same in the same place"

@@ -1,0 +1,1 @@
+"Ways to match a style: SMS, the arithmetic its authors released, and rivals"
