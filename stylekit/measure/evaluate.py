@@ -30,7 +30,8 @@ from ..feedforward import FeedForward, feedforward_file
 from ..pictures import list_pictures, name_key, name_twins, picture_folder
 from ..lora import Style, load_style
 from .metrics import Measured, art_fd, as_tensors, cfsd, content_retrieval, edge_f1, fd, judge_features
-from .metrics import kid, load_features, mean_interval, mmd, perceptual_distance, similarity, ssim, structure
+from .metrics import kid, load_features, mean_interval, mmd, perceptual_distance
+from .metrics import similarity, ssim, structure
 from ..folders import LOST, without_folders, worker_pool
 from ..records import Record, cached, parse_json, read_json, seal, unseal_if_sealed, write_json
 from ..methods.sms import settings
