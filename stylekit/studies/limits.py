@@ -8,14 +8,13 @@ __all__ = ['MEASURED', 'curve_names', 'draw_curve', 'measure_curve', 'curve_key'
 # %% ../../nbs/mini/11_limit_curves.ipynb #e212cf96
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from ..backbone import load_backbone
 from ..core import atomic_path, digest
 from ..limits import LAMS, style_reader
 from ..mini.data import Corpus
 from ..measure.proof import Prover
-from ..records import cached, save_kept
+from ..records import load_kept, save_kept
 from ..methods.sms import settings
 from .tables import ALIGNED, TABLE_STYLES, pick
 from ..stylizer import stylize
@@ -61,17 +60,22 @@ def curve_key(seed:int)->str:
     return digest(json.dumps(asdict(settings()), sort_keys=True), LAMS, seed)[:16]
 
 # %% ../../nbs/mini/11_limit_curves.ipynb #e72db9ae
+def _measured(path:Path, seed:int)->dict: # (name, style) -> curve
+    "What is kept already, if it was made from the same"
+    kept = load_kept(path, curve_key(seed)) if path.exists() else None
+    return {(c['name'], c['style']): c for c in kept or ()}
+
 def make_curves(data='data', work='runs/limits', kept='nbs/mini/limits', # the corpus; what is drawn; what is measured
-                names:int=50, seed:int=0, only_drawn:bool=False, # leave out what is not complete in `work`
-                report=print)->list: # of dicts: name, style, points
-    "Draw and measure; it goes on where it was stopped"
-    corpus, backbone, curves = Corpus(Path(data)/'corpus'), load_backbone(device='cpu'), []
+                names:int=50, seed:int=0, report=print
+               )->list: # of dicts: name, style, points
+    "Draw and measure what is not kept yet; it goes on where it was stopped"
+    corpus, backbone, path = Corpus(Path(data)/'corpus'), load_backbone(device='cpu'), Path(kept)/'curves.json'
     work = Path(work)/curve_key(seed)   # other settings draw other pictures
+    curves = _measured(path, seed)
     for name, style in curve_names(corpus, names):
-        done = all((work/f'{name}-{style}-{lam:g}.png').exists() for lam in LAMS)
-        if only_drawn and not done: continue
+        if (name, style) in curves: continue
         files = draw_curve(corpus, name, style, work, backbone, seed, report)
-        measured = cached(work/f'{name}-{style}.json', curve_key(seed), partial(measure_curve, files, style))
-        curves.append(dict(name=name, style=style, points=measured))
-        save_kept(curves, Path(kept)/'curves.json', curve_key(seed))
-    return curves
+        curves[name, style] = dict(name=name, style=style, points=measure_curve(files, style))
+        save_kept([*curves.values()], path, curve_key(seed))
+    return [*curves.values()]
+
