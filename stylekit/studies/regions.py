@@ -20,7 +20,7 @@ from ..feedforward import FeedForward
 from ..images import list_samples, load_image, sample_image
 from ..letters import letters_kept, read_letters
 from ..lora import load_style
-from ..regions import FEATHER, boxes, feather, region_mask, restore_pixels
+from ..regions import FEATHER, feather, logos, region_mask, restore_pixels
 from ..stylizer import stylize
 
 # %% ../../nbs/mini/10_regions.ipynb #e3e713b5
@@ -120,7 +120,7 @@ STYLES = 'ink', 'flat', 'watercolour'
 
 def protection_of(case:Case)->list:
     "What a user would protect"
-    return ['letters', boxes(case.logo)]
+    return ['letters', logos(case.logo)]
 
 def draw_case(case:Case, style:str, out, # folder for results
               held:bool, # are the latents held where it is protected? A network has none
