@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from .backbone import Backbone, load_backbone
 from .color import main_colors, rgb_to_lab, soft_shares
 from .core import StylekitError, check_range, digest, one_line, plain_number, user_path
-from .images import image_to_tensor, open_image
+from .images import check_same_shape, image_to_tensor, open_image
 from .letters import read_letters
 
 # %% ../nbs/05a_regions.ipynb #44173898
@@ -86,7 +86,8 @@ _OF_BOXES = dict(box=boxes, logo=logos)
 def _is_url(protect)->bool: return isinstance(protect, str) and protect.startswith(_URL)
 
 def _named(text:str)->Region: # as the command line has it
-    if not text: raise StylekitError('a region is empty: write alpha, letters, box:..., logo:..., words:... or a mask file')
+    if not text:
+        raise StylekitError('a region is empty: write alpha, letters, box:..., logo:..., words:... or a mask file')
     kind, colon, rest = text.partition(':')
     if text == 'alpha': return alpha()
     if text == 'letters': return letters()
@@ -103,7 +104,7 @@ def _parts(text:str)->list: # several with + between; a file of that name wins
 def _is_box(given)->bool: return len(given) == 4 and all(isinstance(plain_number(v), (int, float)) for v in given)
 
 # %% ../nbs/05a_regions.ipynb #35c00307
-def as_regions(protect # `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'logo:...', 'words:...', box, mask; a list of them; None
+def as_regions(protect # `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'logo:...', 'words:...', box, mask; a list; None
               )->list: # of `Region`s
     "Whatever a user gives, as a list"
     if protect is None or protect is False or isinstance(protect, str) and not protect: return []
@@ -130,11 +131,8 @@ def fitting_mask(protect, # a picture, or one as `mask_url` gives it
                  sizes:list, # (width, height) of the images
                  name:str='the mask')->Image.Image: # RGB
     "The mask, if it has the shape of every image; another size of the same shape is fine, to one pixel"
-    mask = open_image(_mask_file(protect), background='black').rgb
-    for w, h in sizes:
-        if abs(mask.width*h - mask.height*w) > max(*mask.size, w, h):
-            raise StylekitError(f'{name} has {mask.width}×{mask.height} pixels and the picture {w}×{h}: '
-                                'draw it on the picture, in its shape')
+    mask = open_image(_mask_file(protect), min_side=1, max_aspect=math.inf, background='black').rgb
+    for size in sizes: check_same_shape(name, mask.size, size)
     return mask
 
 # %% ../nbs/05a_regions.ipynb #013e979e
@@ -205,7 +203,8 @@ def _strong_edges(lab:torch.Tensor, inside:torch.Tensor)->torch.Tensor: # (3, H,
 
 # %% ../nbs/05a_regions.ipynb #af8735c9
 def _window(inside:torch.Tensor, margin:int)->tuple: # of slices
-    return tuple(slice(max(0, int(v.min())-margin), int(v.max())+margin+1) for v in torch.nonzero(inside, as_tuple=True))
+    places = torch.nonzero(inside, as_tuple=True)
+    return tuple(slice(max(0, int(v.min())-margin), int(v.max())+margin+1) for v in places)
 
 def _tells(found:torch.Tensor, edges:torch.Tensor, within:torch.Tensor, around:torch.Tensor)->bool: # (H, W) bool
     "Do the strong edges lie on what was found, but for as many as the ground has of itself?"
@@ -372,7 +371,8 @@ def _find_words(opened, region:Region, caption:str, backbone, owner)->tuple:
 def _embedded(): return load_backbone()
 
 # %% ../nbs/05a_regions.ipynb #a48985b7
-_FINDERS = dict(mask=_find_mask, alpha=_find_alpha, boxes=_find_boxes, logos=_find_logos, words=_find_words, letters=_find_letters)
+_FINDERS = dict(mask=_find_mask, alpha=_find_alpha, boxes=_find_boxes, logos=_find_logos, words=_find_words,
+                letters=_find_letters)
 
 def find_regions(protect, # as `as_regions` takes it
                  image, # path, PIL image, array, tensor, or `OpenedImage`
@@ -515,11 +515,13 @@ class Protection:
         return Protection(*(tuple(of[i] for i in places) for of in (self.urls, self.about)))
 
 # %% ../nbs/05a_regions.ipynb #b70044e9
-def mask_pixels(url:str, # as `mask_url` gives it; '': nothing is protected
-                size:tuple # (width, height) of the picture
+def mask_pixels(mask, # as `fitting_mask` takes it; '': nothing is protected
+                size:tuple, # (width, height) of the picture
+                name:str='the mask'
                )->torch.Tensor: # (H, W) in [0, 1]
     "A mask at the picture's size"
-    return _as_mask(fitting_mask(url, [size]), size) if url else torch.zeros(size[::-1])
+    if isinstance(mask, str) and not mask: return torch.zeros(size[::-1])
+    return _as_mask(fitting_mask(mask, [size], name), size)
 
 def _found_url(mask:torch.Tensor)->str: # '' if nothing is protected
     grey = (mask*255).round().byte().numpy()
