@@ -228,7 +228,7 @@ def measure_case(case:Case, style:str, result:Image.Image, free:Image.Image, # f
                 spill=spill_share(result, free, case.drawn),
                 style_outside=style_share(outside_only(result, case.image, mask), style))
 
-@lru_cache(1)
+@lru_cache(2)
 def _network(style:str): return FeedForward.load(style)
 
 def _results(case:Case, style:str, mask:torch.Tensor, out, way:str, backbone)->list: # without, with protection
