@@ -2773,6 +2773,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'stylekit.regions._box_mask': ('regions.html#_box_mask', 'stylekit/regions.py'),
                                   'stylekit.regions._box_text': ('regions.html#_box_text', 'stylekit/regions.py'),
                                   'stylekit.regions._boxes': ('regions.html#_boxes', 'stylekit/regions.py'),
+                                  'stylekit.regions._carried': ('regions.html#_carried', 'stylekit/regions.py'),
                                   'stylekit.regions._checked_box': ('regions.html#_checked_box', 'stylekit/regions.py'),
                                   'stylekit.regions._connected': ('regions.html#_connected', 'stylekit/regions.py'),
                                   'stylekit.regions._embedded': ('regions.html#_embedded', 'stylekit/regions.py'),
