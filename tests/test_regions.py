@@ -34,7 +34,8 @@ def noisy(small_network):
 BAD = [
     ((3, 0, 1, 5), 'is empty'), ((0, 0, 0, 5), 'is empty'), ((0, 0, float('nan'), 5), 'box'),
     ('box:1,2,3', r'\(x0, y0, x1'), ('box:a,b,c,d', 'write box:x0,y0,x1,y1'),
-    ('box:', 'write box'), ('logo:1,2', r'\(x0, y0, x1'), ('logo:a', 'write logo:x0'), ('words:', 'no word'), ('words: ', 'no word'), ('letters+', 'is empty'), ('+', 'is empty')]
+    ('box:', 'write box'), ('logo:1,2', r'\(x0, y0, x1'), ('logo:a', 'write logo:x0'),
+    ('words:', 'no word'), ('words: ', 'no word'), ('letters+', 'is empty'), ('+', 'is empty')]
 
 @pytest.mark.parametrize('bad,said', BAD, ids=str)
 def test_what_is_no_region(bad, said):

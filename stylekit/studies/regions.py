@@ -182,7 +182,7 @@ def edges_of(image:Image.Image)->np.ndarray: # (H, W)
     across, down = (np.linalg.norm(np.diff(lab, axis=axis), axis=2) for axis in (1, 0))
     return np.maximum(np.pad(across, ((0, 0), (0, 1))), np.pad(down, ((0, 1), (0, 0))))
 
-def seam_share(result:Image.Image, content:Image.Image, free:Image.Image, # free: the result without protection
+def seam_share(result:Image.Image, content:Image.Image, free:Image.Image, # free: before pixels were put back
                drawn:np.ndarray # (H, W) bool
               )->float: # of the length of all outlines
     "New edges: where neither the content nor the free result has one within a pixel"
@@ -215,7 +215,7 @@ def _of_colours(case:Case, result:Image.Image, mask:torch.Tensor)->dict:
                 delta_e_logo=_mean(off, case.mark), delta_e_most=float(off[white].max()))
 
 # %% ../../nbs/mini/10_regions.ipynb #785cfca7
-def measure_case(case:Case, style:str, result:Image.Image, free:Image.Image, # free: without protection
+def measure_case(case:Case, style:str, result:Image.Image, drawn:Image.Image, # drawn: before pixels were put back
                  mask:torch.Tensor, lines:list # what is protected, and what was read in the content
                 )->dict:
     "All numbers of one result"
@@ -224,17 +224,18 @@ def measure_case(case:Case, style:str, result:Image.Image, free:Image.Image, # f
     return dict(case=case.name, style=style, text=case.text, letters=read_again(case, read),
                 letters_of_content=letters_kept(lines, read), read=' '.join(line.text for line in read),
                 logo=logo_likeness(result, case.image, case.mark), logo_box=find_logo(x, y, case.logo, 0)[0],
-                **_of_colours(case, result, mask), seam=seam_share(result, case.image, free, case.drawn),
-                spill=spill_share(result, free, case.drawn),
+                **_of_colours(case, result, mask), seam=seam_share(result, case.image, drawn, case.drawn),
+                spill=spill_share(result, drawn, case.drawn),
                 style_outside=style_share(outside_only(result, case.image, mask), style))
 
 @lru_cache(2)
 def _network(style:str): return FeedForward.load(style)
 
-def _results(case:Case, style:str, mask:torch.Tensor, out, way:str, backbone)->list: # without, with protection
+def _results(case:Case, style:str, mask:torch.Tensor, out, way:str, backbone)->list: # without, with
+    "(result, as it was drawn) each"
     network = _network(style) if way == 'network' else None
     free, held = (draw_case(case, style, out, on, network, backbone) for on in (False, network is None))
-    return [free, restore_pixels(held, case.image, mask)]
+    return [(free, free), (restore_pixels(held, case.image, mask), held)]
 
 # %% ../../nbs/mini/10_regions.ipynb #5f9dce9f
 def measure_regions(out='out/regions', # folder for results
@@ -248,9 +249,8 @@ def measure_regions(out='out/regions', # folder for results
         mask, lines = region_mask(protection_of(case), case.image), read_letters(case.image)
         found = ' '.join(line.text for line in lines)
         for style in styles:
-            free, held = _results(case, style, mask, out, way, backbone)
-            for on, result in enumerate((free, held)):
-                row = measure_case(case, style, result, free, mask, lines)
+            for on, (result, drawn) in enumerate(_results(case, style, mask, out, way, backbone)):
+                row = measure_case(case, style, result, drawn, mask, lines)
                 rows.append(dict(protected=bool(on), found=found) | row)
         if report: report(case.name, [round(r['letters'], 2) for r in rows if r['case'] == case.name])
     with atomic_path(Path(kept)/f'{way}.json') as tmp: tmp.write_text(json.dumps(rows, indent=1), encoding='utf-8')
