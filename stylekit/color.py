@@ -17,7 +17,7 @@ from functools import partial
 import torch, torch.nn.functional as F
 from torch import Tensor
 from .core import StylekitError, changed, check_finite, check_range, explain_errors, one_line
-from .images import image_to_tensor, load_image, open_image, tensor_to_image
+from .images import check_same_shape, image_to_tensor, open_image, tensor_to_image
 from .records import Record, check_fields, limited
 from .spectrum import dct2, frequency, idct2
 
@@ -201,18 +201,15 @@ def _open(picture, name:str)->_Picture:
 # %% ../nbs/01c_color.ipynb #a7419105
 def _resized(x:Tensor, size:tuple, name:str)->Tensor: # (H, W); name for the message
     "`x` at that size, if its shape is the same to one pixel"
-    h, w = size
-    if x.shape[-2:] == (h, w): return x
-    if abs(x.shape[-1]*h - x.shape[-2]*w) > max(*x.shape[-2:], h, w):
-        raise StylekitError(f'{name} has {x.shape[-1]}×{x.shape[-2]} pixels and the result {w}×{h}: '
-                            'they need the same shape')
-    return F.interpolate(x, (h, w), mode='bilinear', antialias=True).clamp(0, 1)
+    if x.shape[-2:] == (*size,): return x
+    check_same_shape(name, x.shape[:-3:-1], size[::-1], 'the result', 'they need the same shape')
+    return F.interpolate(x, tuple(size), mode='bilinear', antialias=True).clamp(0, 1)
 
 def _weights(region, size:tuple, like:Tensor, outside:bool=False)->Tensor: # (1 or B, 1, H, W) in [0, 1]
     "How strongly each pixel takes part: a region in any form; None: all do"
     if region is None: return torch.ones_like(like[:1, :1, :1, :1]).expand(1, 1, *size)
     if not torch.is_tensor(region):
-        mask = load_image(region, min_side=1, max_aspect=math.inf, name='the region')
+        mask = open_image(region, min_side=1, max_aspect=math.inf, background='black', name='the region').rgb
         region = image_to_tensor(mask.convert('L'))[:, :1]
     r = region.to(like.device).float() if region.dtype == torch.bool else region.to(like)
     check_range('a value of the region', check_finite(r, 'the region'), 0, 1)
@@ -483,6 +480,11 @@ def _reach(d:Tensor, radius:float)->Tensor: # ΔE2000
 def _each_to_each(a:Tensor, b:Tensor)->Tensor: # (n, 3), (m, 3); ΔE2000 (n, m)
     return delta_e_2000(a.T[..., None], b.T[:, None])
 
+def _lighter_together(by:Tensor, which:Tensor, size:Tensor)->Tensor: # (n, 3), (n,), (n,); like by
+    "One change of lightness, the mean, for all areas of one of the palette's colours"
+    same = (which[:, None] == which)*size
+    return torch.cat([same @ by[:, :1]/same.sum(1, keepdim=True).clamp(min=1e-12), by[:, 1:]], 1)
+
 def lock_palette(lab:Tensor, # the result, (3, h, w)
                  palette:Tensor, # (n, 3) in CIELAB
                  source:Tensor=None, # (3, h, w): says which colour an area gets; None: its own colour does
@@ -497,7 +499,8 @@ def lock_palette(lab:Tensor, # the result, (3, h, w)
     target = palette[which]
     reach = _reach(delta_e_2000(areas.own.T[..., None], target.T[..., None])[:, 0], radius)
     if source is not None: reach = reach*_reach(unlike, radius/2)
-    return areas.move(lab, (target-areas.own)*reach[:, None])
+    size = (areas.shares if weight is None else areas.shares*weight).sum((1, 2))*reach
+    return areas.move(lab, _lighter_together(target-areas.own, which, size)*reach[:, None])
 
 # %% ../nbs/01c_color.ipynb #a8f385f3
 @dataclass(frozen=True)

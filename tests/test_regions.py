@@ -7,7 +7,7 @@ from stylekit import load_backbone, sample_image, stylize
 from stylekit.core import StylekitError
 from stylekit.feedforward import FeedForward, StyleNet
 from stylekit.folders import stylize_folder
-from stylekit.regions import (Protection, alpha, as_regions, boxes, feather, letters, mask, mask_pixels,
+from stylekit.regions import (Protection, alpha, as_regions, boxes, feather, letters, logos, mask, mask_pixels,
                               mask_url, otsu_threshold, protect_pictures, region_mask, region_texts,
                               restore_pixels, words)
 from stylekit.images import open_image
@@ -34,7 +34,8 @@ def noisy(small_network):
 BAD = [
     ((3, 0, 1, 5), 'is empty'), ((0, 0, 0, 5), 'is empty'), ((0, 0, float('nan'), 5), 'box'),
     ('box:1,2,3', r'\(x0, y0, x1'), ('box:a,b,c,d', 'write box:x0,y0,x1,y1'),
-    ('box:', 'write box'), ('words:', 'no word'), ('words: ', 'no word'), ('letters+', 'is empty'), ('+', 'is empty')]
+    ('box:', 'write box'), ('logo:1,2', r'\(x0, y0, x1'), ('logo:a', 'write logo:x0'),
+    ('words:', 'no word'), ('words: ', 'no word'), ('letters+', 'is empty'), ('+', 'is empty')]
 
 @pytest.mark.parametrize('bad,said', BAD, ids=str)
 def test_what_is_no_region(bad, said):
@@ -111,6 +112,22 @@ def test_boxes_are_pixels():
     for bad in ((-1, 0, 4, 4), (0, 0, 65, 4), (0, 60, 4, 65), (100, 100, 110, 110)):
         with pytest.raises(StylekitError, match=r'does not lie in the picture of 64×64'): region_mask(bad, owl())
 
+@pytest.mark.parametrize('ground', ['white', 'gradient', 'noise'])
+@pytest.mark.parametrize('size', [64, 300])
+def test_a_logo_is_cut_out_of_its_box(ground, size):
+    "In its own shape, with its holes; the box's corners are ground"
+    x = np.linspace(60, 200, size)[None, :, None].repeat(size, 0).repeat(3, 2)
+    if ground == 'noise': x = np.random.default_rng(3).integers(60, 200, (size, size, 1)).repeat(3, 2)
+    im = Image.new('RGB', (size, size), 'white') if ground == 'white' else Image.fromarray(np.uint8(x))
+    lo, hi = size//4, 3*size//4
+    draw, truth = ImageDraw.Draw(im), Image.new('L', im.size)
+    draw.ellipse((lo, lo, hi, hi), fill='#0b4f3a')
+    draw.ellipse((size*3//8, size*3//8, size*5//8, size*5//8), fill='#ffe14d')
+    ImageDraw.Draw(truth).ellipse((lo, lo, hi, hi), fill=255)
+    found, truth = region_mask(logos((lo, lo, hi+1, hi+1)), im).numpy() > 0, np.array(truth) > 0
+    assert (found & truth).sum()/(found | truth).sum() > (.8 if size == 64 else .95)
+    with pytest.raises(StylekitError, match='does not lie in'): region_mask(logos((0, 0, size+1, 9)), im)
+
 def test_regions_combine_by_maximum():
     parts = [boxes((0, 0, 40, 40), strength=.4), boxes((20, 20, 64, 64), strength=.7), (30, 30, 34, 34)]
     each = [region_mask(p, owl()) for p in parts]
@@ -126,12 +143,13 @@ def test_no_letters_are_said(monkeypatch):
     with pytest.warns(UserWarning, match='no letters were found'): assert region_mask('letters', owl()).sum() == 0
 
 def test_letters_grow_by_their_margin(monkeypatch):
+    "Where nothing tells strokes from ground, the whole line stays"
     from stylekit import regions
     from stylekit.letters import Line
     line = Line('ab', ((20, 20), (40, 20), (40, 30), (20, 30)), 1.)
     monkeypatch.setattr(regions, 'read_letters', lambda *_: [line])
     for margin, grown in ((0, 0), (.5, 5)):
-        ys, xs = torch.nonzero(region_mask(letters(margin), owl()), as_tuple=True)
+        ys, xs = torch.nonzero(region_mask(letters(margin), Image.new('RGB', (64, 64), 'grey')), as_tuple=True)
         box = xs.min().item(), ys.min().item(), xs.max().item(), ys.max().item()
         assert np.abs(np.array(box)-(20-grown, 20-grown, 40+grown, 30+grown)).max() <= 1
 
@@ -173,6 +191,17 @@ def test_a_feather_falls_and_ends():
     means = [f[d == k].mean() for k in range(20)]
     assert all(a >= b for a, b in zip(means, means[1:])) and f[d > 13].max() == 0 and .3 < means[6] < .7
     assert f[d == 1].min() > .5   # no cut at the edge
+
+@pytest.mark.parametrize('seed', range(3))
+def test_only_the_mask_and_its_edge_change(seed):
+    "White is the content's, and what is further away than the edge is the result's, whatever the mask"
+    from scipy.ndimage import distance_transform_cdt
+    rng = np.random.default_rng(seed)
+    a, b = (Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)) for _ in range(2))
+    m = torch.from_numpy(rng.random((7, 9)) > .85).float().repeat_interleave(10, 0).repeat_interleave(10, 1)
+    out, white = pixels(restore_pixels(a, b, m, 6)), m.numpy() == 1
+    far = distance_transform_cdt(1-m.numpy(), 'chessboard') > 8
+    assert np.array_equal(out[white], pixels(b)[white]) and np.array_equal(out[far], pixels(a)[far])
 
 def test_strengths_are_shares():
     red, blue = (Image.new('RGB', (40, 30), c) for c in ('red', 'blue'))
@@ -276,7 +305,8 @@ def test_protections_are_written_and_read():
         assert Protection.of(made.text, 2).urls == made.urls == protect_pictures(made.text, ims, ['', '']).urls
     for url, im in zip(made.urls, ims): assert torch.equal(mask_pixels(url, im.size), region_mask((1, 1, 9, 9), im))
     assert mask_pixels('', (5, 4)).shape == (4, 5)
-    texts = [region_texts(p) for p in ('letters', letters(.5), 'alpha', alpha(.5), left(), (1, 1, 9, 9), (1, 1, 9, 8))]
+    texts = [region_texts(p) for p in ('letters', letters(.5), 'alpha', alpha(.5), left(), (1, 1, 9, 9), (1, 1, 9, 8),
+                                     logos((1, 1, 9, 9)))]
     assert len({*map(str, texts)}) == len(texts)
 
 

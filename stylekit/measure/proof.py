@@ -19,11 +19,12 @@ from fastcore.basics import patch
 from PIL import Image
 from ..color import delta_e
 from ..core import StylekitError, atomic_path, check_whole, one_line, user_path
-from ..images import list_samples, load_image, sample_image
+from ..images import check_same_shape, list_samples, load_image, sample_image
 from ..letters import letters_kept, read_letters
 from .metrics import Features, Measured, as_tensors, edge_f1, judge_features, similarity, structure
 from ..pictures import list_pictures
 from ..records import Record
+from ..regions import mask_pixels
 from ..stylizer import fit_image, unfit_image, working_size
 
 # %% ../../nbs/12a_proof.ipynb #1bea4a16
@@ -302,9 +303,7 @@ def _arrays(content, result)->tuple: # (3, H, W) twice
     "Both in the size of the content"
     before = load_image(content, min_side=1, max_aspect=math.inf, name='the content')
     after = load_image(result, min_side=1, max_aspect=math.inf, name='the result')
-    if abs(before.width*after.height-before.height*after.width) > max(*before.size, *after.size):
-        raise StylekitError(f'the result has {after.width}×{after.height} pixels and the content '
-                            f'{before.width}×{before.height}: a proof compares pictures of one shape')
+    check_same_shape('the result', after.size, before.size, 'the content', 'a proof compares pictures of one shape')
     if after.size != before.size: after = after.resize(before.size, Image.Resampling.LANCZOS)
     return tuple(np.asarray(im, float).transpose(2, 0, 1)/255 for im in (before, after))
 
@@ -338,13 +337,7 @@ def _sample_rows()->np.ndarray: return _unit_rows([*_samples().values()], _judge
 
 def _region_of(regions, size:tuple): # None: nothing must stay
     if regions is None: return None
-    plain = isinstance(regions, np.ndarray) and regions.ndim == 2
-    if plain: regions = Image.fromarray(np.uint8(np.clip(regions, 0, 1)*255+.5))
-    mask = load_image(regions, min_side=1).convert('L')
-    if abs(mask.width*size[1]-mask.height*size[0]) > max(*mask.size, *size):
-        raise StylekitError(f'the region has {mask.width}×{mask.height} pixels and the picture {size[0]}×{size[1]}: '
-                            'draw it on the picture, in its shape')
-    white = np.asarray(mask.resize(size, Image.Resampling.BOX), float)/255
+    white = mask_pixels(regions, size, 'the region').double().numpy()
     return white if white.max() > 0 else None
 
 # %% ../../nbs/12a_proof.ipynb #f920ec3d

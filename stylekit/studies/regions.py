@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'WORDS', 'PHOTOGRAPHS', 'STYLES', 'Case', 'make_cases', 'protection_of', 'draw_case', 'delta_e',
-           'outside_only', 'style_share', 'measure_case', 'measure_regions']
+           'outside_only', 'style_share', 'edges_of', 'seam_share', 'spill_share', 'logo_likeness', 'read_again',
+           'measure_case', 'measure_regions']
 
 # %% ../../nbs/mini/10_regions.ipynb #f8071fdd
 import json, math
@@ -16,11 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 from ..backbone import load_backbone
 from ..core import atomic_path
 from ..measure.evaluate import judge_of_looks, known_look
+from ..measure.metrics import as_tensors
+from ..measure.proof import find_logo
 from ..feedforward import FeedForward
 from ..images import list_samples, load_image, sample_image
-from ..letters import letters_kept, read_letters
+from ..letters import Line, letters_kept, read_letters
 from ..lora import load_style
-from ..regions import FEATHER, boxes, feather, region_mask, restore_pixels
+from ..regions import FEATHER, feather, logos, region_mask, restore_pixels
 from ..stylizer import stylize
 
 # %% ../../nbs/mini/10_regions.ipynb #e3e713b5
@@ -34,7 +37,7 @@ _SHOWS = dict(astronaut='an astronaut', chelsea='a cat', coffee='a cup of coffee
               camera='a man with a camera', coins='old coins', brick='a brick wall', grass='grass', gravel='gravel',
               hubble_deep_field='stars', retina='a retina')
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     "A picture with letters and a logo on it"
     name: str
@@ -43,6 +46,11 @@ class Case:
     text: str      # what is written
     label: tuple   # where, (x0, y0, x1, y1) in pixels
     logo: tuple    # and where the logo is
+    strokes: np.ndarray   # (H, W) bool: the letters and their outline
+    plate: np.ndarray     # what else was drawn with them; none in a third of the cases
+    mark: np.ndarray      # the logo
+    @property
+    def drawn(self)->np.ndarray: return self.strokes | self.plate | self.mark
 
 # %% ../../nbs/mini/10_regions.ipynb #dfd77766
 def _photograph(name:str, left:int)->Image.Image:
@@ -69,17 +77,18 @@ def _font(i:int, px:int):
     import matplotlib
     return ImageFont.truetype(str(Path(matplotlib.__file__).parent/'mpl-data'/'fonts'/'ttf'/f'{_FONTS[i%4]}.ttf'), px)
 
-def _label(text:str, i:int)->Image.Image: # RGBA, cut to what is drawn
+def _label(text:str, i:int)->tuple: # RGBA cut to what is drawn; the same with the letters alone
     "A word on a plate, or with an outline and no plate"
     ink, paper = _COLOURS[i%5]
     font = _font(i, px := 20+i*7%17)
     l, t, r, b = font.getbbox(text)
-    im = Image.new('RGBA', (r-l+px, b-t+px), (0, 0, 0, 0))
-    draw, at = ImageDraw.Draw(im), (px/2-l, px/2-t)
-    if i%3: draw.rounded_rectangle((0, 0, im.width-1, im.height-1), px//4, fill=paper)
-    draw.text(at, text, font=font, fill=ink, **({} if i%3 else dict(stroke_width=3, stroke_fill=paper)))
-    im = im.rotate((0, 0, 7, -6)[i%4], Image.Resampling.BICUBIC, expand=True)
-    return im.crop(im.getbbox())
+    im, alone = (Image.new('RGBA', (r-l+px, b-t+px), (0, 0, 0, 0)) for _ in range(2))
+    if i%3: ImageDraw.Draw(im).rounded_rectangle((0, 0, im.width-1, im.height-1), px//4, fill=paper)
+    for each in (im, alone):
+        outline = {} if i%3 else dict(stroke_width=3, stroke_fill=paper)
+        ImageDraw.Draw(each).text((px/2-l, px/2-t), text, font=font, fill=ink, **outline)
+    im, alone = (each.rotate((0, 0, 7, -6)[i%4], Image.Resampling.BICUBIC, expand=True) for each in (im, alone))
+    return im.crop(im.getbbox()), alone.crop(im.getbbox())
 
 # %% ../../nbs/mini/10_regions.ipynb #3e410005
 def _logo(i:int, side:int=46)->Image.Image: # RGBA
@@ -103,24 +112,30 @@ def _place(label:Image.Image, i:int)->tuple: # (x, y)
 # %% ../../nbs/mini/10_regions.ipynb #2fea472e
 def _corner(i:int, side:int)->tuple: return (10 if i%2 else SIDE-side-10), 10
 
+def _opaque(layer:Image.Image, at:tuple)->np.ndarray: # (H, W) bool: what is wholly covered, edges are not
+    whole = Image.new('L', (SIDE, SIDE))
+    whole.paste(layer.getchannel('A'), at)
+    return np.asarray(whole) == 255
+
+def _case(i:int, name:str, image:Image.Image, caption:str)->Case:
+    (label, alone), logo, image = _label(WORDS[i], i), _logo(i), image.copy()
+    at, corner = _place(label, i), _corner(i, logo.width)
+    image.paste(label, at, label)
+    image.paste(logo, corner, logo)
+    spans = [(x, y, x+im.width, y+im.height) for (x, y), im in ((at, label), (corner, logo))]
+    strokes = _opaque(alone, at)
+    return Case(name, image, caption, WORDS[i], *spans, strokes, _opaque(label, at) & ~strokes, _opaque(logo, corner))
+
 def make_cases()->list: # of `Case`s, 30
     "The same pictures every time"
-    out = []
-    for i, (name, image, caption) in enumerate(_grounds()):
-        label, logo, image = _label(WORDS[i], i), _logo(i), image.copy()
-        at, corner = _place(label, i), _corner(i, logo.width)
-        image.paste(label, at, label)
-        image.paste(logo, corner, logo)
-        spans = [(x, y, x+im.width, y+im.height) for (x, y), im in ((at, label), (corner, logo))]
-        out.append(Case(name, image, caption, WORDS[i], *spans))
-    return out
+    return [_case(i, *ground) for i, ground in enumerate(_grounds())]
 
 # %% ../../nbs/mini/10_regions.ipynb #5ff42bb1
 STYLES = 'ink', 'flat', 'watercolour'
 
 def protection_of(case:Case)->list:
     "What a user would protect"
-    return ['letters', boxes(case.logo)]
+    return ['letters', logos(case.logo)]
 
 def draw_case(case:Case, style:str, out, # folder for results
               held:bool, # are the latents held where it is protected? A network has none
@@ -136,14 +151,16 @@ def draw_case(case:Case, style:str, out, # folder for results
     return result.image
 
 # %% ../../nbs/mini/10_regions.ipynb #af7f42f9
+def _lab(im:Image.Image)->np.ndarray: # (H, W, 3)
+    from skimage.color import rgb2lab
+    return rgb2lab(np.asarray(im.convert('RGB')))
+
 def delta_e(a:Image.Image, b:Image.Image)->np.ndarray: # (H, W)
     "ΔE2000 of each pixel, by scikit-image"
-    from skimage.color import deltaE_ciede2000, rgb2lab
-    return deltaE_ciede2000(rgb2lab(np.asarray(a)), rgb2lab(np.asarray(b)))
+    from skimage.color import deltaE_ciede2000
+    return deltaE_ciede2000(_lab(a), _lab(b))
 
-def _in_box(values:np.ndarray, box:tuple)->float:
-    x0, y0, x1, y1 = box
-    return float(values[y0:y1, x0:x1].mean())
+def _mean(values:np.ndarray, where:np.ndarray)->float|None: return float(values[where].mean()) if where.any() else None
 
 def outside_only(result:Image.Image, content:Image.Image, mask:torch.Tensor)->Image.Image:
     "The result with the content's pixels in the mask and its soft edge"
@@ -156,40 +173,85 @@ def style_share(image:Image.Image, style:str)->float: # probability
     p = probe.prob(judge.stats(np.asarray(image)[None]).numpy())
     return float(p[0, probe.index(known_look(load_style(style)))])
 
-# %% ../../nbs/mini/10_regions.ipynb #0fccb124
-def measure_case(case:Case, style:str, result:Image.Image, mask:torch.Tensor, lines:list)->dict:
-    "All numbers of one result; `mask` and `lines`: what is protected, and what was read in the content"
-    read, off, outside = read_letters(result), delta_e(case.image, result), outside_only(result, case.image, mask)
-    white = (mask == 1).numpy()
-    there = [line for line in read if _near(line.box, case.label)]
-    return dict(case=case.name, style=style, letters=letters_kept(lines, read), read=' '.join(l.text for l in there),
-                delta_e=float(off[white].mean()), delta_e_most=float(off[white].max()),
-                delta_e_label=_in_box(off, case.label), delta_e_logo=_in_box(off, case.logo),
-                style_outside=style_share(outside, style))
+# %% ../../nbs/mini/10_regions.ipynb #0c0e895b
+_EDGE, _STRONGER = 6., 3.   # ΔE between neighbours that is seen; how much stronger than any edge that was there
 
-def _near(a:tuple, b:tuple)->bool: return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+def edges_of(image:Image.Image)->np.ndarray: # (H, W)
+    "The larger of the two differences to the pixels on the right and below, ΔE (CIE 1976)"
+    lab = _lab(image)
+    across, down = (np.linalg.norm(np.diff(lab, axis=axis), axis=2) for axis in (1, 0))
+    return np.maximum(np.pad(across, ((0, 0), (0, 1))), np.pad(down, ((0, 1), (0, 0))))
+
+def seam_share(result:Image.Image, content:Image.Image, free:Image.Image, # free: before pixels were put back
+               drawn:np.ndarray # (H, W) bool
+              )->float: # of the length of all outlines
+    "New edges: where neither the content nor the free result has one within a pixel"
+    from scipy.ndimage import binary_erosion, maximum_filter
+    there = maximum_filter(np.maximum(edges_of(content), edges_of(free)), 3)
+    new = edges_of(result) > np.maximum(_EDGE, _STRONGER*there)
+    return float(new.sum()/(drawn & ~binary_erosion(drawn)).sum())
+
+def spill_share(result:Image.Image, free:Image.Image, drawn:np.ndarray)->float: # of what was drawn
+    "What comes along with what was drawn"
+    from scipy.ndimage import binary_dilation
+    beside = ~binary_dilation(drawn, iterations=2)   # half covered pixels left out
+    return float((delta_e(result, free)[beside] > _EDGE).sum()/drawn.sum())
+
+# %% ../../nbs/mini/10_regions.ipynb #0fccb124
+def logo_likeness(result:Image.Image, content:Image.Image, mark:np.ndarray)->float: # at most 1
+    "Normalised cross-correlation of the luminance, over the logo's own pixels"
+    a, b = (np.asarray(im.convert('L'), float)[mark] for im in (content, result))
+    a, b = a-a.mean(), b-b.mean()
+    return float((a*b).sum()/max(math.sqrt((a*a).sum()*(b*b).sum()), 1e-6))
+
+def read_again(case:Case, read:list)->float: # share in [0, 1]; read: `Line`s of the result
+    "Of the truth's letters, those that are read in their place"
+    x0, y0, x1, y1 = case.label
+    return letters_kept([Line(case.text, ((x0, y0), (x1, y0), (x1, y1), (x0, y1)), 1.)], read)
+
+def _of_colours(case:Case, result:Image.Image, mask:torch.Tensor)->dict:
+    off, white = delta_e(case.image, result), (mask == 1).numpy()
+    return dict(delta_e_strokes=_mean(off, case.strokes), delta_e_plate=_mean(off, case.plate),
+                delta_e_logo=_mean(off, case.mark), delta_e_most=float(off[white].max()))
 
 # %% ../../nbs/mini/10_regions.ipynb #785cfca7
-@lru_cache(1)
+def measure_case(case:Case, style:str, result:Image.Image, drawn:Image.Image, # drawn: before pixels were put back
+                 mask:torch.Tensor, lines:list # what is protected, and what was read in the content
+                )->dict:
+    "All numbers of one result"
+    read = read_letters(result)
+    x, y = (t[0].numpy() for t in as_tensors([case.image, result]))
+    return dict(case=case.name, style=style, text=case.text, letters=read_again(case, read),
+                letters_of_content=letters_kept(lines, read), read=' '.join(line.text for line in read),
+                logo=logo_likeness(result, case.image, case.mark), logo_box=find_logo(x, y, case.logo, 0)[0],
+                **_of_colours(case, result, mask), seam=seam_share(result, case.image, drawn, case.drawn),
+                spill=spill_share(result, drawn, case.drawn),
+                style_outside=style_share(outside_only(result, case.image, mask), style))
+
+@lru_cache(2)
 def _network(style:str): return FeedForward.load(style)
 
+def _results(case:Case, style:str, mask:torch.Tensor, out, way:str, backbone)->list: # without, with
+    "(result, as it was drawn) each"
+    network = _network(style) if way == 'network' else None
+    free, held = (draw_case(case, style, out, on, network, backbone) for on in (False, network is None))
+    return [(free, free), (restore_pixels(held, case.image, mask), held)]
+
+# %% ../../nbs/mini/10_regions.ipynb #5f9dce9f
 def measure_regions(out='out/regions', # folder for results
                     kept='nbs/mini/regions', # folder for the numbers
                     way:str='default', # or 'network'
                     styles=STYLES, cases:list=None,
-                    free:int=30, # how many of the cases are drawn without protection too
                     report=print)->list: # of dicts
-    "Draw what is missing, measure, and write the numbers down"
+    "Draw what is missing, measure with and without protection, and write the numbers down"
     backbone, rows = load_backbone() if way == 'default' else None, []
-    for i, case in enumerate(cases or make_cases()):
+    for case in cases or make_cases():
         mask, lines = region_mask(protection_of(case), case.image), read_letters(case.image)
+        found = ' '.join(line.text for line in lines)
         for style in styles:
-            network = _network(style) if way == 'network' else None
-            for protected in (False, True)[i >= free:]:
-                result = draw_case(case, style, out, protected and not network, network, backbone)
-                if protected: result = restore_pixels(result, case.image, mask)
-                row = measure_case(case, style, result, mask, lines)
-                rows.append(dict(protected=protected, text=case.text, found=' '.join(l.text for l in lines)) | row)
+            for on, (result, drawn) in enumerate(_results(case, style, mask, out, way, backbone)):
+                row = measure_case(case, style, result, drawn, mask, lines)
+                rows.append(dict(protected=bool(on), found=found) | row)
         if report: report(case.name, [round(r['letters'], 2) for r in rows if r['case'] == case.name])
     with atomic_path(Path(kept)/f'{way}.json') as tmp: tmp.write_text(json.dumps(rows, indent=1), encoding='utf-8')
     return rows
