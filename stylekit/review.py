@@ -410,7 +410,7 @@ def _decide(self:Review, item:str, decision:str, round:int=None, **about)->Decis
         return d
 
 def _recorded(path)->dict: # what a picture says of its run; {} if nothing
-    try: return read_output(path)['run'] or {}
+    try: return read_output(path).entries
     except StylekitError: return {}
 
 # %% ../nbs/14_review.ipynb #b4095f92
@@ -761,7 +761,7 @@ def _exported(self:Review, s:ItemState)->ExportedFile:
     d, about = s.decision, read_output(s.file)
     looked = [x.seconds for x in self._by_item[s.item] if x.seconds is not None]
     return ExportedFile(s.item, d.output_sha256, s.round, d.who, d.when, d.id, d.run,
-                        run_id=(about['run'] or {}).get('run_id', ''), source_type=about['source_type'],
+                        run_id=about.entries.get('run_id', ''), source_type=about.source_type,
                         rounds=len(self._rounds.get(s.item, ())), seconds=round(sum(looked), 2) if looked else None)
 
 def _check_export(out:Path, to:Path):

@@ -115,7 +115,7 @@ def _check_recorded(run, name:str): # what a picture says of its run
 def recorded_run(path # of a picture that stylekit made
                 )->dict: # settings, seed, caption, style, run_id, ...
     "The record in a picture, if a run can be made from it again"
-    run, name = read_output(path)['run'], Path(path).name
+    run, name = read_output(path).run, Path(path).name
     _check_recorded(run, name)
     with explain_errors(f'the record in {name} is damaged'):
         masked = any('protect' in c for _, c in run.get('changes', []))
