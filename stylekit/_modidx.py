@@ -2089,6 +2089,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'stylekit.measure.proof.Prover._of_place': ( 'proof.html#prover._of_place',
                                                                                      'stylekit/measure/proof.py'),
                                         'stylekit.measure.proof.Prover._read': ('proof.html#prover._read', 'stylekit/measure/proof.py'),
+                                        'stylekit.measure.proof.Prover._take': ('proof.html#prover._take', 'stylekit/measure/proof.py'),
                                         'stylekit.measure.proof.Prover._with_others': ( 'proof.html#prover._with_others',
                                                                                         'stylekit/measure/proof.py'),
                                         'stylekit.measure.proof.Shift': ('proof.html#shift', 'stylekit/measure/proof.py'),

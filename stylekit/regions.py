@@ -195,6 +195,7 @@ def _plate(near:torch.Tensor, quad:torch.Tensor)->torch.Tensor: # (H, W) bool, b
     filled = ~_connected(rim, ~found)
     return _grow(_scaled(filled, quad.shape))
 
+# %% ../nbs/05a_regions.ipynb #94d58469
 def _with_plate(rgb:torch.Tensor, # (H, W, 3), 0 to 255
                 quad:torch.Tensor, # (H, W) bool: a line of letters
                 height:float # of the line, pixels

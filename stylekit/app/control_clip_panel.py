@@ -14,8 +14,6 @@ from .panels import Panel, columns, grid_box, named, row, slide
 from .views import Picture
 
 # %% ../../nbs/15bg_control_clip_panel.ipynb #2f1aaff7
-BLOCKS_OF_UNET = ('down_blocks', 'mid_block', 'up_blocks')
-
 class ControlClipPanel(Panel):
     "Style × category, drawn with two encoders; α and per-block α live"
     def __init__(self, control, # ControlClip, or the folder of one
@@ -45,6 +43,8 @@ class ControlClipPanel(Panel):
         self.say('Press Draw.')
 
 # %% ../../nbs/15bg_control_clip_panel.ipynb #0561d03e
+BLOCKS_OF_UNET = ('down_blocks', 'mid_block', 'up_blocks')
+
 @patch
 def _make_sliders(self:ControlClipPanel, alpha:float):
     self.alpha = slide('Style encoder', 'alpha', alpha, 0, 2 if self.combine!='concat' else 1, .05,
@@ -53,6 +53,7 @@ def _make_sliders(self:ControlClipPanel, alpha:float):
                             'α per block')
                    for b, label in zip(BLOCKS_OF_UNET, ('Way down', 'Middle', 'Way up'))}
 
+# %% ../../nbs/15bg_control_clip_panel.ipynb #50b171ed
 @patch
 def _make_grid(self:ControlClipPanel, n:int): # columns
     self.views = {c: Picture(alt=', '.join(c)) for c in self.cells}
