@@ -29,7 +29,8 @@ def draw_spectra(ax, latents:dict): # label -> (B, C, h, w)
 # %% ../../nbs/15bb_run_plots.ipynb #8b2d0c8e
 def picture_latents(backbone, pictures, # PIL, see `Backbone.encode`
                     size:tuple, # (width, height) in pixels that they are brought to
-                    device): # where they are encoded; (B, C, h, w)
+                    device # where they are encoded
+                   ): # (B, C, h, w)
     "Pictures as latents of one size, to compare their spectra with a run's"
     import torch
     from stylekit.images import image_to_tensor
