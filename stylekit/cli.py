@@ -360,7 +360,7 @@ def _run_checkpoint(path:Path):
 def _is_of_run(path:Path, run_id:str)->bool:
     "Is this the unfinished picture of that run?"
     from stylekit import read_output
-    with contextlib.suppress(StylekitError): return (read_output(path)['run'] or {}).get('run_id') == run_id
+    with contextlib.suppress(StylekitError): return read_output(path).entries.get('run_id') == run_id
     return False
 
 def _unfinished(path:Path, run_id:str)->list: # paths
@@ -615,7 +615,7 @@ def _onnx_info(path)->dict:
 # %% ../nbs/16_cli.ipynb #b065c96e
 def _picture_info(path)->dict:
     from stylekit.rights import read_output, read_parameters
-    found = {k: v for k, v in read_output(path).items() if v}
+    found = {k: v for k, v in vars(read_output(path)).items() if v}
     parameters = read_parameters(path)
     return dict(kind='picture', **found) | (dict(parameters=parameters) if parameters else {})
 

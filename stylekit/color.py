@@ -640,6 +640,7 @@ def finish_color(result, # PIL image, path, array, or tensor (B, 3, H, W) in [0,
     parts = zip(*(v.split(1) for v in (a.rgb, source, a.seen, seen, where)))
     return a.finish(torch.cat([_matched(*part, request) for part in parts]))
 
+# %% ../nbs/01c_color.ipynb #d64bc253
 def match_color(result, content, # as for `finish_color`
                 how='source', # 'source', 'palette', colours in a text or a list, as for `parse_match`
                 region=None, # mask, white: colours change there

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS_EACH', 'STEPS', 'SMALL_MODEL', 'RIGHTS', 'FEW', 'LORA_LEVER', 'Example', 'read_folder', 'view', 'LoraSettings',
            'Latents', 'encode_views', 'LoraBatch', 'lora_loss', 'lora_run_id', 'LoraTrainer', 'rights_text',
-           'write_rights', 'check_taken', 'drop_states', 'train_lora']
+           'write_rights', 'check_taken', 'drop_states', 'checkpoint_step', 'train_lora']
 
 # %% ../nbs/08a_finetune.ipynb #9c96b0e0
 import json, warnings
@@ -17,12 +17,13 @@ from fastcore.basics import patch
 from .backbone import Backbone, PromptEmbeds, load_backbone
 from .captions import auto_caption_folder
 from .core import StylekitError, atomic_path, changed, digest, explain_errors, explain_memory, file_sha256
-from .core import folder_lock, one_line, safe_name, user_path
-from .images import image_to_tensor, load_image
+from .core import folder_lock, make_generators, one_line, safe_name, user_path
+from .images import image_to_tensor, load_image, tensor_to_image
 from .pictures import PictureFile, list_pictures, name_words
 from .lora import ATTENTION, FEED_FORWARD, LORA_FILE, STYLES, WRITERS, Style, built_in_styles
 from .lora import load_style, new_adapter, read_safetensors, save_lora
-from .records import check_fields, limited
+from .methods.rivals import img2img
+from .records import check_fields, limited, load_state
 from .stylizer import stylize
 from .training import CUT_SHORT, GOOD_ENOUGH, NO_BETTER, STOPPED, EarlyStopping, FitSettings, TrainingReport
 from .training import check_minutes, draw_t, drop_state, fit, min_snr, state_run
@@ -304,6 +305,19 @@ def run(self:LoraTrainer, minutes:float=None # stop after so long; the checkpoin
     self.end = self.history[-1]
     return self.history
 
+# %% ../nbs/08a_finetune.ipynb #19b3d8d2
+@patch
+def redraw(self:LoraTrainer, picture, # PIL
+           caption:str, # what it shows, without the style
+           strength:float=.35 # of the redrawing, in (0, 1], see `img2img`
+          ): # PIL, a square of the model's own size
+    "A picture in the style so far, for a `watch`; always from the same noise"
+    b, side = self.backbone, self.backbone.native_size
+    z = b.encode(image_to_tensor(picture.resize((side, side))).to(b.unet.device))
+    styled = b.encode_prompt([f'{self.trigger_words}, {caption}'])
+    z = img2img(b, z, styled, b.encode_prompt(''), strength, make_generators([0]), adapters=(self.adapter,))
+    return tensor_to_image(b.decode(z)[0].cpu())
+
 # %% ../nbs/08a_finetune.ipynb #70c2f5b5
 RIGHTS = dict(id='', title='', holder='', source='', acquired_on='', licence='', evidence='', allowed=[],
               attribution='', flags=[], sha256=[])
@@ -360,6 +374,14 @@ def drop_states(dest:Path, but:str=''): # a run whose states stay
     "Remove a training's checkpoints; files of these names that are not ours stay"
     for kind in ('training', 'best'):
         if not but or state_run(dest/f'{kind}.pt', kind) != but: drop_state(dest/f'{kind}.pt', kind)
+
+# %% ../nbs/08a_finetune.ipynb #05188520
+def checkpoint_step(dest:Path # folder of the style
+                   )->int: # 0: there is none that can be read
+    "The step of the checkpoint from which `train_lora` would go on"
+    if not (dest/'training.pt').exists(): return 0
+    try: return load_state(dest/'training.pt', 'training')['step']
+    except StylekitError: return 0   # the training itself will say what is wrong with it
 
 # %% ../nbs/08a_finetune.ipynb #53e1d885
 LORA_LEVER = 'lower `batch` or `resolution`, or load the model with low_memory=True'

@@ -262,7 +262,7 @@ def job(self:FolderWorker, p:PictureFile)->str: # 16 hex digits
 def done(self:FolderWorker, p:PictureFile)->bool:
     "Is the result there, whole, and made from this?"
     path = result_path(self.order.out, p)
-    try: return not p.error and path.exists() and (read_output(path)['run'] or {}).get('job') == self.job(p)
+    try: return not p.error and path.exists() and read_output(path).entries.get('job') == self.job(p)
     except StylekitError: return False
 
 @patch
@@ -569,7 +569,7 @@ def tell(self:_FolderLoop, new:list):
 # %% ../nbs/09a_folders.ipynb #568d7fbf
 def _run_in(path:Path)->str: # `id` of a FolderRun; '' if none
     "Which run made this result"
-    try: return (read_output(path)['run'] or {}).get('folder_run', '')
+    try: return read_output(path).entries.get('folder_run', '')
     except StylekitError: return ''
 
 def _obstacle(path:Path, out, run:FolderRun)->str: # of a picture, there already; '' if it may be written anew

@@ -33,6 +33,7 @@ ASKS = ('more style', 'keep more', 'other seed', 'protect this')
 REASONS = ('letters or logo changed', 'shape or thing changed', 'too little style', 'too much style',
            'colours are wrong', 'blurred or broken')   # the usual ones, for a list to choose from
 
+# %% ../nbs/14_review.ipynb #3b2f609a
 @dataclass(frozen=True)
 class Decision(Record):
     "What somebody decided about one picture: a line of the log"
@@ -188,6 +189,7 @@ class ReviewItem:
     run: FolderRun
     error: str = ''         # why there is no result
 
+# %% ../nbs/14_review.ipynb #fa862eda
 def _inside(name:str)->bool: # a place from a file that anybody may have written
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and '..' not in path.parts and '\\' not in name
@@ -345,6 +347,7 @@ class ItemState:
     decision: Decision = None
     note: str = ''          # what else there is to say
 
+# %% ../nbs/14_review.ipynb #d2d9c87c
 @patch
 def state(self:Review, item:str)->ItemState:
     "What the log says of one picture"
@@ -410,7 +413,7 @@ def _decide(self:Review, item:str, decision:str, round:int=None, **about)->Decis
         return d
 
 def _recorded(path)->dict: # what a picture says of its run; {} if nothing
-    try: return read_output(path)['run'] or {}
+    try: return read_output(path).entries
     except StylekitError: return {}
 
 # %% ../nbs/14_review.ipynb #b4095f92
@@ -631,6 +634,7 @@ def _make(self:Review, d:Decision)->ReviewRound: # None: it was stopped
     return self._note(d, n, file=place, output_sha256=file_sha256(file), run_id=_recorded(file).get('run_id', ''),
                       seconds=None if made else round(time.perf_counter()-begun, 2), **about)
 
+# %% ../nbs/14_review.ipynb #4c1149d6
 @patch
 def _note(self:Review, d:Decision, n:int, **about)->ReviewRound:
     with self._mutex:
@@ -661,6 +665,7 @@ def _one(self:Review)->bool: # was there something to do that could be done?
         self.tell()
         return True
 
+# %% ../nbs/14_review.ipynb #e845ae79
 @patch
 def _tidy(self:Review):
     "States of redos that are made or were given up"
@@ -761,7 +766,7 @@ def _exported(self:Review, s:ItemState)->ExportedFile:
     d, about = s.decision, read_output(s.file)
     looked = [x.seconds for x in self._by_item[s.item] if x.seconds is not None]
     return ExportedFile(s.item, d.output_sha256, s.round, d.who, d.when, d.id, d.run,
-                        run_id=(about['run'] or {}).get('run_id', ''), source_type=about['source_type'],
+                        run_id=about.entries.get('run_id', ''), source_type=about.source_type,
                         rounds=len(self._rounds.get(s.item, ())), seconds=round(sum(looked), 2) if looked else None)
 
 def _check_export(out:Path, to:Path):

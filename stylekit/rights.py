@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['SOURCE_TYPES', 'METADATA', 'scrub_text', 'scrub', 'xmp_packet', 'parse_xmp', 'check_output', 'save_output',
-           'read_output', 'parse_parameters', 'read_parameters']
+           'OutputRecord', 'read_output', 'parse_parameters', 'read_parameters']
 
 # %% ../nbs/03_rights.ipynb #d5509e5f
 import dataclasses, io, json, math, os, re, secrets, struct, tempfile, warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 import xml.etree.ElementTree as ET
 from .core import StylekitError, atomic_path, explain_errors
 from .images import flatten, image_path, open_header, open_image
+from .records import Record
 
 # %% ../nbs/03_rights.ipynb #12770313
 _HOME = r'(?:/home|/Users|[A-Za-z]:[\\/]+Users)[\\/]+[^\\/\s"\'<>|,;:)]+|~\w*|/root(?=[\\/\s]|$)'
@@ -274,19 +277,36 @@ def _rescue(im, path, xmp:str, why:StylekitError)->Path:
         return other
     raise why
 
+# %% ../nbs/03_rights.ipynb #91472901
+@dataclass(frozen=True)
+class OutputRecord(Record):
+    "What an image says about its origin"
+    format: str                  # of the file, as 'PNG'
+    size: tuple[int, int]        # (width, height) in pixels
+    source_type: str = ''        # IPTC's address of how it was made; '': it does not say
+    source: str | None = None    # which of `SOURCE_TYPES` that is; None: another, or none
+    rights: str = ''             # rights statement
+    run: Any = None              # record of the run, as JSON has it; None: the file has none
+    kind = 'output record'
+
+    @property
+    def entries(self)->dict:
+        "What the record of the run holds; empty if there is none of ours"
+        return self.run if isinstance(self.run, dict) else {}
+
 # %% ../nbs/03_rights.ipynb #85a62f37
 def read_output(path # PNG, JPEG or WebP of any origin
-               )->dict: # `format`, `size`, `source_type`, `source`, `rights`, `run`; empty where the file says nothing
+               )->OutputRecord: # with defaults where the file says nothing
     "What an image says about its origin"
     path = image_path(path)
     with explain_errors(f'cannot read {path}'): f = open(path, 'rb')
     with f, explain_errors(f'{path} is damaged'):
         im = open_header(f, str(path))
         packet = im.info.get('xmp') or im.info.get('XML:com.adobe.xmp') # the second: PNG in older Pillow
-        found = dict(source_type='', source=None, rights='', run=None)
+        found = {}
         if packet:
             with explain_errors(f'{path}'): found = parse_xmp(packet)
-        return dict(format=im.format, size=im.size, **found)
+        return OutputRecord(im.format, im.size, **found)
 
 # %% ../nbs/03_rights.ipynb #a11c0f02
 _PAIR = re.compile(r'\s*([\w][\w /().-]{0,60}):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')

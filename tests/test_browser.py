@@ -470,7 +470,7 @@ def test_page_for_people_who_do_not_code(chrome, tmp_path):
         assert p.preview() != first and p.tab.evaluate(CONTRAST) > 5
         (tmp_path/'out.png').write_bytes(p.download('save'))
         about = read_output(tmp_path/'out.png')
-        assert about and str(tmp_path) not in str(about)
+        assert about.run and str(tmp_path) not in str(about)
         for width in (1300, 800, 400):
             p.resize(width)
             assert p.tab.evaluate(BEYOND) == [], width

@@ -66,9 +66,9 @@ def test_stylize_writes_and_names_its_file(with_style, photo, tmp_path, command)
     argv = ['stylize', photo, *with_style, '--caption', 'an owl', '--steps', '2', '--seed', '7', '--out', out, '--gif']
     assert command(*argv).out.split('\n') == [str(out), str(out.with_suffix('.gif')), '']
     found = read_output(out)
-    assert found['size'] == (64, 64)
-    assert found['run']['seed'] == 7 and found['run']['settings']['steps'] == 2
-    assert str(tmp_path) not in json.dumps(found)
+    assert found.size == (64, 64)
+    assert found.run['seed'] == 7 and found.run['settings']['steps'] == 2
+    assert str(tmp_path) not in json.dumps(found.to_json())
 
 def test_several_images_go_to_a_folder(loaded, with_style, photo, tmp_path, command):
     sample_image('taxi').resize((64, 40)).save(tmp_path/'taxi.png')
@@ -98,7 +98,7 @@ def test_a_mix_of_styles(loaded, folder, style, photo, tmp_path, command):
     mixed = tmp_path/'photo-random+random.png'
     both = [f'{style}:0.5+{style}:0.5', '--backbone', folder, '--steps', '1', '--seed', '0']
     assert command(*argv, *both).out == f'{mixed}\n'
-    assert read_output(mixed)['run']['style'] == 'random+random'
+    assert read_output(mixed).run['style'] == 'random+random'
     assert 'oil' in command(*argv, f'{style}:0.5+oil:0.5', status=2).err
 
 GOOD = ['{photo}', '--style', '{style}', '--caption', 'an owl', '--backbone', '{folder}', '--steps', '1',
@@ -163,7 +163,7 @@ def test_interrupt_goes_on_later(loaded, with_style, photo, tmp_path, command, m
     is_one_line(cap.err, 'interrupted after step 2 of 4', '--seed 5')
     assert (o/'photo-random.png').read_bytes() == finished
     unfinished = o/'photo-random-2-unfinished.png'
-    assert read_output(unfinished)['run']['complete'] is False
+    assert read_output(unfinished).run['complete'] is False
     assert not (o/'photo-random-2.png').exists()
     steps, step = [], Stylizer.step
     def counted(run):
@@ -182,7 +182,7 @@ def test_an_interrupted_run_of_other_settings_stays_apart(loaded, with_style, ph
         with monkeypatch.context() as m:
             interrupted_at(m, 1)
             command(*argv, seed, status=130)
-    assert {p: read_output(p)['run']['seed'] for p in tmp_path.glob('x-unfinished*.png')} == {one: 5, two: 6}
+    assert {p: read_output(p).run['seed'] for p in tmp_path.glob('x-unfinished*.png')} == {one: 5, two: 6}
     assert not x.exists()
     command(*argv, '6')
     assert x.exists() and one.exists() and not two.exists()

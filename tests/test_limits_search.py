@@ -172,7 +172,7 @@ def test_the_record_goes_into_the_file_and_the_file_can_be_drawn_again(owl, tmp_
     from stylekit import read_output
     result = L.stylize_within(**owl, limits='edge_f1=.5 tries=1')
     path = result.save(tmp_path/'a.png')
-    assert 'limits' in json.dumps(read_output(path), default=str)
+    assert 'limits' in json.dumps(read_output(path).to_json())
 
 @pytest.mark.parametrize('how, why', [(dict(lam=1.), 'lam is what'), (dict(limits='edges=1'), 'unknown key')])
 def test_wrong_calls_are_refused_before_any_work(owl, how, why):

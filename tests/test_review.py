@@ -317,7 +317,7 @@ def test_what_each_asking_does(out):
     e = redone('protect this', mask=mask)
     f = redone('more style')
     assert f.mask == e.mask and f.lam == e.lam/2               # the mask stays
-    told = [read_output(p)['run'] for n, p in review.rounds(item).items() if n]
+    told = [read_output(p).run for n, p in review.rounds(item).items() if n]
     assert [t['settings']['lam'] for t in told] == [r.lam for r in (a, b, c, d)]+[lam, lam, lam/2]
     assert [t['seed'] for t in told] == [0, 0, 1, 0, 2, 2, 2] and [t['round'] for t in told] == [*range(1, 8)]
     assert len({file_sha256(p) for p in review.rounds(item).values()}) > 4
@@ -399,7 +399,7 @@ def test_an_export_holds_just_what_was_accepted(out, capsys):
     assert (to/a).read_bytes() == (out/a).read_bytes() and (to/b).read_bytes() == review.rounds(b)[1].read_bytes()
     first, second = read_lines(to/EXPORT_LOG, ExportedFile)
     assert (first.round, second.round, second.rounds, second.seconds) == (0, 1, 1, 2.)
-    assert first.source_type and second.run_id == read_output(to/b)['run']['run_id']
+    assert first.source_type and second.run_id == read_output(to/b).run['run_id']
     with open(to/'accepted.csv', newline='', encoding='utf-8') as f: rows = [*csv.DictReader(f)]
     assert [r['file'] for r in rows] == [a, b] and all(file_sha256(to/r['file']) == r['output_sha256'] for r in rows)
 

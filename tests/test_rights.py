@@ -28,9 +28,9 @@ def test_round_trip(tmp_path, suffix, source):
     rights = '© 2025 "Studio" & Söhne <x>'
     p = save_output(IM, str(tmp_path/f'a b é{suffix}'), RUN, rights=rights, source=source)
     back = read_output(p)
-    assert back['run'] == RUN and back['rights'] == rights and back['size'] == (32,24)
-    assert back['source'] == source and back['source_type'] == SOURCE_TYPES[source]
-    assert back['source_type'].startswith('http://cv.iptc.org/newscodes/digitalsourcetype/')
+    assert back.run == RUN and back.rights == rights and back.size == (32,24)
+    assert back.source == source and back.source_type == SOURCE_TYPES[source]
+    assert back.source_type.startswith('http://cv.iptc.org/newscodes/digitalsourcetype/')
     same = np.array_equal(Image.open(p).convert('RGB'), PIXELS)
     assert same or suffix in ('.jpg', '.jpeg')
 
@@ -58,11 +58,11 @@ def test_one_mechanism(tmp_path):
 def test_minimal_and_none(tmp_path, suffix):
     p = save_output(IM, tmp_path/f'm{suffix}', dict(prompt='secretword'), rights='© me', metadata='minimal')
     back = read_output(p)
-    assert back['run'] is None and back['rights'] == '© me' and back['source'] == 'photo'
+    assert back.run is None and back.rights == '© me' and back.source == 'photo'
     assert b'secretword' not in p.read_bytes() and b'stylekit:run' not in p.read_bytes()
     p = save_output(IM, tmp_path/f'n{suffix}', RUN, rights='© me', metadata='none')
     back = read_output(p)
-    assert back == dict(format=back['format'], size=(32,24), source_type='', source=None, rights='', run=None)
+    assert back == OutputRecord(back.format, (32,24))
     assert b'adobe' not in p.read_bytes() and b'xmp' not in Image.open(p).info
 
 def test_input_metadata_do_not_travel(tmp_path):
@@ -181,9 +181,9 @@ def test_longest_jpeg_record(tmp_path):
     "Right up to the limit the record is whole; one byte more is refused by us, not by the encoder"
     base = len(xmp_packet('photo', '', dict(a='')).encode())
     n = 65502-29-base
-    assert read_output(save_output(IM, tmp_path/'x.jpg', dict(a='x'*n)))['run'] == dict(a='x'*n)
+    assert read_output(save_output(IM, tmp_path/'x.jpg', dict(a='x'*n))).run == dict(a='x'*n)
     with pytest.raises(StylekitError, match='JPEG holds'): save_output(IM, tmp_path/'y.jpg', dict(a='x'*(n+1)))
-    assert len(read_output(save_output(IM, tmp_path/'y.png', dict(a='x'*200_000)))['run']['a']) == 200_000
+    assert len(read_output(save_output(IM, tmp_path/'y.png', dict(a='x'*200_000))).run['a']) == 200_000
 
 def test_target_is_a_folder_or_below_a_file(tmp_path):
     (tmp_path/'d.png').mkdir()
@@ -286,7 +286,7 @@ def test_a_result_is_saved_beside(tmp_path, monkeypatch, path):
     im = Image.new('RGB', (16384, 20), 'red') if path == 'x.webp' else IM
     with pytest.warns(UserWarning, match='the result is in'):
         p = save_output(im, tmp_path/path, RUN, rescue=True)
-    assert p.parent == tmp_path and np.array_equal(Image.open(p), im) and read_output(p)['run'] == RUN
+    assert p.parent == tmp_path and np.array_equal(Image.open(p), im) and read_output(p).run == RUN
 
 
 # ---- reading files of others
@@ -306,10 +306,14 @@ def test_foreign_packets(tmp_path):
     written = [(f'<I:DigitalSourceType rdf:resource="{url}"/>', ''), ('', f'I:DigitalSourceType="{url}"'),
                (f'<I:DigitalSourceType>\n {url}\n</I:DigitalSourceType>', '')]
     for body, attrs in written:
-        assert read_output(with_xmp(tmp_path, packet(body, attrs)))['source'] == 'none'
+        assert read_output(with_xmp(tmp_path, packet(body, attrs))).source == 'none'
     capture = 'http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture'
     back = read_output(with_xmp(tmp_path, packet(f'<I:DigitalSourceType>{capture}</I:DigitalSourceType>')))
-    assert back['source'] is None and back['source_type'].endswith('digitalCapture') and back['run'] is None
+    assert back.source is None and back.source_type.endswith('digitalCapture') and back.run is None
+    other = packet('<s:run xmlns:s="urn:x-stylekit:1.0/">[1]</s:run>')
+    back = read_output(with_xmp(tmp_path, other))
+    assert back.run == [1] and back.entries == {}              # kept, and no record of ours
+    assert OutputRecord.from_json(json.loads(json.dumps(back.to_json()))) == back
 
 HOSTILE = [b'<x', b'\xff\xfe\x00', b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', '<a/>'.encode('utf-16')]
 @pytest.mark.parametrize('xmp', HOSTILE)

@@ -220,7 +220,7 @@ def test_interrupt_leaves_a_marked_result(base, style, whole, tmp_path):
     assert not r.complete and r.info['complete'] is False
     assert r.info['steps_done'] == 2 and 'interrupted after step 2' in r.info['note']
     assert r.image.size == (64, 64) and len(r.history['t']) == 2
-    run = read_output(r.save(tmp_path/'x.png'))['run']
+    run = read_output(r.save(tmp_path/'x.png')).run
     assert run['complete'] is False and 'interrupted' in run['note'] and whole('fast')[0].info['note'] == ''
 
 @pytest.mark.parametrize('when', [1, 4])
@@ -326,8 +326,8 @@ def test_saved_metadata_names_no_place(base, style, tmp_path):
     for name in ('a.png', 'b.jpg', 'c.webp'):
         path = r.save(tmp_path/'new'/name)
         found = read_output(path)
-        run = found['run']
-        assert found['source'] == 'photo' and run['seed'] == 5 and run['settings']['steps'] == 1
+        run = found.run
+        assert found.source == 'photo' and run['seed'] == 5 and run['settings']['steps'] == 1
         assert len(run['style_sha256']) == 64
         text = json.dumps(run)
         assert str(tmp_path) not in text and str(Path.home())+'/' not in text

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MEMORY', 'Recipe', 'public_name', 'pixels_sha256', 'load_recipe', 'recorded_run', 'replay', 'shared_backbone',
            'out_of_memory', 'in_words', 'free_memory', 'LiveRun', 'DeviceLock', 'claim', 'release', 'ThreadEngine',
-           'TickEngine', 'in_colab', 'engine_for', 'Budget', 'jpeg']
+           'TickEngine', 'in_colab', 'engine_for', 'halting', 'Budget', 'jpeg']
 
 # %% ../../nbs/15_live.ipynb #4fa15f87
 import contextlib, hashlib, io, json, os, re, sys, tempfile, threading, time, weakref
@@ -115,7 +115,7 @@ def _check_recorded(run, name:str): # what a picture says of its run
 def recorded_run(path # of a picture that stylekit made
                 )->dict: # settings, seed, caption, style, run_id, ...
     "The record in a picture, if a run can be made from it again"
-    run, name = read_output(path)['run'], Path(path).name
+    run, name = read_output(path).run, Path(path).name
     _check_recorded(run, name)
     with explain_errors(f'the record in {name} is damaged'):
         masked = any('protect' in c for _, c in run.get('changes', []))
@@ -778,6 +778,21 @@ def in_colab()->bool:
 def engine_for(run:LiveRun):
     "The engine that works where we are"
     return TickEngine(run) if in_colab() else ThreadEngine(run)
+
+# %% ../../nbs/15_live.ipynb #8dd04c0f
+@contextlib.contextmanager
+def halting(backbone, # see `load_backbone`
+            asked # asked() -> is the work to end?
+           ):
+    "Inside the block, this thread's next use of the model raises `KeyboardInterrupt` once that is asked for"
+    mine = threading.get_ident()
+    def look(*_):
+        if threading.get_ident() == mine and asked(): raise KeyboardInterrupt
+    parts = backbone.unet, backbone.vae.encoder, backbone.vae.decoder
+    hooks = [part.register_forward_pre_hook(look) for part in parts]
+    try: yield
+    finally:
+        for hook in hooks: hook.remove()
 
 # %% ../../nbs/15_live.ipynb #45292a9c
 class Budget:

@@ -74,6 +74,7 @@ _HINTS = {'': 'Keys work while this panel has the focus: they stand on the butto
           'reasons': 'The number of a reason, 0 for your own words, Escape to go back.',
           'protect': 'Paint; E rubs out, Z takes a stroke back, Enter redoes, Escape goes back.'}
 
+# %% ../../nbs/15bh_review_panel.ipynb #dbf54221
 class ReviewPanel(Panel):
     "Go through a folder of results: `panel.review` holds what was decided"
     def __init__(self, out, # folder of results, or a `Review`
@@ -239,6 +240,7 @@ def _press(self:ReviewPanel, key:str, text:str=None):
                     undo=self._undo, version=self._version)
         acts.get(does, lambda: self._go(does))()
 
+# %% ../../nbs/15bh_review_panel.ipynb #459a3599
 @patch
 def _press_reason(self:ReviewPanel, key:str, text:str): # in one's own words
     if key == '0': return self.keybar.focus('.sk-own input')
@@ -294,6 +296,7 @@ def _protect(self:ReviewPanel, mask:str=None): # as the brush gives it; None: fr
     if not mask: raise StylekitError('nothing is painted yet: paint what must stay')
     self._redo('protect this', mask)
 
+# %% ../../nbs/15bh_review_panel.ipynb #bf451646
 @patch
 def _undo(self:ReviewPanel):
     d = self.review.undo()

@@ -11,7 +11,8 @@ from fastcore.basics import patch
 from ..images import load_image, sample_image
 from .live import jpeg
 from .panels import Panel, columns, named, slide
-from .views import Picture, figure_png, title_axes
+from .run_plots import draw_energy
+from .views import Picture, figure_png
 
 # %% ../../nbs/15bd_spectrum_panel.ipynb #bb0d1534
 class SpectrumPanel(Panel):
@@ -43,22 +44,10 @@ def _make(self:SpectrumPanel, cutoff:float):
 def look(self:SpectrumPanel):
     "Draw what the slider says"
     from stylekit.images import image_to_tensor, tensor_to_image
-    from stylekit.spectrum import lowpass
-    xs = [image_to_tensor(p) for p in self.pictures]
-    for x, (kept, rest) in zip(xs, self.views):
-        low = lowpass(x, self.cut.value)
-        kept.value = jpeg(tensor_to_image(low.clamp(0, 1)))
-        rest.value = jpeg(tensor_to_image((x-low+.5).clamp(0, 1)))
-    self.plot.value = figure_png(lambda ax: self._draw(ax, xs), size=(5, 1.9), dark=self.pulse.dark)
-
-# %% ../../nbs/15bd_spectrum_panel.ipynb #8e7f8c52
-@patch
-def _draw(self:SpectrumPanel, ax, xs): # pictures (1, 3, h, w)
-    from stylekit.spectrum import radial_spectrum
-    middles = [(b+.5)/48 for b in range(48)]
-    for i, x in enumerate(xs):
-        energy = radial_spectrum(x[0].mean(0), 48)
-        ax.semilogy(middles, energy, lw=1.2, label=f'picture {i+1}')
-    ax.axvline(self.cut.value, color='#d33', lw=1)
-    title_axes(ax, 'energy of the grey picture', 'frequency, coarse to fine')
-    ax.legend(fontsize=7, frameon=False)
+    from stylekit.spectrum import energy_curve, split_at_cutoff
+    xs = [image_to_tensor(p)[0] for p in self.pictures]
+    for x, views in zip(xs, self.views):
+        for view, part in zip(views, split_at_cutoff(x, self.cut.value)): view.value = jpeg(tensor_to_image(part))
+    curves = [energy_curve(x) for x in xs]
+    def draw(ax): draw_energy(ax, curves, self.cut.value)
+    self.plot.value = figure_png(draw, size=(5, 1.9), dark=self.pulse.dark)

@@ -15,7 +15,7 @@ from ..core import StylekitError, caller_seeds, changed
 from ..images import load_image, open_image, sample_image
 from .live import Budget, LiveRun, engine_for, in_words, jpeg
 from .panels import WIDE, Panel, columns, in_voila, named, row, slide
-from .run_plots import draw_losses, draw_relevance, draw_spectra
+from .run_plots import draw_losses, draw_relevance, draw_spectra, picture_latents
 from .setting_controls import controls, read_controls, unread, write_controls
 from .views import BeforeAfter, CutoffEditor, DownloadButton, MaskBrush, Picture, PictureDrop
 from .views import Slider, figure_png
@@ -525,9 +525,6 @@ def _spectra(self:StylizePanel, ax):
 @patch
 def _reference_latents(self:StylizePanel, backbone, device): # (B, C, h, w)
     "Of the pictures of the style, encoded once"
-    from stylekit.images import image_to_tensor
-    from torch import cat
     if not hasattr(self, '_style_z'):
-        xs = [image_to_tensor(r.resize(self.picture.size)) for r in self.references]
-        self._style_z = cat([backbone.encode(x.to(device)) for x in xs])
+        self._style_z = picture_latents(backbone, self.references, self.picture.size, device)
     return self._style_z

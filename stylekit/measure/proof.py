@@ -351,8 +351,6 @@ def _checked_box(box, size:tuple)->tuple: # (x0, y0, x1, y1), whole
     return x0, y0, x1, y1
 
 # %% ../../nbs/12a_proof.ipynb #4153d7b6
-_LARGEST = 512   # longer side at which edges are looked at, pixels
-
 class Prover:
     "A content and what of it must stay; gives a `Proof` of each result"
     def __init__(self,
@@ -364,17 +362,25 @@ class Prover:
                  others:dict=None, # name -> picture, what it may be mistaken for; None: the shipped samples
                  backbone=None # its autoencoder's own change is part of the rulers
                 ):
-        self.content = load_image(content, min_side=1, max_aspect=math.inf, name='the content')
-        self.x = _arrays(self.content, self.content)[0]
-        self.factor = max(1., max(self.content.size)/_LARGEST)
-        self.edges = self._edges_of(self.content)
-        self.region = _region_of(regions, self.content.size)
-        self.logos = [_checked_box(box, self.content.size) for box in logos]
+        self.backbone, self._others = backbone, None
+        self._take(content, regions, logos)
         self.net = _judge() if net is None else net or None
         self.others = _samples() if others is None else dict(others)
         self._rows = _sample_rows() if others is None and net is None and self.net else None
         self.lines = self._read(self.content, letters)
-        self.backbone, self._others = backbone, None
+
+# %% ../../nbs/12a_proof.ipynb #e076b173
+_LARGEST = 512   # longer side at which edges are looked at, pixels
+
+@patch
+def _take(self:Prover, content, regions, logos):
+    "The content, its edges, and what of it must stay"
+    self.content = load_image(content, min_side=1, max_aspect=math.inf, name='the content')
+    self.x = _arrays(self.content, self.content)[0]
+    self.factor = max(1., max(self.content.size)/_LARGEST)
+    self.edges = self._edges_of(self.content)
+    self.region = _region_of(regions, self.content.size)
+    self.logos = [_checked_box(box, self.content.size) for box in logos]
 
 # %% ../../nbs/12a_proof.ipynb #c6d5edc9
 @patch
@@ -543,6 +549,7 @@ def _where(self:Proof)->str:
     middle = (t.box[0]+t.box[2])//2, (t.box[1]+t.box[3])//2
     return f' at {middle}, where a part moved by ({t.dx:+.0f}, {t.dy:+.0f})'
 
+# %% ../../nbs/12a_proof.ipynb #56fe4d02
 @patch
 def failed(self:Proof, limits # see `asked_limits`
           )->list: # of sentences, the worst first; [] if every limit holds

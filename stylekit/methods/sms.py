@@ -69,6 +69,7 @@ def randn_like(z:torch.Tensor, generators:list # one CPU generator per image
     "Noise for a batch, each image from its own generator, the same alone or in a batch, on any device"
     return torch.stack([torch.randn(z.shape[1:], generator=g) for g in generators]).to(z.device)
 
+# %% ../../nbs/06_sms.ipynb #7ccd0af5
 class RelevanceGrid:
     "R(t) from a few timesteps and noise draws, computed once per image and interpolated in t: 12 forwards per image"
     def __init__(self, backbone:Backbone, # it is asked without adapters
