@@ -89,6 +89,13 @@ class Try(Record):
     @property
     def score(self)->float: return self.style*_lean(self.place)
 
+# %% ../nbs/13b_limits.ipynb #ee261d7d
+@patch
+def __str__(self:Try)->str: # a line for a list of tries
+    at = f'λ = {self.lam:g}' if self.lam is not None else 'no λ'
+    each = [f'{MEASURES[name].label} {v:.2f}' for name, v in self.values.items() if v is not None]
+    return ', '.join([at, *each]) + (': kept' if self.holds else ': not kept')
+
 # %% ../nbs/13b_limits.ipynb #7624eedb
 def _between(tried:dict, rung:int)->tuple: # Tries below and above, share of the way, how far it may stray
     below, above = max(k for k in tried if k < rung), min(k for k in tried if k > rung)

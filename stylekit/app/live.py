@@ -35,7 +35,7 @@ class Recipe(Record):
     steps_done: int | None = None      # the run ended here; None: at its last step
     regions: list[str] = field(default_factory=list)   # how that mask came about, as 'letters: HONEY'
     match_color: dict[str, Any] | None = None   # whose colours it has, as `color.ColorMatch`; None: the style's
-    limits: dict[str, float] = field(default_factory=dict)   # what was asked for, measure -> value; λ follows from it
+    limits: dict[str, float] = field(default_factory=dict)   # what it was measured by, measure -> value
     backbone: str | None = None        # folder or hub id; None: the embedded model
     control: dict[str, Any] | None = None  # two encoders, `guidance.ControlGuidance.about`; None: the model's own
     style_sha256: str = ''  # of what was loaded; '' unknown
@@ -341,7 +341,8 @@ def _clear(self:LiveRun, snapshots:int):
     self._back, self._stop = None, False
     self._turn, self._paused = None, 0.
     self._shots, self._steps = [], None
-    self.search, self._best, self._prover = None, None, None
+    self.search, self._best = None, None
+    self._prover, self._proved = None, (None, None)   # of a mask; the proof of a result
     self._every = max(1, self.cfg.steps//snapshots)
 
 # %% ../../nbs/15_live.ipynb #5788bc69
@@ -662,20 +663,24 @@ def picture(self:LiveRun): # PIL; None before the first step
 
 # %% ../../nbs/15_live.ipynb #fbd1b5e3
 @patch
+def _region(self:LiveRun, mask:str): # as `regions.mask_pixels`; None: nothing must stay
+    return mask_pixels(mask, self.opened.size).numpy() if mask else None
+
+@patch(as_prop=True)
+def proof(self:LiveRun): # Proof; None until it was asked for
+    "Of the result, if it was measured"
+    return self._proved[1] if self.result is not None and self._proved[0] is self.result else None   # picture out
+
+@patch
 def prove(self:LiveRun): # Proof; None while there is no result
     "What can be said of the result beside its source"
     from stylekit.measure.proof import Prover
-    if not self.result: return None
-    mask = self._held()['protect'] if self.run else ''
+    if self.result is None or self._proved[0] is self.result: return self._proved[1]
+    mask = self._held().get('protect', '')
     if self._prover is None or self._prover[0] != mask:
         self._prover = mask, Prover(self.opened.rgb, self._region(mask))
-    return self._prover[1](self.result.image)   # picture out
-
-def _region_of(mask:str, size:tuple): # as `regions.mask_pixels`; None: nothing must stay
-    return mask_pixels(mask, size).numpy() if mask else None
-
-@patch
-def _region(self:LiveRun, mask:str): return _region_of(mask, self.opened.size)
+    self._proved = self.result, self._prover[1](self.result.image)   # picture out
+    return self._proved[1]
 
 # %% ../../nbs/15_live.ipynb #bfd20942
 @patch
@@ -708,8 +713,9 @@ def _end_search(self:LiveRun, state)->bool: # 'done' or 'stopped'
     self._close()
     self.cfg, self.run, self._shots = self._best
     self.result, self.seeking = self.search.result, False
-    self._prover = self.protect.text, self.search.prover
-    self.note = ' '.join(found_in(self.result).said)
+    found = found_in(self.result)
+    self._prover, self._proved = (self.protect.text, self.search.prover), (self.result, found.proof)
+    self.note = ' '.join(found.said)
     self.tell(state)
     return False
 
