@@ -148,6 +148,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.app.live.LiveRun.recipe': ('live.html#liverun.recipe', 'stylekit/app/live.py'),
                                    'stylekit.app.live.LiveRun.recolor': ('live.html#liverun.recolor', 'stylekit/app/live.py'),
                                    'stylekit.app.live.LiveRun.rewind': ('live.html#liverun.rewind', 'stylekit/app/live.py'),
+                                   'stylekit.app.live.LiveRun.searched': ('live.html#liverun.searched', 'stylekit/app/live.py'),
                                    'stylekit.app.live.LiveRun.stop': ('live.html#liverun.stop', 'stylekit/app/live.py'),
                                    'stylekit.app.live.LiveRun.tell': ('live.html#liverun.tell', 'stylekit/app/live.py'),
                                    'stylekit.app.live.LiveRun.update': ('live.html#liverun.update', 'stylekit/app/live.py'),

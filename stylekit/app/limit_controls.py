@@ -35,8 +35,8 @@ class LimitControls(Fold):
                 ):
         self.panel, self.changed, self.given = panel, changed, Limits()
         self.ticks = {name: _limit_tick(name) for name in _STARTS}
-        self.search = named(Tick(label='Find λ: as much style as these limits allow', value=search,
-                                 tip='Up to seven pictures are made, each with another λ; the best is kept'), 'search')
+        self.search = named(Tick(label='As much style as these limits allow', value=search,
+                                 tip='λ is found: up to seven pictures are made, and the best is kept'), 'search')
         super().__init__('Limits', [*self.ticks.values(), self.search], 'limits', 'What must hold of the result')
         heard = panel.safely(lambda _: self._read(), clears=True)
         for tick in (*self.ticks.values(), self.search): tick.observe(heard, ['value', 'number'])
@@ -63,7 +63,7 @@ def give(self:LimitControls, given): # as `limits.as_limits`; None: none
 @patch
 def _read(self:LimitControls):
     said = [MEASURES[name].label for name in self.limits.asked]
-    self.tell(', '.join(said) + ('; λ is found' if said and self.search.value else ''))
+    self.tell(', '.join(said) + ('; as much style as they allow' if said and self.search.value else ''))
     self.changed()
 
 @patch

@@ -719,6 +719,11 @@ def _end_search(self:LiveRun, state)->bool: # 'done' or 'stopped'
     self.tell(state)
     return False
 
+@patch(as_prop=True)
+def searched(self:LiveRun)->bool:
+    "Is the result that of a search?"
+    return self.result is not None and 'limits' in self.result.info
+
 # %% ../../nbs/15_live.ipynb #d4a189f0
 @patch
 def _mine(self:LiveRun)->bool:

@@ -374,9 +374,9 @@ def _switch_settings(self:StylizePanel):
     switch_controls(cfg, self.controls, self.curve)
     if self.limits.search.value and not self.controls['lam'].disabled and not (run and run.going and not seeking):
         self.controls['lam'].disabled, self.controls['lam'].note = True, 'the limits find this: untick that to turn it'
-    if not seeking: return
-    self.curve.disabled = True
-    for w in self.controls.values(): w.disabled = True
+    self.curve.disabled |= seeking
+    for w in self.controls.values(): w.disabled |= seeking
+    if self.simple: self.detail.disabled = self.curve.disabled
 
 @patch
 def _settings_now(self:StylizePanel): # Settings
@@ -533,7 +533,7 @@ def _in_words(self:StylizePanel, run:LiveRun)->str:
     at = self._which_try(run)
     if run.state=='measuring': return f'{at}measuring'
     if run.state!='paused': return f'{at}Step {run.k} of {run.cfg.steps}'
-    paused = f'Paused after step {run.k} of {run.cfg.steps}.'
+    paused = f'{at}Paused after step {run.k} of {run.cfg.steps}.'
     if not run.queue: return paused
     if not run.has_turn: return f'{paused} Others may have the turn now; Resume gets in line again.'
     return f'{paused} After {run.patience:g} seconds the turn goes to whoever waits.'
@@ -568,10 +568,11 @@ def _look_last(self:StylizePanel, run:LiveRun):
     if run.state=='error':
         self.say(f'Ended after step {run.k}.')
         self.say(run.note, error=True)
-    elif run.state=='done': self.say(f'Done: {run.k} steps. {run.note if run.search else ""}'.strip())
+    elif run.searched: self.say(f'{run.state.capitalize()}. {run.note}')
+    elif run.state=='done': self.say(f'Done: {run.k} steps.')
     else: self.say(f'Stopped after step {run.k}. {"" if "interrupted" in run.note else run.note}'.strip())
     self._log()
-    if run.result and run.search: write_controls(run.cfg, self.controls, self.curve)
+    if run.searched: write_controls(run.cfg, self.controls, self.curve)
     self._buttons()
     self._plot()
     self.bar.value = self.to.value = run.k
