@@ -6,11 +6,9 @@
 __all__ = ['ColorControls']
 
 # %% ../../nbs/15bab_color_controls.ipynb #e32e3e77
-import html
 import ipywidgets as W
 from fastcore.basics import patch
 from .panels import WIDE, Fold, Panel, named, row
-from ..color import ColorMatch, palette_of, parse_match
 
 # %% ../../nbs/15bab_color_controls.ipynb #d6f4aa48
 _HOW = {'as the style has them': 'style', 'as in the picture': 'source', 'of a palette': 'palette'}
@@ -25,8 +23,8 @@ class ColorControls(Fold):
         self.match, self.picture, self._quiet = None, None, False
         self.how = named(W.Dropdown(options=[*_HOW.items()], description='Colours', **WIDE,
                                     tooltip='Whose colours the picture has'), 'colors')
-        self.palette = named(W.Text(description='Palette', placeholder='#e4002b, white', continuous_update=False, **WIDE,
-                                    tooltip='Colours as #rrggbb or by name, with commas between'), 'palette')
+        self.palette = named(W.Text(description='Palette', placeholder='#e4002b, white', continuous_update=False,
+                                    tooltip='Colours as #rrggbb or by name, with commas between', **WIDE), 'palette')
         self.pick = named(W.ColorPicker(concise=True, value='#e4002b', description='Add one'), 'pick')
         self.swatches = named(W.HTML(), 'swatches')
         super().__init__('Colours', [self.how, self.palette, row(self.pick, self.swatches)], 'colours',
@@ -40,6 +38,7 @@ class ColorControls(Fold):
 @patch
 def _choose(self:ColorControls):
     "A palette begins with the picture's own colours"
+    from stylekit.color import palette_of
     if self._quiet: return
     if self.how.value == 'palette' and not self.palette.value and self.picture is not None:
         self.palette.value = ', '.join(palette_of(self.picture))
@@ -51,9 +50,10 @@ def _add(self:ColorControls, color:str):
         self.palette.value = ', '.join(c for c in (self.palette.value.strip(' ,'), color) if c)
 
 @patch
-def _asked(self:ColorControls)->ColorMatch: # None: the style's
+def _asked(self:ColorControls): # ColorMatch; None: the style's
+    from stylekit.color import parse_match
     how = self.how.value
-    if isinstance(how, ColorMatch): return how
+    if not isinstance(how, str): return how                    # as given
     return parse_match({'style': None, 'source': 'source', 'palette': self.palette.value.strip() or 'palette'}[how])
 
 @patch
@@ -64,8 +64,7 @@ def _read(self:ColorControls):
     self.match, own = match, self.how.value == 'palette'
     for w in (self.palette, self.pick, self.swatches): w.layout.display = None if own else 'none'
     shown = match.palette if own and match else ()
-    self.swatches.value = ' '.join(f'<span class="sk-swatch" style="background:{html.escape(c)}" title="{html.escape(c)}">'
-                                   '</span>' for c in shown)
+    self.swatches.value = ''.join(f'<span class="sk-swatch" style="background:{c}" title="{c}"></span>' for c in shown)
     self.tell(self.how.label if match else '')
     self.changed()
 
@@ -73,6 +72,7 @@ def _read(self:ColorControls):
 @patch
 def give(self:ColorControls, match): # as `stylize(match_color=)`
     "Show these"
+    from stylekit.color import ColorMatch, parse_match
     match = parse_match(match)
     plain = match is None or match in (ColorMatch(), ColorMatch(how='palette', palette=match.palette))
     options = dict(_HOW) if plain else _HOW | {'as given': match}

@@ -12,8 +12,6 @@ from fastcore.basics import patch
 from .panels import Fold, Panel, named
 from .views import Tick
 from ..letters import letters_missing
-from ..limits import Limits, as_limits
-from ..measure.proof import MEASURES
 from ..records import field_limits
 
 # %% ../../nbs/15bac_limit_controls.ipynb #9805a912
@@ -21,6 +19,8 @@ _STARTS = dict(edge_f1=.8, letters=.95, identity=.6, displacement=1., delta_e=4.
 
 def _limit_tick(name:str)->Tick:
     "Of one measure"
+    from stylekit.limits import Limits
+    from stylekit.measure.proof import MEASURES
     m, (lowest, highest) = MEASURES[name], map(float, field_limits(Limits)[name])
     return named(Tick(label=f'{m.label.capitalize()}, at {"least" if m.high else "most"}', number=_STARTS[name],
                       lowest=lowest, highest=highest, unit=m.unit.strip(), tip=m.meaning), f'limit-{name}')
@@ -33,7 +33,7 @@ class LimitControls(Fold):
                  given=None, # as `limits.as_limits`
                  search:bool=False # is λ sought?
                 ):
-        self.panel, self.changed, self.given = panel, changed, Limits()
+        self.panel, self.changed, self.given = panel, changed, None
         self.ticks = {name: _limit_tick(name) for name in _STARTS}
         self.search = named(Tick(label='As much style as these limits allow', value=search,
                                  tip='λ is found: up to seven pictures are made, and the best is kept'), 'search')
@@ -44,14 +44,16 @@ class LimitControls(Fold):
 
 # %% ../../nbs/15bac_limit_controls.ipynb #834fa053
 @patch(as_prop=True)
-def limits(self:LimitControls)->Limits:
+def limits(self:LimitControls): # Limits
     "Those that are ticked"
+    from stylekit.limits import Limits
     own = {name: t.number if t.value else None for name, t in self.ticks.items()}
     return Limits(**own, logo=self.given.logo, tries=self.given.tries)
 
 @patch
 def give(self:LimitControls, given): # as `limits.as_limits`; None: none
     "Show these"
+    from stylekit.limits import Limits, as_limits
     self.given = Limits() if given is None else as_limits(given)
     for name, tick in self.ticks.items():
         asked = self.given.asked.get(name)
@@ -62,6 +64,8 @@ def give(self:LimitControls, given): # as `limits.as_limits`; None: none
 
 @patch
 def _read(self:LimitControls):
+    from stylekit.measure.proof import MEASURES
+    if self.given is None: return                              # not built yet
     said = [MEASURES[name].label for name in self.limits.asked]
     self.tell(', '.join(said) + ('; as much style as they allow' if said and self.search.value else ''))
     self.changed()

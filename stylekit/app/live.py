@@ -15,9 +15,7 @@ from typing import Any
 from fastcore.basics import patch
 from .. import __version__
 from ..core import StylekitError, atomic_path, caller_seeds, changed, explain_errors, one_line
-from ..color import ColorMatch, parse_match
 from ..images import open_image, to_rgb
-from ..regions import Protection, mask_pixels, protect_pictures
 from ..records import Record, parse_json, seal, unseal_if_sealed
 from ..rights import read_output
 
@@ -168,7 +166,8 @@ def _protected(run:dict, name:str)->str:
     with explain_errors(f'the record in {name} is damaged'): what = one_line('; '.join(run['protect']['regions']), 90)
     return f'{name} was made with parts that must stay ({what}): give them as protect=, or use the recipe'
 
-def _as_match(match)->ColorMatch: # as JSON has it; None: none
+def _as_match(match): # as JSON has it -> ColorMatch; None: none
+    from stylekit.color import ColorMatch
     return match and ColorMatch.from_json(match)
 
 # %% ../../nbs/15_live.ipynb #06a684fe
@@ -231,6 +230,7 @@ def replay(recipe, # Recipe, its path or JSON; or the path of a picture that sty
 
 # %% ../../nbs/15_live.ipynb #f3345d7d
 def _replay_run(r:Recipe, picture, style, backbone, control, callbacks):
+    from stylekit.regions import Protection
     from stylekit.stylizer import Changes, stylize
     with explain_errors('the settings of the recipe'): cfg = _as_settings(r.settings)
     ends = [_stop_after(r.steps_done)] if r.steps_done not in (None, cfg.steps) else []
@@ -315,6 +315,7 @@ class LiveRun:
                  patience:float=60., # seconds, with `queue`: the longest that one holds the device while others wait
                  **changes # fields of Settings
                 ):
+        from stylekit.color import parse_match
         from stylekit.methods.sms import settings
         self.opened = open_image(image)   # with its transparency, which the result gets back
         _check_caption(caption)
@@ -521,6 +522,7 @@ def release(owner):
 def _start(self:LiveRun):
     from stylekit.core import pick_device
     from stylekit.lora import load_style
+    from stylekit.regions import protect_pictures
     from stylekit.stylizer import Stylizer
     claim(pick_device(self.device), self)
     self.model = shared_backbone(self.source, self.device)
@@ -650,6 +652,7 @@ def _close(self:LiveRun):
 @patch
 def recolor(self:LiveRun, match_color): # as in `stylize`
     "The picture, made or still to come, in other colours"
+    from stylekit.color import parse_match
     self.match = parse_match(match_color)
     if self.run is None: return
     self.run.recolor(self.match)
@@ -664,6 +667,7 @@ def picture(self:LiveRun): # PIL; None before the first step
 # %% ../../nbs/15_live.ipynb #fbd1b5e3
 @patch
 def _region(self:LiveRun, mask:str): # as `regions.mask_pixels`; None: nothing must stay
+    from stylekit.regions import mask_pixels
     return mask_pixels(mask, self.opened.size).numpy() if mask else None
 
 @patch(as_prop=True)

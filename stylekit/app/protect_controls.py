@@ -14,11 +14,8 @@ from .panels import WIDE, Fold, Panel, named
 from .views import MaskBrush, Tick
 from ..core import StylekitError
 from ..letters import letters_missing
-from ..regions import Protection, as_regions, find_regions, protect_pictures, unite_protections
 
 # %% ../../nbs/15baa_protect_controls.ipynb #a49de953
-_NOTHING = Protection(('',), ([],))
-
 class ProtectControls(Fold):
     "What must stay: `protection` is all of it, as `stylize(protect=)` takes it"
     def __init__(self, panel:Panel, # which shows errors
@@ -26,8 +23,8 @@ class ProtectControls(Fold):
                  model # model() -> Backbone, asked for when words are looked for
                 ):
         self.panel, self.changed, self.model = panel, changed, model
-        self.caption, self.found, self.protection = '', {}, _NOTHING
-        self.held, self.trouble = _NOTHING, ''
+        self.caption, self.found, self.trouble = '', {}, ''
+        self.held, self.protection = None, None    # Protection: what was found; and with what is painted
         self._count, self._thread, self._quiet = 0, None, False
         self.words = named(W.Text(description='In words', placeholder='the label', continuous_update=False, **WIDE,
                                   tooltip='What the model shall look for; several with commas between'), 'words')
@@ -86,7 +83,8 @@ def _look(self:ProtectControls, opened, missing:list, caption:str, count:int):
     self.panel.show(self.panel.safely(lambda: self._show(f'Found {said}.')))
 
 @patch
-def _find(self:ProtectControls, region:str, opened, caption:str)->Protection:
+def _find(self:ProtectControls, region:str, opened, caption:str): # Protection
+    from stylekit.regions import protect_pictures
     model = self.model() if region.startswith('words:') else None
     return protect_pictures(region, [opened], [caption], model, self)
 
@@ -99,6 +97,7 @@ def _fail(self:ProtectControls, why:str):
 # %% ../../nbs/15baa_protect_controls.ipynb #f0ad902e
 @patch
 def _show(self:ProtectControls, said:str=''):
+    from stylekit.regions import unite_protections
     self.held = unite_protections([self.found[self._key(r)] for r in self.regions], [self.opened])
     self.brush.held = self.held.text
     if said: self.panel.say(said)
@@ -107,6 +106,7 @@ def _show(self:ProtectControls, said:str=''):
 @patch
 def unite(self:ProtectControls):
     "The brush, and all that was found"
+    from stylekit.regions import protect_pictures, unite_protections
     if self._quiet: return
     painted = protect_pictures(self.brush.mask, [self.opened], [''])
     self.protection = unite_protections([self.held, painted], [self.opened])
@@ -114,7 +114,7 @@ def unite(self:ProtectControls):
     self.changed()
 
 @patch
-def ready(self:ProtectControls)->Protection:
+def ready(self:ProtectControls): # Protection
     "All of it, once it is found"
     if self._thread: self._thread.join()
     if self.trouble: raise StylekitError(f'what must stay was not found: {self.trouble}')
@@ -160,6 +160,7 @@ def restore(self:ProtectControls, state:tuple):
 @patch
 def give(self:ProtectControls, protect): # as `stylize` takes it
     "What was given from code: what has a control is ticked, the rest is painted"
+    from stylekit.regions import as_regions, find_regions, protect_pictures
     own, words, rest = {'letters': False, 'alpha': False}, [], []
     for r in as_regions(protect):
         if r.kind in own and r.strength == 1 and r.what in (None, .1): own[r.kind] = True
