@@ -531,6 +531,7 @@ def _start(self:LiveRun):
     if self.seeking: self._seek(style)
     self.run = Stylizer(self.model, style, self.cfg, [self.opened], [self.caption], [self.seed],
                         control=self.control, protect=self.protect, match=self.match)
+    if self.run.match is not self.match: self.run.recolor(self.match)   # chosen while it was set up
     self._steps = self.run.iterate()
 
 # %% ../../nbs/15_live.ipynb #621f11fb
@@ -617,11 +618,15 @@ def _step(self:LiveRun)->bool:
 def _fail(self:LiveRun, error:Exception):
     "The message is kept for the panel, the model gets its adapters taken off, memory is given back"
     words, short = in_words(error), out_of_memory(error)
+    kept = self.search.kept if self.search and self.seeking else {}
     self.seeking = False
     try: self._close()
     except Exception: pass                 # what failed once may fail again; the first error is the one that counts
     if short or not self._shots:
         self.run, self._shots = None, []
+    if kept:
+        self.cfg, self.run, self._shots = self._best
+        self.result = self.search.result
     self.tell('error', words)
     if short: free_memory()
 

@@ -26,6 +26,7 @@ class ProtectControls(Fold):
         self.caption, self.found, self.trouble = '', {}, ''
         self.held, self.protection = None, None    # Protection: what was found; and with what is painted
         self._count, self._thread, self._quiet = 0, None, False
+        self._turn = threading.Lock()              # one looks at a time
         self.words = named(W.Text(description='In words', placeholder='the label', continuous_update=False, **WIDE,
                                   tooltip='What the model shall look for; several with commas between'), 'words')
         self.letters = named(Tick(label='Letters', tip='All that is written in the picture'), 'letters')
@@ -45,8 +46,8 @@ def regions(self:ProtectControls)->list: # of texts, as the command line has the
     return ['letters']*self.letters.value + ['alpha']*self.alpha.value + said
 
 @patch
-def _key(self:ProtectControls, region:str)->tuple: # words may stand in the caption
-    return region, self.caption if region.startswith('words:') else ''
+def _key(self:ProtectControls, region:str, caption:str)->tuple: # words may stand in the caption
+    return region, caption if region.startswith('words:') else ''
 
 @patch
 def seek(self:ProtectControls):
@@ -54,7 +55,7 @@ def seek(self:ProtectControls):
     if self._quiet: return
     self._count, self.trouble = self._count+1, ''
     self._tell_all()
-    missing = [r for r in self.regions if self._key(r) not in self.found]
+    missing = [r for r in self.regions if self._key(r, self.caption) not in self.found]
     if not missing: return self._show()
     self.panel.say(f'Looking for {", ".join(r.removeprefix("words:") for r in missing)}…')
     given = self.opened, missing, self.caption, self._count
@@ -71,16 +72,16 @@ def _tell_all(self:ProtectControls):
 def _look(self:ProtectControls, opened, missing:list, caption:str, count:int):
     "In a thread: the latest wish wins"
     try:
-        with warnings.catch_warnings():
+        with self._turn, warnings.catch_warnings():
             warnings.simplefilter('ignore')                    # that there are no letters is said in the panel
-            new = {self._key(r): self._find(r, opened, caption) for r in missing}
+            new = {self._key(r, caption): self._find(r, opened, caption) for r in missing}
     except Exception as e:
-        if count == self._count: self.panel.show(lambda: self._fail(in_words(e)))
+        if count == self._count: self._fail(in_words(e))
         return
     if opened is self.opened: self.found |= new
     if count != self._count: return
-    said = '; '.join(p.about[0][0] for p in new.values())
-    self.panel.show(self.panel.safely(lambda: self._show(f'Found {said}.')))
+    self.panel.say(f'Found {"; ".join(p.about[0][0] for p in new.values())}.')
+    self.panel.safely(self._show)()
 
 @patch
 def _find(self:ProtectControls, region:str, opened, caption:str): # Protection
@@ -96,11 +97,10 @@ def _fail(self:ProtectControls, why:str):
 
 # %% ../../nbs/15baa_protect_controls.ipynb #f0ad902e
 @patch
-def _show(self:ProtectControls, said:str=''):
+def _show(self:ProtectControls):
     from stylekit.regions import unite_protections
-    self.held = unite_protections([self.found[self._key(r)] for r in self.regions], [self.opened])
-    self.brush.held = self.held.text
-    if said: self.panel.say(said)
+    self.held = unite_protections([self.found[self._key(r, self.caption)] for r in self.regions], [self.opened])
+    self.panel.show(lambda: setattr(self.brush, 'held', self.held.text))
     self.unite()
 
 @patch
@@ -110,7 +110,7 @@ def unite(self:ProtectControls):
     if self._quiet: return
     painted = protect_pictures(self.brush.mask, [self.opened], [''])
     self.protection = unite_protections([self.held, painted], [self.opened])
-    self._tell_all()
+    self.panel.show(self._tell_all)
     self.changed()
 
 @patch

@@ -353,9 +353,9 @@ def _hear_caption(self:StylizePanel):
 @patch
 def _recolor(self:StylizePanel):
     run = self.run
-    if not run or run.opened is not self.opened or not run.run: return    # a picture still to be made
+    if not run or run.opened is not self.opened or run.going and run.seeking: return   # not of what is shown
     run.recolor(self.colors.match)
-    if run.state == 'running': return                          # its next preview has them
+    if run.state == 'running' or not run.run: return           # its next preview has them
     self.view.show(run.picture(), 92)                          # picture out
     if run.result: self._tell_proof(anew=bool(self.proved.value))
 
@@ -363,6 +363,7 @@ def _recolor(self:StylizePanel):
 def _limits_changed(self:StylizePanel):
     if not self.children: return                               # not built yet
     self._switch_settings()
+    if self.run and not self.run.seeking: self.run.limits = self.limits.limits
     if self.run and self.run.result: self._tell_proof(anew=bool(self.limits.limits))
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #bd038443
@@ -396,7 +397,7 @@ def _start(self:StylizePanel):
                        match_color=self.colors.match, limits=self.limits.limits, search=self.limits.search.value,
                        queue=self.queue, patience=self.patience, **wanted)
     self.begun_preset, self.begun_stay = self.preset, self.stay.state
-    self.run.abandoned, self.proved.value = self.unseen, ''
+    self.run.abandoned = self.unseen
     self.to.max = self.to.highest = self.bar.max = self.run.cfg.steps
     self.run.listeners.append(self._look)
     self.engine = engine_for(self.run)
@@ -418,6 +419,7 @@ def _begin(self:StylizePanel):
     self.previews, self.looks = Budget(.05), Budget(.02, .5)
     self.begun, self.last_said = time.monotonic(), 0.
     self.shown_state, self.logged = '', 0
+    self.proved.value = ''
     run = self.run
     self.engine.start()
     self.go(lambda: run.going)
@@ -542,7 +544,7 @@ def _in_words(self:StylizePanel, run:LiveRun)->str:
 @patch
 def _which_try(self:StylizePanel, run:LiveRun)->str: # '' unless λ is sought
     if not run.seeking or not run.search: return ''
-    lam = f', λ = {run.search.lam:g}' if run.search.lams else ''
+    lam = f', λ = {run.cfg.lam:g}' if run.search.lams else ''
     return f'Try {len(run.search.kept)+1} of at most {run.search.tries}{lam}: '
 
 @patch
