@@ -6,7 +6,7 @@
 __all__ = ['FEATHER', 'Region', 'mask', 'alpha', 'boxes', 'logos', 'words', 'letters', 'as_regions', 'mask_url', 'fitting_mask',
            'cut_out', 'attention_to', 'otsu_threshold', 'find_regions', 'region_mask', 'feather', 'likeness',
            'restore_pixels', 'lay_over', 'Protection', 'mask_pixels', 'protect_pictures', 'region_texts',
-           'join_protections']
+           'join_protections', 'unite_protections']
 
 # %% ../nbs/05a_regions.ipynb #864d3ec1
 import base64, io, math, os, warnings
@@ -569,3 +569,16 @@ def join_protections(each:list # `Protection`s
                     )->Protection:
     "Of several pictures"
     return Protection(*(tuple(v for p in each for v in of(p)) for of in (lambda p: p.urls, lambda p: p.about)))
+
+# %% ../nbs/05a_regions.ipynb #c954e904
+def unite_protections(each:list, # `Protection`s of the same pictures
+                      images:list # `OpenedImage`s
+                     )->Protection:
+    "All of it, by maximum"
+    each = [p for p in each if any(p.urls)]
+    if len(each) == 1: return each[0]
+    def united(i, size):
+        masks = [mask_pixels(p.urls[i], size) for p in each]
+        return _found_url(torch.stack(masks).amax(0)) if masks else ''
+    return Protection(tuple(united(i, im.size) for i, im in enumerate(images)),
+                      tuple([said for p in each for said in p.about[i]] for i in range(len(images))))

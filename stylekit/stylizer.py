@@ -367,33 +367,48 @@ def _begin(self:Stylizer):
     self._held.enter_context(b.lease(self))
     self._held.callback(self._take_off)
     with explain_memory(MEMORY_LEVER):
-        x = torch.cat([fit_image(im, inner, self.outer) for im, inner in zip(self._images, self.inner)])
-        self.z_src = b.encode(x)
+        self.z_src = b.encode(self._pixels())
         self.z, self.may = self.z_src.clone(), self._free(self.protect)
         report = self._set_up(self.outer[::-1])
     self.opt = LatentOptimizer(self.cfg, self.z, self.method.stretch)
-    self._identify(x, report)
+    self._identify(report)
 
 # %% ../nbs/08_stylizer.ipynb #3aa30552
 @patch
-def _identify(self:Stylizer, x:torch.Tensor, # the pixels it works on
-              report:Report):
-    "The run's id, and what will be recorded with its result"
+def _pixels(self:Stylizer)->torch.Tensor: # (B, 3, H, W)
+    "What it works on"
+    return torch.cat([fit_image(im, inner, self.outer) for im, inner in zip(self._images, self.inner)])
+
+@patch
+def _own_id(self:Stylizer)->str:
+    "A hash of all that decides what comes out"
     b, style = self.backbone, self.style
     about = self.control and self.control.about
     parts = [style.trigger_words, style.scale, style.sha256, b.name, b.sha256]
-    parts += [self.captions, self.seeds, x.numpy().tobytes()]
+    parts += [self.captions, self.seeds, self._pixels().numpy().tobytes()]
     if self.protect: parts.append(self.protect)
     if self.protect and not self.restore: parts.append('not restored')
     if self.match: parts.append(json.dumps(self.match.to_json(), sort_keys=True))
     if about: parts.append(json.dumps(about, sort_keys=True))
-    cfg = asdict(self.cfg)
-    self.run_id = digest(json.dumps(cfg, sort_keys=True), *parts)[:16]
-    self.info = dict(stylekit=__version__, method=self.cfg.method, settings=cfg,
+    return digest(json.dumps(asdict(self.first), sort_keys=True), *parts)[:16]
+
+# %% ../nbs/08_stylizer.ipynb #6ee62ec3
+@patch
+def _identify(self:Stylizer, report:Report):
+    "The run's id, and what will be recorded with its result"
+    b, style = self.backbone, self.style
+    self.run_id = self._own_id()
+    self.info = dict(stylekit=__version__, method=self.cfg.method, settings=asdict(self.cfg),
                      style=style.name, style_sha256=style.sha256,
                      style_coverage=f'{report.matched}/{report.total}',
                      backbone=b.name, backbone_sha256=b.sha256, run_id=self.run_id)
-    if about: self.info['control'] = about
+    if self.control and self.control.about: self.info['control'] = self.control.about
+
+@patch
+def recolor(self:Stylizer, match:ColorMatch): # None: as the style has them
+    "Results in other colours from now on: they are put on at the end, so nothing is run again"
+    self.match = match
+    self.run_id = self.info['run_id'] = self._own_id()
 
 # %% ../nbs/08_stylizer.ipynb #ca1b00ed
 @patch

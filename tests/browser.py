@@ -235,7 +235,14 @@ class Page:
         self.until(f'{counted} < {step}')
     def preview(self): return self.tab.get_attribute('img.sk-preview', 'src')
     def open_tab(self, name): self.tab.locator(f'.sk-tabs >> text={name}').first.click()
+    def open_fold(self, name):
+        "If it is not open"
+        button = self.tab.locator(f'.sk-{name} > button')
+        if '▸' in button.inner_text(): button.click()
+        self.see(f'.sk-{name} .sk-folded')
+    def tick(self, name): self.tab.click(f'.sk-{name} input[type=checkbox]')
     def drag(self, handle, along, share, down=.5):
+        self.tab.locator(along).first.scroll_into_view_if_needed()
         h, t = (self.tab.locator(css).first.bounding_box() for css in (handle, along))
         self.tab.mouse.move(h['x']+h['width']/2, h['y']+h['height']/2)
         self.tab.mouse.down()

@@ -60,7 +60,7 @@ def test_a_run_is_steered(chrome, lab):
         p.tab.focus('.sk-curve .corner')
         for key in ('ArrowUp', 'ArrowRight'): p.tab.keyboard.press(key)
         p.until("document.querySelector('.sk-log').innerText.split('cutoff').length > 2")
-        p.open_tab('Protect')
+        p.open_fold('stay')
         p.drag('.sk-brush canvas', '.sk-brush canvas', .7)
         p.open_tab('Changes')
         p.logs('protect mask')
@@ -176,7 +176,7 @@ def test_a_mask_stays(chrome, lab):
     "5: after a reload, under the next stroke; it is seen on white, can be rubbed out, and a stroke taken back"
     near = f'(n) => Math.abs(({PAINTED})()[0] - n) < .1 * n'
     with lab.notebook(chrome, panel('steps=3')) as p:
-        p.open_tab('Protect')
+        p.open_fold('stay')
         p.drag('.sk-brush canvas', '.sk-brush canvas', .7)
         painted, colours = p.tab.evaluate(PAINTED)
         assert painted > 50 and colours == 2                   # of a light and a dark colour
@@ -185,7 +185,7 @@ def test_a_mask_stays(chrome, lab):
         p.tab.wait_for_timeout(800)
         p.tab.reload()
         p.see('.sk-panel img.sk-preview')
-        p.open_tab('Protect')
+        p.open_fold('stay')
         p.tab.wait_for_function(near, arg=painted)
         p.drag('.sk-brush canvas', '.sk-brush canvas', .2, .2)
         more = p.tab.evaluate(PAINTED)[0]
@@ -196,6 +196,52 @@ def test_a_mask_stays(chrome, lab):
         p.tab.click('.sk-erase')
         p.drag('.sk-brush canvas', '.sk-brush canvas', .7)
         assert p.tab.evaluate(PAINTED)[0] < .7*painted
+
+JAR = '''
+from PIL import ImageDraw
+from stylekit import StylizePanel, sample_image
+jar = sample_image('penguin').resize((192, 192))
+ImageDraw.Draw(jar).rounded_rectangle((40, 110, 152, 158), 6, fill='#f4e6c0', outline='#7a3b10')
+ImageDraw.Draw(jar).text((48, 116), 'HONEY', fill='#7a3b10', font_size=30)
+'''
+
+def test_what_must_stay_colours_and_limits(chrome, lab):
+    "Shown before Start, applied, proved, and all of it in the recipe; colours after the end as well"
+    pytest.importorskip('rapidocr_onnxruntime')
+    made = {}
+    exec(JAR, made)                                            # the same picture here
+    cell = JAR+"panel = StylizePanel(jar, 'ink', 'a penguin', steps=3, seed=0)\npanel"
+    with lab.notebook(chrome, cell) as p:
+        for name in ('stay', 'colours', 'limits'): p.open_fold(name)
+        p.tick('letters')
+        p.says('Found letters: HONEY')
+        p.tab.wait_for_function(f'() => ({PAINTED})()[0] > 3000', polling=100)
+        found = p.tab.evaluate(PAINTED)[0]
+        p.tab.focus('.sk-brush canvas')
+        for key in ('ArrowUp', 'Shift+ArrowLeft', 'ArrowLeft'): p.tab.keyboard.press(key)
+        p.tab.wait_for_function(f'(n) => ({PAINTED})()[0] > n + 3000', polling=100, arg=found)
+        p.tab.select_option('.sk-colors select', 'as in the picture')
+        p.tick('limit-edge_f1')
+        p.number('limit-edge_f1', .999)
+        p.until("/letters, painted/.test(document.querySelector('.sk-stay > button').innerText)")
+        p.until("/edges kept/.test(document.querySelector('.sk-limits > button').innerText)")
+        p.click('start')
+        p.says('Done')
+        p.until("document.querySelector('.sk-missed')")
+        recipe, shown = p.recipe(), opened(p.download('save'))
+        assert recipe['regions'] == ['letters: HONEY', 'a mask'] and recipe['match_color']['how'] == 'source'
+        assert recipe['limits'] == dict(edge_f1=.999)
+        again = replay(recipe, made['jar']).image
+        assert again.tobytes() == shown.tobytes()
+        assert again.getpixel((70, 130)) == made['jar'].getpixel((70, 130))      # of the label
+        first = p.preview()
+        p.tab.select_option('.sk-colors select', 'as the style has them')
+        p.until(f"document.querySelector('img.sk-preview').src !== '{first}'")
+        assert p.recipe()['match_color'] is None and not p.error()
+        for width in (800, 400):
+            p.resize(width)
+            assert p.tab.evaluate(BEYOND) == [], width
+            p.shot(f'lab-stay-{width}')
 
 def test_the_model_is_loaded_once(chrome, lab):
     "6: not at every Start"

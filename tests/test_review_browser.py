@@ -9,6 +9,7 @@ if not browser.CHROMIUM:
     pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
 for name in ('playwright.sync_api', 'jupyterlab', 'voila'):
     pytest.importorskip(name, reason=f'{name} is not installed: pip install -e ".[dev]"')
+from PIL import Image
 from stylekit import Review, export_accepted
 from stylekit.records import read_lines
 from stylekit.review import REASONS, Decision, ReviewRound
@@ -234,6 +235,27 @@ def test_a_second_press_is_not_for_the_next_picture(chrome, lab, out):
         p.tab.keyboard.press('Enter')
         p.until(f"/1 being redone/.test({TITLE}) || /is ready/.test(document.querySelector('.sk-text').innerText)")
         p.execute('panel.review.stop()')
+
+@pytest.mark.parametrize('where', ['lab', 'page'])
+def test_protect_this_by_keys_alone(chrome, lab, out, where, tmp_path):
+    "A box that is moved and made smaller, and a second one; the key line says how"
+    how = dict(style='ink', proof=str(tmp_path/'proof.json'), steps=2)
+    stages = in_lab(chrome, lab, out, how) if where == 'lab' else on_page(chrome, tmp_path, out, how)
+    for p, enter, _ in stages:
+        enter()
+        p.tab.keyboard.press('p')
+        p.until("document.activeElement.matches('.sk-brush canvas') && document.activeElement.width === 32")
+        assert 'arrows: a box' in p.tab.inner_text('.sk-keys')
+        keys = ['ArrowUp', *['Shift+ArrowLeft']*6, *['ArrowLeft']*9, 'b', 'ArrowDown', *['ArrowDown']*9, 'z', 'b',
+                'ArrowRight', *['Shift+ArrowUp']*4, *['ArrowDown']*12, 'Enter']
+        for key in keys: p.tab.keyboard.press(key)
+        p.until(f"/1 being redone/.test({TITLE}) || /is ready/.test(document.querySelector('.sk-text').innerText)")
+        assert p.tab.evaluate(BEYOND) == [] and not p.error()
+    [decision] = [r for r in Review(out).log.records if isinstance(r, Decision)]
+    mask = Image.open(Review(out).home/'masks'/f'{decision.mask}.png').convert('L')
+    left, low = mask.crop((0, 8, 8, 24)), mask.crop((8, 24, 24, 32))
+    assert decision.asked == 'protect this' and left.getextrema()[0] > 200 and low.getextrema()[0] > 200
+    assert mask.getpixel((28, 4)) == mask.getpixel((2, 30)) == mask.getpixel((30, 16)) == 0
 
 def test_what_is_seen(chrome, lab, out):
     "Nothing past the edge, all named, letters that can be read; light and dark, at three widths"

@@ -29,7 +29,8 @@ def recipe():
     about = dict(control_sha256='1'*64, alpha=.5, combine='lerp', blocks={})
     changed = {k: v for k, v in asdict(settings()).items() if k in ('method', 'steps', 'lam')}
     return Recipe('0'*64, 'an owl – größer', [('ink', .5), ('flat', 1.)], changed, 7, changes, steps_done=9,
-                  control=about, style_sha256='2'*64)
+                  control=about, style_sha256='2'*64, regions=['letters: HONEY'], limits=dict(edge_f1=.8),
+                  match_color=dict(how='source', strength=.5))
 
 SEARCH = Search(dict(method='sms', lam=.05), (('ink', dict(method='sms'), dict(style=.5, edge_f1_src=1.)),))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from fastcore.basics import patch
 from .. import __version__
-from ..core import StylekitError, atomic_path, caller_seeds, explain_errors
+from ..core import StylekitError, atomic_path, caller_seeds, changed, explain_errors, one_line
 from ..images import open_image, to_rgb
 from ..records import Record, parse_json, seal, unseal_if_sealed
 from ..rights import read_output
@@ -31,6 +31,9 @@ class Recipe(Record):
     changes: list[tuple[int, dict[str, Any]]] = field(default_factory=list)  # step, {setting: value}
     protect: str = ''          # mask at the start, a PNG as a data URL
     steps_done: int | None = None      # the run ended here; None: at its last step
+    regions: list[str] = field(default_factory=list)   # how that mask came about, as 'letters: HONEY'
+    match_color: dict[str, Any] | None = None   # whose colours it has, as `color.ColorMatch`; None: the style's
+    limits: dict[str, float] = field(default_factory=dict)   # what it was measured by, measure -> value
     backbone: str | None = None        # folder or hub id; None: the embedded model
     control: dict[str, Any] | None = None  # two encoders, `guidance.ControlGuidance.about`; None: the model's own
     style_sha256: str = ''  # of what was loaded; '' unknown
@@ -92,6 +95,8 @@ def load_recipe(recipe # path of a JSON file, its text, a dict, or a Recipe
 def code(self:Recipe, image:str='picture.png')->str:
     "The run as Python that can be pasted"
     lines = ['from stylekit import replay', f'# {self.style} on {image!r}, seed {self.seed}']
+    if self.regions: lines.append(f'# stays as it is: {one_line("; ".join(self.regions), 90)}')
+    if self.limits: lines.append(f'# limits: {self.limits}')
     for step, change in self.changes:
         short = {f: v[:48]+'…' if f=='protect' and v else v for f,v in change.items()}
         lines.append(f'# step {step}: {short}')
@@ -129,7 +134,7 @@ def _refuse_other(now, run:dict, name:str): # the run that would be made, the re
     for what in ('style', 'backbone'):
         if now.info[f'{what}_sha256'] != run.get(f'{what}_sha256'):
             raise StylekitError(f'{name} was made with another {what}')
-    raise StylekitError(f'{name} was made from another picture, with others, or with a mask')
+    raise StylekitError(f'{name} was made from another picture, with others, or with another mask')
 
 def _same_run(run:dict, name:str):
     "A callback that refuses any run but the recorded one, and ends where that ended"
@@ -143,16 +148,27 @@ def _same_run(run:dict, name:str):
     return SameRun()
 
 # %% ../../nbs/15_live.ipynb #eab47cba
-def _replay_picture(path, image, backbone, control, callbacks):
+def _replay_picture(path, image, backbone, control, callbacks, protect):
     from stylekit.stylizer import Changes, stylize
     run, name = recorded_run(path), path.name
     if image is None: raise StylekitError(f'{name} holds all but the picture it was made from: give that as image=')
     if run.get('control') and control is None:
         raise StylekitError(f'{name} was made with two encoders: give them as control=')
+    if run.get('protect') and protect is None: raise StylekitError(_protected(run, name))
     same = _same_run(run, name)
-    with explain_errors(f'the record in {name} is damaged'): cfg = _as_settings(run['settings'])
+    with explain_errors(f'the record in {name} is damaged'):
+        cfg, match = _as_settings(run['settings']), _as_match(run.get('match_color'))
     return stylize(image, run['style'], run['caption'], backbone=backbone, preset=cfg, seed=run['seed'],
-                   control=control, callbacks=[same, Changes(run.get('changes', [])), *callbacks])
+                   control=control, protect=protect, match_color=match,
+                   callbacks=[same, Changes(run.get('changes', [])), *callbacks])
+
+def _protected(run:dict, name:str)->str:
+    with explain_errors(f'the record in {name} is damaged'): what = one_line('; '.join(run['protect']['regions']), 90)
+    return f'{name} was made with parts that must stay ({what}): give them as protect=, or use the recipe'
+
+def _as_match(match): # as JSON has it -> ColorMatch; None: none
+    from stylekit.color import ColorMatch
+    return match and ColorMatch.from_json(match)
 
 # %% ../../nbs/15_live.ipynb #06a684fe
 def _as_settings(fields:dict): # as JSON has them: lists for tuples
@@ -198,10 +214,11 @@ def replay(recipe, # Recipe, its path or JSON; or the path of a picture that sty
            backbone=None, # default the recipe's own
            control=None, # as in `stylize`; needed if the recipe had one
            callbacks:tuple=(),
-           style=None # default the recipe's own; needed where that was a file which is not here
+           style=None, # default the recipe's own; needed where that was a file which is not here
+          protect=None # what stayed, as in `stylize`: for a picture's record, which has only the hash of it
           ): # StylizeResult
     "Make the image of a recipe again, without a panel"
-    if _is_picture(recipe): return _replay_picture(Path(recipe), image, backbone, control, callbacks)
+    if _is_picture(recipe): return _replay_picture(Path(recipe), image, backbone, control, callbacks, protect)
     if image is None:
         raise StylekitError('a recipe does not hold the picture: give the one it was made with as image=')
     r, picture = load_recipe(recipe), open_image(image)
@@ -213,11 +230,14 @@ def replay(recipe, # Recipe, its path or JSON; or the path of a picture that sty
 
 # %% ../../nbs/15_live.ipynb #f3345d7d
 def _replay_run(r:Recipe, picture, style, backbone, control, callbacks):
+    from stylekit.regions import Protection
     from stylekit.stylizer import Changes, stylize
     with explain_errors('the settings of the recipe'): cfg = _as_settings(r.settings)
     ends = [_stop_after(r.steps_done)] if r.steps_done not in (None, cfg.steps) else []
-    return stylize(picture, style, r.caption, backbone=backbone, preset=cfg, seed=r.seed, protect=r.protect or None,
-                   control=control, callbacks=[Changes(r.changes), *ends, *callbacks])
+    with explain_errors('the colours of the recipe'): match = _as_match(r.match_color)
+    kept = Protection((r.protect,), (r.regions or ['a mask'],)) if r.protect else None
+    return stylize(picture, style, r.caption, backbone=backbone, preset=cfg, seed=r.seed, protect=kept,
+                   match_color=match, control=control, callbacks=[Changes(r.changes), *ends, *callbacks])
 
 # %% ../../nbs/15_live.ipynb #181ba990
 _MODELS = weakref.WeakValueDictionary()   # (source, device, age) -> Backbone
@@ -286,12 +306,16 @@ class LiveRun:
                  preset='fast', # as in `stylize`
                  seed:int=None, # drawn and recorded if not given
                  protect=None, # as in `stylize`
+                 match_color=None, # as in `stylize`
+                 limits=None, # as `limits.as_limits` takes them: what the result is measured by
+                 search:bool=False, # λ is sought: as much style as the limits allow
                  control=None, # as in `stylize`
                  snapshots:int=24, # states to rewind to
                  queue:bool=False, # take turns with other processes of ours on the device
                  patience:float=60., # seconds, with `queue`: the longest that one holds the device while others wait
                  **changes # fields of Settings
                 ):
+        from stylekit.color import parse_match
         from stylekit.methods.sms import settings
         self.opened = open_image(image)   # with its transparency, which the result gets back
         _check_caption(caption)
@@ -299,6 +323,8 @@ class LiveRun:
         self.source, self.device = backbone, device
         self.cfg, self.seed = settings(preset, **changes), caller_seeds(seed, 1)[0]
         self.protect, self.control = protect, control
+        self.match = parse_match(match_color)
+        self._take_limits(limits, search)
         self.queue, self.patience = queue, patience
         self._clear(snapshots)
 
@@ -316,12 +342,24 @@ def _clear(self:LiveRun, snapshots:int):
     self._back, self._stop = None, False
     self._turn, self._paused = None, 0.
     self._shots, self._steps = [], None
+    self.search, self._best = None, None
+    self._prover, self._proved = None, (None, None)   # of a mask; the proof of a result
     self._every = max(1, self.cfg.steps//snapshots)
+
+# %% ../../nbs/15_live.ipynb #5788bc69
+@patch
+def _take_limits(self:LiveRun, limits, search:bool):
+    from stylekit.limits import Limits, as_limits
+    self.limits = Limits() if limits is None else as_limits(limits)
+    if search and not self.limits:
+        raise StylekitError('λ is sought within limits, and none is set: say what must hold, as "edges kept"')
+    self.seeking = search   # until λ is found, or it was stopped
 
 # %% ../../nbs/15_live.ipynb #5ec4ec32
 @patch
 def update(self:LiveRun, **changes): # fields of LIVE; mix: a factor for each style; protect: mask, '' for none
     "Other settings from the next step on; the latest wins"
+    if self.seeking and self.going: raise StylekitError('nothing can be turned while λ is sought: press Stop first')
     with self._lock: self._wanted |= changes
 
 @patch
@@ -484,11 +522,16 @@ def release(owner):
 def _start(self:LiveRun):
     from stylekit.core import pick_device
     from stylekit.lora import load_style
+    from stylekit.regions import protect_pictures
     from stylekit.stylizer import Stylizer
     claim(pick_device(self.device), self)
     self.model = shared_backbone(self.source, self.device)
-    self.run = Stylizer(self.model, load_style(_spec(self.mix)), self.cfg, [self.opened], [self.caption], [self.seed],
-                        control=self.control, protect=self.protect)
+    self.protect = protect_pictures(self.protect, [self.opened], [self.caption], self.model, self)
+    style = load_style(_spec(self.mix))
+    if self.seeking: self._seek(style)
+    self.run = Stylizer(self.model, style, self.cfg, [self.opened], [self.caption], [self.seed],
+                        control=self.control, protect=self.protect, match=self.match)
+    if self.run.match is not self.match: self.run.recolor(self.match)   # chosen while it was set up
     self._steps = self.run.iterate()
 
 # %% ../../nbs/15_live.ipynb #621f11fb
@@ -565,6 +608,7 @@ def _step(self:LiveRun)->bool:
         self._shots.append(self.run.state_dict())
     if next(self._steps, None) is None or self.k==self.run.cfg.steps:
         for _ in self._steps: pass
+        if self.seeking and self.run.complete: return self._next_try()
         return self._end('done' if self.run.complete else 'stopped')
     self.tell('running')
     return True
@@ -574,16 +618,23 @@ def _step(self:LiveRun)->bool:
 def _fail(self:LiveRun, error:Exception):
     "The message is kept for the panel, the model gets its adapters taken off, memory is given back"
     words, short = in_words(error), out_of_memory(error)
+    kept = self.search.kept if self.search and self.seeking else {}
+    self.seeking = False
     try: self._close()
     except Exception: pass                 # what failed once may fail again; the first error is the one that counts
     if short or not self._shots:
         self.run, self._shots = None, []
+    if kept:
+        self.cfg, self.run, self._shots = self._best
+        self.result = self.search.result
     self.tell('error', words)
     if short: free_memory()
 
 # %% ../../nbs/15_live.ipynb #6d1241fb
 @patch
 def _end(self:LiveRun, state)->bool:
+    if self.search and self.seeking and self.search.kept: return self._end_search(state)
+    self.seeking = False
     if self.run is None or self._steps is None: self.note = 'stopped before it began'
     else:
         if state=='stopped':
@@ -601,6 +652,86 @@ def _close(self:LiveRun):
     self._steps = None
     release(self)
     if self._turn: self._turn.give()
+
+# %% ../../nbs/15_live.ipynb #1f0b3909
+@patch
+def recolor(self:LiveRun, match_color): # as in `stylize`
+    "The picture, made or still to come, in other colours"
+    from stylekit.color import parse_match
+    self.match = parse_match(match_color)
+    if self.run is None: return
+    self.run.recolor(self.match)
+    if self.result: self.result, = self.run.results()   # picture out
+
+@patch
+def picture(self:LiveRun): # PIL; None before the first step
+    "As it is now, in its colours"
+    if self.result: return self.result.image   # picture out
+    return self.run.images(finished=True)[0] if self.run else None   # picture out
+
+# %% ../../nbs/15_live.ipynb #fbd1b5e3
+@patch
+def _region(self:LiveRun, mask:str): # as `regions.mask_pixels`; None: nothing must stay
+    from stylekit.regions import mask_pixels
+    return mask_pixels(mask, self.opened.size).numpy() if mask else None
+
+@patch(as_prop=True)
+def proof(self:LiveRun): # Proof; None until it was asked for
+    "Of the result, if it was measured"
+    return self._proved[1] if self.result is not None and self._proved[0] is self.result else None   # picture out
+
+@patch
+def prove(self:LiveRun): # Proof; None while there is no result
+    "What can be said of the result beside its source"
+    from stylekit.measure.proof import Prover
+    if self.result is None or self._proved[0] is self.result: return self._proved[1]
+    mask = self._held().get('protect', '')
+    if self._prover is None or self._prover[0] != mask:
+        self._prover = mask, Prover(self.opened.rgb, self._region(mask))
+    self._proved = self.result, self._prover[1](self.result.image)   # picture out
+    return self._proved[1]
+
+# %% ../../nbs/15_live.ipynb #bfd20942
+@patch
+def _seek(self:LiveRun, style):
+    "The λ of the next try"
+    from stylekit.limits import Search, rungs_for
+    if self.search is None:
+        region = self._region(self.protect.text)
+        self.search = Search(self.limits, self.opened.rgb, region, style, rungs_for(self.cfg))
+    if self.search.lams: self.cfg = changed(self.cfg, dict(lam=self.search.lam))
+
+@patch
+def _next_try(self:LiveRun)->bool:
+    "A try is complete: measure it, keep the best, go on with the next λ"
+    result, = self.run.results()
+    rung = self.search.rung
+    self.tell('measuring')
+    self.search.add(result)
+    if self.search.best_rung == rung: self._best = self.cfg, self.run, self._shots
+    if self.search.over: return self._end_search('done')
+    self.run.close()
+    self._shots = []
+    self._start()
+    return True
+
+@patch
+def _end_search(self:LiveRun, state)->bool: # 'done' or 'stopped'
+    "What stands is the best try"
+    from stylekit.limits import found_in
+    self._close()
+    self.cfg, self.run, self._shots = self._best
+    self.result, self.seeking = self.search.result, False
+    found = found_in(self.result)
+    self._prover, self._proved = (self.protect.text, self.search.prover), (self.result, found.proof)
+    self.note = ' '.join(found.said)
+    self.tell(state)
+    return False
+
+@patch(as_prop=True)
+def searched(self:LiveRun)->bool:
+    "Is the result that of a search?"
+    return self.result is not None and 'limits' in self.result.info
 
 # %% ../../nbs/15_live.ipynb #d4a189f0
 @patch
@@ -653,6 +784,8 @@ def recipe(self:LiveRun)->Recipe:
     return Recipe(pixels_sha256(self.image), self.caption, self._public_mix(), asdict(self.cfg), self.seed,
                   changes=[(k, dict(c)) for k,c in run.changes] if run else [],
                   protect=run.protect if run else '',
+                  regions=list(run.protection.about[0]) if run and run.protect else [],
+                  match_color=self.match.to_json() if self.match else None, limits=self.limits.asked,
                   steps_done=self.k if run and self.k < self.cfg.steps else None,
                   backbone=self._public_source(),
                   control=self.control.about if self.control else None,
@@ -664,7 +797,7 @@ def recipe(self:LiveRun)->Recipe:
 def let_go(self:LiveRun):
     "Keep result and recipe, give back the rest: a panel that is closed is still held by the notebook's history"
     self._recipe = self.recipe
-    self.run, self.model = None, None
+    self.run, self.model, self._best = None, None, None
     self._shots, self._steps = [], None
     self.listeners = []
 

@@ -72,7 +72,8 @@ _ENDS = ['Enter', 'Escape']
 _MODES = {'': [*_KEYS], 'reasons': [*'0123456789', *_ENDS], 'protect': _ENDS}
 _HINTS = {'': 'Keys work while this panel has the focus: they stand on the buttons.',
           'reasons': 'The number of a reason, 0 for your own words, Escape to go back.',
-          'protect': 'Paint; E rubs out, Z takes a stroke back, Enter redoes, Escape goes back.'}
+          'protect': 'Paint, or arrows: a box, with Shift its size, B another. '
+                     'E rubs out, Z takes back, Enter redoes, Escape goes back.'}
 
 # %% ../../nbs/15bh_review_panel.ipynb #dbf54221
 class ReviewPanel(Panel):
@@ -121,7 +122,8 @@ def _rename(self:ReviewPanel, who:str):
 _TIPS = {'accept': 'This picture goes out', 'reject': 'It does not: a list of reasons opens',
          'more style': 'Redo with half the λ: coarse shapes may move more',
          'keep more': 'Redo with twice the λ: coarse shapes are held more', 'other seed': 'Redo with the next seed',
-         'protect': 'Paint what must stay, then redo', 'undo': 'Take your last decision back',
+         'protect': 'Paint what must stay, or lay a box on it by keys, then redo',
+         'undo': 'Take your last decision back',
          'version': 'Show another round of this picture', 'next open': 'The next that is not decided',
          'previous': 'The picture before, decided or not', 'next': 'The picture after, decided or not'}
 _LABELS = dict(protect='Protect this', version='Other round')
@@ -154,12 +156,13 @@ def _make_reasons(self:ReviewPanel)->W.VBox:
 
 @patch
 def _make_brush(self:ReviewPanel)->W.VBox:
-    "Paint what must stay"
+    "Paint what must stay, or lay a box on it"
     self.brush = named(MaskBrush(), 'brush')
     go = self.button('Redo with this (Enter)', lambda: self._click('Enter'), 'Everything painted stays', 'protect-go',
                      button_style='info')
     cancel = self.button('Cancel (Esc)', lambda: self._click('Escape'), 'Back, nothing is decided', 'protect-cancel')
-    box = [W.HTML('<b>Paint what must stay as it is</b>'), self.brush, row(go, cancel)]
+    title = W.HTML('<b>Paint what must stay as it is, or lay a box on it by the arrow keys</b>')
+    box = [title, self.brush, row(go, cancel)]
     self.painting = named(W.VBox(box, layout=dict(display='none')), 'ask')
     return self.painting
 

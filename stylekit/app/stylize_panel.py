@@ -13,11 +13,14 @@ import traitlets as T
 from fastcore.basics import patch
 from ..core import StylekitError, caller_seeds, changed
 from ..images import load_image, open_image, sample_image
-from .live import Budget, LiveRun, engine_for, in_words, jpeg
+from .color_controls import ColorControls
+from .limit_controls import LimitControls, proof_html
+from .live import Budget, LiveRun, engine_for, in_words, jpeg, shared_backbone
 from .panels import WIDE, Panel, columns, in_voila, named, row, slide
+from .protect_controls import ProtectControls
 from .run_plots import draw_losses, draw_relevance, draw_spectra, picture_latents
-from .setting_controls import controls, read_controls, unread, write_controls
-from .views import BeforeAfter, CutoffEditor, DownloadButton, MaskBrush, Picture, PictureDrop
+from .setting_controls import controls, read_controls, switch_controls, unread, write_controls
+from .views import BeforeAfter, CutoffEditor, DownloadButton, Picture, PictureDrop
 from .views import Slider, figure_png
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #3f00c729
@@ -30,6 +33,10 @@ class StylizePanel(Panel):
                  device:str=None, # of the model
                  preset:str='fast', # of the settings
                  seed:int=0, # of the noise
+                 protect=None, # as in `stylize`
+                 match_color=None, # as in `stylize`
+                 limits=None, # as `limits.as_limits` takes them
+                 search:bool=False, # λ is sought: as much style as the limits allow
                  simple:bool=False, # three sliders and no more: for people who want a picture
                  max_upload:int=20_000_000, # bytes; larger pictures are scaled down in the browser
                  queue:bool=False, # wait for other processes, see `LiveRun`
@@ -45,7 +52,10 @@ class StylizePanel(Panel):
         self.silence, self.missing = silence, ''
         cfg = self._start_settings(preset, changes)
         self._start_pictures(image, references)
+        self._make_wishes(match_color, limits, search)
         self._build(cfg, style, caption or ('an owl' if image is None else ''), seed)
+        self.stay.caption = self.caption.value
+        self.stay.give(protect)
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #ee9bd191
 @patch
@@ -61,6 +71,16 @@ def _start_pictures(self:StylizePanel, image, references):
     self.references = [load_image(r) for r in references]
     self.opened = open_image(image if image is not None else sample_image('owl'))
     self.picture = self.opened.rgb
+
+# %% ../../nbs/15bc_stylize_panel.ipynb #477e9fc9
+@patch
+def _make_wishes(self:StylizePanel, match_color, limits, search:bool):
+    "What a run is asked for besides its settings"
+    model = lambda: shared_backbone(self.model, self.device)
+    self.stay = ProtectControls(self, lambda: self._want(), model)
+    self.colors = ColorControls(self, lambda: self._recolor(), match_color)
+    self.limits = LimitControls(self, lambda: self._limits_changed(), limits, search)
+    self.proved = named(W.HTML(), 'proof')
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #41ad3041
 @patch
@@ -119,6 +139,8 @@ def _make_buttons(self:StylizePanel):
     self.stop_ = self.button('Stop', self._stop, 'End here and keep the picture as it is', 'stop')
     back = 'Back to the step chosen beside this, with the settings as they are now'
     self.back = self.button('Rewind', self._rewind, back, 'rewind')
+    plain = 'Is it still the same thing in the same place? And what of the limits holds?'
+    self.prove_ = self.button('What was kept?', self._prove, plain, 'prove')
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #36764185
 _PLOTS = dict(Losses='curves of the pulls of style and spectrum, step by step',   # name of a tab -> what it shows
@@ -129,7 +151,8 @@ _PLOTS = dict(Losses='curves of the pulls of style and spectrum, step by step', 
 def _make_views(self:StylizePanel):
     picture = jpeg(self.picture)
     self.view = BeforeAfter(before=picture, after=picture)
-    self.brush = named(MaskBrush(image=picture), 'brush')
+    self.stay.take(self.opened, picture)
+    self.colors.picture = self.picture
     self.plots = {n: named(Picture(alt=alt), 'plot') for n, alt in _PLOTS.items()}
     self.told = named(W.HTML('<i>nothing has been changed yet</i>'), 'log-box')
 
@@ -182,8 +205,7 @@ def _make_presets(self:StylizePanel):
 @patch
 def _arrange(self:StylizePanel):
     "Where they stand, and who listens to whom"
-    tabs = [*self.plots.values(), self.brush, self.told]
-    self.tabs = named(W.Tab(tabs, titles=[*self.plots, 'Protect', 'Changes']), 'tabs')
+    self.tabs = named(W.Tab([*self.plots.values(), self.told], titles=[*self.plots, 'Changes']), 'tabs')
     left, right = self._simple_columns() if self.simple else self._full_columns()
     self.children = [self.pulse, columns(left, right)]
     self._listen()
@@ -194,15 +216,16 @@ def _arrange(self:StylizePanel):
 def _simple_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
     left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self._make_choice(),
             self.controls['guidance_scale'], self.controls['lam'], self._make_detail(),
-            row(self.start, self.pause, self.stop_), self.bar, self.status]
-    return left, [self.view, row(*self.savers[:2])]
+            self.stay, self.colors, self.limits, row(self.start, self.pause, self.stop_), self.bar, self.status]
+    return left, [self.view, row(*self.savers[:2], self.prove_), self.proved]
 
 @patch
 def _full_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
     left = [row(self.upload, self.seed), self.caption, *self.styles.values(), self.presets, *self.controls.values(),
-            W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve]
+            W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve,
+            self.stay, self.colors, self.limits]
     right = [row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status, self.view,
-             row(*self.savers), self.tabs]
+             row(*self.savers, self.prove_), self.proved, self.tabs]
     return left, right
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #accc1e11
@@ -213,7 +236,7 @@ def _listen(self:StylizePanel):
     plot = self.safely(lambda _: self._plot())
     for w in (*self.controls.values(), *self.styles.values()): w.observe(want, 'value')
     self.curve.observe(want, ['t_cutoff', 'cutoff', 'power'])
-    self.brush.observe(self.safely(lambda ch: self.run and self.run.update(protect=ch['new'])), 'mask')
+    self.caption.observe(self.safely(lambda _: self._hear_caption()), 'value')
     self.presets.observe(self.safely(lambda ch: self._use_preset(ch['new'])), 'value')
     self.tabs.observe(plot, 'selected_index')
     self.pulse.observe(plot, 'dark')
@@ -280,8 +303,9 @@ def _no_picture(self:StylizePanel, why:str):
 
 @patch
 def _show_picture(self:StylizePanel, picture:bytes): # JPEG; b'' for none
-    self.view.before = self.view.after = self.brush.image = picture
-    self.brush.mask, self.caption.value = '', ''
+    self.view.before = self.view.after = picture
+    self.stay.take(self.opened, picture)
+    self.colors.picture, self.caption.value, self.proved.value = self.picture, '', ''
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #1746e902
 @patch
@@ -304,6 +328,7 @@ def _use_preset(self:StylizePanel, preset):
         raise
     self.preset = preset
     write_controls(cfg, self.controls, self.curve)
+    self._switch_settings()
     left = {*self.fixed}-{*self.kept_fixed(preset)}
     if left: self.say(f'The preset {cfg.preset} does not use {", ".join(sorted(left))}: left out.')
 
@@ -313,20 +338,66 @@ def _mix(self:StylizePanel)->list: return [(n, s.value) for n,s in self.styles.i
 
 @patch
 def _want(self:StylizePanel):
-    if not self.run or self.run.ended: return      # a rewind asks again
+    if not self.run or self.run.ended or self.run.seeking: return      # a rewind asks again
     factors = tuple(self.styles[n].value/w for n,w in self.run.mix)
-    self.run.update(**read_controls(self.controls, self.curve), mix=factors)
+    self.run.update(**read_controls(self.controls, self.curve), mix=factors,
+                    protect=self.stay.protection.text)
+
+# %% ../../nbs/15bc_stylize_panel.ipynb #a4da8203
+@patch
+def _hear_caption(self:StylizePanel):
+    "Words are looked for in what the picture shows"
+    self.stay.caption = self.caption.value
+    if any(r.startswith('words:') for r in self.stay.regions): self.stay.seek()
+
+@patch
+def _recolor(self:StylizePanel):
+    run = self.run
+    if not run or run.opened is not self.opened or run.going and run.seeking: return   # not of what is shown
+    run.recolor(self.colors.match)
+    if run.state == 'running' or not run.run: return           # its next preview has them
+    self.view.show(run.picture(), 92)                          # picture out
+    if run.result: self._tell_proof(anew=bool(self.proved.value))
+
+@patch
+def _limits_changed(self:StylizePanel):
+    if not self.children: return                               # not built yet
+    self._switch_settings()
+    if self.run and not self.run.seeking: self.run.limits = self.limits.limits
+    if self.run and self.run.result: self._tell_proof(anew=bool(self.limits.limits))
+
+# %% ../../nbs/15bc_stylize_panel.ipynb #bd038443
+@patch
+def _switch_settings(self:StylizePanel):
+    "Which settings can be turned now, and why others cannot"
+    run, cfg = self.run, self._settings_now()
+    seeking = bool(run) and run.going and run.seeking
+    switch_controls(cfg, self.controls, self.curve)
+    if self.limits.search.value and not self.controls['lam'].disabled and not (run and run.going and not seeking):
+        self.controls['lam'].disabled, self.controls['lam'].note = True, 'the limits find this: untick that to turn it'
+    self.curve.disabled |= seeking
+    for w in self.controls.values(): w.disabled |= seeking
+    if self.simple: self.detail.disabled = self.curve.disabled
+
+@patch
+def _settings_now(self:StylizePanel): # Settings
+    from stylekit.methods.sms import settings
+    if self.run and self.run.going: return self.run.cfg
+    return settings(self.preset, **self.kept_fixed(self.preset))
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #9d7c7188
 @patch
 def _start(self:StylizePanel):
     self._check_ready()
+    protect = self.stay.ready()
     if self.run: self.run.let_go()
     wanted = self.kept_fixed(self.preset) | read_controls(self.controls, self.curve)
     self.run = LiveRun(self.opened, self._mix(), self.caption.value, backbone=self.model, device=self.device,
-                       preset=self.preset, seed=self.seed.value, protect=self.brush.mask or None,
+                       preset=self.preset, seed=self.seed.value, protect=protect if any(protect.urls) else None,
+                       match_color=self.colors.match, limits=self.limits.limits, search=self.limits.search.value,
                        queue=self.queue, patience=self.patience, **wanted)
-    self.begun_preset, self.run.abandoned = self.preset, self.unseen
+    self.begun_preset, self.begun_stay = self.preset, self.stay.state
+    self.run.abandoned = self.unseen
     self.to.max = self.to.highest = self.bar.max = self.run.cfg.steps
     self.run.listeners.append(self._look)
     self.engine = engine_for(self.run)
@@ -337,6 +408,8 @@ def _start(self:StylizePanel):
 def _check_ready(self:StylizePanel):
     if self.run and self.run.going: raise StylekitError('a run is going on here: stop it first')
     if self.missing: raise StylekitError(f'{self.missing}: choose one, then press Start')
+    if self.limits.search.value and not self.limits.limits:
+        raise StylekitError('λ is to be found within limits, and none is ticked: say what must hold')
     if not self._mix(): raise StylekitError('no style is chosen: give one of them a strength above 0')
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #52df91da
@@ -346,6 +419,7 @@ def _begin(self:StylizePanel):
     self.previews, self.looks = Budget(.05), Budget(.02, .5)
     self.begun, self.last_said = time.monotonic(), 0.
     self.shown_state, self.logged = '', 0
+    self.proved.value = ''
     run = self.run
     self.engine.start()
     self.go(lambda: run.going)
@@ -374,10 +448,15 @@ def _rewind(self:StylizePanel):
 # %% ../../nbs/15bc_stylize_panel.ipynb #3b416135
 @patch
 def _show_as_begun(self:StylizePanel):
-    "Picture, mask, caption, seed, preset and styles of the run, whatever has been chosen since"
+    "Picture, what stays, colours, caption, seed, preset and styles of the run, whatever has been chosen since"
     run = self.run
-    if self.missing or self.opened is not run.opened: self._take_picture(run.opened)
+    moved = self.missing or self.opened is not run.opened
+    if moved: self._take_picture(run.opened)
     self.caption.value, self.seed.value = run.caption, run.seed
+    if moved:
+        self.stay.restore(self.begun_stay)
+        self.stay.ready()
+    self.colors.give(run.match)
     for name, s in self.styles.items():
         if name not in dict(run.mix): s.value = 0.
     if self.preset == self.begun_preset: return
@@ -400,9 +479,15 @@ def _buttons(self:StylizePanel):
     self.back.disabled = self.to.disabled = not (run and run.run)
     self.pause.description = 'Resume' if going and run.state=='paused' else 'Pause'
     for s in self.savers: s.enabled = bool(self.result)
+    self.prove_.disabled = not self.result
+    seeking = going and run.seeking
+    self.stay.switch(going, seeking)
+    self.colors.switch(seeking)
+    self.limits.switch(seeking)
+    self._switch_settings()
     for w in (self.upload, self.caption, self.presets, self.seed): w.disabled = going
     if self.simple: self.choice.disabled = going
-    for n, s in self.styles.items(): s.disabled = going and n not in dict(run.mix)
+    for n, s in self.styles.items(): s.disabled = seeking or going and n not in dict(run.mix)
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #8a888251
 @patch
@@ -427,7 +512,7 @@ def _preview(self:StylizePanel, run:LiveRun, now:float): # seconds, as of `time.
     "The picture so far, if views have time for it and the page has shown the last one"
     if not self.previews.due() or not run.run or not run.has_turn or run.state!='running': return
     if not self.view.ready and now-self.seen_at <= 2: return
-    with self.previews: self.view.show(run.run.images()[0])   # picture out
+    with self.previews: self.view.show(run.picture())   # picture out
     self.seen_at = now
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #36706c46
@@ -447,11 +532,34 @@ def _in_words(self:StylizePanel, run:LiveRun)->str:
     "The state of a run that has not ended"
     if run.state=='waiting': return run.note
     if run.state=='loading': return 'Loading the model…'
-    if run.state!='paused': return f'Step {run.k} of {run.cfg.steps}'
-    paused = f'Paused after step {run.k} of {run.cfg.steps}.'
+    at = self._which_try(run)
+    if run.state=='measuring': return f'{at}measuring'
+    if run.state!='paused': return f'{at}Step {run.k} of {run.cfg.steps}'
+    paused = f'{at}Paused after step {run.k} of {run.cfg.steps}.'
     if not run.queue: return paused
     if not run.has_turn: return f'{paused} Others may have the turn now; Resume gets in line again.'
     return f'{paused} After {run.patience:g} seconds the turn goes to whoever waits.'
+
+# %% ../../nbs/15bc_stylize_panel.ipynb #2d361403
+@patch
+def _which_try(self:StylizePanel, run:LiveRun)->str: # '' unless λ is sought
+    if not run.seeking or not run.search: return ''
+    lam = f', λ = {run.cfg.lam:g}' if run.search.lams else ''
+    return f'Try {len(run.search.kept)+1} of at most {run.search.tries}{lam}: '
+
+@patch
+def _tell_proof(self:StylizePanel, anew:bool=True): # else only what is already known is said
+    "What was kept, under the picture"
+    from stylekit.limits import found_in
+    run = self.run
+    proof = run.prove() if anew else run.proof
+    found = found_in(run.result)
+    value = proof_html(proof, self.limits.limits, found.tries if found else ()) if proof else ''
+    self.show(lambda: setattr(self.proved, 'value', value))
+
+@patch
+def _prove(self:StylizePanel):
+    self._tell_proof()
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #3ac443b9
 @patch
@@ -462,12 +570,15 @@ def _look_last(self:StylizePanel, run:LiveRun):
     if run.state=='error':
         self.say(f'Ended after step {run.k}.')
         self.say(run.note, error=True)
+    elif run.searched: self.say(f'{run.state.capitalize()}. {run.note}')
     elif run.state=='done': self.say(f'Done: {run.k} steps.')
     else: self.say(f'Stopped after step {run.k}. {"" if "interrupted" in run.note else run.note}'.strip())
     self._log()
+    if run.searched: write_controls(run.cfg, self.controls, self.curve)
     self._buttons()
     self._plot()
     self.bar.value = self.to.value = run.k
+    if run.result and run.limits: self.safely(self._tell_proof)()
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #ef0a09d9
 StylizePanel.seen_at, StylizePanel.begun = 0., 0.

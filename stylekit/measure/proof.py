@@ -563,6 +563,19 @@ def failed(self:Proof, limits # see `asked_limits`
         return MEASURES[name].failing.format(value=value, limit=limit, **words)
     return [said(name) for name in sorted(missed, key=missed.get, reverse=True)]
 
+# %% ../../nbs/12a_proof.ipynb #c546dec0
+@patch
+def kept(self:Proof, limits # see `asked_limits`
+        )->list: # of sentences
+    "What holds of that which was asked for"
+    missed = self.missed(limits)
+    def said(name, limit):
+        m, value = MEASURES[name], getattr(self, name)
+        if value is None: return f'{m.label.capitalize()}: there is nothing to measure.'
+        return (f'{m.label.capitalize()}: {_said(name, value)}{m.unit}, and '
+                f'at {"least" if m.high else "most"} {_said(name, limit)}{m.unit} is asked for.')
+    return [said(*each) for each in asked_limits(limits).items() if each[0] not in missed]
+
 # %% ../../nbs/12a_proof.ipynb #26b993bd
 @patch
 def _of_the_place(self:Proof)->str:
