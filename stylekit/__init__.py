@@ -21,6 +21,7 @@ _NAMES = {
     'measure.proof': 'prove',
     'measure.evaluate': 'evaluate',
     'limits': 'Limits',
+    'measure.verdicts': 'evaluate_results',
     'rights': 'save_output read_output',
     'app.live': 'replay',
     'app.stylize_panel': 'StylizePanel',

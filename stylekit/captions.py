@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FLORENCE', 'BLIP', 'TASKS', 'AUTO_CAPTIONS', 'style_caption', 'weight_files', 'Captioner', 'load_captioner',
-           'AutoCaption', 'auto_captions', 'sidecar_paths', 'CaptionedFolder', 'caption_folder', 'check_auto',
-           'auto_caption_folder', 'caption_images']
+           'AutoCaption', 'auto_captions', 'sidecar_paths', 'CaptionedFolder', 'caption_folder', 'mark_auto_captions',
+           'check_auto', 'auto_caption_folder', 'caption_images']
 
 # %% ../nbs/01d_captions.ipynb #9fa7a4f2
 import os, re, tempfile, unicodedata, warnings
@@ -424,6 +424,21 @@ def caption_folder(folder, # of pictures, and of the folders in it
     def load(): return load_captioner(captioner, device, dtype)
     done = _carry_out(load, folder, todo, batch, longest, report)
     return replace(done, kept=len(pictures)-len(todo)-len(failed), failed=failed | done.failed)
+
+# %% ../nbs/01d_captions.ipynb #1403e4b6
+def mark_auto_captions(pictures:list, # PictureFiles
+                       folder # that they were listed from
+                      )->list: # of PictureFiles
+    "`caption_from` as 'owl.txt, by MODEL' where a caption is still as a model wrote it"
+    try: written = auto_captions(folder)
+    except StylekitError as e:
+        warnings.warn(f'which captions a model has written is not known: {e}')
+        return pictures
+    def is_as_written(p):
+        r = written.get(p.name)
+        return r is not None and (p.caption, p.caption_from) == (r.caption, Path(r.sidecar).name)
+    return [replace(p, caption_from=f'{p.caption_from}, by {written[p.name].model}') if is_as_written(p) else p
+            for p in pictures]
 
 # %% ../nbs/01d_captions.ipynb #7c9a61c6
 def check_auto(caption, # as a function of folders was given it

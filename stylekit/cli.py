@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'REGIONS', 'TEMPLATE', 'PAIR', 'SEED', 'DTYPE', 'DEVICE',
-           'MINUTES', 'SHORT', 'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'METHOD', 'PRESET', 'LESSONS', 'CONTROL_MODE',
-           'CONTROL_LOSS', 'QUESTION', 'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind', 'whole', 'number',
-           'choice', 'several', 'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'fills_frame', 'stylize',
-           'styles', 'file_info', 'info', 'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip',
-           'export', 'Question', 'evaluate', 'app', 'review', 'bench', 'completion', 'plain_warnings', 'status_of',
-           'main']
+           'MINUTES', 'SHORT', 'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'FAILS', 'METHOD', 'PRESET', 'LESSONS',
+           'CONTROL_MODE', 'CONTROL_LOSS', 'QUESTION', 'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind',
+           'whole', 'number', 'choice', 'several', 'common', 'make_parser', 'Output', 'free_path', 'out_paths',
+           'fills_frame', 'stylize', 'styles', 'file_info', 'info', 'TrainingLine', 'train_lora', 'train_feedforward',
+           'train_control_clip', 'export', 'Question', 'evaluate', 'app', 'review', 'bench', 'completion',
+           'plain_warnings', 'status_of', 'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
 import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
@@ -477,7 +477,40 @@ def _stylize_folder(o)->int: # exit status
     done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **options)
     if place()[0]: return 0
     _say_folder(done, o.out)
-    return 1 if done.failed else 0
+    return _judge_folder(o, done)
+
+# %% ../nbs/16_cli.ipynb #1bac850b
+FAILS = 3        # exit status of --strict where a picture fails
+_UNASKED = 60.   # seconds for proofs that nobody asked for
+
+def _check_sheet(o, is_folder:bool):
+    if not is_folder: _refuse(o, 'sheet no_sheet strict', 'to single images: it is for a folder')
+    elif o.no_sheet: _refuse(o, 'sheet strict', 'with --no-sheet')
+
+def _verdicts_of(o, seconds:float): # a FolderVerdicts
+    "Prove what a folder run has made"
+    from stylekit.measure.verdicts import evaluate_results
+    masks = o.protect if o.protect and os.path.isdir(o.protect) else None
+    how = dict(regions=masks, captions=o.captions, template=o.template or '{}', workers=o.workers or 1)
+    try: return evaluate_results(o.images[0], o.out, o.limits, seconds=seconds, report=_say_progress, **how)
+    except KeyboardInterrupt:
+        said = 'interrupted: the pictures are whole, the same command goes on with the proofs'
+        raise KeyboardInterrupt(said) from None
+
+# %% ../nbs/16_cli.ipynb #1b39977e
+def _judge_folder(o, done)->int: # FolderResult -> exit status
+    "The contact sheet of a folder run"
+    status, asked = int(bool(done.failed)), o.sheet or o.strict
+    if o.no_sheet or not done.there: return status
+    took = sum(r.seconds or 0 for r in done.records if r.made)
+    try: made = _verdicts_of(o, None if asked else max(_UNASKED, took))
+    except StylekitError as e:
+        if asked: raise
+        SAY.note(f'no contact sheet: {e}')
+        return status
+    for v in made.failing: SAY.note(f'{v.name}: {v.words}')
+    SAY.note(f'{made.summary} {made.page} shows it')
+    return status or FAILS*bool(o.strict and made.failing)
 
 # %% ../nbs/16_cli.ipynb #1625ac4c
 METHOD = choice('sms', 'released', 'img2img', 'sds', 'dds', 'vsd', 'pds', 'csd', 'nfsd', 'cds', 'ssd', 'lusd')
@@ -487,6 +520,7 @@ def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
     o.images = list(o.images)
     is_folder = len(o.images) == 1 and os.path.isdir(o.images[0])
     _check_options(o, is_folder)
+    _check_sheet(o, is_folder)
     if is_folder: return _stylize_folder(o)
     return _generate(o) if o.feedforward else _stylize_images(o)
 
@@ -519,6 +553,9 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
             workers:whole(1, 1024)=None, # of a folder: processes; default 1
             batch:whole(1, 1024)=None, # of a folder: pictures at a time; default 8
             template:TEMPLATE=None, # around captions from file names, as 'a photo of a {}'
+            sheet:bool=False, # of a folder: prove every picture for its page; default what a minute allows
+            no_sheet:bool=False, # of a folder: no page and no proofs
+            strict:bool=False, # of a folder: prove every picture; exit status 3 if one fails
             device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
             gif:bool=False # also write an animation of the run
            )->int: # exit status
@@ -747,7 +784,7 @@ def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_fee
     style = load_style(o.style)
     made = Path(o.out)/(o.name or style.name)/FEEDFORWARD_FILE
     options = ('template space areas cell refine adversarial steps batch lr lam guidance_scale '
-               'seed minutes backbone device dtype overwrite')
+               'seed minutes backbone device dtype overwrite caption caption_model')
     settings = FEEDFORWARD_PRESETS['lessons' if o.preset == 'lessons' else 'teacher']
     line = _learn(o, options, run, style, o.folder, o.name, out=Path(o.out), settings=settings,
                   teacher=True if o.preset == 'teacher' else None)
@@ -770,6 +807,8 @@ def train_feedforward(
         refine:whole(0, 1000)=None, # steps of the optimisation in each lesson; default 30, with a teacher 0
         adversarial:number(0, 10)=None, # weight of the critic, in pixel space; default 0.05, with a teacher 0
         template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
+        caption:choice('auto')=None, # captions that are missing are written into .txt files, by a model
+        caption_model:MODEL=None, # with --caption auto: folder or hub id of Florence-2 or BLIP
         steps:whole(1, 1_000_000)=None, # default 1200, with a teacher 1000 and as many for its pupil
         batch:whole(1, 1024)=None, # pictures a step; default 8, with a teacher 16
         lr:number(0, 1)=None, # learning rate; default 0.0012, with a teacher 0.001
@@ -923,15 +962,37 @@ def _say_table(table, out:str):
 # %% ../nbs/16_cli.ipynb #641a905e
 def _evaluate(o)->int: # exit status; `o`: what was given to `evaluate`
     from stylekit.measure.evaluate import evaluate as run
+    _refuse(o, 'limits regions strict', 'without --results')
+    o.out = o.out or 'evaluation'
     methods, styles = _as_list(o.methods), _as_list(o.styles)
     metrics, seeds = _as_list(o.metrics), _as_list(o.seeds)
     name = Path(o.folder).resolve().name
     question = Question(name, methods, styles, metrics, seeds, o.template, o.backbone or '')
     begin = partial(_ask, question, Path(o.out), o.overwrite)   # once no other run can write there
-    options = _given(o, 'out backbone device dtype workers batch template')
+    options = _given(o, 'out backbone device dtype workers batch template caption caption_model')
     table = run(o.folder, methods, styles, metrics, seeds=seeds, begin=begin, report=SAY.note, **options)
     _say_table(table, o.out)
     return 1 if table.failed else 0
+
+# %% ../nbs/16_cli.ipynb #3a62ee2c
+_DRAWING = 'methods styles metrics seeds batch caption caption_model backbone device dtype'
+
+def _say_verdicts(made): # FolderVerdicts
+    for v in made.verdicts if SAY.json else (): SAY.result('', command='evaluate', **v.facts())
+    if SAY.json: SAY.note(made.summary)
+    else: SAY.result(made.text())
+    SAY.note(f'{made.page} shows it with the pictures')
+
+def _evaluate_results(o)->int: # exit status; `o`: what was given to `evaluate`
+    from stylekit.measure.verdicts import evaluate_results
+    usual = inspect.signature(evaluate).parameters
+    changed = [n for n in _DRAWING.split() if getattr(o, n) != usual[n].default]
+    _refuse(o, ' '.join(changed), 'with --results: nothing is drawn')
+    options = _given(o, 'out regions template workers overwrite')
+    made = evaluate_results(o.folder, o.results, o.limits, report=_say_progress, **options)
+    _say_verdicts(made)
+    if o.strict and made.failing: return FAILS
+    return 1 if made.count('missing', 'unusable') else 0
 
 # %% ../nbs/16_cli.ipynb #d53cb5c5
 def evaluate(folder:FOLDER, # content pictures; beside them truth/STYLE/ and references/STYLE/, if there are any
@@ -939,17 +1000,24 @@ def evaluate(folder:FOLDER, # content pictures; beside them truth/STYLE/ and ref
              styles:several(STYLE)=('ink',), # names or paths
              metrics:several(TEXT)=None, # names; default all that the folder allows
              seeds:several(SEED)=(0,), # whole numbers
-             out:FOLDER='evaluation', # folder for pictures and tables
+             results:FOLDER=None, # of any program, by the names of the pictures: a proof and a verdict for each
+             limits:TEXT=None, # with --results: what must hold, as edge_f1=.8,letters=.95; default see the docs
+             regions:FOLDER=None, # with --results: masks by the pictures' names; white must keep its colours (delta_e)
+             strict:bool=False, # with --results: exit status 3 if a picture fails
+             out:FOLDER=None, # folder for what is written; default evaluation, with --results that folder
              overwrite:bool=False, # replace the tables of another evaluation
              template:TEMPLATE='{}', # around captions from file names, as 'a photo of a {}'
+             caption:choice('auto')=None, # captions that are missing are written into .txt files, by a model
+             caption_model:MODEL=None, # with --caption auto: folder or hub id of Florence-2 or BLIP
              workers:whole(1, 1024)=1, # processes
              batch:whole(1, 1024)=8, # pictures at a time
              backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
              device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
              dtype:DTYPE=None # number type of the frozen weights
             )->int: # exit status
-    "Compare methods on a folder of pictures"
-    return _evaluate(SimpleNamespace(**locals()))
+    "Compare methods on a folder of pictures; or, with --results, say of every result whether it is still the same"
+    o = SimpleNamespace(**locals())
+    return _evaluate_results(o) if o.results else _evaluate(o)
 
 # %% ../nbs/16_cli.ipynb #9dc45925
 def app(port:whole(1, 65535)=8866, # where the page is served
@@ -989,7 +1057,9 @@ def _review(o)->int: # exit status; `o`: what was given to `review`
 def review(out:FOLDER, # folder of results, as stylize left it
            source:FOLDER=None, # of the pictures; default where it was
            who:TEXT='reviewer', # who decides; can be changed on the page
-           proof:FILE=None, # scores and sentences (.json), result -> number or {score, sentences}: worst first
+           # scores and sentences (.json), result -> number or {score, sentences}: worst first; default the verdicts
+           # that lie there
+           proof:FILE=None,
            style:STYLE=None, # for redos; default the folder's
            backbone:MODEL=None, # for redos; default the folder's
            device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
@@ -1072,6 +1142,7 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit review FOLDER [--proof FILE.json]
   stylekit export FOLDER --accepted [--to FOLDER]
   stylekit evaluate FOLDER --methods NAME,... --styles STYLE,...
+  stylekit evaluate FOLDER --results FOLDER [--limits NAME=X,...] [--strict]
   stylekit bench [--clone FOLDER]
   stylekit app [--port N]
   stylekit styles [LORA-FILE... --backbone MODEL]
@@ -1083,6 +1154,7 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
 Every command takes --json (results as JSON, one object a line) and --quiet.
 Results go to stdout, everything else to stderr; nothing is overwritten without --overwrite.
 Exit status: 0 done; 1 done in part, the same command goes on; 2 bad input, said in one line;
+3 with --strict: a picture is not what it was, or misses a limit;
 70 a fault of stylekit, its trace in a file; 130 Ctrl-C; 141 nobody reads the results any more."""
 
 # %% ../nbs/16_cli.ipynb #154f2074
@@ -1201,7 +1273,7 @@ def _lenient(stream):
     if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
 
 def main(argv:list=None # default sys.argv[1:]
-        )->int: # exit status: 0 done, 1 in part, 2 bad input, 70 a fault of ours, 130 Ctrl-C, 141 a closed pipe
+        )->int: # exit status: 0 done, 1 in part, 2 bad input, 3 --strict, 70 our fault, 130 Ctrl-C, 141 closed pipe
     "Run a command; whatever goes wrong is one line on stderr and a status"
     global SAY
     argv, before = list(sys.argv[1:] if argv is None else argv), SAY

@@ -18,7 +18,7 @@ from .methods.rivals import METHODS
 from .core import (StylekitError, changed, digest, explain_memory, file_sha256, folder_lock, make_generators,
                            safe_name)
 from .feedforward import FEEDFORWARD_FILE, HEADER, FeedForward, StyleNet, feedforward_header
-from .finetune import LoraSettings, encode_views, read_folder, view
+from .finetune import LoraSettings, encode_views, examples_of, view
 from .lora import Style, add_style, load_style, read_safetensors
 from .records import check_fields, limited, load_state, save_state
 from .methods.sms import SAMPLERS, Conds, RelevanceGrid, Settings, Step, settings
@@ -570,6 +570,8 @@ def train_feedforward(style, # name, path, hub id or Style
                       *, backbone=None, # see `load_backbone`
                       out:Path=Path('feedforward'), # folder for networks
                       template:str='{}', # around captions from file names
+                      caption:str=None, # 'auto': captions that are missing are written beside the pictures, by a model
+                      caption_model=None, # see `load_captioner`
                       settings:FeedForwardSettings=None, # of the training
                       device:str=None, # of the model, where it is yet to be loaded
                       dtype=None, # of the same
@@ -582,9 +584,8 @@ def train_feedforward(style, # name, path, hub id or Style
     "Train a network that stylises in one pass (SMS, arXiv 2503.07601)"
     cfg, style = _merged(settings or FeedForwardSettings(), changes), load_style(style)
     name = safe_name(name or style.name, 'network')
-    examples = images if isinstance(images, list) else read_folder(images, template)
     check_minutes(minutes)
-    if not examples: raise StylekitError('no pictures to learn from: the list is empty')
+    examples = examples_of(images, template, caption, caption_model, device)
     b, dest = load_backbone(backbone, device, dtype), Path(out).expanduser()/name
     is_file = teacher and teacher is not True and not isinstance(teacher, FeedForward)
     if is_file: teacher = FeedForward.load(teacher, b)

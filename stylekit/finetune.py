@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STEPS_EACH', 'STEPS', 'SMALL_MODEL', 'RIGHTS', 'FEW', 'LORA_LEVER', 'Example', 'read_folder', 'view', 'LoraSettings',
            'Latents', 'encode_views', 'LoraBatch', 'lora_loss', 'lora_run_id', 'LoraTrainer', 'rights_text',
-           'write_rights', 'check_taken', 'drop_states', 'checkpoint_step', 'train_lora']
+           'write_rights', 'check_taken', 'drop_states', 'checkpoint_step', 'examples_of', 'train_lora']
 
 # %% ../nbs/08a_finetune.ipynb #9c96b0e0
 import json, warnings
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from .backbone import Backbone, PromptEmbeds, load_backbone
-from .captions import auto_caption_folder
+from .captions import auto_caption_folder, check_auto
 from .core import StylekitError, atomic_path, changed, digest, explain_errors, explain_memory, file_sha256
 from .core import folder_lock, make_generators, one_line, safe_name, user_path
 from .images import image_to_tensor, load_image, tensor_to_image
@@ -26,7 +26,7 @@ from .methods.rivals import img2img
 from .records import check_fields, limited, load_state
 from .stylizer import stylize
 from .training import CUT_SHORT, GOOD_ENOUGH, NO_BETTER, STOPPED, EarlyStopping, FitSettings, TrainingReport
-from .training import check_minutes, draw_t, drop_state, fit, min_snr, state_run
+from .training import check_minutes, draw_t, drop_state, fit, min_snr, place, state_run
 
 # %% ../nbs/08a_finetune.ipynb #9b7e40b2
 @dataclass(frozen=True)
@@ -428,14 +428,24 @@ def _save_previews(style:Style, pairs:list, b:Backbone, seed:int):
     for i, (im, caption) in enumerate(pairs):
         stylize(im, style, caption, backbone=b, seed=seed).save(style.path.parent/f'preview-{i}.png')
 
-def _enough_examples(folder, template:str, caption=None, captioner=None, device=None)->list: # see `train_lora`
-    if isinstance(folder, list):
-        examples = folder
-        if caption: raise StylekitError("caption='auto' is for a folder: a list of Examples has its captions")
-    else:
-        auto_caption_folder(folder, caption, captioner, below=False, device=device)
-        examples = read_folder(folder, template)
-    if not examples: raise StylekitError('no pictures to learn from: the list is empty')
+def examples_of(images, # folder of pictures, see `read_folder`; or a list of Examples
+                template:str='{}', # around captions from file names
+                caption:str=None, # 'auto': captions that are missing are written beside the pictures, by a model
+                captioner=None, # see `load_captioner`
+                device=None # of that model
+               )->list: # of Examples
+    "What a training learns from"
+    if not isinstance(images, list):
+        check_auto(caption, captioner)
+        if caption and place()[1] > 1:
+            raise StylekitError("caption='auto' is for one process: write them first, with `captions.caption_folder`")
+        auto_caption_folder(images, caption, captioner, below=False, device=device)
+        return read_folder(images, template)
+    if caption: raise StylekitError("caption='auto' is for a folder: a list of Examples has its captions")
+    if not images: raise StylekitError('no pictures to learn from: the list is empty')
+    return images
+
+def _warn_few(examples:list)->list: # as they are
     if len(examples) < FEW:
         warnings.warn(f'{len(examples)} pictures: of fewer than about {FEW}, a style also learns what they show; '
                       'more and different ones help')
@@ -468,7 +478,7 @@ def train_lora(folder, # of pictures (see `read_folder`), or a list of Examples
     words, dest = (trigger_words or name_words(name) or name).strip(), user_path(out)/name
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     check_minutes(minutes)
-    examples = _enough_examples(folder, template, caption, caption_model, device)
+    examples = _warn_few(examples_of(folder, template, caption, caption_model, device))
     pairs = _preview_pairs(previews)   # a bad one is named before any work
     b = load_backbone(backbone, device, dtype)
     def trainer_of(): return LoraTrainer(b, examples, words, cfg, dest, report=report, watch=watch)

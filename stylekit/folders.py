@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 from . import __version__
 from .backbone import load_backbone
-from .captions import auto_caption_folder, check_auto
+from .captions import auto_caption_folder, check_auto, mark_auto_captions
 from .core import StylekitError, atomic_path, caller_seeds, check_range, check_whole, digest
 from .core import explain_errors, file_sha256, folder_lock, user_path
 from .images import open_image
@@ -42,7 +42,7 @@ def read_pictures(folder, # of pictures, and of the folders in it
     if picture_folder(folder).resolve() == out:
         raise StylekitError('the results cannot go into the folder of the pictures: give another one')
     pictures = list_pictures(folder, template, leave_out=out, captions=captions)
-    return name_twins(pictures, lambda p: result_path(out, p))
+    return name_twins(mark_auto_captions(pictures, folder), lambda p: result_path(out, p))
 
 def result_path(out, p:PictureFile)->Path:
     "Where the result of a picture lies"
@@ -85,7 +85,7 @@ class FolderRecord(Record):
     result: str               # its place in the folder for results
     run: str                  # `id` of the run
     caption: str = ''
-    caption_from: str = ''    # where it was found
+    caption_from: str = ''    # where it was found; 'red.txt, by MODEL': as a model wrote it
     seed: int = 0
     seconds: float | None = None  # its share of the time of its chunk; None: nobody saw it made
     made: bool = False        # by this call, and not by an earlier one

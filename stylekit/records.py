@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'limited', 'field_limits',
            'check_fields', 'payload_hash', 'seal', 'unseal', 'unseal_if_sealed', 'write_json', 'read_json', 'json_line',
-           'parse_line', 'read_lines', 'save_state', 'load_state', 'check_run', 'seal_file', 'check_sealed',
-           'save_sealed', 'Kept', 'save_kept', 'load_kept', 'cached']
+           'parse_line', 'read_lines', 'write_csv', 'save_state', 'load_state', 'check_run', 'seal_file',
+           'check_sealed', 'save_sealed', 'Kept', 'save_kept', 'load_kept', 'cached']
 
 # %% ../nbs/00a_records.ipynb #091362ea
-import hashlib, io, json, math, re, types
+import csv, hashlib, io, json, math, re, types
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -302,6 +302,19 @@ def read_lines(path, *kinds)->list: # as for `parse_line`; of records
     if not whole: lines = lines[:-1]
     lines = [(f'{path.name}, line {i}', line) for i, line in enumerate(lines, 1) if line.strip()]
     return [parse_line(line, what, *kinds) for what, line in lines]
+
+# %% ../nbs/00a_records.ipynb #e5a9fec6
+def _cell(v): return f"'{v}" if isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') else v
+
+def write_csv(path, names:list, # of the columns
+              rows:list # of dicts; a name that is missing is an empty cell
+             )->Path:
+    "A table as CSV, whole or not at all; no text in it is a formula"
+    with atomic_path(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
+        table = csv.DictWriter(f, names)
+        table.writeheader()
+        table.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+    return user_path(path)
 
 # %% ../nbs/00a_records.ipynb #50e84dc9
 def save_state(path, # its folders are made

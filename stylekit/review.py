@@ -8,7 +8,7 @@ __all__ = ['DECISIONS', 'ASKS', 'REASONS', 'LOG', 'HOME', 'EXPORT_LOG', 'Decisio
            'Review', 'check_reviewer', 'ItemState', 'ReviewProgress', 'ExportedFile', 'Export', 'export_accepted']
 
 # %% ../nbs/14_review.ipynb #8ff0a3d1
-import csv, io, json, os, threading, time, uuid
+import io, json, math, os, threading, time, uuid
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -21,8 +21,9 @@ from .core import StylekitError, atomic_path, check_range, check_whole, digest, 
 from .core import folder_lock, one_line, user_path
 from .folders import MANIFEST, FolderJob, FolderRecord, FolderRun, FolderWorker, source_id, without_folders
 from .images import open_image
+from .measure.verdicts import VERDICTS, read_verdicts
 from .lora import load_style
-from .records import Record, json_line, payload_hash, parse_json, read_lines, unseal
+from .records import Record, json_line, payload_hash, parse_json, read_lines, unseal, write_csv
 from .rights import check_output, read_output
 from .methods.sms import Settings, refuse_unread, settings
 from .stylizer import Callback, Checkpoint, Interrupted, fitting_mask, stylize
@@ -224,13 +225,26 @@ def as_proof(value # a number, a dict or an object with `score` and `sentences`,
     said = (said,) if isinstance(said, str) else tuple(map(str, said or ()))
     return ItemProof(None if score is None or score != score else float(score), said)
 
+# %% ../nbs/14_review.ipynb #a02084a8
+def _from_verdicts(path:Path): # as of `read_proofs`
+    "What was proved of results, as long as they are the files that were looked at"
+    verdicts = read_verdicts(path)
+    def find(name, source, result, n=0):
+        v = None if n else verdicts.get(name)
+        if v is None: return ItemProof()
+        if v.status == 'unusable': return ItemProof(-math.inf, v.sentences)
+        if v.proof and v.result_sha256 == file_sha256(result): return ItemProof(v.score, v.sentences)
+        return ItemProof(None, ('It has changed since it was proved: evaluate it again.',) if v.proof else v.sentences)
+    return find
+
 # %% ../nbs/14_review.ipynb #b1f8ce5a
-def read_proofs(proof # None, a dict, the path of a JSON file (place of a result -> proof), or proof(source, result)
+def read_proofs(proof # None, a dict or its path (.json: place of a result -> proof), verdicts, or proof(source, result)
                ): # proof(name, source, result, round) -> ItemProof
     "Proofs of results, wherever they come from; a table knows nothing of redos"
     if callable(proof): return lambda name, source, result, n=0: as_proof(proof(source, result))
     if isinstance(proof, (str, os.PathLike)):
         path = user_path(proof)
+        if path.suffix == '.jsonl': return _from_verdicts(path)
         with explain_errors(f'cannot read {path.name}'): proof = parse_json(path.read_bytes(), path.name)
     if proof is not None and not isinstance(proof, dict):
         raise StylekitError('proof must be a table of results, the path of one as JSON, or a function of two files')
@@ -244,7 +258,7 @@ class Review:
                  out, # folder of results, as `stylize_folder` left it
                  source=None, # folder of the pictures; default: where it was
                  who:str='reviewer', # who decides
-                 proof=None, # see `read_proofs`: worst first
+                 proof=None, # see `read_proofs`: worst first; default the verdicts that lie there, if there are any
                  *, style=None, # for redos; default the folder run's
                  backbone=None, # for redos; default the folder run's
                  device:str=None, # for redos
@@ -276,7 +290,8 @@ def _open(self:Review, proof):
     if self.source and not self.source.is_dir(): raise StylekitError(f'no folder {self.source.name!r} of pictures')
     there = [i for i in self.all.values() if not i.error and (self.out/i.name).is_file()]
     if not there: raise StylekitError(f'{self.out.name!r} holds no results')
-    self._prove = read_proofs(proof)
+    verdicts = self.out/VERDICTS
+    self._prove = read_proofs(verdicts if proof is None and verdicts.is_file() else proof)
     self.proofs = {i.name: self._prove(i.name, self.before(i.name), self.out/i.name) for i in there}
     worst = [p.score if p.score is not None else float('inf') for p in self.proofs.values()]
     self.items = [n for _, n in sorted(zip(worst, self.proofs), key=lambda pair: pair[0])]
@@ -806,14 +821,7 @@ def _copy(review:Review, e:ExportedFile, to:Path)->bool: # was it copied now?
 def _write_export_log(to:Path, files:list):
     "As lines of JSON and as a table"
     with atomic_path(to/EXPORT_LOG) as tmp: tmp.write_text(''.join(map(json_line, files)), encoding='utf-8')
-    names = [*ExportedFile.__dataclass_fields__]
-    with atomic_path(to/'accepted.csv') as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
-        rows = csv.DictWriter(f, names)
-        rows.writeheader()
-        rows.writerows({k: _cell(v) for k, v in e.to_json().items()} for e in files)
-
-def _cell(v): # a name that begins with '=' is no formula
-    return f"'{v}" if isinstance(v, str) and v[:1] in '=+-@\t\r' and v else v
+    write_csv(to/'accepted.csv', [*ExportedFile.__dataclass_fields__], [e.to_json() for e in files])
 
 # %% ../nbs/14_review.ipynb #93a8e1c4
 def export_accepted(out, # folder of results that was reviewed, or its Review

@@ -137,7 +137,7 @@ def manifest_contents(path:Path):
     return [{k: v for k, v in line.items() if k not in ('seconds', 'made', 'sha256')} for line in lines]
 
 def stylize_pictures(pictures, out, *more)->list:
-    return ['stylize', str(pictures), '--out', str(out), '--steps', '4', '--batch', '2', *more]
+    return ['stylize', str(pictures), '--out', str(out), '--steps', '4', '--batch', '2', '--no-sheet', *more]
 
 def test_stylize_folder(pictures, tmp_path):
     assert check_kills(tmp_path, lambda out: stylize_pictures(pictures, out), manifest_contents) > 0

@@ -22,6 +22,7 @@ from fastcore.basics import patch
 
 # %% ../../nbs/13_evaluate.ipynb #f7c5d57b
 from ..backbone import Backbone, load_backbone
+from ..captions import auto_caption_folder, check_auto
 from ..core import StylekitError, asset, atomic_path, check_range, check_whole, digest, explain_errors
 from ..core import file_sha256, folder_lock, one_line, safe_name
 from ..images import load_image
@@ -1104,15 +1105,19 @@ def evaluate(dataset, # folder, see `read_dataset`
              workers:int=1, # processes
              batch:int=8, # pictures at a time
              template:str='{}', # around captions from file names
+             caption:str=None, # 'auto': captions that are missing are written beside the pictures, by a model
+             caption_model=None, # see `load_captioner`
              report=None, # report(text) as the work goes on
              begin=None # begin() once no other run can write into `out`, before any work
             )->Table:
     "Methods × styles × metrics, as a table; it goes on where it was stopped"
+    check_auto(caption, caption_model)
+    methods, styles, seeds = _methods(methods), _styles(styles), _seeds(seeds)   # named before anything is written
+    auto_caption_folder(dataset, caption, caption_model, below=False, device=device)
     items, references = read_dataset(dataset, template)
     if workers!=1 and isinstance(backbone, Backbone):
         raise StylekitError('several processes each load the model: give its folder or hub id')
-    methods, styles = _methods(methods), _styles(styles)
-    seeds, out = _seeds(seeds), Path(out).expanduser()
+    out = Path(out).expanduser()
     _check_names(picture_folder(dataset), items, [load_style(s).name for s in styles])
     with folder_lock(out):
         if begin: begin()

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'edge_field', 'Shift', 'shift_between', 'Tile', 'tile_shifts', 'moved_tiles', 'growth', 'find_logo',
-           'Proof', 'Measure', 'recognised', 'Prover', 'through_autoencoder', 'prove', 'asked_limits', 'prove_folder',
-           'worst_first', 'proof_table', 'write_sheet']
+           'Proof', 'Measure', 'neutral_judge', 'unit_features', 'recognised', 'Prover', 'through_autoencoder', 'prove',
+           'asked_limits', 'prove_folder', 'worst_first', 'verdict_text', 'proof_table', 'picture_url', 'number_table',
+           'legend_html', 'html_page', 'write_sheet']
 
 # %% ../../nbs/12a_proof.ipynb #d86dfa80
 import base64, io, math, time
@@ -309,12 +310,15 @@ def _arrays(content, result)->tuple: # (3, H, W) twice
 
 # %% ../../nbs/12a_proof.ipynb #bd67318e
 @cache
-def _judge():
+def neutral_judge()->Features:
     "The neutral judge; None where it is not installed"
     try: return judge_features()
     except StylekitError: return None
 
-def _unit_rows(pictures:list, net:Features)->np.ndarray: # (N, D), of length 1
+def unit_features(pictures:list, # as `Features` takes them
+                  net:Features
+                 )->np.ndarray: # (N, D), of length 1
+    "What a network sees in pictures, for `recognised`"
     v = net(pictures).double().numpy()
     return v/np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12)
 
@@ -333,7 +337,7 @@ def recognised(result:np.ndarray, # vector (D,) of length 1
 def _samples()->dict: return {name: sample_image(name) for name in list_samples()}
 
 @cache
-def _sample_rows()->np.ndarray: return _unit_rows([*_samples().values()], _judge())
+def _sample_rows()->np.ndarray: return unit_features([*_samples().values()], neutral_judge())
 
 def _region_of(regions, size:tuple): # None: nothing must stay
     if regions is None: return None
@@ -364,7 +368,7 @@ class Prover:
                 ):
         self.backbone, self._others = backbone, None
         self._take(content, regions, logos)
-        self.net = _judge() if net is None else net or None
+        self.net = neutral_judge() if net is None else net or None
         self.others = _samples() if others is None else dict(others)
         self._rows = _sample_rows() if others is None and net is None and self.net else None
         self.lines = self._read(self.content, letters)
@@ -438,8 +442,8 @@ def _of_network(self:Prover, result:Image.Image)->tuple: # fields, measure -> ru
 def _knows(self:Prover, result:Image.Image)->dict:
     "Is it recognised among others?"
     if not self.net or not self.others: return dict(recognised=None, likest='')
-    if self._rows is None: self._rows = _unit_rows([*self.others.values()], self.net)
-    known, i = recognised(*_unit_rows([result, self.content], self.net), self._rows)
+    if self._rows is None: self._rows = unit_features([*self.others.values()], self.net)
+    known, i = recognised(*unit_features([result, self.content], self.net), self._rows)
     return dict(recognised=known, likest='' if known else [*self.others][i])
 
 # %% ../../nbs/12a_proof.ipynb #984b1a52
@@ -633,7 +637,10 @@ def worst_first(proofs:list, # of `Proof`s
         return -max(missed.values(), default=0), p.recognised is not False, likeness
     return sorted(proofs, key=key)
 
-def _verdict(p:Proof, limits)->str:
+def verdict_text(p:Proof,
+                 limits=None # see `asked_limits`
+                )->str: # '' if nothing is asked for
+    "What holds, in two or three words"
     missed = p.missed(limits)
     if missed: return 'fails '+', '.join(MEASURES[m].label for m in sorted(missed, key=missed.get, reverse=True))
     if p.recognised is False: return 'not recognised'
@@ -647,7 +654,7 @@ def proof_table(proofs:list, # of `Proof`s
     shown = [m for m in MEASURES if any(getattr(p, m) is not None for p in proofs)]
     head = ['picture', 'verdict', *(MEASURES[m].label for m in shown)]
     def cells(p): return ['' if getattr(p, m) is None else _said(m, getattr(p, m)) for m in shown]
-    rows = [[p.id.replace('|', '\\|'), _verdict(p, limits), *cells(p)] for p in worst_first(proofs, limits)]
+    rows = [[p.id.replace('|', '\\|'), verdict_text(p, limits), *cells(p)] for p in worst_first(proofs, limits)]
     return '\n'.join('| '+' | '.join(r)+' |' for r in (head, ['---']*len(head), *rows))
 
 # %% ../../nbs/12a_proof.ipynb #5cdc8064
@@ -659,10 +666,13 @@ border-radius:6px;padding:1em;margin:1em 0}.fails{border-left-color:#b3261e}.car
 .said h2{margin:0;font-size:1.1em}
 .bad{color:#b3261e;font-weight:600}table{border-collapse:collapse;font-size:.85em;margin-top:.6em}
 td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #eee}td:first-child,th:first-child{text-align:left}
-dt{font-weight:600}dd{margin:0 0 .4em 1em}'''
+dt{font-weight:600}dd{margin:0 0 .4em 1em}
+@media(max-width:600px){body{margin:1em auto}td,th{padding:.15em .3em}}'''
 
-def _as_url(im, longest:int=440)->str:
-    "A picture as a data URL, small enough for a page of hundreds"
+def picture_url(im, # as `load_image` takes it
+                longest:int=440 # of its sides, pixels, at most
+               )->str: # data:...
+    "A small picture that stands in the page itself"
     im = load_image(im, min_side=1, max_aspect=math.inf)
     im.thumbnail((longest, longest))
     file = io.BytesIO()
@@ -670,7 +680,10 @@ def _as_url(im, longest:int=440)->str:
     return 'data:image/webp;base64,' + base64.b64encode(file.getvalue()).decode()
 
 # %% ../../nbs/12a_proof.ipynb #4092e3ba
-def _numbers(p:Proof, limits)->str: # HTML
+def number_table(p:Proof,
+                 limits=None # see `asked_limits`
+                )->str: # HTML
+    "The numbers of a proof beside their limits and their rulers"
     asked, missed, rows = asked_limits(limits), p.missed(limits), []
     def cell(name, v): return '' if v is None else _said(name, v)+MEASURES[name].unit
     for name, m in MEASURES.items():
@@ -685,15 +698,18 @@ def _numbers(p:Proof, limits)->str: # HTML
 
 def _card(p:Proof, limits, pair)->str: # HTML; pair: two pictures, or None
     fails = p.failed(limits)
-    figures = ''.join(f'<figure><img src="{_as_url(im)}" alt="{what}"><figcaption>{what}</figcaption></figure>'
+    figures = ''.join(f'<figure><img src="{picture_url(im)}" alt="{what}"><figcaption>{what}</figcaption></figure>'
                       for im, what in zip(pair or (), ('before', 'after')))
     said = ''.join(f'<p class="bad">{escape(s)}</p>' for s in fails) + f'<p>{escape(" ".join(p.sentences()))}</p>'
     mark = ' fails' if fails or p.recognised is False else ''
-    head = f'<h2>{escape(p.id)}: {escape(_verdict(p, limits) or "measured")}</h2>'
-    return f'<section class="card{mark}">{figures}<div class="said">{head}{said}{_numbers(p, limits)}</div></section>'
+    head = f'<h2>{escape(p.id)}: {escape(verdict_text(p, limits) or "measured")}</h2>'
+    told = f'<div class="said">{head}{said}{number_table(p, limits)}</div>'
+    return f'<section class="card{mark}">{figures}{told}</section>'
 
 # %% ../../nbs/12a_proof.ipynb #6c87bf7e
-def _legend(proofs:list)->str: # HTML
+def legend_html(proofs:list # those that are shown
+               )->str: # HTML
+    "What the numbers mean, and which way is better"
     shown = [m for m in MEASURES if any(getattr(p, m) is not None for p in proofs)]
     rows = ''.join(f'<dt>{escape(MEASURES[m].label)}</dt><dd>{escape(MEASURES[m].meaning)} '
                    f'{"Higher is better." if MEASURES[m].high else "Lower is better."}</dd>' for m in shown)
@@ -701,6 +717,16 @@ def _legend(proofs:list)->str: # HTML
               'no result can be nearer.</dd><dt>another picture</dt><dd>The same number for a picture that has '
               'nothing to do with it.</dd>')
     return f'<h2>What the numbers say</h2><dl>{rows}{beside}</dl>'
+
+def html_page(title:str, summary:str, # texts
+              body:str, # HTML
+              style:str='' # more of CSS
+             )->str:
+    "A page that needs nothing else, neither scripts nor a network"
+    head = ('<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+            f'<title>{escape(title)}</title><style>{_STYLE}{style}</style>')
+    return (f'<!DOCTYPE html><html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>'
+            f'<p>{escape(summary)}</p>{body}</body></html>\n')
 
 def _summary(proofs:list, limits)->str:
     n, failing = len(proofs), sum(bool(p.missed(limits)) for p in proofs)
@@ -721,8 +747,6 @@ def write_sheet(proofs:list, # of `Proof`s
     "A page with before and after, what fails first, in plain sentences; one file that needs no network"
     if not proofs: raise StylekitError('no proofs were given')
     cards = ''.join(_card(p, limits, (pictures or {}).get(p.id)) for p in worst_first(proofs, limits))
-    page = (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-            f'content="width=device-width"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
-            f'<h1>{escape(title)}</h1><p>{escape(_summary(proofs, limits))}</p>{cards}{_legend(proofs)}</body></html>')
+    page = html_page(title, _summary(proofs, limits), cards+legend_html(proofs))
     with atomic_path(path) as tmp: Path(tmp).write_text(page, encoding='utf-8')
     return user_path(path)
