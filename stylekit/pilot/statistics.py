@@ -52,7 +52,7 @@ def count_outcomes(outcomes # (pictures,): 1, -1, 0, NaN
     "How many pictures each method won"
     return tuple(int(np.sum(np.asarray(outcomes) == k)) for k in (1, 0, -1))
 
-# %% ../../nbs/14b_statistics.ipynb #1b0707f7
+# %% ../../nbs/14b_statistics.ipynb #29a49f7b
 def simulate_votes(studies:int, # how many
                    raters:int,
                    items:int, # pictures
@@ -64,8 +64,8 @@ def simulate_votes(studies:int, # how many
     "Votes in studies whose truth is known; pictures and raters vary"
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.standard_normal((studies, *shape), dtype=np.float32)
-    sharpness = np.exp(.5*draw(raters, 1))        # a dull rater has four times the noise of a sharp one, or more
-    z = lean+draw(1, items)+taste*draw(raters, 1)+sharpness*draw(raters, items)
+    noise = np.exp(.5*draw(raters, 1))        # of a rater: the noise of most is .4 to 2.7
+    z = lean+draw(1, items)+taste*draw(raters, 1)+noise*draw(raters, items)
     return (z > tie).astype(np.int8)-(z < -tie).astype(np.int8)
 
 # %% ../../nbs/14b_statistics.ipynb #9da66d26

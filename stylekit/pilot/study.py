@@ -248,7 +248,7 @@ class _Pictures:
         for name in names:
             with atomic_path(self.folder/f'{name}.webp') as tmp: tmp.write_bytes(self.made[name])
 
-# %% ../../nbs/14c_study.ipynb #01935c77
+# %% ../../nbs/14c_study.ipynb #a4d9990e
 def _key(name:str)->str: return name_key(Path(name).with_suffix('').as_posix())
 
 def _results(folder:Path)->dict: # key of the source -> Path
@@ -263,8 +263,8 @@ def _find_sources(folders:list)->Path:
     from stylekit.folders import MANIFEST
     from stylekit.review import find_source, read_items
     for folder in folders:
-        if not (folder/MANIFEST).is_file(): continue
-        found = find_source(folder, read_items(folder)[0].run)
+        runs = {i.run.id: i.run for i in read_items(folder)} if (folder/MANIFEST).is_file() else {}
+        found = next(filter(None, (find_source(folder, run) for run in runs.values())), None)
         if found: return found
     raise StylekitError('where are the pictures that these results were made from? Give their folder as source=')
 
@@ -312,7 +312,7 @@ def candidates(self:_Maker)->list: # of PictureFiles
     self.rng.shuffle(found)
     return found
 
-# %% ../../nbs/14c_study.ipynb #fc547a63
+# %% ../../nbs/14c_study.ipynb #7d222d5e
 @patch
 def item(self:_Maker, p, # PictureFile
         )->StudyItem:
@@ -329,11 +329,12 @@ def item(self:_Maker, p, # PictureFile
 @patch
 def items(self:_Maker, most:int)->tuple: # of StudyItems; `most`: None for all
     "As many as are asked for; what cannot be shown is left out, with why"
+    from stylekit.folders import without_folders
     found = []
     for p in self.candidates():
         if most is not None and len(found) == most: break
         try: found.append(self.item(p))
-        except StylekitError as e: self.left_out[p.name] = str(e)
+        except StylekitError as e: self.left_out[p.name] = without_folders(str(e), p.path)
     if len(found) < 2: raise StylekitError(f'a study needs two pictures at least; left out: {self.left_out}')
     return tuple(found)
 
