@@ -16,6 +16,7 @@ from .backbone import load_backbone
 from .core import StylekitError, caller_seeds, check_whole, explain_errors, one_line, user_path
 from .measure.evaluate import judge_of_looks, known_look
 from .images import load_image, open_image
+from .folders import WithinLimits
 from .lora import load_style
 from .measure.metrics import as_tensors
 from .measure.proof import MEASURES, Proof, Prover, asked_limits
@@ -148,6 +149,7 @@ class Found(Record):
     said: tuple[str, ...]       # in sentences
     by_judge: bool              # does the judge of looks know the style? Else λ alone decides
     proof: Proof                # of the chosen one
+    cut: bool = False           # ended by Ctrl-C or a callback before all was tried
     @property
     def best(self)->Try: return self.tries[self.chosen]
 
@@ -211,12 +213,33 @@ def _chosen(limits:Limits, kept:list, by_judge:bool)->StylizeResult: # of (Try, 
     i = tried.index(best_try(tried))
     chosen, result, proof = kept[i]
     proof = replace(proof, seconds=0.)   # all else is the same again
-    found = Found(limits, tuple(tried), i, chosen.holds, _said(limits, chosen, proof, len(tried)), by_judge, proof)
+    cut, said = any(r.interrupted for _, r, _ in kept), _said(limits, chosen, proof, len(tried))
+    found = Found(limits, tuple(tried), i, chosen.holds, said, by_judge, proof, cut)
     return replace(result, info=result.info | dict(limits=found.to_json()))
 
 def found_in(result:StylizeResult)->Found: # None if it was drawn without limits
     "The search that led to a result"
     return Found.from_json(result.info['limits']) if 'limits' in result.info else None
+
+# %% ../nbs/13b_limits.ipynb #703bbad8
+@patch
+def check(self:Limits,
+          changes=(), # of settings in mid-run: (step, {setting: value})
+          **how # to `stylize`
+         ):
+    "Nothing else may set λ"
+    if how.get('lam') is not None: raise StylekitError('lam is what the limits are searched along: leave it out')
+    if any('lam' in c for _, c in changes):
+        raise StylekitError('limits are searched along λ, and these settings change it in mid-run: leave out one')
+
+@patch
+def summary(self:Limits, found:dict # as a result's `info['limits']`
+           )->WithinLimits: # None: the search was ended before its time
+    "What a search came to, in a few words"
+    found = Found.from_json(found)
+    if found.cut: return
+    t = found.best
+    return WithinLimits(t.lam, len(found.tries), t.style, t.holds, t.missed, found.said)
 
 # %% ../nbs/13b_limits.ipynb #362c13f3
 def _has_lam(how:dict)->bool: # arguments of `stylize`
@@ -243,8 +266,8 @@ def stylize_within(image, # one picture, as `stylize` takes it
                   )->StylizeResult: # `found_in` has the search
     "Stylise with as much style as the limits allow"
     if isinstance(image, (list, tuple)): raise StylekitError('one picture at a time: see `stylize_all_within`')
-    if how.get('lam') is not None: raise StylekitError('lam is what the limits are searched along: leave it out')
     limits, style, seed = as_limits(limits), load_style(style), caller_seeds(seed)[0]
+    limits.check(**how)
     if how.get('protect') is not None: how, regions = _protected(image, caption, how, regions)
     def draw(lam): return stylize(image, style, caption, seed=seed, **how | ({} if lam is None else dict(lam=lam)))
     return limits.search(draw, load_image(image), regions, style, LAMS if _has_lam(how) else (), tries, report,
