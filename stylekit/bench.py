@@ -136,7 +136,7 @@ class Released:
                  prompt:str, style_words:str='ink', device='cpu',
                  dtype=torch.float32 # it is written for float32; otherwise its UNets run under autocast
                 ):
-        code = _authors_code(Path(clone))
+        code = _authors_code(user_path(clone))
         config = code.SMSConfig(
             sd_pretrained_model_or_path=str(folder), lora_path=str(style), guidance_scale=4.5, device=device,
             src_prompt=f'Turn into {style_words}', tgt_prompt=f'{style_words}, {prompt}')
@@ -380,9 +380,10 @@ def bench(clone=None, # of the authors' code
           report=print # report(text) for each
          )->dict: # name -> Cost
     "Costs at real size, beside the authors' code if there is a clone of it"
-    home = random_model(Path(folder)/shape, shape)
+    folder = user_path(folder)/shape
+    home = random_model(folder, shape)
     b = load_backbone(home, device, dtype)
-    style, theirs = Path(folder)/shape/'style.safetensors', None
+    style, theirs = folder/'style.safetensors', None
     if not style.exists(): random_style(b, style)
     if clone:
         theirs = Released(clone, home, style, 'an owl', device=str(b.device), dtype=b.dtype)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from . import __version__
-from .core import StylekitError, asset, explain_errors, one_line
+from .core import StylekitError, asset, explain_errors, one_line, user_path
 from .records import Record, parse_json, read_json, write_json
 from .rights import check_output
 
@@ -259,14 +259,16 @@ def _refuse(options, # a namespace; None and False: not given
     if given: raise StylekitError(f'{_flag(given[0])} does not apply {why}')
 
 _DRAWN = ('style trigger_words caption caption_model captions template seed preset method steps lam cutoff '
-          'guidance_scale control alpha gif limits')
+          'guidance_scale control alpha gif limits variants like')
 
 def _check_options(o, is_folder:bool):
     "Refuse what this call would ignore"
     if o.feedforward: _refuse(o, _DRAWN, 'with --feedforward: a trained network has nothing to set')
     auto = o.caption == 'auto'
-    if is_folder: _refuse(o, 'caption '*(not auto)+'control alpha gif match_color limits', 'to a folder')
-    else: _refuse(o, 'workers batch', 'to single images: it is for a folder')
+    if is_folder: _refuse(o, 'caption '*(not auto)+'control alpha gif', 'to a folder')
+    else: _refuse(o, 'workers batch variants like', 'to single images: it is for a folder')
+    if o.limits: _refuse(o, 'batch lam', 'with --limits: λ is sought for each picture by itself')
+    if o.like: _refuse(o, 'preset method trigger_words', 'with --like: the result says it')
     if not o.control: _refuse(o, 'alpha', 'without --control')
     if not auto: _refuse(o, 'caption_model', 'without --caption auto')
     if not is_folder and o.caption is not None and not auto: _refuse(o, 'captions template', 'with --caption')
@@ -454,12 +456,14 @@ def _say_progress(p): # a FolderProgress
     "Says how far a folder is, and gives the results as they come"
     for r in p.records:
         if r.error: SAY.note(f'{r.picture}: {r.error}')
+        if r.within and not r.within.holds: SAY.note(f'{r.result}: {" ".join(r.within.said)}')
         if SAY.json: SAY.result('', command='stylize', **r.to_json())
     if SAY.bar: print(f'\r\x1b[K{p}', end='\n' if p.done == p.of else '', file=sys.stderr, flush=True)
     else: SAY.note(p)
 
-def _say_folder(done, out:str): # a FolderProgress at its end
-    text = (f'{done.there} pictures in {out}, {done.made} of them made now; {len(done.failed)} failed: '
+def _say_folder(done, out:str): # a FolderResult
+    outside = f'{len(done.outside)} outside the limits, '*bool(done.outside)
+    text = (f'{done.there} pictures in {out}, {done.made} of them made now; {outside}{len(done.failed)} failed: '
             f'see {Path(out)/"manifest.jsonl"}')
     if SAY.json: SAY.note(text)
     else: SAY.result(text)
@@ -470,11 +474,11 @@ def _stylize_folder(o)->int: # exit status
     from stylekit import load_style
     from stylekit.folders import stylize_folder
     from stylekit.training import place
-    style = None if o.feedforward else load_style(o.style or 'ink', o.trigger_words)
-    given = 'feedforward backbone device overwrite captions caption caption_model protect'
-    options = _given(o, given) | _settings_of(o)
-    options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', seed=o.seed or 0)
-    done = stylize_folder(o.images[0], o.out, style or 'ink', report=_say_progress, **options)
+    style = load_style(o.style or 'ink', o.trigger_words) if not (o.feedforward or o.like) else o.style
+    given = 'feedforward like seed backbone device overwrite captions caption caption_model protect'
+    options = _given(o, given) | _settings_of(o) | _proof_of(o)
+    options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', variants=o.variants or 1)
+    done = stylize_folder(o.images[0], o.out, style, report=_say_progress, **options)
     if place()[0]: return 0
     _say_folder(done, o.out)
     return _judge_folder(o, done)
@@ -542,9 +546,11 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
             lam:number(0, 1_000_000)=None, # λ: how strictly the coarse structure is kept; default the preset's
             cutoff:number(0, 1)=None, # kept share of the spectrum; default the preset's
             guidance_scale:number(0, 100)=None, # how strongly the style is followed; default the preset's
-            protect:REGIONS=None, # what stays: mask file (white), alpha, letters, box:x0,y0,x1,y1, words:...; + between
+            protect:REGIONS=None, # what stays: mask (white), alpha, letters, box:x0,y0,x1,y1, words:..., none; + joins
             match_color:TEXT=None, # source, palette, or colours as #e4002b,#ffffff: the result has these
             limits:TEXT=None, # as 'edge_f1=.8 letters=.95 delta_e=2': as much style as they allow
+            like:FILE=None, # of a folder: a result of stylekit, whose settings, style, seed and colours are taken
+            variants:whole(1, 8)=None, # of a folder: results of each picture, with one seed after the other; default 1
             backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
             control:FOLDER=None, # a Control-CLIP whose two encoders read the prompt: its folder, or shipped
             alpha:number(0, 2)=None, # with --control: how much the style encoder is heard; default 0.5
@@ -934,7 +940,7 @@ def _ask(question:Question, out:Path, overwrite:bool):
 # %% ../nbs/16_cli.ipynb #215fa221
 def _read_methods(text:str): # names, or what a JSON file says
     if not text.endswith('.json'): return several(TEXT)(text)
-    with explain_errors(f'cannot read {text}'): raw = Path(text).read_bytes()
+    with explain_errors(f'cannot read {text}'): raw = user_path(text).read_bytes()
     found = parse_json(raw, Path(text).name)
     ok = isinstance(found, dict) and found and all(v is None or isinstance(v, dict) for v in found.values())
     if not ok: raise ValueError(f'{text} must be an object: name -> settings, or null for the content as it is')

@@ -329,7 +329,7 @@ def file_sha256(path # any file
                )->str: # 64 hex digits
     "SHA-256 of a file, read in pieces"
     h = hashlib.sha256()
-    with explain_errors(f'cannot read {path}'), open(path, 'rb') as f:
+    with explain_errors(f'cannot read {path}'), open(user_path(path), 'rb') as f:
         while block := f.read(1<<20): h.update(block)
     return h.hexdigest()
 

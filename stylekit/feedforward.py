@@ -18,7 +18,7 @@ from . import __version__
 from .backbone import Backbone, load_backbone
 from .color import finish_color, parse_match
 from .core import (StylekitError, asset, atomic_path, check_range, digest, explain_errors, explain_memory,
-                           file_sha256, pick_device)
+                           file_sha256, pick_device, user_path)
 from .images import load_image, open_image
 from .lora import read_safetensors
 from .onnx_network import OnnxNetwork, check_onnx, write_onnx
@@ -270,7 +270,7 @@ def save(self:FeedForward, path)->Path: # .safetensors
     with explained, atomic_path(path) as tmp:
         save_sealed(weights, tmp, {HEADER: json.dumps(self.about)}, SEAL)
     self.sha256 = file_sha256(path)
-    return Path(path)
+    return user_path(path)
 
 # %% ../nbs/09_feedforward.ipynb #4f0bffce
 def _open_network(cls, name, backbone, device):
@@ -311,7 +311,7 @@ def feedforward_file(name)->Path: # as in `load`
     files = asset('samples').parent.glob('feedforward/*')
     shipped = {f.stem: f for f in files if f.suffix in ('.safetensors', '.onnx')}
     with explain_errors(f'no network {str(name)[:60]!r}'):
-        p = Path(name)
+        p = user_path(name)
         if p.is_dir() and (p/FEEDFORWARD_FILE).is_file(): return p/FEEDFORWARD_FILE
         if p.is_file(): return p
     if str(name) in shipped: return shipped[str(name)]

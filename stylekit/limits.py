@@ -16,6 +16,7 @@ from .backbone import load_backbone
 from .core import StylekitError, caller_seeds, check_whole, explain_errors, one_line, user_path
 from .measure.evaluate import judge_of_looks, known_look
 from .images import load_image, open_image
+from .folders import WithinLimits
 from .lora import load_style
 from .measure.metrics import as_tensors
 from .measure.proof import MEASURES, Proof, Prover, asked_limits
@@ -157,6 +158,7 @@ class Found(Record):
     said: tuple[str, ...]       # in sentences
     by_judge: bool              # does the judge of looks know the style? Else λ alone decides
     proof: Proof                # of the chosen one
+    cut: bool = False           # ended by Ctrl-C or a callback before all was tried
     @property
     def best(self)->Try: return self.tries[self.chosen]
 
@@ -207,6 +209,26 @@ class Search:
     @property
     def best_rung(self)->int: return min(self.kept, key=lambda rung: _order(self.kept[rung][0]))
 
+# %% ../nbs/13b_limits.ipynb #703bbad8
+@patch
+def check(self:Limits,
+          changes=(), # of settings in mid-run: (step, {setting: value})
+          **how # to `stylize`
+         ):
+    "Nothing else may set λ"
+    if how.get('lam') is not None: raise StylekitError('lam is what the limits are searched along: leave it out')
+    if any('lam' in c for _, c in changes):
+        raise StylekitError('limits are searched along λ, and these settings change it in mid-run: leave out one')
+
+@patch
+def summary(self:Limits, found:dict # as a result's `info['limits']`
+           )->WithinLimits: # None: the search was ended before its time
+    "What a search came to, in a few words"
+    found = Found.from_json(found)
+    if found.cut: return
+    t = found.best
+    return WithinLimits(t.lam, len(found.tries), t.style, t.holds, t.missed, found.said)
+
 # %% ../nbs/13b_limits.ipynb #0070d0d5
 @patch
 def add(self:Search, result # StylizeResult, drawn at `lam`
@@ -228,8 +250,9 @@ def result(self:Search)->StylizeResult: # with `Found` in its `info['limits']`
     chosen, result, proof = self.kept[self.best_rung]
     proof = replace(proof, seconds=0.)   # all else is the same again
     said = _said(self.limits, chosen, proof, len(self.kept))
+    cut = any(r.interrupted for _, r, _ in self.kept.values())
     found = Found(self.limits, tuple(t for t, *_ in self.kept.values()), [*self.kept].index(self.best_rung),
-                  chosen.holds, said, bool(self.read), proof)
+                  chosen.holds, said, bool(self.read), proof, cut)
     return replace(result, info=result.info | dict(limits=found.to_json()))
 
 # %% ../nbs/13b_limits.ipynb #a407e39d
@@ -276,8 +299,8 @@ def stylize_within(image, # one picture, as `stylize` takes it
                   )->StylizeResult: # `found_in` has the search
     "Stylise with as much style as the limits allow"
     if isinstance(image, (list, tuple)): raise StylekitError('one picture at a time: see `stylize_all_within`')
-    if how.get('lam') is not None: raise StylekitError('lam is what the limits are searched along: leave it out')
     limits, style, seed = as_limits(limits), load_style(style), caller_seeds(seed)[0]
+    limits.check(**how)
     if how.get('protect') is not None: how, regions = _protected(image, caption, how, regions)
     def draw(lam): return stylize(image, style, caption, seed=seed, **how | ({} if lam is None else dict(lam=lam)))
     lams = rungs_for(settings(how.get('preset', 'fast'), how.get('method')))

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 import torch
 from fastcore.basics import patch
-from .core import StylekitError, atomic_path, explain_errors, explain_memory
+from .core import StylekitError, atomic_path, explain_errors, explain_memory, user_path
 from .records import UNSEALED, seal_file
 
 # %% ../nbs/08b_onnx.ipynb #f8cbf87c
@@ -43,7 +43,7 @@ def _session(path):
 class OnnxNetwork:
     "A network of pictures from an ONNX file"
     def __init__(self, path): # its input is `image`, its first output the answer
-        self.name, self.session = Path(path).name, _session(path)
+        self.name, self.session = user_path(path).name, _session(user_path(path))
     def __call__(self, x:torch.Tensor # (B, 3, H, W) in [0, 1]
                 )->torch.Tensor: # float32, on the CPU
         "One pass"
@@ -109,4 +109,4 @@ def write_onnx(module:torch.nn.Module, # (B, 3, H, W) in [0, 1] -> the same; it 
         _trace(module, tmp, multiple, notes, tol)
         if len(calibrate): _quantize(tmp, calibrate, notes, exact)
         stamp_onnx(tmp, seal)
-    return Path(path)
+    return user_path(path)

@@ -6,7 +6,7 @@
 __all__ = ['FEATHER', 'Region', 'mask', 'alpha', 'boxes', 'logos', 'words', 'letters', 'as_regions', 'mask_url', 'fitting_mask',
            'cut_out', 'attention_to', 'otsu_threshold', 'find_regions', 'region_mask', 'feather', 'likeness',
            'restore_pixels', 'lay_over', 'Protection', 'mask_pixels', 'protect_pictures', 'region_texts',
-           'join_protections', 'unite_protections']
+           'join_protections', 'regions_of_texts', 'unite_protections']
 
 # %% ../nbs/05a_regions.ipynb #864d3ec1
 import base64, io, math, os, warnings
@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from .backbone import Backbone, load_backbone
 from .color import main_colors, rgb_to_lab, soft_shares
-from .core import StylekitError, check_range, digest, one_line, plain_number, user_path
+from .core import StylekitError, check_range, digest, explain_errors, one_line, plain_number, user_path
 from .images import check_same_shape, image_to_tensor, open_image
 from .letters import read_letters
 
@@ -104,10 +104,10 @@ def _parts(text:str)->list: # several with + between; a file of that name wins
 def _is_box(given)->bool: return len(given) == 4 and all(isinstance(plain_number(v), (int, float)) for v in given)
 
 # %% ../nbs/05a_regions.ipynb #35c00307
-def as_regions(protect # `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'logo:...', 'words:...', box, mask, list; None
+def as_regions(protect # `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'logo:...', 'words:...', 'none', box, mask, list
               )->list: # of `Region`s
     "Whatever a user gives, as a list"
-    if protect is None or protect is False or isinstance(protect, str) and not protect: return []
+    if protect is None or protect is False or isinstance(protect, str) and protect in ('', 'none'): return []
     if isinstance(protect, Region): return [protect]
     if isinstance(protect, str): return [_named(part) for part in _parts(protect)]
     if not isinstance(protect, (list, tuple)): return [mask(protect)]
@@ -569,6 +569,22 @@ def join_protections(each:list # `Protection`s
                     )->Protection:
     "Of several pictures"
     return Protection(*(tuple(v for p in each for v in of(p)) for of in (lambda p: p.urls, lambda p: p.about)))
+
+# %% ../nbs/05a_regions.ipynb #e54b17fb
+def regions_of_texts(texts # as `region_texts` gives them
+                    )->list: # of `Region`s; a mask is refused, as its hash does not draw it
+    "What such texts say must stay"
+    return [_region_of_text(text) for text in texts]
+
+def _region_of_text(text:str)->Region:
+    kind, _, rest = text.partition(' ')
+    what, _, strength = rest.rpartition(' ')
+    if kind not in ('alpha', 'boxes', 'words', 'letters'):
+        raise StylekitError('it was made with a mask, of which only the hash is known')
+    with explain_errors(f'{one_line(text, 60)} is no region'):
+        if kind == 'boxes': what = tuple(tuple(map(float, box.split(','))) for box in what.split())
+        if kind == 'letters': what = float(what)
+        return Region(kind, what or None if kind == 'alpha' else what, float(strength))
 
 # %% ../nbs/05a_regions.ipynb #c954e904
 def unite_protections(each:list, # `Protection`s of the same pictures

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECISIONS', 'ASKS', 'REASONS', 'LOG', 'HOME', 'EXPORT_LOG', 'Decision', 'ReviewRound', 'ReviewLog', 'find_source',
-           'ReviewItem', 'read_items', 'ItemProof', 'as_proof', 'read_proofs', 'Review', 'ItemState', 'ReviewProgress',
-           'ExportedFile', 'Export', 'export_accepted']
+           'ReviewItem', 'read_items', 'ItemProof', 'as_proof', 'read_proofs', 'Review', 'proof_of_limits', 'ItemState',
+           'ReviewProgress', 'ExportedFile', 'Export', 'export_accepted']
 
 # %% ../nbs/14_review.ipynb #8ff0a3d1
 import io, math, os, threading, time, uuid
@@ -15,16 +15,19 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 from fastcore.basics import patch
+from .color import ColorMatch
 from .core import StylekitError, atomic_path, check_range, check_whole, digest, explain_errors, file_sha256
 from .core import folder_lock, one_line, user_path
-from .folders import MANIFEST, FolderJob, FolderRecord, FolderRun, FolderWorker, source_id, without_folders
+from .folders import MANIFEST, FolderJob, FolderRecord, FolderRun, FolderWorker, WithinLimits, run_key
+from .folders import said_of_run, source_id, without_folders
 from .images import open_image
 from .measure.verdicts import VERDICTS, read_verdicts
 from .records import Record, RecordLog, json_line, lock_file, parse_json, payload_hash, person_name, read_lines
 from .records import utc_now, write_csv
+from .regions import as_regions, regions_of_texts
 from .rights import check_output, read_output
 from .methods.sms import Settings, refuse_unread, settings
-from .stylizer import Callback, Checkpoint, Interrupted, fitting_mask, stylize
+from .stylizer import Callback, Changes, Checkpoint, Interrupted, fitting_mask, stylize
 
 # %% ../nbs/14_review.ipynb #bfe4535a
 DECISIONS = ('accept', 'reject', 'redo', 'undo')
@@ -42,7 +45,7 @@ class Decision(Record):
     when: str               # UTC, ISO 8601
     item: str               # place of the result in its folder, as 'shoes/red.png'
     decision: Literal['accept', 'reject', 'redo', 'undo']
-    round: int = 0          # 0: as the folder run made it; then one for each redo
+    round: int = 0          # 0: as the folder run made it, -1: its second variant; 1, 2, ...: redos
     output_sha256: str = '' # of the file that was looked at
     run: str = ''           # `id` of the folder run
     settings: str = ''      # hash of the settings that the file was made with
@@ -93,14 +96,22 @@ def find_source(out, # folder of results
 # %% ../nbs/14_review.ipynb #5d3c3155
 @dataclass(frozen=True)
 class ReviewItem:
-    "A result that a folder run left, and its source"
-    name: str               # its place in the folder of results
-    picture: str            # the source's place in its folder
-    caption: str
+    "What a folder run left of one picture, and its source"
+    name: str               # place of its first result in the folder of results
     run: FolderRun
-    error: str = ''         # why there is no result
+    versions: tuple         # a FolderRecord for each variant, the first one first
+    @property
+    def picture(self)->str: return self.versions[0].picture   # the source's place in its folder
+    @property
+    def caption(self)->str: return self.versions[0].caption
+    @property
+    def error(self)->str: # why there is no result
+        return self.versions[0].error if all(r.error for r in self.versions) else ''
+    def version(self, round:int)->FolderRecord: # 0: the first, -1: the second
+        "What the folder run says of a variant"
+        return next((r for r in self.versions if r.variant == 1-round), self.versions[0])
 
-# %% ../nbs/14_review.ipynb #fa862eda
+# %% ../nbs/14_review.ipynb #5d3c3156
 def _inside(name:str)->bool: # a place from a file that anybody may have written
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and '..' not in path.parts and '\\' not in name
@@ -116,7 +127,9 @@ def read_items(out # folder of results
     found = {r.result: r for r in lines if isinstance(r, FolderRecord) and r.run in runs}
     if bad := [n for n in found if not _inside(n) or not _inside(found[n].picture)]:
         raise StylekitError(f'{MANIFEST} names {one_line(bad[0], 60)!r}, which lies elsewhere: it is not ours')
-    return [ReviewItem(n, r.picture, r.caption, runs[r.run], r.error) for n, r in sorted(found.items())]
+    each = {}   # variants are looked at together
+    for r in sorted(found.values(), key=lambda r: r.variant): each.setdefault((r.run, r.picture), []).append(r)
+    return sorted((ReviewItem(rs[0].result, runs[rs[0].run], tuple(rs)) for rs in each.values()), key=lambda i: i.name)
 
 # %% ../nbs/14_review.ipynb #664c02c3
 @dataclass(frozen=True)
@@ -192,11 +205,11 @@ def _open(self:Review, proof):
     runs = {i.run.id: i.run for i in self.all.values()}
     if self.source is None: self.source = next((p for r in runs.values() if (p := find_source(self.out, r))), None)
     if self.source and not self.source.is_dir(): raise StylekitError(f'no folder {self.source.name!r} of pictures')
-    there = [i for i in self.all.values() if not i.error and (self.out/i.name).is_file()]
+    there = [i for i in self.all.values() if not i.error and self._made_of(i.name)]
     if not there: raise StylekitError(f'{self.out.name!r} holds no results')
     verdicts = self.out/VERDICTS
     self._prove = read_proofs(verdicts if proof is None and verdicts.is_file() else proof)
-    self.proofs = {i.name: self._prove(i.name, self.before(i.name), self.out/i.name) for i in there}
+    self.proofs = {i.name: self._proof_of(i.name, self._shown_first(i.name)) for i in there}
     worst = [p.score if p.score is not None else float('inf') for p in self.proofs.values()]
     self.items = [n for _, n in sorted(zip(worst, self.proofs), key=lambda pair: pair[0])]
     self.refresh()
@@ -210,7 +223,7 @@ def before(self:Review, item:str)->Path: # None if the sources are not here
 @patch
 def proof(self:Review, item:str, round:int=0)->ItemProof:
     "What is known of a round"
-    if not round: return self.proofs[item]
+    if round <= 0: return self._proof_of(item, round)
     file = self.rounds(item)[round]
     key = item, self.sha256(file)
     if key not in self._proved: self._proved[key] = self._prove(item, self.before(item), file, round)
@@ -223,6 +236,40 @@ def refresh(self:Review)->list: # of records that others or a redo have written 
         fresh = self.log.read()
         if fresh or not hasattr(self, '_by_item'): self._sort()
         return fresh
+
+# %% ../nbs/14_review.ipynb #52467879
+@patch
+def _made_of(self:Review, item:str)->dict: # round -> Path; 0, -1, ...
+    "What the folder run left of an item"
+    found = {1-r.variant: self.out/r.result for r in self.all[item].versions if not r.error}
+    return {n: p for n, p in found.items() if p.is_file()}
+
+@patch
+def _shown_first(self:Review, item:str)->int: # round
+    "The best variant where limits say which it is, or else the first"
+    made = self._made_of(item)
+    best = next((1-r.variant for r in self.all[item].versions if r.best), 0)
+    return best if best in made else max(made, default=0)
+
+@patch
+def _newest(self:Review, item:str)->int: # round
+    "The last redo, or else what is shown first"
+    last = max(self.rounds(item), default=0)
+    return last if last > 0 else self._shown_first(item)
+
+@patch
+def _proof_of(self:Review, item:str, round:int)->ItemProof: # round 0, -1, ...
+    "Of a variant: what was given, or else what the limits said"
+    if (item, round) in self._proved: return self._proved[item, round]
+    record = self.all[item].version(round)
+    said = self._prove(record.result, self.before(item), self.out/record.result)
+    if said == ItemProof() and record.within: said = proof_of_limits(record.within)
+    self._proved[item, round] = said
+    return said
+
+def proof_of_limits(w:WithinLimits)->ItemProof:
+    "What a search within limits says of its result: those that miss most are the worst"
+    return ItemProof(w.style if w.holds else -max(w.missed.values(), default=0.), w.said)
 
 # %% ../nbs/14_review.ipynb #0d81c37f
 @patch
@@ -250,10 +297,19 @@ def sha256(self:Review, path)->str: # '' if it is not there
     return self._hashes[key]
 
 @patch
-def rounds(self:Review, item:str)->dict: # number -> Path; 0: as the folder run made it
-    "The pictures that there are of an item, the newest last"
+def rounds(self:Review, item:str)->dict: # number -> Path; 0, -1, ...: as the folder run made it
+    "The pictures that there are of an item: its variants, then its redos, the newest last"
     made = {r.round: self.home/'rounds'/r.file for r in self._rounds.get(item, ()) if _inside(r.file)}
-    return {n: p for n, p in {0: self.out/item, **dict(sorted(made.items()))}.items() if p.is_file()}
+    made = {n: p for n, p in sorted(made.items()) if p.is_file()}
+    return self._made_of(item) | made
+
+@patch
+def round_name(self:Review, item:str, round:int)->str: # '' where there is one picture of it
+    "Which of several pictures this is, for a person"
+    rounds, variants = self.rounds(item), len(self.all[item].versions)
+    if len(rounds) < 2: return ''
+    if round <= 0 and variants > 1: return f'variant {1-round} of {variants}'
+    return f'round {round} of {max(rounds)}'
 
 # %% ../nbs/14_review.ipynb #d0843c39
 @dataclass(frozen=True)
@@ -272,7 +328,7 @@ def state(self:Review, item:str)->ItemState:
     "What the log says of one picture"
     if item not in self.proofs: raise StylekitError(f'there is no result {one_line(item, 60)!r} here')
     rounds = self.rounds(item)
-    newest = max(rounds, default=0)
+    newest = self._newest(item)
     file, live = rounds.get(newest, self.out/item), self._by_item.get(item)
     if not live: return ItemState(item, 'open', newest, file)
     d = live[-1]
@@ -322,18 +378,14 @@ def _decide(self:Review, item:str, decision:str, round:int=None, **about)->Decis
     with self._mutex:
         self.refresh()
         rounds = self.rounds(self.state(item).item)
-        n = max(rounds, default=0) if round is None else check_whole('round', round)
+        n = self._newest(item) if round is None else check_whole('round', round)
         if n not in rounds: raise StylekitError(f'{item} has no round {n}: there are {[*rounds]}')
-        made = _recorded(rounds[n])
+        made = said_of_run(rounds[n])
         about = dict(output_sha256=self.sha256(rounds[n]), settings=payload_hash(made.get('settings', {}))[:16]) | about
         d = Decision(uuid.uuid4().hex[:16], self.who, utc_now(), item, decision, n, run=self.all[item].run.id, **about)
         self.log.append(d)
         self.refresh()
         return d
-
-def _recorded(path)->dict: # what a picture says of its run; {} if nothing
-    try: return read_output(path).entries
-    except StylekitError: return {}
 
 # %% ../nbs/14_review.ipynb #b4095f92
 def _seconds(value): # None: nobody has measured
@@ -375,8 +427,11 @@ def undo(self:Review, item:str=None # default: the last picture that this review
 def _settings_of(run:FolderRun)->Settings:
     "Of the optimisation; for a network those it is redone with"
     if not run.settings: return settings('fast')
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in run.settings.items()}
-    with explain_errors(f'the settings in {MANIFEST}'): return Settings(**given)
+    with explain_errors(f'the settings in {MANIFEST}'): return Settings(**run.settings)
+
+def _changes_of(run:FolderRun)->list: # (step, {setting: value}): of settings in mid-run
+    with explain_errors(f'the options in {MANIFEST}'):
+        return [(int(k), dict(c)) for k, c in run.options.get('changes', ())]
 
 @patch
 def _recipe(self:Review, item:str, round:int)->tuple: # Settings, λ, seed, mask: what a round was made with
@@ -384,13 +439,17 @@ def _recipe(self:Review, item:str, round:int)->tuple: # Settings, λ, seed, mask
     cfg = settings(_settings_of(run), **self.changes)
     r = next((r for r in self._rounds.get(item, ()) if r.round == round), None)
     if r: return replace(cfg, lam=r.lam), r.lam, r.seed, r.mask
-    return cfg, cfg.lam, run.seed, ''
+    made, changed = self.all[item].version(round), [c['lam'] for _, c in _changes_of(run) if 'lam' in c]
+    if changed: cfg = replace(cfg, lam=changed[-1])
+    if made.within and made.within.lam is not None: cfg = replace(cfg, lam=made.within.lam)   # that the limits found
+    return cfg, cfg.lam, made.seed, ''
 
+# %% ../nbs/14_review.ipynb #a4fa3eea
 @patch
 def _next_seed(self:Review, item:str)->int:
     "One that this picture has not had"
     used = [r.seed for r in self.log.records if r.item == item and r.seed is not None]
-    return max([self.all[item].run.seed, *used])+1
+    return max([*(r.seed for r in self.all[item].versions), *used])+1
 
 # %% ../nbs/14_review.ipynb #51546593
 def _other_lam(cfg:Settings, lam:float, asked:str)->float:
@@ -434,9 +493,9 @@ def _source_of(self:Review, item:str)->Path:
     it, path = self.all[item], self.before(item)
     if path is None: raise StylekitError(f'the folder {it.run.source!r} is not where it was: give it as source=')
     if not path.is_file(): raise StylekitError(f'{it.picture} is not in the folder of the pictures any more')
-    job = digest(it.run.key, it.caption if it.run.settings else '', file_sha256(path))[:16]
-    said = _recorded(self.out/item).get('job', job)
-    if said != job: raise StylekitError(f'{it.picture} has changed since {item} was made: run the folder again')
+    made, now = next(iter(self._made_of(item).values()), self.out/item), file_sha256(path)
+    if said_of_run(made).get('source_sha256', now) != now:
+        raise StylekitError(f'{it.picture} has changed since {item} was made: run the folder again')
     return path
 
 @patch
@@ -460,14 +519,14 @@ def _worker(self:Review, item:str)->FolderWorker:
     try: worker = FolderWorker(job)
     except StylekitError as e:
         raise StylekitError(f'{e}: give style and model of the folder as style= and backbone=') from e
-    self._check_same(worker, run, _recorded(self.out/item))
+    self._check_same(worker, run, said_of_run(next(iter(self._made_of(item).values()))))
     self._workers[run.id] = worker
     return worker
 
 @patch
 def _check_same(self:Review, worker:FolderWorker, run:FolderRun, said:dict): # of a result
     "Refuse another style or model than the folder's, unless it was asked for"
-    if run.settings: same = self.style or self.backbone or worker.run.key == run.key
+    if run.settings: same = self.style or self.backbone or run_key(worker.base, run.options) == run.key
     else: same = self.style or said.get('style_sha256') == worker.style.sha256
     if not same:
         raise StylekitError(f'the folder was made with another style {run.style!r}, or another model, than is here: '
@@ -520,11 +579,24 @@ def _draw(self:Review, d:Decision): # StylizeResult
     worker, it = self._worker(d.item), self.all[d.item]
     if not it.caption: raise StylekitError(f'nothing says what {it.picture} shows: run the folder again with captions')
     cfg, *_ = self._recipe(d.item, d.round)
-    mask = self.home/'masks'/f'{d.mask}.png' if d.mask else None
-    callbacks = [_Resume(self.home/'work', d), _Watch(self, d)]
-    return stylize(self._source_of(d.item), worker.style, it.caption, backbone=worker.backbone,
-                   preset=replace(cfg, lam=d.lam), seed=d.seed, protect=mask, callbacks=callbacks)
+    match, changes = it.run.options.get('match_color'), [(k, _but_lam(c)) for k, c in _changes_of(it.run)]
+    with explain_errors(f'the options in {MANIFEST}'): match = match and ColorMatch.from_json(match)
+    callbacks = [_Resume(self.home/'work', d), Changes([c for c in changes if c[1]]), _Watch(self, d)]
+    return stylize(self._source_of(d.item), worker.style, it.caption, backbone=worker.backbone, match_color=match,
+                   preset=replace(cfg, lam=d.lam), seed=d.seed, protect=self._protected(d), callbacks=callbacks)
 
+def _but_lam(change:dict)->dict: return {f: v for f, v in change.items() if f != 'lam'}   # a redo has its own
+
+@patch
+def _protected(self:Review, d:Decision)->list: # of `Region`s
+    "What must stay in a redo: what the folder run protected, and what was painted since"
+    painted = as_regions(self.home/'masks'/f'{d.mask}.png' if d.mask else None)
+    try: return [*regions_of_texts(self.all[d.item].run.options.get('protect', ())), *painted]
+    except StylekitError as e:
+        if painted: return painted   # who paints says anew what must stay
+        raise StylekitError(f'{e}: ask for "protect this", and paint it') from e
+
+# %% ../nbs/14_review.ipynb #82c90aeb
 @patch
 def _place_of(self:Review, d:Decision)->tuple: # number of the round, its Path, whether it is made already
     "The first number that is free; a file that was written and not logged, as the process was killed between, is taken"
@@ -533,7 +605,7 @@ def _place_of(self:Review, d:Decision)->tuple: # number of the round, its Path, 
         n += 1
         file = self.home/'rounds'/path.with_name(f'{path.stem}.r{n}.png')
         if not file.exists(): return n, file, False
-        if _recorded(file).get('review') == d.id: return n, file, True
+        if said_of_run(file).get('review') == d.id: return n, file, True
 
 # %% ../nbs/14_review.ipynb #fa1a5247
 @patch
@@ -550,7 +622,7 @@ def _make(self:Review, d:Decision)->ReviewRound: # None: it was stopped
         result.info.update(folder_run=self.all[d.item].run.id, review=d.id, round=n)
         result.save(file)
     place = file.relative_to(self.home/'rounds').as_posix()
-    return self._note(d, n, file=place, output_sha256=file_sha256(file), run_id=_recorded(file).get('run_id', ''),
+    return self._note(d, n, file=place, output_sha256=file_sha256(file), run_id=said_of_run(file).get('run_id', ''),
                       seconds=None if made else round(time.perf_counter()-begun, 2), **about)
 
 # %% ../nbs/14_review.ipynb #4c1149d6

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 import xml.etree.ElementTree as ET
-from .core import StylekitError, atomic_path, explain_errors
+from .core import StylekitError, atomic_path, explain_errors, user_path
 from .images import flatten, image_path, open_header, open_image
 from .records import Record
 
@@ -328,7 +328,7 @@ def read_parameters(path # PNG, JPEG or WebP of any origin
                    )->dict: # as `parse_parameters`
     "What the program that drew a picture says about it"
     from PIL import Image
-    with explain_errors(f'cannot read {Path(path).name}'), Image.open(path) as im:
+    with explain_errors(f'cannot read {Path(path).name}'), Image.open(user_path(path)) as im:
         text = im.info.get('parameters') if im.format == 'PNG' else _comment(im.getexif())
     return parse_parameters(text) if isinstance(text, str) and text.strip() else {}
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MEMORY_LEVER', 'CONTROL', 'LIVE', 'working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'advance', 'refine',
            'Callback', 'Interrupted', 'NaNGuard', 'Progress', 'Preview', 'Moments', 'RunState', 'check_state',
-           'Checkpoint', 'StylizeResult', 'Stylizer', 'check_control', 'Changes', 'stylize']
+           'Checkpoint', 'StylizeResult', 'recorded_run', 'recorded_style', 'Stylizer', 'check_control', 'Changes',
+           'stylize', 'check_limits']
 
 # %% ../nbs/08_stylizer.ipynb #fc52868b
 import json, math, warnings
@@ -28,7 +29,7 @@ from .pictures import warn_weights
 from .regions import Protection, fitting_mask, mask_pixels, protect_pictures, restore_pixels
 from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
-from .rights import save_output
+from .rights import read_output, save_output
 from .training import save_or_warn
 from .methods.rivals import METHODS
 from .methods.sms import Conds, Settings, refuse_unread, settings
@@ -302,6 +303,44 @@ def save(self:StylizeResult, path:Path, # .png, .jpg, .webp
     if keep_profile: kwargs['profile'] = self.profile
     return save_output(self.image, path, info=self.info, source='photo', **kwargs)
 
+# %% ../nbs/08_stylizer.ipynb #d7210530
+_RECORDED = ('settings', 'seed', 'caption', 'style', 'run_id')
+
+def recorded_run(path # of a picture that stylekit made
+                )->dict: # settings, seed, caption, style, run_id, ...
+    "The record in a picture, if a run can be made from it again"
+    run, name = read_output(path).run, Path(path).name
+    if not isinstance(run, dict):
+        raise StylekitError(f'{name} has no record of a run: it was saved without, or comes from another program')
+    if run.get('method') == 'feed-forward':
+        raise StylekitError(f'{name} was made by a network in one pass, which has no settings: use that network')
+    if missing := [k for k in _RECORDED if k not in run]:
+        raise StylekitError(f'the record in {name} lacks {", ".join(missing)}: it cannot be made again from that')
+    with explain_errors(f'the record in {name} is damaged'):
+        masked = any('protect' in c for _, c in run.get('changes', []))
+    if masked:
+        raise StylekitError(f'the record in {name} has only the hash of a mask: use the recipe that the panel saves')
+    return run
+
+# %% ../nbs/08_stylizer.ipynb #d7210531
+def recorded_style(run:dict, # as of `recorded_run`
+                   name:str, # of the picture, for the message
+                   style=None # that style, as `load_style` takes it; default the one of its name
+                  )->Style: # the very one
+    "The style that a result was made with, with its words and strength"
+    spec = [tuple(part) for part in run.get('style_parts', ())] or run['style']
+    try: found = load_style(spec if style is None else style, run.get('trigger_words'), run.get('style_strength'))
+    except StylekitError as e:
+        raise StylekitError(f'style {run["style"]!r} of {name} is not here: {e}. Say where it is with style=') from e
+    if found.sha256 != run.get('style_sha256'):
+        raise StylekitError(f'{name} was made with another style {run["style"]!r} than this one: give that as style=')
+    return found
+
+def _about_style(style:Style)->dict: # for the record
+    about = dict(style=style.name, style_sha256=style.sha256, trigger_words=style.trigger_words)
+    if not style.parts: return about | dict(style_strength=style.scale)
+    return about | dict(style_parts=[[p.name, p.scale] for p in style.parts])
+
 # %% ../nbs/08_stylizer.ipynb #95fd59b7
 class Stylizer:
     "The one optimisation loop: latents follow a method's direction, everything else is a callback"
@@ -399,7 +438,7 @@ def _identify(self:Stylizer, report:Report):
     b, style = self.backbone, self.style
     self.run_id = self._own_id()
     self.info = dict(stylekit=__version__, method=self.cfg.method, settings=asdict(self.cfg),
-                     style=style.name, style_sha256=style.sha256,
+                     **_about_style(style),
                      style_coverage=f'{report.matched}/{report.total}',
                      backbone=b.name, backbone_sha256=b.sha256, run_id=self.run_id)
     if self.control and self.control.about: self.info['control'] = self.control.about
@@ -718,10 +757,12 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
 # %% ../nbs/08_stylizer.ipynb #36b67c19
 def _within(given:dict): # of `stylize`
     "Hand over to the limits, which call `stylize` for each λ"
-    limits = given.pop('limits')
-    if not hasattr(limits, 'draw'):
-        raise StylekitError(f'limits must be a stylekit.Limits, not {one_line(repr(limits), 60)}')
-    return limits.draw(**given)
+    return check_limits(given.pop('limits')).draw(**given)
+
+def check_limits(given):
+    "Limits draw a picture within them (`draw`), and say before and after it what there is to say (`check`, `summary`)"
+    if all(hasattr(given, name) for name in ('draw', 'check', 'summary', 'to_json')): return given
+    raise StylekitError(f'limits must be a stylekit.Limits, not {one_line(repr(given), 60)}')
 
 def _pairs(images, caption)->tuple: # OpenedImages, a caption each
     images = [open_image(im) for im in images]

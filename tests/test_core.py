@@ -217,3 +217,20 @@ def test_home_of_a_run(home):
     b.delete_adapter('style')
     assert {p.name for p in (home/'o').iterdir()} == {'a.png', 'a.gif', 'mine.safetensors'}
     assert not any(Path.cwd().iterdir())
+
+def test_home_of_networks_folders_and_tables(home, small_network):
+    from stylekit import FeedForward, Review, sample_image, stylize_folder
+    from stylekit.app.live import Recipe, load_recipe
+    from stylekit.core import file_sha256
+    from stylekit.measure.evaluate import Table, read_table
+    from stylekit.rights import read_parameters
+    assert FeedForward.load(small_network).save('~/n/feedforward.safetensors') == home/'n'/'feedforward.safetensors'
+    assert FeedForward.load('~/n').sha256 == file_sha256('~/n/feedforward.safetensors')
+    (home/'in').mkdir()
+    sample_image('owl').resize((64, 64)).save(home/'in'/'owl.png')
+    assert stylize_folder('~/in', '~/out', feedforward='~/n').made == 1 and Review('~/out').source == home/'in'
+    with pytest.raises(StylekitError, match='by a network'): stylize_folder('~/in', '~/b', like='~/out/owl.png')
+    assert Table([], {}).save('~/t.json') == home/'t.json' and read_table('~/t.json').rows == []
+    recipe = Recipe('0'*64, 'an owl', [('ink', 1.)], {}, 0)
+    assert recipe.save('~/r.json') == home/'r.json' and load_recipe('~/r.json') == recipe
+    assert read_parameters('~/in/owl.png') == {} and not any(Path.cwd().iterdir())

@@ -183,7 +183,7 @@ def _look(self:ReviewPanel, moved:bool=True): # is another picture shown now?
     s, rounds = review.state(item), review.rounds(item)
     n = self._last = self.round if self.round in rounds else s.round
     if moved: self._show_pictures(review.before(item), rounds.get(n))
-    here = f'round {n} of {max(rounds)}' if len(rounds) > 1 else ''
+    here = review.round_name(s.item, n)
     self.labels['before'].value = f'<b>Before</b> {_safe(review.all[item].picture)}'
     self.labels['after'].value = f'<b>After</b> {here}'
     self.title.value = self._title(s)

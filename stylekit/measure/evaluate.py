@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from ..backbone import Backbone, load_backbone
 from ..captions import auto_caption_folder, check_auto
 from ..core import StylekitError, asset, atomic_path, check_range, check_whole, digest, explain_errors
-from ..core import file_sha256, folder_lock, one_line, safe_name
+from ..core import file_sha256, folder_lock, one_line, safe_name, user_path
 from ..images import load_image
 from .judge import Judge, read_probe
 from ..feedforward import FeedForward, feedforward_file
@@ -863,7 +863,7 @@ def save(self:Table, path, key:str='' # says what the table was made from
         text = json.dumps(seal(self.to_file(key)), separators=(',', ':'), allow_nan=False)
     text = text.replace('{"style"', '\n{"style"')   # a row, a line
     with atomic_path(path) as tmp: tmp.write_text(text+'\n', encoding='utf-8')
-    return Path(path)
+    return user_path(path)
 
 # %% ../../nbs/13_evaluate.ipynb #e7ab1e02
 def _value(v:TableValue, t:TableFile)->Measured:
@@ -885,8 +885,9 @@ def _from_file(t:TableFile)->Table:
 def read_table(path, key:str=None # what it must have been made from
               )->Table: # None if it was made from something else
     "A table that `Table.save` wrote"
-    name = Path(path).name
-    with explain_errors(f'cannot read {name}'): raw = Path(path).read_bytes()
+    path = user_path(path)
+    name = path.name
+    with explain_errors(f'cannot read {name}'): raw = path.read_bytes()
     t = unseal_if_sealed(TableFile, parse_json(raw, name), name)
     if key not in (None, t.key): return None
     with explain_errors(f'{name} is no table of stylekit'): return _from_file(t)
@@ -1117,7 +1118,7 @@ def evaluate(dataset, # folder, see `read_dataset`
     items, references = read_dataset(dataset, template)
     if workers!=1 and isinstance(backbone, Backbone):
         raise StylekitError('several processes each load the model: give its folder or hub id')
-    out = Path(out).expanduser()
+    out = user_path(out)
     _check_names(picture_folder(dataset), items, [load_style(s).name for s in styles])
     with folder_lock(out):
         if begin: begin()

@@ -11,7 +11,7 @@ import hashlib, io
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
-from ..core import StylekitError, atomic_path, digest, explain_errors
+from ..core import StylekitError, atomic_path, digest, explain_errors, user_path
 from ..training import logistic
 
 # %% ../../nbs/11_judge.ipynb #e1cfe90f
@@ -200,10 +200,10 @@ def save_probe(probe:StyleProbe, file # .npz
     "Keep a probe"
     parts = dict(classes=np.array(probe.classes), mean=probe.mean, std=probe.std, weight=probe.weight)
     with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.savez(f, **parts)
-    return Path(file)
+    return user_path(file)
 
 def read_probe(file, answer:dict=ANSWER # class -> answer
               )->StyleProbe:
     "A probe that `save_probe` kept"
-    with explain_errors(f'{Path(file).name} is no probe of looks'), np.load(file) as z:
+    with explain_errors(f'{Path(file).name} is no probe of looks'), np.load(user_path(file)) as z:
         return StyleProbe(tuple(map(str, z['classes'])), z['mean'], z['std'], z['weight'], answer)
