@@ -104,7 +104,7 @@ def _parts(text:str)->list: # several with + between; a file of that name wins
 def _is_box(given)->bool: return len(given) == 4 and all(isinstance(plain_number(v), (int, float)) for v in given)
 
 # %% ../nbs/05a_regions.ipynb #35c00307
-def as_regions(protect # `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'logo:...', 'words:...', 'none', box, mask, list
+def as_regions(protect # `Region`, 'alpha', 'letters', 'box:x0,y0,x1,y1', 'logo:…', 'words:…', box, mask, 'none', list
               )->list: # of `Region`s
     "Whatever a user gives, as a list"
     if protect is None or protect is False or isinstance(protect, str) and protect in ('', 'none'): return []
