@@ -26,6 +26,7 @@ from .feedforward import FeedForward
 from .lora import load_style
 from .records import Record, json_line, plain_data, read_lines
 from .regions import as_regions, join_protections, protect_pictures, region_texts
+from .marks import is_signed
 from .rights import read_output
 from .methods.sms import settings
 from .stylizer import stylize
@@ -208,6 +209,7 @@ class FolderJob:
     source: str = ''            # name of the folder of the pictures
     source_id: str = ''         # and where it is, see `source_id`
     protect: object = None      # what must stay, as `regions.as_regions` takes it, or a folder of masks
+    marks: dict = field(default_factory=dict)   # of `save_output`, for every result: rights, source, sign
 
 # %% ../nbs/09a_folders.ipynb #310ea91e
 class FolderWorker:
@@ -262,7 +264,8 @@ def job(self:FolderWorker, p:PictureFile)->str: # 16 hex digits
 def done(self:FolderWorker, p:PictureFile)->bool:
     "Is the result there, whole, and made from this?"
     path = result_path(self.order.out, p)
-    try: return not p.error and path.exists() and (read_output(path)['run'] or {}).get('job') == self.job(p)
+    if p.error or not path.exists() or self.order.marks.get('sign') and not is_signed(path): return False
+    try: return (read_output(path)['run'] or {}).get('job') == self.job(p)
     except StylekitError: return False
 
 @patch
@@ -345,7 +348,7 @@ def _save(self:FolderWorker, p:PictureFile, result)->str: # what is wrong
     if 'interrupted' in result.info.get('note', ''): raise KeyboardInterrupt
     if not result.complete: return result.info['note']
     result.info.update(job=self.job(p), folder_run=self.run.id)
-    try: result.save(result_path(self.order.out, p))
+    try: result.save(result_path(self.order.out, p), **self.order.marks)
     except StylekitError as e:
         if errno.errorcode.get(getattr(e.__cause__, 'errno', None)) in _DISK: raise
         return str(e)
@@ -615,6 +618,7 @@ def stylize_folder(folder, # of pictures, and of the folders in it
                    dtype=None, # see `load_backbone`
                    overwrite:bool=False, # also the results of another run, and files that are no results
                    protect=None, # what must stay in each picture, as in `stylize`; or a folder of masks of their names
+                   marks:dict=None, # of `save_output`, for every result: rights, source, sign
                    report=None, # report(FolderProgress), at the start and after each picture
                    **how # of `stylize`
                   )->FolderResult:
@@ -626,7 +630,7 @@ def stylize_folder(folder, # of pictures, and of the folders in it
         _caption_pictures(folder, out, captions, caption, feedforward, caption_model, device)
     tasks = chunks(read_pictures(folder, out, template, captions), batch)
     order = FolderJob(str(out), style, feedforward and str(feedforward), how, caller_seeds(seed)[0], resolution,
-                  backbone, device, dtype, folder.resolve().name, source_id(folder, out), protect)
+                  backbone, device, dtype, folder.resolve().name, source_id(folder, out), protect, marks or {})
     with folder_lock(out, held=place()[0] == 0), worker_pool(FolderWorker, order, workers, cluster) as pool:
         return _stylize_chunks(pool, tasks, out, overwrite, report)
 
