@@ -281,11 +281,14 @@ def verify(path # PNG, JPEG or WebP of any origin
     "What a picture claims about itself, and whether that holds"
     path = image_path(path)
     with explain_errors(f'cannot read {path.name}'): c = read_credentials(path)
-    try: found = read_output(path)
+    try:
+        found = read_output(path)
+        record = _record_state(path, found)
     except StylekitError as e:
         if c is None: raise
-        return Verdict(path.name, False, 'damaged', credentials=c, sentences=[f'{e}.', *_said_of(c)])
-    record, run = _record_state(path, found), found['run'] if isinstance(found['run'], dict) else {}
+        why = str(e).replace(str(path), path.name)
+        return Verdict(path.name, False, 'damaged', credentials=c, sentences=[f'{why}.', *_said_of(c)])
+    run = found['run'] if isinstance(found['run'], dict) else {}
     holds = c.state == 'valid' if c else record == 'same'
     told = {k: str(run.get(k) or '') for k in ('run_id', 'style')}
     return Verdict(path.name, holds and record != 'changed', record, found['source_type'], found['rights'], **told,

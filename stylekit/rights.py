@@ -291,8 +291,8 @@ def _write(im, path:Path, how:_Wanted)->Path:
     im, more = _as_the_format_can(im, options['format'], path, how.background, how.profile)
     with _explain_encoder(path): xmp = how.packet(im, options)
     _check_room(options['format'], xmp, path)
-    with atomic_path(path) as tmp, _explain_encoder(path):
-        im.save(tmp, **options, **more, **_save_options(options['format'], xmp))
+    with atomic_path(path) as tmp:
+        with _explain_encoder(path): im.save(tmp, **options, **more, **_save_options(options['format'], xmp))
         if how.sign: how.sign(tmp, how.run or {}, how.source, how.parent)   # last: what is changed later breaks it
     return path
 
