@@ -22,6 +22,8 @@ _NAMES = {
     'measure.evaluate': 'evaluate',
     'limits': 'Limits',
     'rights': 'save_output read_output',
+    'marks': 'verify Signer',
+    'licensing': 'check_rights Override',
     'app.live': 'replay',
     'app.stylize_panel': 'StylizePanel',
     'app.spectrum_panel': 'SpectrumPanel',
