@@ -466,9 +466,9 @@ def note_rights(style:Style)->list: # of a dict for each part of a mix; JSON
     return [_noted(p) for p in style.parts or (style,)]
 
 def _findable(name:str, sha256:str)->Style: # None if it is not here
-    try: found = load_style(name)
-    except StylekitError: return None
-    return found if found.sha256 == sha256 else None
+    "By its name alone: a record may say what it likes, and must not make us fetch anything"
+    path = find_styles().get(name)
+    return load_style(path) if path and file_sha256(path) == sha256 else None
 
 # %% ../nbs/04a_licensing.ipynb #f96e1c47
 def _noted_found(noted:dict, style, use:str, today:date): # of one part
@@ -517,12 +517,12 @@ def _row(name:str, path:Path, check, uses:tuple)->RightsRow: # check(use) -> Rig
     said = dict(licence=m.licence, holder=m.holder or m.author) if m else {}
     return RightsRow(name, **said, checks=[check(use) for use in uses], mistakes=wrong)
 
-def _style_row(name:str, style, uses:tuple)->RightsRow: # '' for its own name; as `load_style` takes it
+def _style_row(name:str, style, uses:tuple)->RightsRow: # as `load_style` takes it
     "One broken file does not hide the others"
     try: style = load_style(style)
     except StylekitError as e:
         return RightsRow(name, checks=[RightsCheck(name, use, 'block', [str(e)]) for use in uses], mistakes=[str(e)])
-    return _row(name or style.name, style.path, lambda use: check_rights(style, use), uses)
+    return _row(name, style.path, lambda use: check_rights(style, use), uses)
 
 # %% ../nbs/04a_licensing.ipynb #048d2a33
 def rights_rows(place=None, # a folder of styles or of pictures, or a style; default the styles that have a name
@@ -530,12 +530,12 @@ def rights_rows(place=None, # a folder of styles or of pictures, or a style; def
                )->list: # of RightsRows
     "What may be done with styles, or with the pictures of a folder"
     if place is None: return [_style_row(name, path, uses) for name, path in find_styles().items()]
-    path = user_path(place)
-    if path.is_dir() and not (path/LORA_FILE).is_file():
+    path, is_name = user_path(place), str(place) in find_styles()
+    if not is_name and path.is_dir() and not (path/LORA_FILE).is_file():
         if found := styles_in(path): return [_style_row(name, p, uses) for name, p in found.items()]
         return [_row(path.name, path, lambda use: check_pictures(path, use), uses)]
-    if not path.exists(): load_style(place)   # a name, or a word about what is wrong
-    return [_style_row('', place, uses)]
+    style = load_style(place)
+    return [_style_row(p.name, p, uses) for p in style.parts or (style,)]
 
 def new_rights(place # a style, or a folder of pictures
               )->Path:
