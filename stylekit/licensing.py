@@ -16,7 +16,6 @@ from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
-from fastcore.basics import patch
 from .core import StylekitError, atomic_path, explain_errors, file_sha256, one_line, safe_name
 from .core import user_path
 from .lora import LORA_FILE, NAMELESS, Style, find_styles, load_style, styles_in

@@ -15,7 +15,7 @@ from . import __version__
 from .core import StylekitError, atomic_path, explain_errors, one_line, user_path
 from .images import image_path
 from .records import Record
-from .rights import SOURCE_TYPES, pixel_hash, read_output, save_output
+from .rights import SOURCE_TYPES, pixel_hash, read_output
 
 # %% ../nbs/03c_marks.ipynb #be4a0c27
 def _record_state(path, found:dict)->str: # as `read_output` gives it; 'none', 'same', 'changed' or 'unknown'
