@@ -24,6 +24,8 @@ _NAMES = {
     'limits': 'Limits',
     'measure.verdicts': 'evaluate_results',
     'rights': 'save_output read_output',
+    'marks': 'verify Signer',
+    'licensing': 'check_rights Override',
     'app.live': 'replay',
     'app.stylize_panel': 'StylizePanel',
     'app.spectrum_panel': 'SpectrumPanel',

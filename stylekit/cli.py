@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'REGIONS', 'TEMPLATE', 'PAIR', 'SEED', 'DTYPE', 'DEVICE',
-           'MINUTES', 'SHORT', 'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'FAILS', 'METHOD', 'PRESET', 'LESSONS',
-           'CONTROL_MODE', 'CONTROL_LOSS', 'QUESTION', 'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind',
-           'whole', 'number', 'choice', 'several', 'common', 'make_parser', 'Output', 'free_path', 'out_paths',
-           'fills_frame', 'stylize', 'styles', 'file_info', 'info', 'TrainingLine', 'train_lora', 'train_feedforward',
-           'train_control_clip', 'export', 'Question', 'evaluate', 'app', 'review', 'study', 'merge', 'bench',
-           'completion', 'plain_warnings', 'status_of', 'main']
+           'MINUTES', 'USE', 'SIGN', 'OVERRIDE', 'SHORT', 'SAY', 'SAMPLE', 'SAMPLE_CAPTION', 'FAILS', 'METHOD',
+           'PRESET', 'LESSONS', 'CONTROL_MODE', 'CONTROL_LOSS', 'QUESTION', 'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS',
+           'HELP', 'Kind', 'whole', 'number', 'choice', 'several', 'common', 'make_parser', 'Output', 'free_path',
+           'out_paths', 'fills_frame', 'stylize', 'styles', 'file_info', 'info', 'rights', 'verify', 'TrainingLine',
+           'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question', 'evaluate', 'app', 'review',
+           'study', 'merge', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
 import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
@@ -32,6 +32,7 @@ class Kind:
     read: object = str    # text -> value; a ValueError says why not
     span: str = ''        # what is allowed, in words
     choices: tuple = ()   # the words there are, if it is one of a few
+    count: int = 1        # how many such values stand behind the option
     def __call__(self, text:str):
         "The value, or the error that `argparse` asks for"
         try: return self.read(text)
@@ -83,6 +84,11 @@ def _read_template(text:str)->str:
         raise ValueError(f'{text!r} must hold one {{}}, where the words of the file name go')
     return text
 
+def _read_override(text:str)->tuple: # name, reason
+    who, colon, why = (part.strip() for part in text.partition(':'))
+    if not (who and why): raise ValueError(f'{text!r} must say who and why, as "Ann: the contract is signed"')
+    return who, why
+
 def _read_pair(text:str)->str:
     plain = text.replace('{c}', '').replace('{s}', '')
     if '{c}' not in text or '{s}' not in text or re.search('[{}]', plain):
@@ -103,6 +109,9 @@ SEED = replace(whole(0, 2**63-1), span='0 to 2**63-1')
 DTYPE = choice('float32', 'bfloat16', 'float16')
 DEVICE = Kind('DEVICE', _expand)
 MINUTES = number(0, 1_000_000)
+USE = choice('internal', 'client', 'commercial', 'train', 'redistribute')   # `licensing.USES`
+SIGN = Kind('CERT KEY', _expand, count=2)
+OVERRIDE = Kind("'NAME: WHY'", _read_override)
 
 # %% ../nbs/16_cli.ipynb #cf970c4d
 def several(kind:Kind # of each
@@ -133,6 +142,7 @@ def _add(parser, name:str, param, comment:str):
     "One parameter as an option, or as what stands without one"
     kind, default = param.annotation, param.default
     reading = dict(action='store_true') if kind is bool else dict(type=kind, metavar=kind.name)
+    if kind is not bool and kind.count > 1: reading |= dict(nargs=kind.count, metavar=tuple(kind.name.split()))
     if default is param.empty:   # it stands for itself
         many = dict(nargs='*') if param.kind is param.VAR_POSITIONAL else {}
         return parser.add_argument(name, help=_help_line(comment, kind, None), **many, **reading)
@@ -385,7 +395,7 @@ def _stylize_one(o, image, caption:str, path:Path, run)->bool: # is it whole?
     callbacks = [c for c in (Progress() if SAY.bar else None, preview, _run_checkpoint(path)) if c]
     result = run(image, caption=caption, callbacks=callbacks)
     if 'interrupted' in result.info['note']: _keep_unfinished(result, path)
-    path = result.save(path, rescue=True)   # a run is not lost for its name
+    path = result.save(path, rescue=True, **o.marks)   # a run is not lost for its name
     for old in _unfinished(path, result.info['run_id']): old.unlink()
     about = {k: result.info[k] for k in ('seed', 'caption', 'run_id')}
     SAY.result(path, command='stylize', file=path, complete=result.complete, **about)
@@ -416,6 +426,23 @@ def _opened(images:list, paths:list)->list:
     return pictures
 
 # %% ../nbs/16_cli.ipynb #9aae9dca
+def _say_rights(style):
+    "A word about a style that is not cleared; inside the house it may be tried"
+    from stylekit.licensing import check_rights
+    check = style and check_rights(style)
+    if check and check.status != 'ok': SAY.note(check)
+
+def _marks(o)->dict: # of `save_output`
+    "A certificate that has run out is named before any work"
+    made = dict(rights=o.rights or '', source='none' if o.source_type == 'trained' else 'photo')
+    if not o.sign: return made
+    from stylekit.marks import Signer
+    return made | dict(sign=Signer(*o.sign))
+
+def _override(o): # of `licensing`; None if nobody lets anything pass
+    from stylekit.licensing import Override
+    return o.override and Override(*o.override)
+
 def _sample_image()->str: return str(asset('samples', f'{SAMPLE}.shaded.png'))
 
 def _stylize_images(o)->int: # exit status
@@ -425,6 +452,7 @@ def _stylize_images(o)->int: # exit status
     from stylekit.stylizer import stylize as run
     if not o.images: o.images, o.caption = [_sample_image()], o.caption or SAMPLE_CAPTION
     style, captions = load_style(o.style or 'ink', o.trigger_words), _captions(o)
+    _say_rights(style)
     paths = out_paths(o.images, style.name, o.out, o.overwrite, ('.gif',)*o.gif)
     pictures = _opened(o.images, paths)
     regions, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
@@ -447,7 +475,7 @@ def _generate(o)->int: # exit status
     pictures = _opened(images, paths)
     regions = _protected(o, pictures)
     for image, path in zip(pictures, paths):
-        path = network(image, o.resolution, regions, match_color=o.match_color).save(path, rescue=True)
+        path = network(image, o.resolution, regions, match_color=o.match_color).save(path, rescue=True, **o.marks)
         SAY.result(path, command='stylize', file=path, complete=True)
     return 0
 
@@ -475,10 +503,11 @@ def _stylize_folder(o)->int: # exit status
     from stylekit.folders import stylize_folder
     from stylekit.training import place
     style = load_style(o.style or 'ink', o.trigger_words) if not (o.feedforward or o.like) else o.style
+    if not (o.feedforward or o.like): _say_rights(style)
     given = 'feedforward like seed backbone device overwrite captions caption caption_model protect'
     options = _given(o, given) | _settings_of(o) | _proof_of(o)
     options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', variants=o.variants or 1)
-    done = stylize_folder(o.images[0], o.out, style, report=_say_progress, **options)
+    done = stylize_folder(o.images[0], o.out, style, marks=o.marks, report=_say_progress, **options)
     if place()[0]: return 0
     _say_folder(done, o.out)
     return _judge_folder(o, done)
@@ -525,6 +554,7 @@ def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
     is_folder = len(o.images) == 1 and os.path.isdir(o.images[0])
     _check_options(o, is_folder)
     _check_sheet(o, is_folder)
+    o.marks = _marks(o)
     if is_folder: return _stylize_folder(o)
     return _generate(o) if o.feedforward else _stylize_images(o)
 
@@ -563,6 +593,9 @@ def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sa
             no_sheet:bool=False, # of a folder: no page and no proofs
             strict:bool=False, # of a folder: prove every picture; exit status 3 if one fails
             device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
+            rights:TEXT=None, # statement that is written into results, as '© 2026 Studio'
+            source_type:choice('composite', 'trained')=None, # mark of origin; default composite; merchants: trained
+            sign:SIGN=None, # sign results (C2PA): certificates and key of P-256, both PEM
             gif:bool=False # also write an animation of the run
            )->int: # exit status
     "Change the look of images, keep what they show"
@@ -712,6 +745,54 @@ def info(*files:PATH # pictures, LoRAs, networks, recipes; or the folder of one
         SAY.result('\n'.join([f'{path}: {found["kind"]}', *_lines(rest)]), command='info', file=path, **found)
     return 0
 
+# %% ../nbs/16_cli.ipynb #7be20a02
+def _rights_lines(row, uses:tuple)->list: # of texts
+    "A row of the table, and below it what was found"
+    status = {c.use: c.status for c in row.checks}
+    head = f'{row.name:14} {row.licence or "-":14} {one_line(row.holder, 30) or "-":30} '
+    found = dict.fromkeys([*row.mistakes, *(f'{c.use}: {s}' for c in row.checks for s in c.sentences)])
+    known = [t for t in found if not any(t.endswith(m) and t != m for m in row.mistakes)]   # a mistake is said once
+    return [head+' '.join(f'{status[u]:{max(5, len(u))}}' for u in uses), *(f'  {text}' for text in known)]
+
+def _say_rows(rows:list, uses:tuple)->int: # exit status
+    if not SAY.json: print(f'{"name":14} {"licence":14} {"holder":30} ' + ' '.join(f'{u:5}' for u in uses))
+    for row in rows: SAY.result('\n'.join(_rights_lines(row, uses)), command='rights', **row.to_json())
+    if len(uses) == 1: return 1 if any(c.status == 'block' for r in rows for c in r.checks) else 0
+    return 1 if any(r.mistakes for r in rows) else 0
+
+# %% ../nbs/16_cli.ipynb #7be20a03
+def rights(*folders:STYLE, # folders of styles or of pictures, or styles; none: the styles that have a name
+           use:USE=None, # check this one; default all of them, and the exit status is of mistakes alone
+           new:STYLE=None # write a rights.toml to fill in beside this style, or into this folder of pictures
+          )->int: # exit status
+    "Show and check what may be done with styles; information, not legal advice"
+    from stylekit.licensing import USES, new_rights, rights_rows
+    if new:
+        if folders or use: raise StylekitError('--new writes one manifest: give it alone')
+        made = new_rights(new)
+        SAY.result(made, command='rights', file=made)
+        return 0
+    uses = (use,) if use else USES
+    return _say_rows([row for place in folders or (None,) for row in rights_rows(place, uses)], uses)
+
+# %% ../nbs/16_cli.ipynb #7be20a05
+def verify(*files:PATH, # pictures
+           trial:FOLDER=None # make a certificate and a key to try --sign with, here; worth nothing to others
+          )->int: # exit status
+    "What pictures claim about themselves, and whether that holds; it proves integrity, and no identity"
+    from stylekit.marks import trial_certificate, verify as run
+    if not (files or trial): raise StylekitError('no files: give pictures')
+    if trial:
+        made = trial_certificate(trial)
+        SAY.result(f'{made.certificate} {made.key}', command='verify', certificate=made.certificate, key=made.key)
+    found = [(path, run(path)) for path in files]
+    for path, v in found:
+        lines = [f'{path}: {"holds" if v.holds else "does not hold"}', *(f'  {s}' for s in v.sentences)]
+        about = dict(actions=v.credentials.actions, made_from=v.credentials.ingredients) if v.credentials else {}
+        about = dict(source_type=v.source_type, rights=v.rights, style=v.style, override=v.override) | about
+        SAY.result('\n'.join([*lines, *_lines(about)]), command='verify', **v.to_json())
+    return 0 if all(v.holds for _, v in found) else 1
+
 # %% ../nbs/16_cli.ipynb #400ed688
 class TrainingLine:
     "Says how far a training is"
@@ -748,7 +829,8 @@ def _learn_lora(o)->int: # exit status; `o`: what was given to `train_lora`
     options = ('out template caption caption_model names rank steps batch lr prior seed backbone device dtype minutes '
                'overwrite')
     shown = [(o.preview, _caption_of(o.preview))] if o.preview else []
-    line = _learn(o, options, run, o.folder, name, o.trigger_words, dora=o.dora or None, previews=shown)
+    line = _learn(o, options, run, o.folder, name, o.trigger_words, dora=o.dora or None, previews=shown,
+                  override=_override(o))
     SAY.note(f'say what may be done with its pictures in {made.with_name("rights.toml")}')
     return _trained(line, made, command='train-lora', name=name)
 
@@ -770,6 +852,7 @@ def train_lora(folder:FOLDER, # pictures of one style, 1 to some dozens; caption
                seed:SEED=None, # of views, noise and order; default 0
                minutes:MINUTES=None, # stop after so long; the same command goes on later
                names:choice('diffusers', 'kohya')='diffusers', # key names in the file
+               override:OVERRIDE=None, # who lets pass what the pictures' rights.toml forbids, and why
                preview:FILE=None, # image to stylise at the end; its caption is in a .txt beside it, or its name
                backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
                device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
@@ -793,7 +876,7 @@ def _learn_feedforward(o)->int: # exit status; `o`: what was given to `train_fee
                'seed minutes backbone device dtype overwrite caption caption_model')
     settings = FEEDFORWARD_PRESETS['lessons' if o.preset == 'lessons' else 'teacher']
     line = _learn(o, options, run, style, o.folder, o.name, out=Path(o.out), settings=settings,
-                  teacher=True if o.preset == 'teacher' else None)
+                  teacher=True if o.preset == 'teacher' else None, override=_override(o))
     if place()[0]: return 0
     return _trained(line, made, command='train-feedforward', name=made.parent.name)
 
@@ -821,6 +904,7 @@ def train_feedforward(
         lam:number(0, 1_000_000)=None, # λ, as for `stylize`; default 0.15, with a teacher 0.05
         guidance_scale:number(0, 100)=None, # how strongly the style is followed; default 1
         seed:SEED=None, # of first weights, noise and order; default 0
+        override:OVERRIDE=None, # who lets pass what the style's rights.toml forbids, and why
         minutes:MINUTES=None, # stop after so long; the same command goes on later
         backbone:MODEL=None, # folder or hub id of a diffusion model; default the embedded one
         device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
@@ -880,7 +964,7 @@ def _export_network(o)->int: # exit status; `o`: what was given to `export`
     from stylekit.feedforward import FeedForward, feedforward_file
     from stylekit.pictures import list_pictures
     if not o.int8: _refuse(o, 'calibrate', 'without --int8')
-    _refuse(o, 'to', 'without --accepted')
+    _refuse(o, 'to style use override', 'without --accepted')
     source, out = feedforward_file(o.feedforward), o.out or 'feedforward.onnx'
     if source.suffix == '.onnx': raise StylekitError(f'{o.feedforward} is ONNX already: copy {source}')
     _refuse_existing(Path(out), o.overwrite)
@@ -891,10 +975,11 @@ def _export_network(o)->int: # exit status; `o`: what was given to `export`
 
 # %% ../nbs/16_cli.ipynb #aebee8dd
 def _export_accepted(o)->int: # exit status; `o`: what was given to `export`
-    from stylekit.review import export_accepted
+    from stylekit.review import Review, export_accepted
     _refuse(o, 'out int8 calibrate backbone', 'with --accepted: pictures are copied; --to says where')
     out = Path(o.feedforward)
-    made = export_accepted(out, o.to or out.resolve().with_name(f'{out.resolve().name}-accepted'), o.overwrite)
+    to = o.to or out.resolve().with_name(f'{out.resolve().name}-accepted')
+    made = export_accepted(Review(out, style=o.style), to, o.overwrite, o.use or 'client', _override(o))
     for e in made.files if SAY.json else (): SAY.result('', command='export', **e.to_json())
     for name, why in made.left_out.items(): SAY.note(f'{name} is left out: {why}')
     (SAY.note if SAY.json else SAY.result)(str(made))
@@ -907,7 +992,10 @@ def export(feedforward:PATH, # name, file or folder of a network; with --accepte
            calibrate:FOLDER=None, # with --int8: a folder of pictures like those to come
            backbone:MODEL=None, # of a network in latent space: folder or hub id of its diffusion model
            accepted:bool=False, # copy the pictures that a review accepted, with their log
-           to:FOLDER=None # with --accepted: where to; default beside the folder, with -accepted in its name
+           to:FOLDER=None, # with --accepted: where to; default beside the folder, with -accepted in its name
+           style:STYLE=None, # with --accepted: the style they were made with; default is found by its name
+           use:USE=None, # with --accepted: what they are for, so that rights are checked; default client
+           override:OVERRIDE=None # with --accepted: who lets pass what rights forbid, and why
           )->int: # exit status
     "Write a network as ONNX; or, with --accepted, copy what a review of a folder accepted"
     o = SimpleNamespace(**locals())
@@ -1037,12 +1125,13 @@ def app(port:whole(1, 65535)=8866, # where the page is served
         patience:number(1, 86400)=60., # seconds; nobody has the device longer while others wait
         max_kernels:whole(1, 1000)=4, # people at a time; each takes 250 to 600 MB, and more on a GPU
         token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
-        hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
+        hosts:several(TEXT)=None, # more names by which the page may be asked for, behind a proxy
+        use:USE='internal' # what its pictures are for: a style whose rights forbid that is refused
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app.serve import app as run
     run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token,
-        hosts or ())
+        hosts or (), use)
 
 # %% ../nbs/16_cli.ipynb #9dc45927
 def _review(o)->int: # exit status; `o`: what was given to `review`
@@ -1213,7 +1302,7 @@ def completion(shell:choice('bash', 'zsh') # which one
     SAY.result(script, command='completion', script=script)
 
 # %% ../nbs/16_cli.ipynb #0762b5a3
-_FUNCTIONS = (stylize, styles, info, train_lora, train_control_clip, train_feedforward,
+_FUNCTIONS = (stylize, styles, info, rights, verify, train_lora, train_control_clip, train_feedforward,
               export, evaluate, bench, app, review, study, merge, completion)
 COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 
@@ -1236,6 +1325,8 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit app [--port N]
   stylekit styles [LORA-FILE... --backbone MODEL]
   stylekit info FILE...
+  stylekit rights [FOLDER] [--use client] [--new STYLE]
+  stylekit verify PICTURE...
   stylekit completion bash|zsh
   stylekit COMMAND --help
   stylekit --version

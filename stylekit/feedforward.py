@@ -168,13 +168,13 @@ def _fitting(size:tuple, multiple:int, resolution:int=None)->tuple: # two of (wi
     inner = tuple(max(1, round(v*scale)) for v in size)
     return inner, tuple(-(-v//multiple)*multiple for v in inner)
 
-_KNOWN = ('style', 'style_sha256', 'backbone', 'backbone_sha256')   # of a header: what a result says of its origin
+_KNOWN = ('style', 'style_sha256', 'style_rights', 'rights_override', 'backbone', 'backbone_sha256')   # of a header
 
 @patch
 def _result(self:FeedForward, opened, x, made, inner:tuple, resolution, kept, match)->StylizeResult:
     "A picture made from an opened one, of which `x` was given to the network, with its `Protection` and `ColorMatch`"
     info = dict(stylekit=__version__, method='feed-forward', network_sha256=self.sha256)
-    info |= {k: self.about[k] for k in _KNOWN}
+    info |= {k: self.about[k] for k in _KNOWN if k in self.about}   # what a result says of its origin
     protect, (regions,) = kept.text, kept.about
     asked = [protect, json.dumps(match and match.to_json(), sort_keys=True)] if protect or match else []
     info |= dict(run_id=digest(self.sha256, resolution, x.numpy().tobytes(), *asked)[:16])
@@ -183,7 +183,7 @@ def _result(self:FeedForward, opened, x, made, inner:tuple, resolution, kept, ma
     styled = finish_color(unfit_image(made, inner, opened.rgb.size), opened.rgb, match)
     if protect: styled = restore_pixels(styled, opened.rgb, mask_pixels(protect, opened.size))
     sms = Settings(**self.about['settings']['sms'])
-    return StylizeResult(opened.finish(styled), sms, {}, info, profile=opened.profile)
+    return StylizeResult(opened.finish(styled), sms, {}, info, profile=opened.profile, parent=opened.origin)
 
 # %% ../nbs/09_feedforward.ipynb #3c8d13d9
 @patch
@@ -242,6 +242,8 @@ class FeedForwardHeader(Record):
     run_id: str = ''
     form: str = ''        # 'onnx' or 'int8'; '': torch
     steps_done: int | None = None   # fewer than `settings` say: the training was cut short
+    style_rights: list[dict[str, Any]] = field(default_factory=list)   # see `licensing.note_rights`
+    rights_override: str = ''       # mark of somebody who let the training pass
 
 # %% ../nbs/09_feedforward.ipynb #9767fbf0
 HEADER, SEAL = 'stylekit_feedforward', 'stylekit_seal'   # keys of a file's metadata

@@ -19,6 +19,8 @@ from .core import (StylekitError, changed, digest, explain_memory, file_sha256, 
                            safe_name)
 from .feedforward import FEEDFORWARD_FILE, HEADER, FeedForward, StyleNet, feedforward_header
 from .finetune import LoraSettings, encode_views, examples_of, view
+from .licensing import check_pictures, check_rights, find_rights, let_pass, note_rights
+from .licensing import refuse_blocked
 from .lora import Style, add_style, load_style, read_safetensors
 from .records import check_fields, limited, load_state, save_state
 from .methods.sms import SAMPLERS, Conds, RelevanceGrid, Settings, Step, settings
@@ -467,6 +469,7 @@ class _Part:
     dest: Path   # its folder
     cfg: FeedForwardSettings
     run_id: str  # by all that goes in: it is known before any work
+    noted: dict = field(default_factory=dict)   # of rights, for the file's header
 
 def _parts(name:str, dest:Path, cfg, teacher, # a FeedForward; True: one is trained first
            run_id # run_id(cfg, what the teacher is known by) -> str
@@ -520,7 +523,7 @@ def _train(part:_Part, style, examples, b, teacher, minutes, report)->tuple: # n
         finally: trainer.close()
     if history is None: return teacher, False
     autoencoder = b if part.cfg.space == 'latent' else None
-    ff = FeedForward(trainer.net.eval(), _about(trainer, part.name, examples), autoencoder)
+    ff = FeedForward(trainer.net.eval(), _about(trainer, part.name, examples) | part.noted, autoencoder)
     rank, world = place()
     if rank == 0: ff.save(part.dest/FEEDFORWARD_FILE)
     if world > 1: torch.distributed.barrier()   # all name it by the same hash
@@ -563,6 +566,20 @@ def _merged(cfg, changes): # fields of both: one's own first
     cfg = changed(cfg, own)
     return replace(cfg, sms=changed(cfg.sms, {k: v for k, v in changes.items() if k not in own}))
 
+# %% ../nbs/09b_feedforward_training.ipynb #5d1e70ab
+def _check_rights(style:Style, images, override)->list: # of RightsChecks
+    "May a network be learnt from this style, and from the pictures, if a manifest speaks of them?"
+    is_named = not isinstance(images, list) and find_rights(Path(images).expanduser())
+    checks = [check_rights(style, 'train'), *([check_pictures(images, 'train')] if is_named else ())]
+    refuse_blocked(checks, override)
+    return checks
+
+def _note_rights(style:Style, checks:list, override, dest:Path)->dict: # for the file's header
+    "What the style's manifest says; an override is logged, once by all processes"
+    noted = dict(style_rights=note_rights(style))
+    mark = let_pass(checks, override, dest) if place()[0] == 0 else ''
+    return noted | (dict(rights_override=mark) if mark else {})
+
 # %% ../nbs/09b_feedforward_training.ipynb #26a7514f
 def train_feedforward(style, # name, path, hub id or Style
                       images, # folder of pictures like those to be stylised later (see `read_folder`), or Examples
@@ -577,6 +594,7 @@ def train_feedforward(style, # name, path, hub id or Style
                       dtype=None, # of the same
                       teacher=None, # a FeedForward in latent space, or its file, to learn from; True: train one first
                       minutes:float=None, # stop after so long; the same call goes on later
+                      override=None, # a `licensing.Override`, where the style's or the pictures' rights say no
                       overwrite:bool=False, # replace a network of this name that another training made
                       report=None, # report(TrainingReport) at each check
                       **changes # fields of FeedForwardSettings, and of Settings for where the gradient comes from
@@ -586,11 +604,14 @@ def train_feedforward(style, # name, path, hub id or Style
     name = safe_name(name or style.name, 'network')
     check_minutes(minutes)
     examples = examples_of(images, template, caption, caption_model, device)
+    checks = _check_rights(style, images, override)
     b, dest = load_backbone(backbone, device, dtype), Path(out).expanduser()/name
     is_file = teacher and teacher is not True and not isinstance(teacher, FeedForward)
     if is_file: teacher = FeedForward.load(teacher, b)
     parts = _parts(name, dest, cfg, teacher, partial(feedforward_run_id, b, style, examples))
-    def train(): return _train_parts(parts, style, examples, b, teacher, minutes, report)
+    def train():
+        noted = _note_rights(style, checks, override, dest)
+        return _train_parts([replace(p, noted=noted) for p in parts], style, examples, b, teacher, minutes, report)
     with folder_lock(dest, held=place()[0] == 0): return _train_unless_ready(parts, b, train, overwrite, report)
 
 # %% ../nbs/09b_feedforward_training.ipynb #4a1abf2d

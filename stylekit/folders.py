@@ -30,6 +30,7 @@ from .feedforward import FeedForward
 from .lora import load_style
 from .records import Record, json_line, plain_data, read_lines
 from .regions import as_regions, join_protections, protect_pictures, region_texts
+from .marks import is_signed
 from .rights import read_output
 from .methods.sms import Settings, settings
 from .stylizer import Changes, check_limits, recorded_run, recorded_style, stylize
@@ -289,6 +290,7 @@ class FolderJob:
     limits: object = None       # `Limits`: as much style as they allow
     changes: tuple = ()         # (step, {setting: value}): during each run
     tuned: TunedOn = None       # the result whose settings these are
+    marks: dict = field(default_factory=dict)   # of `save_output`, for every result: rights, source, sign
 
 # %% ../nbs/09a_folders.ipynb #310ea91e
 class FolderWorker:
@@ -359,7 +361,8 @@ def said_of_run(path # of a result
 def done(self:FolderWorker, p:PictureFile)->bool:
     "Is the result there, whole, and made from this?"
     path = result_path(self.order.out, p)
-    try: return not p.error and path.exists() and said_of_run(path).get('job') == self.job(p)
+    if p.error or not path.exists() or self.order.marks.get('sign') and not is_signed(path): return False
+    try: return said_of_run(path).get('job') == self.job(p)
     except StylekitError: return False
 
 @patch
@@ -450,7 +453,7 @@ def _save(self:FolderWorker, p:PictureFile, result)->str: # what is wrong
     if result.interrupted or self.order.limits is not None and not self._within(result.info): raise KeyboardInterrupt
     if not result.complete: return result.info['note']
     result.info.update(job=self.job(p), folder_run=self.run.id, source_sha256=file_sha256(p.path))
-    try: result.save(result_path(self.order.out, p))
+    try: result.save(result_path(self.order.out, p), **self.order.marks)
     except StylekitError as e:
         if errno.errorcode.get(getattr(e.__cause__, 'errno', None)) in _DISK: raise
         return str(e)
@@ -732,6 +735,7 @@ def stylize_folder(folder, # of pictures, and of the folders in it
                    protect=None, # what must stay in each picture, as in `stylize`; or a folder of masks of their names
                    match_color=None, # whose colours the results have, as in `stylize`
                    limits=None, # `Limits`: of each picture as much style as they allow, in at most their tries
+                   marks:dict=None, # of `save_output`, for every result: rights, source, sign
                    report=None, # report(FolderProgress), at the start and after each picture
                    **how # of `stylize`
                   )->FolderResult:
@@ -759,7 +763,7 @@ def _folder_job(o, folder, out)->FolderJob:
     if not o.feedforward: _check_method(o)
     return FolderJob(str(out), o.style, o.feedforward and str(o.feedforward), o.how, o.seed, o.resolution, o.backbone,
                      o.device, o.dtype, folder.resolve().name, source_id(folder, out), o.protect,
-                     parse_match(o.match_color), o.limits, o.changes, o.tuned)
+                     parse_match(o.match_color), o.limits, o.changes, o.tuned, o.marks or {})
 
 # %% ../nbs/09a_folders.ipynb #f342808e
 def _check_masks(protect, folder):

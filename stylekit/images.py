@@ -570,6 +570,10 @@ class OpenedImage:
         return self.pixels.getchannel('A') if self.pixels.mode == 'RGBA' else None
     @property
     def size(self)->tuple: return self.pixels.size # (width, height)
+    @property
+    def origin(self):
+        "Its file as text; PIL if it comes from none"
+        return self.name if self.format and os.path.isfile(self.name) else self.pixels
     def finish(self, image): # PIL RGB made from `rgb`, of any size; PIL RGB or RGBA
         "A result with the source's transparency"
         return image if self.alpha is None else with_alpha(image, self.alpha, self.background)

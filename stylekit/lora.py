@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'STYLES', 'LORA_FILE', 'NAMELESS', 'SEAL', 'LONGEST_WORDS', 'ATTENTION', 'FEED_FORWARD', 'WRITERS', 'Style',
-           'user_home', 'built_in_styles', 'find_styles', 'list_styles', 'read_styles', 'read_safetensors',
+           'user_home', 'styles_in', 'built_in_styles', 'find_styles', 'list_styles', 'read_styles', 'read_safetensors',
            'parse_style', 'read_trigger_words', 'load_style', 'Report', 'add_style', 'new_adapter',
            'adapter_parameters', 'save_lora']
 
@@ -67,7 +67,8 @@ def user_home()->Path:
     return Path(base)/'stylekit'
 
 # %% ../nbs/04_lora.ipynb #f7327b0e
-def _listed(folder)->dict: # name -> path, of the styles in a folder
+def styles_in(folder:Path)->dict: # name -> path of its file
+    "The styles in a folder: loose files, and folders of one"
     try: entries = sorted(folder.iterdir())
     except OSError: return {}   # not there, no folder, or closed to us
     found = {}
@@ -83,11 +84,11 @@ def _listed(folder)->dict: # name -> path, of the styles in a folder
 # %% ../nbs/04_lora.ipynb #4c1e0003
 def built_in_styles()->list:
     "Names of the styles that come with stylekit; nothing else can be called so"
-    return sorted(_listed(asset('styles')))
+    return sorted(styles_in(asset('styles')))
 
 def find_styles()->dict: # name -> path of its file, in order of names
     "The styles that have a name: the package's, those in ./styles and those of the user"
-    found = _listed(user_home()/'styles') | _listed(STYLES) | _listed(asset('styles'))
+    found = styles_in(user_home()/'styles') | styles_in(STYLES) | styles_in(asset('styles'))
     return dict(sorted(found.items()))
 
 def list_styles()->list:
@@ -193,7 +194,7 @@ def _find(style)->tuple: # (its file, a name if the file has none of its own)
 # %% ../nbs/04_lora.ipynb #924d1e09
 def _named(name, path):
     "The file of a built-in name; one's own of the same name is told of"
-    homes = [_listed(STYLES), _listed(user_home()/'styles')]
+    homes = [styles_in(STYLES), styles_in(user_home()/'styles')]
     own = next((found[name] for found in homes if name in found), path)
     if name in built_in_styles() and own!=path:
         warnings.warn(f'{name!r} is the style that comes with stylekit; for your own, write its path: {own}',

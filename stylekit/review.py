@@ -8,7 +8,7 @@ __all__ = ['DECISIONS', 'ASKS', 'REASONS', 'LOG', 'HOME', 'EXPORT_LOG', 'Decisio
            'ReviewProgress', 'ExportedFile', 'Export', 'export_accepted']
 
 # %% ../nbs/14_review.ipynb #8ff0a3d1
-import io, math, os, threading, time, uuid
+import io, json, math, os, threading, time, uuid
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,6 +21,8 @@ from .core import folder_lock, one_line, user_path
 from .folders import MANIFEST, FolderJob, FolderRecord, FolderRun, FolderWorker, WithinLimits, run_key
 from .folders import said_of_run, source_id, without_folders
 from .images import open_image
+from .licensing import check_pictures, check_recorded, find_rights, let_pass, refuse_blocked
+from .lora import load_style
 from .measure.verdicts import VERDICTS, read_verdicts
 from .records import Record, RecordLog, json_line, lock_file, parse_json, payload_hash, person_name, read_lines
 from .records import utc_now, write_csv
@@ -728,6 +730,7 @@ class ExportedFile(Record):
     source_type: str = ''   # mark of its origin, as the file says (IPTC)
     rounds: int = 0         # redos that were made before it was accepted
     seconds: float | None = None   # that it was looked at, in all rounds
+    override: str = ''      # mark of somebody who let it pass where rights say no
 
 # %% ../nbs/14_review.ipynb #810d8e26
 @dataclass
@@ -794,6 +797,15 @@ def _copy(review:Review, e:ExportedFile, to:Path)->bool: # was it copied now?
         if file_sha256(tmp) != e.output_sha256: raise StylekitError(f'{e.file} has changed just now: export again')
     return True
 
+def _rights_of(review:Review, files:dict, use:str)->list: # of RightsChecks
+    "Of each style that pictures were made with, and of the sources if they have a manifest"
+    records = [said_of_run(review.rounds(n)[e.round]) for n, e in files.items()]
+    keys = 'style', 'style_sha256', 'style_rights'
+    styles = {json.dumps([r.get(k) for k in keys]): r for r in records}
+    found = [check_recorded(r, use, review.style) for r in styles.values()]
+    is_named = review.source and find_rights(review.source)
+    return found + ([check_pictures(review.source, use)] if is_named else [])
+
 def _write_export_log(to:Path, files:list):
     "As lines of JSON and as a table"
     with atomic_path(to/EXPORT_LOG) as tmp: tmp.write_text(''.join(map(json_line, files)), encoding='utf-8')
@@ -802,7 +814,9 @@ def _write_export_log(to:Path, files:list):
 # %% ../nbs/14_review.ipynb #93a8e1c4
 def export_accepted(out, # folder of results that was reviewed, or its Review
                     to, # folder; made if it is not there
-                    overwrite:bool=False # also what an earlier export left there
+                    overwrite:bool=False, # also what an earlier export left there
+                    use:str='client', # what it is for, of `licensing.USES`
+                    override=None # a `licensing.Override`, where the rights of style or pictures say no
                    )->Export:
     "Copy what was accepted, and nothing else, with its log"
     review = out if isinstance(out, Review) else Review(out)
@@ -811,9 +825,13 @@ def export_accepted(out, # folder of results that was reviewed, or its Review
     _check_export(review.out, to)
     files = {n: review._exported(s) for n, s in sorted(review.states().items()) if s.status == 'accepted'}
     if not files: raise StylekitError(f'nothing in {review.out.name!r} is accepted yet: {review.progress}')
+    checks = _rights_of(review, files, use)
+    refuse_blocked(checks, override)
     with folder_lock(to):
         old = {e.file: e for e in read_lines(to/EXPORT_LOG, ExportedFile)} if (to/EXPORT_LOG).exists() else {}
         stale = _obstacles(to, files, {n: e for n, e in old.items() if _inside(n)}, overwrite)
+        mark = let_pass(checks, override, to)
+        files = {n: replace(e, override=mark) for n, e in files.items()}
         copied = sum(_copy(review, e, to) for e in files.values())
         for name in stale: (to/name).unlink()
         _write_export_log(to, [*files.values()])

@@ -27,6 +27,7 @@ from .captions import Captioner, caption_images
 from .color import ColorMatch, finish_color, parse_match
 from .pictures import warn_weights
 from .regions import Protection, fitting_mask, mask_pixels, protect_pictures, restore_pixels
+from .licensing import note_rights
 from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
 from .rights import read_output, save_output
@@ -287,6 +288,7 @@ class StylizeResult:
     info: dict = field(repr=False)      # run id, seed, hashes, versions
     complete: bool = True           # False after an interrupt
     profile: bytes = field(default=None, repr=False)   # ICC profile of the content image
+    parent: object = field(default=None, repr=False)   # the content image: its file, or PIL
     def _repr_png_(self): return self.image._repr_png_()
     @property
     def interrupted(self)->bool:
@@ -297,11 +299,11 @@ class StylizeResult:
 @patch
 def save(self:StylizeResult, path:Path, # .png, .jpg, .webp
          keep_profile:bool=False, # in the colour profile of the content image, instead of sRGB
-         **kwargs # to `save_output`: rights, metadata, background, rescue
+         **kwargs # to `save_output`: rights, source, metadata, background, rescue, sign
         )->Path:
     "Write the image with its run's metadata"
     if keep_profile: kwargs['profile'] = self.profile
-    return save_output(self.image, path, info=self.info, source='photo', **kwargs)
+    return save_output(self.image, path, info=self.info, **dict(source='photo', parent=self.parent) | kwargs)
 
 # %% ../nbs/08_stylizer.ipynb #d7210530
 _RECORDED = ('settings', 'seed', 'caption', 'style', 'run_id')
@@ -438,7 +440,7 @@ def _identify(self:Stylizer, report:Report):
     b, style = self.backbone, self.style
     self.run_id = self._own_id()
     self.info = dict(stylekit=__version__, method=self.cfg.method, settings=asdict(self.cfg),
-                     **_about_style(style),
+                     **_about_style(style), style_rights=note_rights(style),
                      style_coverage=f'{report.matched}/{report.total}',
                      backbone=b.name, backbone_sha256=b.sha256, run_id=self.run_id)
     if self.control and self.control.about: self.info['control'] = self.control.about
@@ -617,7 +619,8 @@ def results(self:Stylizer)->list:
     history, out = self._history(), []
     for i, (opened, im) in enumerate(zip(self._opened, self.images(finished=True))):
         own = {k: v[:, i].tolist() for k,v in history.items()}
-        out.append(StylizeResult(opened.finish(im), self.cfg, own, self._about(i), self.complete, opened.profile))
+        out.append(StylizeResult(opened.finish(im), self.cfg, own, self._about(i), self.complete, opened.profile,
+                                 opened.origin))
     return out
 
 # %% ../nbs/08_stylizer.ipynb #5fe3d545

@@ -85,10 +85,14 @@ def models(tmp_path_factory):
     return get
 
 
+RIGHTS = dict(licence='CC0-1.0', author='nobody', acquired_on='2026-11-01',
+              allowed=['internal', 'client', 'commercial', 'train', 'redistribute'])
+
 @pytest.fixture(scope='session')
 def random_style(tmp_path_factory):
     "A LoRA file with random weights that fits a backbone"
     def get(backbone, name='random'):
+        from stylekit.licensing import rights_text
         from stylekit.lora import adapter_parameters, new_adapter, save_lora
         new_adapter(backbone, 'tmp', 4, seed=1)
         g = torch.Generator().manual_seed(3)
@@ -97,6 +101,7 @@ def random_style(tmp_path_factory):
                 p.copy_(torch.randn(p.shape, generator=g)*.05)
         path = save_lora(backbone, 'tmp', tmp_path_factory.mktemp('style')/f'{name}.safetensors', 'black ink drawing')
         backbone.delete_adapter('tmp')
+        path.with_name('rights.toml').write_text(rights_text(id=name, **RIGHTS))
         return path
     return get
 
@@ -110,7 +115,8 @@ def small_network(tmp_path_factory):
     with torch.no_grad():
         for p in net.parameters(): p.add_(.03*torch.randn_like(p))
     about = dict(name='noise', space='pixel', shape=net.shape, multiple=net.multiple, settings=dict(sms={}),
-                 style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='')
+                 style='noise', style_sha256='', words='noise', backbone='', backbone_sha256='',
+                 style_rights=[dict(style='noise', style_sha256='', rights=dict(id='noise', **RIGHTS))])
     return FeedForward(net, about).save(tmp_path_factory.mktemp('network')/FEEDFORWARD_FILE)
 
 

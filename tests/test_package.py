@@ -50,7 +50,8 @@ def imports(tree, top=True):
         if isinstance(n, ast.ImportFrom): yield '.'*n.level+(n.module or ''), tuple(a.name for a in n.names)
 
 HEAVY = {'diffusers', 'transformers', 'peft', 'matplotlib', 'scipy', 'sklearn', 'IPython'}
-LIGHT = ['__init__.py', '_modidx.py', 'core.py', 'records.py', 'images.py', 'pictures.py', 'rights.py', 'cli.py']
+LIGHT = ['__init__.py', '_modidx.py', 'core.py', 'records.py', 'images.py', 'pictures.py', 'rights.py', 'marks.py',
+         'cli.py']
 
 def names_in(nodes): return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
 

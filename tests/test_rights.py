@@ -48,9 +48,10 @@ def test_other_readers(tmp_path, suffix):
     assert d['DigitalSourceType'] == SOURCE_TYPES['photo'] and json.loads(d['run']) == RUN
 
 def test_one_mechanism(tmp_path):
-    "The packet is byte for byte the same in every format, and the same run gives the same file"
-    packets = {raw(save_output(IM, tmp_path/f'x{s}', RUN, rights='r')).strip(b'\0') for s in SUFFIXES}
-    assert len(packets) == 1
+    "The packet is byte for byte the same in every format but for the pixels, and the same run gives the same file"
+    packets = [raw(save_output(IM, tmp_path/f'x{s}', RUN, rights='r')).strip(b'\0') for s in SUFFIXES]
+    assert len({re.sub(rb'(?<=<stylekit:pixels>)[0-9a-f]{64}', b'', p) for p in packets}) == 1
+    assert len({*packets}) == 2 and packets[0] == packets[3]      # a JPEG shows other pixels
     a, b = (save_output(IM, tmp_path/n, RUN).read_bytes() for n in ('1.png', '2.png'))
     assert a == b
 
@@ -179,7 +180,7 @@ def test_refusals_leave_nothing(tmp_path, monkeypatch, kw, word):
 
 def test_longest_jpeg_record(tmp_path):
     "Right up to the limit the record is whole; one byte more is refused by us, not by the encoder"
-    base = len(xmp_packet('photo', '', dict(a='')).encode())
+    base = len(xmp_packet('photo', '', dict(a=''), '0'*64).encode())
     n = 65502-29-base
     assert read_output(save_output(IM, tmp_path/'x.jpg', dict(a='x'*n))).run == dict(a='x'*n)
     with pytest.raises(StylekitError, match='JPEG holds'): save_output(IM, tmp_path/'y.jpg', dict(a='x'*(n+1)))
@@ -287,6 +288,16 @@ def test_a_result_is_saved_beside(tmp_path, monkeypatch, path):
     with pytest.warns(UserWarning, match='the result is in'):
         p = save_output(im, tmp_path/path, RUN, rescue=True)
     assert p.parent == tmp_path and np.array_equal(Image.open(p), im) and read_output(p).run == RUN
+
+
+def test_a_result_that_cannot_be_signed_is_kept(tmp_path):
+    "Whoever signs fails, after the work: the picture is there, unsigned, and that is said"
+    def sign(*_): raise StylekitError('the key is gone')
+    with pytest.raises(StylekitError, match='the key is gone'): save_output(IM, tmp_path/'x.png', RUN, sign=sign)
+    assert left(tmp_path) == []
+    with pytest.warns(UserWarning, match='the key is gone; the result is in .*, and not signed'):
+        p = save_output(IM, tmp_path/'x.png', RUN, sign=sign, rescue=True)
+    assert p.parent == tmp_path and np.array_equal(Image.open(p), IM) and read_output(p).run == RUN
 
 
 # ---- reading files of others

@@ -241,6 +241,12 @@ def _check_app(patience, max_kernels, token, hosts): # as of `app`
     if wrong := [h for h in hosts if not re.fullmatch(r'[A-Za-z0-9.-]+', h)]:
         raise StylekitError(f'hosts: {wrong[0]!r} is no name of a machine, as studio.example')
 
+def _check_style(style, use:str):
+    "A style that must not be used so is named before a server is started; inside the house any may be tried"
+    if use == 'internal': return
+    from stylekit.licensing import check_rights, refuse_blocked
+    refuse_blocked([check_rights(style, use)])
+
 def _say_where(host, port, token):
     "The link"
     if host in LOOPBACK and not token: return
@@ -294,11 +300,14 @@ def app(port:int=8866, # where the page is served
         patience:float=60., # seconds: nobody holds the device longer while others wait
         max_kernels:int=4, # people at a time; each takes 250 to 600 MB and more on a GPU
         token:str=None, # of the link; default: a fresh one off loopback, none on it; '': none
-        hosts=() # more names by which the page may be asked for, behind a proxy
+        hosts=(), # more names by which the page may be asked for, behind a proxy
+        use:str='internal' # what its pictures are for, of `licensing.USES`
        ):
     "Serve the page until Ctrl-C"
     _check_app(patience, max_kernels, token, hosts)
+    _check_style(style, use)
     given = dict(simple=True, queue=True, style=style, max_upload=max_upload, silence=silence, patience=patience)
+    if use != 'internal': given['use'] = use
     given |= {k: v for k,v in dict(backbone=backbone, device=device).items() if v}
     serve_panel('StylizePanel', given, port, host, browser, max_upload, silence, max_kernels, token, hosts)
 

@@ -43,12 +43,13 @@ class StylizePanel(Panel):
                  references=(), # pictures of the style, whose spectrum is shown beside the others
                  patience:float=60., # seconds, see `LiveRun`
                  silence:float=90., # under Voilà: seconds without a pulse of the page after which the run stops
+                 use:str='internal', # what pictures are for: a style whose rights forbid it is refused
                  **changes # fields of Settings
                 ):
         super().__init__()
         self.model, self.device = backbone, device
         self.simple, self.max_upload = simple, max_upload
-        self.queue, self.patience = queue, patience
+        self.queue, self.patience, self.use = queue, patience, use
         self.silence, self.missing = silence, ''
         cfg = self._start_settings(preset, changes)
         self._start_pictures(image, references)
@@ -411,6 +412,16 @@ def _check_ready(self:StylizePanel):
     if self.limits.search.value and not self.limits.limits:
         raise StylekitError('λ is to be found within limits, and none is ticked: say what must hold')
     if not self._mix(): raise StylekitError('no style is chosen: give one of them a strength above 0')
+    self._check_rights()
+
+@patch
+def _check_rights(self:StylizePanel):
+    "No is no; a doubt is said, but for what stays in the house"
+    from stylekit.licensing import check_rights, refuse_blocked
+    checks = [check_rights(name, self.use) for name, _ in self._mix()]
+    refuse_blocked([c for c in checks if c.status == 'block'])
+    doubts = [str(c) for c in checks if c.status == 'warn']
+    if doubts and self.use != 'internal': self.say('; '.join(doubts), error=True)
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #52df91da
 @patch
