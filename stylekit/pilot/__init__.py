@@ -1,0 +1,1 @@
+"A pilot in which people decide: what their votes show, studies and their analysis"
