@@ -5,14 +5,18 @@
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'limited', 'field_limits',
            'check_fields', 'payload_hash', 'seal', 'unseal', 'unseal_if_sealed', 'write_json', 'read_json', 'json_line',
-           'parse_line', 'read_lines', 'save_state', 'load_state', 'check_run', 'seal_file', 'check_sealed',
-           'save_sealed', 'Kept', 'save_kept', 'load_kept', 'cached']
+           'parse_line', 'read_lines', 'utc_now', 'person_name', 'file_alone', 'lock_file', 'RecordLog', 'save_state',
+           'load_state', 'check_run', 'seal_file', 'check_sealed', 'save_sealed', 'Kept', 'save_kept', 'load_kept',
+           'cached']
 
 # %% ../nbs/00a_records.ipynb #091362ea
-import hashlib, io, json, math, re, types
+import hashlib, io, json, math, os, re, time, types
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from fastcore.basics import patch
 from .core import StylekitError, atomic_path, check_number, check_range, check_whole, explain_errors, one_line
 from .core import plain_number, user_path
 
@@ -302,6 +306,125 @@ def read_lines(path, *kinds)->list: # as for `parse_line`; of records
     if not whole: lines = lines[:-1]
     lines = [(f'{path.name}, line {i}', line) for i, line in enumerate(lines, 1) if line.strip()]
     return [parse_line(line, what, *kinds) for what, line in lines]
+
+# %% ../nbs/00a_records.ipynb #e0e82175
+def utc_now()->str: # ISO 8601, to the millisecond
+    "The time for a line of a log"
+    return datetime.now(timezone.utc).isoformat(timespec='milliseconds')
+
+def person_name(who, # as somebody typed it
+                what:str='reviewer' # for the message
+               )->str:
+    "The name of a person as it may stand in a log: some text on one line"
+    if not isinstance(who, str) or not who.strip() or not who.isprintable() or len(who) > 100:
+        raise StylekitError(f'the {what} {one_line(repr(who), 60)} must be a name of up to 100 letters')
+    return who.strip()
+
+# %% ../nbs/00a_records.ipynb #68b8c7b1
+@contextmanager
+def file_alone(f, # an open file
+               seconds:float=20. # to wait for others, at most
+              ):
+    "While the block runs, nobody else of ours writes into this file"
+    until = time.monotonic()+seconds
+    while not lock_file(f):
+        if time.monotonic() > until: raise StylekitError(f'{Path(f.name).name} is held by another process: try again')
+        time.sleep(.002)
+    yield   # closing the file gives the lock back
+
+# %% ../nbs/00a_records.ipynb #07d32cba
+def lock_file(f # an open file
+             )->bool: # False: another process holds it
+    "Hold a file until it is closed; on a disk without locks everybody does"
+    try:
+        if os.name == 'nt':
+            import msvcrt
+            f.seek(1 << 30)   # a byte far behind what is ever written: others may read meanwhile
+            msvcrt.locking(f.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: return False
+    except OSError as e: return os.name != 'nt' or e.errno not in (13, 36)   # Windows says "denied" or "deadlock"
+    return True
+
+# %% ../nbs/00a_records.ipynb #06a12adf
+class RecordLog:
+    "Records as they came, a `.jsonl`; several processes may append and read"
+    kinds = ()   # the `Record`s that a line may be
+    def __init__(self, path): # .jsonl; made with the first line
+        self.path = user_path(path)
+        self.records = []        # as far as they have been read
+        self.torn = 0            # half lines of killed writers, left out
+        self._at = self._line = 0
+
+# %% ../nbs/00a_records.ipynb #dae6aa12
+def _append_line(f, line:bytes): # a file opened with 'a+b', and held
+    end = f.seek(0, os.SEEK_END)
+    if end:
+        f.seek(end-1)
+        if f.read(1) != b'\n': line = b'\n'+line   # somebody was killed in mid-line
+    try:
+        if f.write(line) != len(line): raise OSError(28, 'no space left on the disk')
+        os.fsync(f.fileno())
+    except OSError:
+        f.truncate(end)
+        raise
+
+# %% ../nbs/00a_records.ipynb #8dcbbc18
+@patch
+def append(self:RecordLog, record:Record)->Record:
+    "Write one line, whole and on the disk before this returns"
+    with self._held() as f: _append_line(f, json_line(record).encode())
+    return record
+
+@patch
+def extend(self:RecordLog,
+           choose # choose() -> Records, asked when `records` holds all that is there and nobody else writes
+          )->list: # what was written
+    "Write several lines in one piece, which may depend on what stands there"
+    with self._held() as f:
+        self.read()
+        records = list(choose())
+        if records: _append_line(f, ''.join(map(json_line, records)).encode())
+        self.read()
+    return records
+
+@patch
+@contextmanager
+def _held(self:RecordLog): # the open file
+    with explain_errors(f'cannot write {self.path.name}', 'this is not written down; free some space'):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, 'a+b', buffering=0) as f, file_alone(f): yield f
+
+# %% ../nbs/00a_records.ipynb #62b2c5dc
+@patch
+def read(self:RecordLog)->list: # of records that were not known yet
+    "What has been appended since the last time"
+    if not self.path.exists(): return []
+    with explain_errors(f'cannot read {self.path.name}'), open(self.path, 'rb') as f:
+        if os.fstat(f.fileno()).st_size < self._at: self.__init__(self.path)   # an older file was put in its place
+        f.seek(self._at)
+        raw = f.read()
+    whole = raw[:raw.rfind(b'\n')+1]
+    fresh = [r for line in whole.split(b'\n')[:-1] if (r := self._parse(line))]
+    self._at += len(whole)
+    self.records += fresh
+    return fresh
+
+# %% ../nbs/00a_records.ipynb #dcb775db
+@patch
+def _parse(self:RecordLog, line:bytes): # the record; None for a half line
+    self._line += 1
+    if not line.strip(): return
+    try: data = parse_json(line)
+    except StylekitError:
+        self.torn += 1
+        return
+    named = data.get('kind') if isinstance(data, dict) else None
+    kind = next((k for k in self.kinds if k.kind == named), self.kinds[0])
+    do = 'put back what stood there, or take the line out'
+    return unseal(kind, data, f'{self.path.name}, line {self._line}', do)
 
 # %% ../nbs/00a_records.ipynb #50e84dc9
 def save_state(path, # its folders are made

@@ -112,8 +112,8 @@ def _make(self:ReviewPanel):
 
 @patch
 def _rename(self:ReviewPanel, who:str):
-    from stylekit.review import check_reviewer
-    try: self.review.who = check_reviewer(who)
+    from stylekit.records import person_name
+    try: self.review.who = person_name(who)
     finally: self.name.value = self.review.who
 
 # %% ../../nbs/15bh_review_panel.ipynb #df74098c
