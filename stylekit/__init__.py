@@ -22,6 +22,7 @@ _NAMES = {
     'measure.evaluate': 'evaluate',
     'limits': 'Limits',
     'rights': 'save_output read_output',
+    'pilot.report': 'make_report',
     'app.live': 'replay',
     'app.stylize_panel': 'StylizePanel',
     'app.spectrum_panel': 'SpectrumPanel',

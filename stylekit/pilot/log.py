@@ -36,6 +36,7 @@ def _time(text:str)->datetime:
         when = datetime.fromisoformat(text.replace('Z', '+00:00'))
         return when if when.tzinfo else when.replace(tzinfo=timezone.utc)
 
+# %% ../../nbs/14a_log.ipynb #52d2001f
 def _at_decision(measured, since, pause:float)->tuple: # (at least, at most), seconds
     "`measured` by the panel, or None; `since` the last line of the same person, or None"
     if since is not None and not 0 <= since <= pause: since = None   # a pause, or another clock
@@ -113,6 +114,7 @@ def _run_ids(review:Review, item:str)->dict: # sha256 of a file that is there ->
         except StylekitError: pass   # it can't be read: it is not what was looked at
     return found
 
+# %% ../../nbs/14a_log.ipynb #b115cf94
 def _lines_of(review:Review, item:str, decisions:list, seconds:dict)->tuple: # of DecisionLines
     "Decisions about one result, the oldest first"
     undone = {d.undoes for d in decisions}
@@ -159,9 +161,14 @@ def _picture_log(review:Review, made:FolderRecord, run:FolderRun, records:list, 
     return PictureLog(
         review.out.name, made.result, made.picture, run.style, _folder_of(made.picture), status,
         _first(lines, first) if first else '', first, sum(not r.error for r in rounds), reason,
-        _reviewer(lines), _machine(made, rounds), _elapsed(lines, about.when) if status == 'accepted' else None, about.when if about else '', n,
-        about.output_sha256 if about else '', about.settings if about else '', run.id,
-        about.run_id if about else '', lines)
+        _reviewer(lines), _machine(made, rounds), _elapsed(lines, about.when) if status == 'accepted' else None,
+        round=n, run=run.id, decisions=lines, **_about(about))
+
+# %% ../../nbs/14a_log.ipynb #edd7c21f
+def _about(d)->dict: # DecisionLine, or None: nothing holds
+    "What the decision that holds was about"
+    if d is None: return {}
+    return dict(decided=d.when, output_sha256=d.output_sha256, settings=d.settings, run_id=d.run_id)
 
 def _folder_of(picture:str)->str: return picture.rpartition('/')[0].partition('/')[0]
 
@@ -182,6 +189,7 @@ def _parse_table(text:str)->list: # of rows
     rows = csv.reader(io.StringIO(text, newline=''), delimiter=mark, strict=True)
     return [[c.strip() for c in row] for row in rows if any(c.strip() for c in row)]
 
+# %% ../../nbs/14a_log.ipynb #bec1cb20
 def read_picture_table(path # .csv with a column `picture`
                       )->PictureTable:
     "Groups, clicks, sales, metrics: columns by picture"
@@ -214,6 +222,7 @@ def _names_of(p:PictureLog)->set:
 def _fits(row:dict, p:PictureLog)->bool:
     return all(not row.get(k) or name_key(row[k]) == name_key(getattr(p, k)) for k in _WHICH)
 
+# %% ../../nbs/14a_log.ipynb #730c7316
 def match_table(table:PictureTable,
                 pictures:list, # of PictureLogs
                 once:bool=True # refuse a row that fits results of several folders or styles
@@ -256,6 +265,7 @@ def numbers_of(table:PictureTable, pictures:list # of PictureLogs
         if len(values) == len(cells) and values: found[column] = values
     return found
 
+# %% ../../nbs/14a_log.ipynb #19330ceb
 def _number(text:str): # None: it is none
     words = dict(yes=1., no=0., true=1., false=0.)
     try: value = words[text.casefold()] if text.casefold() in words else float(text)
@@ -284,6 +294,7 @@ def _check_names(reviews:list):
     twice = [r.out.name for r, n in zip(reviews, names) if names.count(n) > 1]
     if twice: raise StylekitError(f'two folders of results are called {twice[0]!r}: rename one')
 
+# %% ../../nbs/14a_log.ipynb #6394e9f8
 def read_quality_log(outs, # folder of results that was reviewed, or several
                      table=None, # `PictureTable` or .csv: its column `group` says the product group
                      pause:float=PAUSE # see `reviewer_seconds`
@@ -309,6 +320,7 @@ def _add_folder(log:QualityLog, review:Review, seconds:dict):
     log.runs += [runs[i] for i in dict.fromkeys(r.run for r in made.values())]
     log.torn += review.log.torn
 
+# %% ../../nbs/14a_log.ipynb #cdff4ac7
 def with_groups(log:QualityLog, table # `PictureTable` or .csv
                )->QualityLog:
     "The log with product groups from a table; what it does not name keeps its folder"
@@ -332,6 +344,7 @@ def times_span(a:Span, b # range, or None: not given
     if b is None: return 0., 0. if a[1] == 0 else None
     return a[0]*b[0], None if None in (a[1], b[1]) else a[1]*b[1]
 
+# %% ../../nbs/14a_log.ipynb #95953045
 def divide_span(a:Span, n:float)->Span:
     "A range shared by `n`"
     return a[0]/n, None if a[1] is None else a[1]/n
@@ -344,7 +357,7 @@ class Costs(Record):
     currency: str = ''
     reviewer_per_hour: tuple[float, float] | None = None
     machine_per_hour: tuple[float, float] | None = None
-    setup_hours: tuple[float, float] | None = None      # to choose or train a style, to prepare pictures, to instruct people
+    setup_hours: tuple[float, float] | None = None      # style, pictures, instructions
     setup_per_hour: tuple[float, float] | None = None
     setup_pictures: tuple[float, float] | None = None   # accepted ones that share the set-up; None: those of the pilot
     ordered: str = ''       # when the pictures were asked for, ISO 8601
@@ -381,16 +394,20 @@ currency = "EUR"
 # %% ../../nbs/14a_log.ipynb #6a0bf6fe
 _LEAST = dict(setup_pictures=1)   # the others may be 0
 
+def _is_number(v)->bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+
 def _range(name:str, value, what:str)->tuple:
     "A number, or [at least, at most]"
     ends = list(value) if isinstance(value, (list, tuple)) else [value, value]
-    if len(ends) != 2 or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in ends):
-        raise StylekitError(f'{what}: {name} must be a number or a range [at least, at most], not '
-                            f'{one_line(repr(value), 40)}')
-    for v in ends: check_range(f'{what}: {name}', v, _LEAST.get(name, 0), 1e12)
-    if ends[0] > ends[1]: raise StylekitError(f'{what}: {name} goes from {ends[0]:g} down to {ends[1]:g}: turn it round')
-    return float(ends[0]), float(ends[1])
+    if len(ends) != 2 or not all(map(_is_number, ends)):
+        shown = one_line(repr(value), 40)
+        raise StylekitError(f'{what}: {name} must be a number or a range [at least, at most], not {shown}')
+    for v in ends: check_range(f'{what}: {name}', v, _LEAST.get(name, 0))
+    low, high = map(float, ends)
+    if low > high: raise StylekitError(f'{what}: {name} goes from {low:g} down to {high:g}: turn it round')
+    return low, high
 
+# %% ../../nbs/14a_log.ipynb #54430d00
 def make_costs(what:str='the costs', # for the message
                **given # fields of `Costs`: numbers or ranges
               )->Costs:
@@ -413,6 +430,7 @@ def read_costs(path # .toml, see `COSTS_TEMPLATE`
     with explain_errors(f'cannot read {path.name}'): given = tomllib.loads(decode_text(path.read_bytes())[0])
     return make_costs(path.name, **given)
 
+# %% ../../nbs/14a_log.ipynb #81763463
 def new_costs(path # .toml, that is not there yet
              )->Path:
     "Write a file for figures of one's own, with what each means"
@@ -437,7 +455,7 @@ class CostAccount(Record):
     each: Span | None                 # of an accepted picture, with its share of the set-up; None: none is accepted
     further: Span | None              # the same without the set-up
     lead_hours: Span | None           # median of the accepted pictures
-    pays_from: Span | None            # accepted pictures after which the set-up has paid, beside the quote; None: never, or no quote
+    pays_from: Span | None            # accepted pictures that pay for the set-up; None: never, or no quote
     unknown: tuple[str, ...] = ()     # figures that nobody gave
 
 # %% ../../nbs/14a_log.ipynb #face880c
@@ -455,6 +473,7 @@ def _pays_from(setup:Span, further:Span, quote)->Span: # None: never, or there i
     best, worst = quote[1]-further[0], None if further[1] is None else quote[0]-further[1]
     return setup[0]/best, None if worst is None or worst <= 0 or setup[1] is None else setup[1]/worst
 
+# %% ../../nbs/14a_log.ipynb #4fad6e03
 def _unknown(costs:Costs)->tuple:
     return tuple(f.name for f in fields(Costs) if getattr(costs, f.name) in (None, '')
                  and f.name not in ('currency', 'setup_pictures'))
@@ -463,6 +482,7 @@ def _unknown(costs:Costs)->tuple:
 def _hours(pictures:list, name:str)->Span: # of 'reviewer' or 'machine'
     return divide_span(add_spans((0., 0.), *(getattr(p, name) for p in pictures)), 3600)
 
+# %% ../../nbs/14a_log.ipynb #0f8f4cc0
 def account(log:QualityLog, costs:Costs=None # default: nothing is known
            )->CostAccount:
     "Cost and lead time of an accepted picture, as ranges"
@@ -478,6 +498,7 @@ def account(log:QualityLog, costs:Costs=None # default: nothing is known
                        _lead(accepted, costs.ordered) if accepted else None,
                        _pays_from(setup, further, costs.quote_price) if accepted else None, _unknown(costs))
 
+# %% ../../nbs/14a_log.ipynb #954de75c
 def _shared(work:dict, setup:Span, costs:Costs, n:int)->tuple: # of an accepted picture: with set-up, without
     if not n: return None, None
     further = divide_span(add_spans(*work.values()), n)
@@ -515,6 +536,7 @@ def pictures_csv(self:QualityLog)->str:
     "One line for each picture"
     return csv_text(_columns(PictureLog), [_cells(p) for p in self.pictures])
 
+# %% ../../nbs/14a_log.ipynb #c7d68fb4
 @patch
 def decisions_csv(self:QualityLog)->str:
     "One line for each decision, tied to run, settings and bytes"
