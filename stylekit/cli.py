@@ -8,8 +8,8 @@ __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'REGIONS', 'TEMPL
            'CONTROL_LOSS', 'QUESTION', 'METHOD_NAMES', 'USUAL_METHODS', 'COMMANDS', 'HELP', 'Kind', 'whole', 'number',
            'choice', 'several', 'common', 'make_parser', 'Output', 'free_path', 'out_paths', 'fills_frame', 'stylize',
            'styles', 'file_info', 'info', 'TrainingLine', 'train_lora', 'train_feedforward', 'train_control_clip',
-           'export', 'Question', 'evaluate', 'app', 'review', 'report', 'bench', 'completion', 'plain_warnings',
-           'status_of', 'main']
+           'export', 'Question', 'evaluate', 'app', 'review', 'study', 'merge', 'report', 'bench', 'completion',
+           'plain_warnings', 'status_of', 'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
 import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
@@ -1009,6 +1009,87 @@ def review(out:FOLDER, # folder of results, as stylize left it
     review_page(out, source, who, proof, style, backbone, device, steps, port, host, not no_browser, silence,
                 max_kernels, token, hosts or ())
 
+# %% ../nbs/16_cli.ipynb #c50c1c16
+def _planned(o): # a Plan; `o`: what was given to `study`
+    from stylekit.pilot.statistics import plan
+    return plan(o.preference, o.power, ties=o.ties)
+
+def _too_few(items:int, planned)->str:
+    from stylekit.pilot.statistics import detectable_preference
+    least = detectable_preference(items, planned.power, planned.alpha)
+    can = f'only a preference of {least:.0%} or more is found' if least < 1 else 'nothing can be found'
+    return f'{items} pictures of {planned.items} that were planned: {can}'
+
+def _method_folders(folders:list, names:list)->dict: # name -> folder
+    names = names or [Path(f).resolve().name for f in folders]
+    if len(names) != len(folders): raise StylekitError(f'{len(names)} --names for {len(folders)} folders: one each')
+    twice = [n for n in names if names.count(n) > 1]
+    if twice: raise StylekitError(f'two methods are called {twice[0]!r}: use --names')
+    return dict(zip(names, folders))
+
+def _make_study(o)->int: # exit status; `o`: what was given to `study`
+    from stylekit.pilot.study import make_study
+    planned = _planned(o)
+    if not o.references: raise StylekitError('--references is needed: pictures of the style, or their folder')
+    references = o.references[0] if os.path.isdir(o.references[0]) else o.references
+    options = {name: getattr(o, name) for name in 'source items catch repeat side seed'.split()}
+    methods = _method_folders(o.folders, o.names)
+    made = make_study(o.out, methods, references, planned=planned, title=o.title or '', **options)
+    for name, why in made.key().left_out.items(): SAY.note(f'{name} is left out: {why}')
+    n = len(made.items)
+    if n < planned.items: SAY.note(_too_few(n, planned))
+    facts = dict(items=n, trials=len(made.trials), planned=planned.to_json())
+    SAY.result(made.path, command='study', file=made.path, **facts)
+    return 0
+
+# %% ../nbs/16_cli.ipynb #fee8e21f
+def study(*folders:FOLDER, # results of two or more methods for the same pictures; none: say how many
+          references:several(FILE)=None, # two or three pictures of the style, or a folder of them
+          source:FOLDER=None, # of the pictures; default where the folder runs had them
+          out:FOLDER='study', # folder for the study
+          names:several(TEXT)=None, # of the methods; default the folders'
+          title:TEXT=None, # shown to raters
+          preference:number(.55, .99)=.65, # that is worth knowing: share of the pictures that the better method wins
+          power:number(.1, .99)=.8, # probability to find it
+          ties:number(0, .9)=0, # share of the pictures that will end in a tie
+          items:whole(2)=None, # pictures to take, by chance; default all
+          catch:whole(10)=10, # trials whose answer everybody sees
+          repeat:number(0, 1)=.1, # share of the pairs that are shown again
+          side:whole(64, 8192)=768, # pixels of the longer side, at most
+          seed:SEED=None # of choice, coins and order; default by chance
+         )->int: # exit status
+    "Plan a comparison that people vote on, and make it from folders of results"
+    o = SimpleNamespace(**locals())
+    if folders: return _make_study(o)
+    planned = _planned(o)
+    SAY.result(str(planned), command='study', planned=planned.to_json())
+    return 0
+
+# %% ../nbs/16_cli.ipynb #ddb04827
+def _analyse(study:str, out:str):
+    from stylekit.pilot.study import analyse
+    found = analyse(study)
+    if out: write_json(out, found)
+    if SAY.json: SAY.result('', command='merge', **found.to_json())
+    else: SAY.result(str(found))
+
+def merge(*files:PATH, # the study, then ballots or logs of votes that were given to it
+          analyse:bool=False, # say what all votes show
+          out:FILE=None, # with --analyse: write that as JSON, too
+          overwrite:bool=False # replace that file
+         )->int: # exit status
+    "Bring the votes of ballots home, each once; say what they show"
+    from stylekit.pilot.study import merge_votes
+    if not files: raise StylekitError('no study: give its folder, then ballots')
+    o = SimpleNamespace(out=out, overwrite=overwrite)
+    if not analyse: _refuse(o, 'out overwrite', 'without --analyse')
+    if out: _refuse_existing(Path(out), overwrite)
+    made = merge_votes(*files)
+    if analyse: SAY.note(made)
+    else: SAY.result(str(made), command='merge', **vars(made))
+    if analyse: _analyse(files[0], out)
+    return 0
+
 # %% ../nbs/16_cli.ipynb #934b3979
 def _measured(o)->list: # tables of metrics, or their paths; `o`: what was given to `report`
     "Metrics from files, and from proofs that are made now"
@@ -1105,7 +1186,7 @@ def completion(shell:choice('bash', 'zsh') # which one
 
 # %% ../nbs/16_cli.ipynb #0762b5a3
 _FUNCTIONS = (stylize, styles, info, train_lora, train_control_clip, train_feedforward,
-              export, evaluate, bench, app, review, report, completion)
+              export, evaluate, bench, app, review, study, merge, report, completion)
 COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 
 # %% ../nbs/16_cli.ipynb #25fdd6fa
@@ -1119,6 +1200,8 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit export NETWORK --out FILE.onnx
   stylekit review FOLDER [--proof FILE.json]
   stylekit export FOLDER --accepted [--to FOLDER]
+  stylekit study FOLDER FOLDER --references PICTURE,... [--preference X]
+  stylekit merge STUDY BALLOT... [--analyse]
   stylekit report FOLDER... [--study FOLDER] [--costs FILE.toml]
   stylekit evaluate FOLDER --methods NAME,... --styles STYLE,...
   stylekit bench [--clone FOLDER]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_PREFERENCE', 'sign_test', 'as_votes', 'item_outcomes', 'count_outcomes', 'simulate_votes', 'preference',
            'preference_interval', 'sign_test_power', 'needed_items', 'detectable_preference', 'Plan', 'plan',
-           'wilson_interval', 'holm', 'krippendorff_alpha', 'bradley_terry', 'side_habit']
+           'wilson_interval', 'holm', 'krippendorff_alpha', 'bradley_terry', 'method_strengths', 'side_habit']
 
 # %% ../../nbs/14b_statistics.ipynb #542233a9
 import math
@@ -138,7 +138,7 @@ def needed_items(preference:float=.65, # that is worth knowing: share of the pic
         held = held+1 if sign_test_power(n, preference, alpha) >= power else 0
     return n-_LAST
 
-# %% ../../nbs/14b_statistics.ipynb #841ea54a
+# %% ../../nbs/14b_statistics.ipynb #53a3bf50
 def detectable_preference(items:int, # pictures, without ties
                           power:float=.8, alpha:float=.05 # as for `needed_items`
                          )->float: # 1: none at all
@@ -149,7 +149,7 @@ def detectable_preference(items:int, # pictures, without ties
     while high-low > 1e-4:
         mid = (low+high)/2
         low, high = (low, mid) if sign_test_power(n, mid, alpha) >= power else (mid, high)
-    return round(high, 3)
+    return math.ceil(1000*high)/1000
 
 @dataclass(frozen=True)
 class Plan(Record):
@@ -238,6 +238,28 @@ def bradley_terry(wins # (methods, methods): how often the row beat the column; 
         if np.allclose(s, before, rtol=1e-12, atol=0): break
         before = s
     return np.log(s), smoothed
+
+# %% ../../nbs/14b_statistics.ipynb #76771d3c
+def method_strengths(votes:dict, # (i, j) -> votes about methods i and j, (raters, pictures), see `as_votes`
+                     draws:int=300, # of the bootstrap
+                     confidence:float=.95,
+                     seed:int=0
+                    )->tuple: # strengths, their low and high ends, each (methods,); were they smoothed?
+    "Bradley–Terry strengths from people's votes, with an interval over pictures and raters"
+    votes = {pair: as_votes(v) for pair, v in votes.items()}
+    raters, items = next(iter(votes.values())).shape
+    rng = np.random.default_rng(seed)
+    def drawn(n): return np.concatenate([np.ones((1, n)), rng.multinomial(n, np.full(n, 1/n), draws)])
+    r, i = drawn(raters), drawn(items)
+    n = 1+max(max(pair) for pair in votes)
+    wins = np.zeros((draws+1, n, n))
+    for (a, b), v in votes.items():
+        shares = _shares(v, r)
+        wins[:, a, b], wins[:, b, a] = np.nansum(i*shares, 1), np.nansum(i*(1-shares), 1)
+    found = [bradley_terry(w) for w in wins]
+    edge = (1-confidence)/2
+    low, high = np.quantile([s for s, _ in found[1:]], (edge, 1-edge), axis=0)
+    return found[0][0], low, high, found[0][1]
 
 # %% ../../nbs/14b_statistics.ipynb #e5509e2c
 def side_habit(same:int, # repeats in which the same side was chosen again, so the other picture

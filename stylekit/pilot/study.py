@@ -4,29 +4,29 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS', 'INSTRUCTIONS', 'ANSWERS', 'ENCODING', 'SIDE', 'PICTURES', 'STUDY', 'KEY', 'VOTES', 'LEAST_CATCH',
-           'StudyQuestion', 'StudyItem', 'Trial', 'StudyRules', 'Study', 'StudyKey', 'trial_hash', 'rater_name',
-           'Showing', 'schedule', 'Vote', 'VoteLog', 'standing_votes', 'make_study', 'StudyFolder', 'open_study', 'Ask',
-           'VotingProgress', 'Voting', 'read_votes', 'Merged', 'merge_votes']
+           'FOUND', 'StudyQuestion', 'StudyItem', 'Trial', 'StudyRules', 'Study', 'StudyKey', 'trial_hash',
+           'rater_name', 'Showing', 'schedule', 'Vote', 'VoteLog', 'standing_votes', 'make_study', 'StudyFolder',
+           'open_study', 'Ask', 'VotingProgress', 'Voting', 'read_votes', 'Merged', 'merge_votes', 'RaterCheck',
+           'check_rater', 'StudyResult', 'MethodStrength', 'StudyAnalysis', 'analyse']
 
-# %% ../../nbs/14c_study.ipynb #d4cdc389
+# %% ../../nbs/14c_study.ipynb #0296ae9d
 import io, math, random, re, unicodedata, uuid
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 import numpy as np
 from fastcore.basics import patch
-from ..core import StylekitError, check_range, check_whole, digest, explain_errors, file_sha256, folder_lock
-from ..core import one_line, safe_name, user_path
+from ..core import StylekitError, atomic_path, check_range, check_whole, digest, explain_errors, file_sha256
+from ..core import folder_lock, one_line, safe_name, user_path
 from ..images import open_image
 from ..pictures import list_pictures, name_key, picture_folder
-from .statistics import Plan, bradley_terry, count_outcomes, detectable_preference, holm, item_outcomes
-from .statistics import krippendorff_alpha, plan, preference, preference_interval, side_habit, sign_test
-from .statistics import wilson_interval
-from ..records import Record, RecordLog, parse_json, payload_hash, person_name, read_json, seal
-from ..records import unseal_if_sealed, utc_now, write_json
+from .statistics import Plan, count_outcomes, detectable_preference, holm, item_outcomes
+from .statistics import krippendorff_alpha, method_strengths, plan, preference, preference_interval
+from .statistics import side_habit, sign_test, wilson_interval
+from ..records import Record, RecordLog, parse_json, person_name, read_json, seal, unseal_if_sealed
+from ..records import utc_now, write_json
 
 # %% ../../nbs/14c_study.ipynb #4b0e06a8
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _fitted(size:tuple, side:int)->tuple: # (width, height) whose longer side is
 
 def _same_shape(a:tuple, b:tuple)->bool: return abs(math.log(a[0]*b[1]/(a[1]*b[0]))) < .02
 
-# %% ../../nbs/14c_study.ipynb #1ba30036
+# %% ../../nbs/14c_study.ipynb #a02ce641
 class _Pictures:
     "Pictures of a study in the making"
     def __init__(self, folder:Path, side:int): self.folder, self.side, self.made = folder, side, {}
@@ -232,9 +232,13 @@ class _Pictures:
         size = size or _fitted(image.size, self.side)
         data = _encoded(image, size)
         name = digest(data)[:16]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder/f'{name}.webp').write_bytes(data)
+        self.made[name] = data
         return name, size
+
+    def write(self, names):
+        "Put those that are needed on the disk"
+        for name in names:
+            with atomic_path(self.folder/f'{name}.webp') as tmp: tmp.write_bytes(self.made[name])
 
 # %% ../../nbs/14c_study.ipynb #01935c77
 def _key(name:str)->str: return name_key(Path(name).with_suffix('').as_posix())
@@ -272,7 +276,7 @@ def _reference_paths(references)->list:
     if not found: raise StylekitError('people need examples of the style: give two or three pictures as references=')
     return found[:3]
 
-# %% ../../nbs/14c_study.ipynb #1b0c7142
+# %% ../../nbs/14c_study.ipynb #13d991a5
 class _Maker:
     "Collects what goes into a study"
     def __init__(self, out:Path, methods:dict, source, references, side:int, seed:int):
@@ -296,7 +300,7 @@ def candidates(self:_Maker)->list: # of PictureFiles
         elif lacking: self.left_out[p.name] = f'no result of {lacking[0]}'
         else: found.append(p)
     if not found:
-        raise StylekitError(f'no picture of {self.source.name!r} has a result in every folder: names must agree')
+        raise StylekitError(f'no picture of {self.source.name!r} has a result in each folder: names must agree')
     self.rng.shuffle(found)
     return found
 
@@ -325,25 +329,22 @@ def items(self:_Maker, most:int)->tuple: # of StudyItems; `most`: None for all
     if len(found) < 2: raise StylekitError(f'a study needs two pictures at least; left out: {self.left_out}')
     return tuple(found)
 
-# %% ../../nbs/14c_study.ipynb #0a9b29de
+# %% ../../nbs/14c_study.ipynb #ccf3409d
 LEAST_CATCH = 10
 
 @patch
 def catches(self:_Maker, items:tuple, n:int)->list: # of Trials without ids
     "Trials with an answer that everybody sees"
-    styled = [(i, o) for i in items for o in i.outputs.values() if o != i.content]
+    styled = [(i, o, i.content) for i in items for o in i.outputs.values() if o != i.content]
     others = [(i, i.outputs[m], j.outputs[m]) for i, j in zip(items, items[1:]+items[:1]) for m in self.methods]
     if not styled: raise StylekitError('every result is its source: there is no style to ask about')
     self.rng.shuffle(styled)
     self.rng.shuffle(others)
     found = []
     for k in range(n):
-        question = 'content' if k%2 else 'style'
-        if k%2: item, right, wrong = others[k//2%len(others)]
-        else: (item, right), wrong = styled[k//2%len(styled)], styled[k//2%len(styled)][0].content
-        side = self.rng.choice(('first', 'second'))
-        first, second = (right, wrong) if side == 'first' else (wrong, right)
-        found.append(Trial('', 'catch', item.id, first, second, question=question, right=side))
+        cases, question = (others, 'content') if k%2 else (styled, 'style')
+        item, right, wrong = cases[k//2%len(cases)]
+        found.append(Trial('', 'catch', item.id, right, wrong, question=question, right='first'))
     return found
 
 @patch
@@ -355,7 +356,7 @@ def trials(self:_Maker, items:tuple, catch:int, repeat:float)->tuple: # of Trial
     again = self.rng.sample(both[:len(pairs)], math.ceil(repeat*len(pairs)))
     return (*both, *(replace(t, id=f't{n:03}', kind='repeat', repeats=t.id) for n, t in enumerate(again, len(both)+1)))
 
-# %% ../../nbs/14c_study.ipynb #35f49cbc
+# %% ../../nbs/14c_study.ipynb #4f3a5e14
 def make_study(out, # folder for the study; it must not hold one
                methods:dict, # name -> folder of results, two or more
                references, # 2 or 3 pictures of the style: paths, or a folder
@@ -382,12 +383,14 @@ def make_study(out, # folder for the study; it must not hold one
         encoding = ' '.join(f'{k}={v}' for k, v in ENCODING.items())
         study = Study(one_line(title), utc_now(), tuple(maker.methods), tuple(questions), INSTRUCTIONS, found,
                       maker.trials(found, catch, repeat), planned or plan(), rules, f'{encoding} side={side}')
+        study = Study.from_json(study.to_json())      # as it will be read: a share of 0 is 0.0 then
         sha256 = seal(study)['sha256']
+        maker.pictures.write(_shown(study))
         write_json(out/KEY, StudyKey(sha256, maker.methods, maker.sources, maker.outputs, maker.left_out, seed))
         write_json(out/STUDY, study)
     return open_study(out)
 
-# %% ../../nbs/14c_study.ipynb #1cd2060d
+# %% ../../nbs/14c_study.ipynb #84be2add
 class StudyFolder:
     "A study on the disk: what raters see, and where votes go"
     def __init__(self, path): # folder, or its study.json
@@ -399,13 +402,30 @@ class StudyFolder:
         self.trials = {t.id: t for t in self.study.trials}
         self.items = {i.id: i for i in self.study.items}
         self.questions = {q.key: q for q in self.study.questions}
+        _check_study(self)
         for name in self.pictures: self.picture(name)
+
+def _check_study(s:'StudyFolder'):
+    "Refuse what does not fit together: a person may have written the file"
+    pairs = {t.id for t in s.study.trials if t.kind == 'pair'}
+    def fits(t):
+        named = t.item in s.items and {*t.methods} <= {*s.study.methods} and (t.kind != 'repeat' or t.repeats in pairs)
+        return named and (t.kind == 'catch') == bool(t.right) == (t.question in s.questions) != bool(t.methods)
+    known = map(fits, s.study.trials)
+    twice = len(s.trials) < len(s.study.trials) or len(s.items) < len(s.study.items)
+    named = all(re.fullmatch('[0-9a-f]{16}', name) for name in _shown(s.study))
+    outputs = all(set(i.outputs) == set(s.study.methods) for i in s.study.items)
+    if not (s.items and pairs and s.questions and all(known) and named and outputs) or twice:
+        raise StylekitError(f'{STUDY} does not fit together: make the study anew')
+
+def _shown(study:Study)->list: # of ids
+    found = [n for i in study.items for n in (i.content, *i.references, *i.outputs.values())]
+    return sorted({*found, *(n for t in study.trials for n in (t.first, t.second))})
 
 @patch(as_prop=True)
 def pictures(self:StudyFolder)->list: # of ids
     "Every picture that is shown"
-    found = [n for i in self.study.items for n in (i.content, *i.references, *i.outputs.values())]
-    return sorted({*found, *(n for t in self.study.trials for n in (t.first, t.second))})
+    return _shown(self.study)
 
 @patch
 def picture(self:StudyFolder, name:str # id
@@ -552,17 +572,23 @@ def undo(self:Voting)->Vote: # what was taken back
     self.refresh()
     return last
 
-# %% ../../nbs/14c_study.ipynb #6187ed3e
+# %% ../../nbs/14c_study.ipynb #ec98c9d0
 def read_votes(study, # as `open_study` takes it
                path # of a ballot or log
               )->list: # of Votes
     "The votes in a file, if they were given to this study"
     study, path = open_study(study), user_path(path)
-    with explain_errors(f'cannot read {path.name}'): lines = path.read_bytes().splitlines()
+    with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
+    is_log = b'"sha256"' in raw      # whose writers may have been killed in mid-line; a ballot is one piece
     found = []
-    for n, line in enumerate(lines, 1):
+    for n, line in enumerate(raw.split(b'\n'), 1):
         what = f'{path.name}, line {n}'
-        if line.strip(): found.append(_checked(study, unseal_if_sealed(Vote, parse_json(line, what), what), what))
+        if not line.strip(): continue
+        try: data = parse_json(line, what)
+        except StylekitError:
+            if is_log: continue
+            raise
+        found.append(_checked(study, unseal_if_sealed(Vote, data, what), what))
     return _check_sides(study, found, path.name)
 
 def _checked(study:StudyFolder, v:Vote, what:str)->Vote:
@@ -574,7 +600,7 @@ def _checked(study:StudyFolder, v:Vote, what:str)->Vote:
         raise StylekitError(f'{what} has no proper id, rater or time: it was not written by a ballot of stylekit')
     return v
 
-# %% ../../nbs/14c_study.ipynb #f61e0430
+# %% ../../nbs/14c_study.ipynb #b6249ff8
 _WHEN = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}')
 
 def _check_sides(study:StudyFolder, votes:list, name:str)->list:
@@ -592,8 +618,8 @@ class Merged:
     known: int           # lines that were there already
     raters: tuple        # whose votes the log holds now
     def __str__(self):
-        who = ', '.join(self.raters)
-        return f'{self.added} lines added, {self.known} known already; votes of {len(self.raters)} raters: {who}'
+        who = ', '.join(self.raters) or 'nobody'
+        return f'{self.added} lines added, {self.known} known already; there are votes of {who}'
 
 # %% ../../nbs/14c_study.ipynb #8420402a
 def merge_votes(study, # as `open_study` takes it
@@ -612,3 +638,211 @@ def merge_votes(study, # as `open_study` takes it
         return [v for i, v in came.items() if i not in there]
     added = out.extend(missing)
     return Merged(len(added), len(found)-len(added), tuple(sorted({v.rater for v in out.records})))
+
+# %% ../../nbs/14c_study.ipynb #6282462e
+@dataclass(frozen=True)
+class RaterCheck:
+    "How a rater did, and whether their votes count"
+    rater: str
+    answered: int            # questions
+    of: int
+    skipped: int
+    catch_right: int
+    catch_answered: int
+    repeats_same_side: int   # the same side was chosen again, so the other picture
+    repeats_decided: int
+    left: float | None       # share of A among A and B
+    excluded: str = ''       # why, if their votes do not count
+
+def _repeats(trials, votes:dict)->tuple: # how often the same side was chosen, how often a side was chosen both times
+    def side(trial): # 1: A; -1: B
+        said = [v.answer for (t, _), v in votes.items() if t == trial]
+        return (said.count('A') > said.count('B'))-(said.count('A') < said.count('B'))
+    pairs = [(side(t.repeats), side(t.id)) for t in trials if t.kind == 'repeat']
+    decided = [(a, b) for a, b in pairs if a and b]
+    return sum(a == b for a, b in decided), len(decided)
+
+def _why_not(rules:StudyRules, right:int, n:int, same:int, repeats:int)->str:
+    "Why somebody's votes do not count; '' if they do"
+    if n < rules.catch_least: return f'answered {n} catch trials, {rules.catch_least} are needed'
+    if right < rules.catch_share*n-1e-9: return f'{right} of {n} catch trials right, {rules.catch_share:.0%} are needed'
+    if side_habit(same, repeats) < rules.side_p: return f'chose the same side in {same} of {repeats} repeats'
+    return ''
+
+# %% ../../nbs/14c_study.ipynb #c2367609
+def check_rater(study:StudyFolder, rater:str,
+                votes # Votes that hold, of anybody
+               )->RaterCheck:
+    "Catch trials, repeats and sides of one rater"
+    mine = {(v.trial, v.question): v for v in votes if v.rater == rater}
+    catches = [(t, mine.get((t.id, t.question))) for t in study.study.trials if t.kind == 'catch']
+    caught = [v.won == t.right for t, v in catches if v and v.answer != 'skip']
+    same, repeats = _repeats(study.study.trials, mine)
+    said = Counter(v.answer for v in mine.values())
+    sides = said['A']+said['B']
+    return RaterCheck(rater, len(mine), len(study.trials)*len(study.questions), said['skip'], sum(caught), len(caught),
+                      same, repeats, round(said['A']/sides, 3) if sides else None,
+                      _why_not(study.study.rules, sum(caught), len(caught), same, repeats))
+
+# %% ../../nbs/14c_study.ipynb #3019938d
+FOUND = ('people', 'these people', 'nothing', 'too early')
+
+@dataclass(frozen=True)
+class StudyResult:
+    "What people said to one question about two methods"
+    question: str
+    first: str
+    second: str
+    wins: int                # pictures that the first method won, by most of their votes
+    ties: int
+    losses: int
+    votes: int
+    preference: float | None # for the first method: mean over pictures of its share of the votes
+    low: float | None        # 95 % interval over pictures and raters
+    high: float | None
+    won: float | None        # share of the pictures that were decided
+    won_low: float           # Wilson's 95 % interval
+    won_high: float
+    p: float                 # exact sign test over pictures
+    p_holm: float
+    agreement: float | None  # Krippendorff's α
+    found: Literal['people', 'these people', 'nothing', 'too early']
+
+@dataclass(frozen=True)
+class MethodStrength:
+    "A method among more than two"
+    question: str
+    method: str
+    strength: float          # Bradley–Terry, mean 0: a difference of 1 wins 73 % of the pictures
+    low: float
+    high: float
+    smoothed: bool           # a method won or lost everything
+
+# %% ../../nbs/14c_study.ipynb #cfeda16e
+@dataclass(frozen=True)
+class StudyAnalysis(Record):
+    "What a study came to"
+    kind = 'study analysis'
+    study: str               # its hash
+    title: str
+    methods: tuple[str, ...] # names, or 'm1', ... without a key
+    planned: Plan
+    items: int               # pictures in the study
+    voted: int               # pictures with a vote that counts
+    questions: tuple[StudyQuestion, ...]
+    instructions: dict[str, str]
+    rules: StudyRules
+    raters: tuple[RaterCheck, ...]
+    results: tuple[StudyResult, ...]
+    strengths: tuple[MethodStrength, ...]
+    sentences: tuple[str, ...]
+    def __str__(self): return '\n'.join(self.sentences)
+
+# %% ../../nbs/14c_study.ipynb #e14c6a00
+class _Table:
+    "Votes that count, as arrays"
+    def __init__(self, study:StudyFolder, votes:list, raters:list):
+        self.raters = {r: n for n, r in enumerate(raters)}
+        self.items = {i.id: n for n, i in enumerate(study.study.items)}
+        self.arrays = {(q, pair): np.full((len(self.raters), len(self.items)), np.nan)
+                       for q in study.questions for pair in combinations(study.study.methods, 2)}
+        for v in votes:
+            t = study.trials[v.trial]
+            if v.rater not in self.raters or t.kind != 'pair' or v.answer == 'skip': continue
+            said = {'first': 1, 'second': -1, '': 0}[v.won]
+            self.arrays[v.question, t.methods][self.raters[v.rater], self.items[t.item]] = said
+    @property
+    def voted(self)->int: # pictures
+        return int(np.any([~np.isnan(a).all(0) for a in self.arrays.values()], 0).sum()) if self.raters else 0
+
+# %% ../../nbs/14c_study.ipynb #47bfb6fc
+def _none(x): return None if x != x else round(float(x), 4)   # JSON has no NaN
+
+def _result(table:_Table, question:str, pair:tuple, names:dict)->StudyResult:
+    "One question about one pair; what was found is not known before the others"
+    v = table.arrays[question, pair]
+    wins, ties, losses = count_outcomes(item_outcomes(v))
+    n = wins+losses
+    low, high = preference_interval(v) if len(v) else (math.nan, math.nan)
+    p = sign_test(wins, losses)
+    return StudyResult(question, *(names[m] for m in pair), wins, ties, losses, int((~np.isnan(v)).sum()),
+                       _none(preference(v)), _none(low), _none(high), _none(wins/n) if n else None,
+                       *map(_none, wilson_interval(wins, n)), p, p, _none(krippendorff_alpha(v)), 'nothing')
+
+def _verdict(r:StudyResult, rules:StudyRules, raters:int, early:bool)->str: # one of FOUND
+    if early: return 'too early'
+    if r.p_holm > rules.alpha: return 'nothing'
+    clear = r.low > .5 if r.wins > r.losses else r.high < .5
+    return 'people' if clear and raters >= rules.least_raters else 'these people'
+
+# %% ../../nbs/14c_study.ipynb #1bab7af9
+def _strengths(table:_Table, study:StudyFolder, names:dict)->tuple: # of MethodStrengths; () for two methods
+    methods, found = study.study.methods, []
+    if len(methods) < 3 or not table.voted: return ()
+    for q in study.questions:
+        votes = {(methods.index(a), methods.index(b)): table.arrays[q, (a, b)] for a, b in combinations(methods, 2)}
+        s, low, high, smoothed = method_strengths(votes)
+        found += [MethodStrength(q, names[m], *map(_none, (s[i], low[i], high[i])), smoothed)
+                  for i, m in enumerate(methods)]
+    return tuple(found)
+
+# %% ../../nbs/14c_study.ipynb #0210aeb8
+def _percent(x)->str: return f'{100*x:.0f} %'
+
+def _sentence(r:StudyResult, items:int)->str:
+    "What may be said of one question about two methods"
+    better, other = (r.first, r.second) if r.wins >= r.losses else (r.second, r.first)
+    most, least = max(r.wins, r.losses), min(r.wins, r.losses)
+    counts = f'{better} won {most} pictures, {other} {least}, {r.ties} ended in a tie'
+    p = f'p = {r.p_holm:.3f} after Holm' if r.p_holm >= .001 else 'p < .001 after Holm'
+    if r.found == 'too early': return f'{r.question}: too early to say. So far {counts}.'
+    if r.found == 'nothing':
+        return f'{r.question}: no difference found ({counts}; {p}). That is no proof that there is none.'
+    low, high = (r.low, r.high) if better == r.first else (1-r.high, 1-r.low)
+    share = f'{counts}; {p}; {_percent(r.preference if better == r.first else 1-r.preference)} of the votes, '
+    share += f'with other pictures and people {_percent(low)} to {_percent(high)}'
+    if r.found == 'people': return f'{r.question}: {better} is preferred ({share}).'
+    return (f'{r.question}: these raters prefer {better} ({share}). '
+            'They are too few, or differ too much, to speak for others.')
+
+# %% ../../nbs/14c_study.ipynb #f87e40da
+def _about_size(planned:Plan, items:int, voted:int)->list: # of sentences
+    said = []
+    if items < planned.items:
+        least = detectable_preference(items, planned.power, planned.alpha)
+        can = f'only one of {_percent(least)} or more' if least < 1 else 'none at all'
+        said.append(f'The study has {items} pictures, which find {can}. To find a preference of '
+                    f'{_percent(planned.preference)}, {planned.items} were planned.')
+    if voted < min(items, planned.items): said.append(f'{voted} of {items} pictures have votes that count.')
+    return said
+
+def _about_raters(checks:tuple)->list: # of sentences
+    out = [c for c in checks if c.excluded]
+    said = [f'Raters whose votes count: {len(checks)-len(out)}.']
+    if out: said.append(f'Left out: {"; ".join(f"{c.rater} ({c.excluded})" for c in out)}.')
+    late = [c.rater for c in checks if not c.excluded and c.answered < c.of]
+    if late: said.append(f'Not finished: {", ".join(late)}. Looking before the end and stopping when it looks good '
+                         'finds differences that are not there.')
+    return said
+
+# %% ../../nbs/14c_study.ipynb #cba8894b
+def analyse(study, # as `open_study` takes it
+            votes=None, # Votes; default all in the study's votes.jsonl
+            key:StudyKey=None # which method is which; default the study's key.json
+           )->StudyAnalysis:
+    "What people's votes show, by the rules that the study fixed before"
+    study = open_study(study)
+    votes = standing_votes(read_votes(study, study.path/VOTES) if votes is None else votes)
+    key = key or study.key()
+    names = key.methods if key else {m: m for m in study.study.methods}
+    checks = tuple(check_rater(study, r, votes) for r in sorted({v.rater for v in votes}))
+    table = _Table(study, votes, [c.rater for c in checks if not c.excluded])
+    planned, rules, n = study.study.plan, study.study.rules, len(study.items)
+    results = [_result(table, *asked, names) for asked in table.arrays]
+    early = table.voted < min(n, planned.items)
+    results = [replace(r, p_holm=p) for r, p in zip(results, holm([r.p for r in results]))]
+    results = [replace(r, found=_verdict(r, rules, len(table.raters), early)) for r in results]
+    sentences = _about_raters(checks)+_about_size(planned, n, table.voted)+[_sentence(r, n) for r in results]
+    return StudyAnalysis(study.sha256, study.study.title, tuple(names.values()), planned, n, table.voted,
+                         study.study.questions, study.study.instructions, rules, checks, tuple(results),
+                         _strengths(table, study, names), tuple(sentences))
