@@ -2826,6 +2826,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stylekit.pilot.report._md_part': ('report.html#_md_part', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._md_value': ('report.html#_md_value', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._nice_step': ('report.html#_nice_step', 'stylekit/pilot/report.py'),
+                                       'stylekit.pilot.report._numbers': ('report.html#_numbers', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._of_fold': ('report.html#_of_fold', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._pays': ('report.html#_pays', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._percent': ('report.html#_percent', 'stylekit/pilot/report.py'),

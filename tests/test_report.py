@@ -160,7 +160,7 @@ def test_all_forms_say_the_same_numbers(tmp_path, lang):
     rows = tuple(dict(picture=p.item, clicks=str(i)) for i, p in enumerate(log.pictures))
     shop = PictureTable('shop.csv', ('clicks',), rows)
     costs = make_costs(currency='円', reviewer_per_hour=[40, 60], quote_price=3)
-    made = write_report(build_report(log, metrics, costs, shop, lang=lang), tmp_path, lang=lang, title='Ü | <i>')
+    made = write_report(build_report(log, metrics, costs, shop, lang=lang), tmp_path, title='Ü | <i>')
     page = Tags()
     page.feed((tmp_path/'report.html').read_text(encoding='utf-8'))
     assert not page.open and 'script' not in page.seen and 'i' not in page.seen and 'b' in page.seen
@@ -198,6 +198,14 @@ def test_a_report_that_is_killed_leaves_the_old_one(tmp_path, monkeypatch):
     write_report(new, tmp_path/'r', overwrite=True)
     assert (tmp_path/'r'/'report.html').read_bytes() != old
 
+def test_figures_that_cannot_be_joined_are_said():
+    log, metrics = pilot()
+    rows = [dict(picture=p.item, clicks=str(i), sold='1,234', score='7') for i, p in enumerate(log.pictures)]
+    table = PictureTable('shop.csv', ('clicks', 'sold', 'score'), (*rows, dict(rows[0], picture='gone.png')))
+    part = build_report(log, dict(cost=metrics['likeness']), kpi=table, lang='ja').part('kpi')
+    assert '1行' in part.said[1] and part.said[2].endswith('：sold、score、作り直し回数。')
+    assert [r.label for r in part.rows] == ['clicks：cost']       # names of ours are not taken for texts of ours
+
 @pytest.fixture(scope='module')
 def reviewed(results, tmp_path_factory):
     home = tmp_path_factory.mktemp('reviewed')
@@ -214,6 +222,7 @@ def test_the_command(reviewed, tmp_path, capsys):
     costs.write_text(costs.read_text().replace('#quote_price', 'quote_price'))
     lines = [f'{p.item},{i}' for i, p in enumerate(make_report(reviewed).log.pictures)]
     (tmp_path/'m.csv').write_text('\n'.join(['picture,edges', *lines]))
+    (tmp_path/'other.csv').write_text('picture,edges\nnowhere.png,1\n')
     asked = ['report', str(reviewed), '--costs', str(costs), '--metrics', str(tmp_path/'m.csv'), '--out', str(to)]
     capsys.readouterr()
     assert main([*asked, '--lang', 'ja', '--json']) == 0
@@ -222,20 +231,21 @@ def test_the_command(reviewed, tmp_path, capsys):
     assert '外部の見積もり' in (to/'report.html').read_text(encoding='utf-8')
     for wrong, why in ((asked, '--overwrite'), (['report'], 'name a folder'), (asked[:2]+['--lang', 'de'], "'de'"),
                        (asked[:2]+['--votes', 'x'], 'without --study'), (['report', str(tmp_path)], 'manifest'),
+                       (asked[:2]+['--metrics', str(tmp_path/'other.csv')], 'say nothing of'),
                        (asked[:2]+['--costs', str(tmp_path/'m.csv')], 'cannot read m.csv')):
         assert main(wrong) == 2
         assert why in capsys.readouterr().err, wrong
     assert main([*asked, '--overwrite', '--quiet']) == 0 and 'are accepted' in capsys.readouterr().out
 
 def test_proofs_can_be_made_on_the_way(reviewed):
-    tables = module.prove_results(reviewed, letters=False)
+    tables = module.prove_results(reviewed, letters=False, net=False)
     found = make_report(reviewed, metrics=tables).part('tracks')
     assert 'displacement' in tables[0].columns and len(tables[0].rows) == 12 and found.rows
 
 def test_the_page_fits_screens(chrome, tmp_path):
     "No part runs over the edge, at 1300 and 400 pixels; what is dashed has no upper end"
     log, metrics = pilot(group='とても長い名前の商品群'*3)
-    write_report(build_report(log, metrics, make_costs(reviewer_per_hour=50), lang='ja'), tmp_path, lang='ja')
+    write_report(build_report(log, metrics, make_costs(reviewer_per_hour=50), lang='ja'), tmp_path)
     for width in (1300, 400):
         page = chrome.new_page(viewport=dict(width=width, height=900))
         page.goto((tmp_path/'report.html').as_uri())

@@ -11,24 +11,23 @@ __all__ = ['LEAST_ITEMS', 'LEAST_EACH', 'FOLDS', 'TEXTS', 'MOST_ROWS', 'PAGE', '
            'kpi_part', 'how_part', 'html_report', 'markdown_report', 'csv_report', 'PilotReport', 'build_report',
            'write_report', 'make_report']
 
-# %% ../../nbs/14f_report.ipynb #c0b267c6
-import math
+# %% ../../nbs/14f_report.ipynb #9b1777fd
+import math, re
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import permutations
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import StylekitError, atomic_path, check_range, check_whole, explain_errors, folder_lock, one_line
-from ..core import user_path
+from ..core import StylekitError, atomic_path, explain_errors, folder_lock, one_line, user_path
 from ..measure.proof import MEASURES, Proof, prove_folder
 from .log import Costs, CostAccount, PictureTable, QualityLog, account, csv_text, divide_span
-from .log import numbers_of, read_costs, read_picture_table, read_quality_log, times_span, with_groups
+from .log import match_table, numbers_of, read_costs, read_picture_table, read_quality_log, times_span
 from .statistics import wilson_interval
 from .study import VOTES, StudyAnalysis, StudyFolder, analyse, open_study, read_votes, standing_votes
 from ..records import Record, parse_json, utc_now, write_json
-from ..review import Review
+from ..review import REASONS, Review
 
 # %% ../../nbs/14f_report.ipynb #bba36c4d
 def average_ranks(values, # (n,)
@@ -431,31 +430,32 @@ TEXTS |= dict(
                  'りを調べており、無関係でも20通りに1通りは偶然0から外れます。'),
     tracks_none=('No automatic number is clearly tied to what people say.',
                  '人の判断と明確に連動する自動指標はありませんでした。'),
-    tracks_best=('Of the automatic numbers, {metric} goes most closely with {target}: rank correlation {rho}.',
+    tracks_best=('Of the automatic numbers, {metric} goes most closely with "{target}": rank correlation {rho}.',
                  '自動指標のうち「{target}」と最も連動していたのは「{metric}」です（順位相関{rho}）。'),
     no_metrics=('No automatic numbers were given.', '自動指標は入力されていません。'),
     first=('acceptance as made', 'そのまま採用'),
-    left_out=('Left out, as there are too few numbers or they are all the same: {names}.',
-              '件数不足、または値がすべて同じため対象外：{names}。'),
+    left_out=('Left out, as they are too few, all the same, or no numbers: {names}.',
+              '件数不足、値がすべて同じ、または数値でないため対象外：{names}。'),
     kpi=('Figures of your own', '自社の指標との関係'),
     kpi_said=('Rank correlation with numbers from {name}. It says what goes together. It does not say that one '
               'brings about the other: which pictures were shown, where, when and to whom was not drawn by lot.',
               '{name}の数値との順位相関係数です。一緒に増減するかどうかを示すもので、因果関係を示すものではありま'
               'せん。どの画像をいつ、どこで、誰に見せるかを無作為に決めたわけではないためです。'),
+    kpi_lost=('{n} rows of {name} name no result here.', '{name}の{n}行は、対応する結果が見つかりませんでした。'),
     redos=('redos', '作り直し回数'),
-    prefer_people=('{question}: {better} is preferred to {other}, with {share} of the votes ({span} with other '
+    prefer_people=('"{question}": {better} is preferred to {other}, with {share} of the votes ({span} with other '
                    'pictures and people).',
                    '「{question}」では{better}が{other}より好まれ、得票率は{share}でした（別の画像・別の評価者で'
                    'の想定範囲 {span}）。'),
-    prefer_these=('{question}: these raters prefer {better} to {other}, with {share} of the votes. They are too '
+    prefer_these=('"{question}": these raters prefer {better} to {other}, with {share} of the votes. They are too '
                   'few, or differ too much, to speak for others.',
                   '「{question}」では今回の評価者は{other}より{better}を好みました（得票率{share}）。ただし人数が'
                   '少ない、または評価の個人差が大きいため、一般化はできません。'),
-    prefer_nothing=('{question}: no difference between {better} and {other} was found. That is no proof that '
+    prefer_nothing=('"{question}": no difference between {better} and {other} was found. That is no proof that '
                     'there is none.',
                     '「{question}」では{better}と{other}の差は確認できませんでした。差がないことの証明ではありま'
                     'せん。'),
-    prefer_early=('{question}: it is too early to compare {better} and {other}; not all that was planned is '
+    prefer_early=('"{question}": it is too early to compare {better} and {other}; not all that was planned is '
                   'voted on.',
                   '「{question}」での{better}と{other}の比較は、予定した投票が揃っていないため、まだ結論を出せま'
                   'せん。'),
@@ -535,8 +535,8 @@ class Words:
         "A text, its gaps filled"
         return TEXTS[key][self.at].format(**values)
     def own(self, text:str)->str:
-        "A text of somebody's own, translated if it is one of ours"
-        return TEXTS[text][self.at] if text in TEXTS else text
+        "A text from the log or a table, translated if it is one of ours"
+        return self(text) if text in (*REASONS, 'redos') else text
 
 # %% ../../nbs/14f_report.ipynb #bbee389e
 @dataclass(frozen=True)
@@ -768,7 +768,7 @@ _FOUND = {'people': 'prefer_people', 'these people': 'prefer_these', 'nothing': 
 
 def _prefer_said(r, question:str, say:Words)->str: # StudyResult
     "What may be said of one question about two methods"
-    swap = (r.preference or .5) < .5 if r.found != 'people' else r.losses > r.wins
+    swap = r.losses > r.wins
     better, other = (r.second, r.first) if swap else (r.first, r.second)
     if r.preference is None: return say('prefer_early', question=question, better=better, other=other)
     share, low, high = (1-r.preference, 1-r.high, 1-r.low) if swap else (r.preference, r.low, r.high)
@@ -856,8 +856,11 @@ def kpi_part(table:PictureTable, log:QualityLog, metrics:dict, say:Words)->Repor
     redos = {p.key: float(p.rounds) for p in log.pictures if p.is_decided}
     said = [PeopleSaid(name, values, metrics | dict(redos=redos), items) for name, values in figures.items()]
     found, left_out = _correlations(said)
-    lacking = [*(n for n in figures if n not in {c.target for c in found}), *left_out]
-    text = [say('kpi_said', name=table.name)] + [say('left_out', names=_joined(lacking, say))]*bool(lacking)
+    used = {c.target for c in found} | {c.metric for c in found}
+    lacking = [n for n in dict.fromkeys([*table.columns, *left_out]) if n not in used and n != 'group']
+    lost = len(table.rows)-len({id(row) for row in match_table(table, log.pictures).values()})
+    text = [say('kpi_said', name=table.name)] + [say('kpi_lost', n=lost, name=table.name)]*bool(lost)
+    text += [say('left_out', names=_joined(lacking, say))]*bool(lacking)
     shown = _shown(found)
     rest = tuple(_rho_row(c, say) for c in found if c not in shown)
     return ReportPart('kpi', say('kpi'), tuple(text), tuple(_rho_row(c, say) for c in shown), 'rho', (0, 0), rest)
@@ -880,7 +883,7 @@ def _axis(part:ReportPart)->tuple: # (lo, hi), ticks
     if part.unit == 'share': return (0, 1), (0, .5, 1)
     if part.unit == 'rho': return (-1, 1), (-1, 0, 1)
     ends = [x for r in part.rows for x in (r.value, r.low, r.high) if x is not None]
-    most = max([*ends, *part.reference, 1e-9])
+    most = max([*ends, *part.reference]) or 1
     step = _nice_step(most)
     return (0, most*1.06), tuple(step*i for i in range(int(most/step)+1))
 
@@ -968,8 +971,8 @@ def html_report(parts:list, # of ReportParts
             f'<p class="made">{escape(made)}</p><section id="short"><h2>{say("short")}</h2><ul>{first}</ul></section>'
             f'{body}</body></html>\n')
 
-# %% ../../nbs/14f_report.ipynb #ac6d99a4
-def _md(text:str)->str: return text.replace('\\', '\\\\').replace('|', '\\|').replace('<', '&lt;')
+# %% ../../nbs/14f_report.ipynb #d3e6f567
+def _md(text:str)->str: return re.sub(r'([\\|\[\]])', r'\\\1', one_line(text, 2000)).replace('<', '&lt;')
 
 def _md_value(r:ReportRow, unit:str, say:Words)->tuple: # value, range
     shown = _shown_value(r, unit, say)
@@ -1006,6 +1009,7 @@ class PilotReport:
     account: CostAccount
     parts: tuple                 # of ReportParts
     short: tuple                 # sentences
+    lang: str = 'en'
     score: QualityScore = None   # None: refused
     files: tuple = ()            # that were written
     def part(self, key:str)->ReportPart:
@@ -1037,13 +1041,13 @@ def build_report(log:QualityLog, metrics:dict=None, # metric -> {key of a Pictur
     parts += [tracks_part([judged, *asked], say, (say('no_key'),)*no_key), scored]
     if kpi is not None: parts.append(kpi_part(kpi, log, metrics, say))
     parts = [*(p for p in parts if p.said or p.rows), how_part(log, say)]
-    return PilotReport(log, a, tuple(parts), _in_short({p.key: p for p in parts}), score)
+    return PilotReport(log, a, tuple(parts), _in_short({p.key: p for p in parts}), lang, score)
 
 # %% ../../nbs/14f_report.ipynb #a1022b32
 PAGE, SCORE = 'report.html', 'score.json'
 
-def _texts(report:PilotReport, title:str, lang:str)->dict: # name of a file -> text, the page last
-    say = Words(lang)
+def _texts(report:PilotReport, title:str)->dict: # name of a file -> text, the page last
+    say = Words(report.lang)
     folders = _joined(dict.fromkeys(p.folder for p in report.log.pictures), say)
     made = say('made', day=utc_now()[:10], folders=folders)
     page = list(report.parts), list(report.short), say, title or say('title'), made
@@ -1057,9 +1061,9 @@ def _check_free(to:Path, overwrite:bool):
 
 # %% ../../nbs/14f_report.ipynb #9e7a4426
 def write_report(report:PilotReport, to, # folder; made if it is not there
-                 title:str='', lang:str='en', overwrite:bool=False)->PilotReport:
+                 title:str='', overwrite:bool=False)->PilotReport:
     "Write a report as HTML, Markdown and CSV, the page last"
-    to, texts = user_path(to), _texts(report, title, lang)
+    to, texts = user_path(to), _texts(report, title)
     with folder_lock(to):
         _check_free(to, overwrite)
         if report.score: write_json(to/SCORE, report.score)
@@ -1067,6 +1071,14 @@ def write_report(report:PilotReport, to, # folder; made if it is not there
         for name, text in texts.items():
             with atomic_path(to/name) as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return replace(report, files=tuple(to/n for n in (*texts, SCORE) if (to/n).exists()))
+
+# %% ../../nbs/14f_report.ipynb #9c5329d1
+def _numbers(metrics, log:QualityLog)->dict: # metric -> {key of a PictureLog: number}
+    "Automatic metrics, if there are any"
+    if metrics is None: return {}
+    found = read_metrics(metrics, log.pictures)
+    if not found: raise StylekitError(f'the metrics say nothing of {log.pictures[0].item} or any other result')
+    return found
 
 # %% ../../nbs/14f_report.ipynb #29717a4d
 def make_report(outs, # folder of results that was reviewed, or several
@@ -1086,7 +1098,7 @@ def make_report(outs, # folder of results that was reviewed, or several
     costs = costs if isinstance(costs, (Costs, type(None))) else read_costs(costs)
     table = kpi if isinstance(kpi, (PictureTable, type(None))) else read_picture_table(kpi)
     log = read_quality_log(outs, table)
-    numbers = read_metrics(metrics, log.pictures) if metrics is not None else {}
+    numbers = _numbers(metrics, log)
     asked = read_study(study, votes) if study is not None else None
     report = build_report(log, numbers, costs, table, asked, lang)
-    return report if to is None else write_report(report, to, title, lang, overwrite)
+    return report if to is None else write_report(report, to, title, overwrite)
