@@ -12,6 +12,7 @@ _NAMES = {
     'feedforward_training': 'train_feedforward',
     'folders': 'stylize_folder',
     'review': 'Review export_accepted',
+    'pilot.study': 'make_study Voting merge_votes analyse',
     'clip.control_clip': 'train_control_clip load_control_clip',
     'clip.guidance': 'control_clip',
     'core': 'StylekitError',

@@ -109,7 +109,7 @@ def test_folder_runs_say_what_they_were_made_from(results, folders, tmp_path):
 
 @pytest.mark.parametrize('change, said', [
     (dict(methods=('bright',)), 'two methods or more'), (dict(catch=9), '10 at least'), (dict(repeat=2), 'repeat is 2'),
-    (dict(items=1), 'two pictures at least')])
+    (dict(items=1), 'two pictures at least'), (dict(questions=P.QUESTIONS[1:]), "must have 'style'")])
 def test_a_study_is_refused(folders, tmp_path, change, said):
     with pytest.raises(StylekitError, match=said): make(folders, tmp_path/'s', **change)
     assert not (tmp_path/'s').exists()
@@ -344,6 +344,7 @@ def test_outcomes_are_those_of_a_plain_count(folders, tmp_path):
                                                   (lambda s: s > 0, lambda s: s == 0, lambda s: s < 0))
         assert r.votes == sum(map(len, by_item.values()))
     assert {s.method for s in found.strengths} == {'bright', 'middle', 'dark'}
+    assert [r.p_holm for r in found.results] == P.holm([r.p for r in found.results])
 
 def test_a_clear_study(study):
     first = study.key().methods['m1']
@@ -354,6 +355,8 @@ def test_a_clear_study(study):
         'left': '5 of 10 catch trials right, 80% are needed'}
     assert all(r.found == 'people' and r.wins == 8 and r.first == first and r.p_holm < .05 for r in found.results)
     assert '92 were planned' in str(found) and f'{first} is preferred' in str(found)
+    twins = [v for v in votes if v.rater == 'a']+answers(study, 'A', looks)
+    assert "'A' and 'a' may be one person" in str(analyse(study, twins))
     few = analyse(study, [v for v in votes if v.rater in 'abc'])
     assert {r.found for r in few.results} == {'these people'} and 'to speak for others' in str(few)
 

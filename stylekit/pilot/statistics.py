@@ -52,7 +52,7 @@ def count_outcomes(outcomes # (pictures,): 1, -1, 0, NaN
     "How many pictures each method won"
     return tuple(int(np.sum(np.asarray(outcomes) == k)) for k in (1, 0, -1))
 
-# %% ../../nbs/14b_statistics.ipynb #1b0707f7
+# %% ../../nbs/14b_statistics.ipynb #29a49f7b
 def simulate_votes(studies:int, # how many
                    raters:int,
                    items:int, # pictures
@@ -64,8 +64,8 @@ def simulate_votes(studies:int, # how many
     "Votes in studies whose truth is known; pictures and raters vary"
     rng = np.random.default_rng(seed)
     draw = lambda *shape: rng.standard_normal((studies, *shape), dtype=np.float32)
-    sharpness = np.exp(.5*draw(raters, 1))        # a dull rater has four times the noise of a sharp one, or more
-    z = lean+draw(1, items)+taste*draw(raters, 1)+sharpness*draw(raters, items)
+    noise = np.exp(.5*draw(raters, 1))        # of a rater: the noise of most is .4 to 2.7
+    z = lean+draw(1, items)+taste*draw(raters, 1)+noise*draw(raters, items)
     return (z > tie).astype(np.int8)-(z < -tie).astype(np.int8)
 
 # %% ../../nbs/14b_statistics.ipynb #9da66d26
@@ -138,7 +138,7 @@ def needed_items(preference:float=.65, # that is worth knowing: share of the pic
         held = held+1 if sign_test_power(n, preference, alpha) >= power else 0
     return n-_LAST
 
-# %% ../../nbs/14b_statistics.ipynb #53a3bf50
+# %% ../../nbs/14b_statistics.ipynb #61b1c3cd
 def detectable_preference(items:int, # pictures, without ties
                           power:float=.8, alpha:float=.05 # as for `needed_items`
                          )->float: # 1: none at all
@@ -151,6 +151,7 @@ def detectable_preference(items:int, # pictures, without ties
         low, high = (low, mid) if sign_test_power(n, mid, alpha) >= power else (mid, high)
     return math.ceil(1000*high)/1000
 
+# %% ../../nbs/14b_statistics.ipynb #f9bfe506
 @dataclass(frozen=True)
 class Plan(Record):
     "How many pictures a study needs, and what for"
@@ -160,8 +161,13 @@ class Plan(Record):
     power: float = .8   # probability to find it
     alpha: float = .05  # of finding something where there is nothing, two-sided
     ties: float = 0.    # share of the pictures that are expected to end in a tie
+    def __str__(self):
+        text = (f'{self.items} pictures: if the better method wins {self.preference:.0%} of the pictures, the study '
+                f'finds it with {self.power:.0%}; if there is no difference, '
+                f'it finds one with {self.alpha:.0%} at most')
+        return text + f'; {self.ties:.0%} ties are allowed for'*bool(self.ties)
 
-# %% ../../nbs/14b_statistics.ipynb #85241faf
+# %% ../../nbs/14b_statistics.ipynb #7e360ad7
 def plan(preference:float=.65, # that is worth knowing: share of the pictures that the better method wins
          power:float=.8, # probability to find it
          alpha:float=.05, # level of the test, two-sided
@@ -171,12 +177,6 @@ def plan(preference:float=.65, # that is worth knowing: share of the pictures th
     check_range('ties', ties, 0, .9)
     decided = needed_items(preference, power, alpha)
     return Plan(preference, math.ceil(decided/(1-ties)), power, alpha, ties)
-
-def _plan_text(self)->str:
-    text = (f'{self.items} pictures: if the better method wins {self.preference:.0%} of the pictures, the study finds '
-            f'it with {self.power:.0%}; if there is no difference, it finds one with {self.alpha:.0%} at most')
-    return text + f'; {self.ties:.0%} ties are allowed for'*bool(self.ties)
-Plan.__str__ = _plan_text
 
 # %% ../../nbs/14b_statistics.ipynb #0fb65ba9
 def wilson_interval(wins:int, # of `n`
