@@ -2815,6 +2815,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stylekit.pilot.report._correlations': ('report.html#_correlations', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._differences': ('report.html#_differences', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._groups_of': ('report.html#_groups_of', 'stylekit/pilot/report.py'),
+                                       'stylekit.pilot.report._hardly_varies': ('report.html#_hardly_varies', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._html_part': ('report.html#_html_part', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._html_row': ('report.html#_html_row', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._in_short': ('report.html#_in_short', 'stylekit/pilot/report.py'),

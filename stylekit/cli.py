@@ -1112,7 +1112,7 @@ def _report(o)->int: # exit status; `o`: what was given to `report`
     first = Path(o.outs[0]).resolve()
     to = o.out or str(first.parent/f'{first.name}-report')
     made = make_report(o.outs, to, o.study, o.votes or (), metrics=_measured(o) or None,
-                       **_given(o, 'costs kpi lang title overwrite'))
+                       title=o.title or '', **_given(o, 'costs kpi lang overwrite'))
     _say_report(made, to)
 
 
@@ -1126,7 +1126,7 @@ def report(*outs:FOLDER, # folders of results that were reviewed
            metrics:several(FILE)=None, # automatic metrics: pictures.csv of an evaluation, .json of proofs
            prove:bool=False, # measure what became of each picture now: seconds for each
            lang:choice('en', 'ja')='en', # of the page
-           title:TEXT='', # of the page
+           title:TEXT=None, # of the page; default by the language
            out:FOLDER=None, # where to; default beside the first folder, with -report in its name
            overwrite:bool=False # replace an earlier report
           )->int: # exit status

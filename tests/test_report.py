@@ -212,7 +212,7 @@ def reviewed(results, tmp_path_factory):
     out = results(home, n=12)
     review = Review(out, who='ann')
     for i, item in enumerate(review.items):
-        review.accept(item, seconds=3.) if i%3 else review.reject(item, 'too much style', seconds=5.)
+        review.accept(item, seconds=3.) if i%2 else review.reject(item, 'too much style', seconds=5.)
     return out
 
 def test_the_command(reviewed, tmp_path, capsys):
@@ -227,7 +227,7 @@ def test_the_command(reviewed, tmp_path, capsys):
     capsys.readouterr()
     assert main([*asked, '--lang', 'ja', '--json']) == 0
     said = json.loads(capsys.readouterr().out)
-    assert (said['accepted'], said['decided'], said['score']) == (8, 12, False) and '採用率' in said['short'][0]
+    assert (said['accepted'], said['decided'], said['score']) == (6, 12, False) and '採用率' in said['short'][0]
     assert '外部の見積もり' in (to/'report.html').read_text(encoding='utf-8')
     for wrong, why in ((asked, '--overwrite'), (['report'], 'name a folder'), (asked[:2]+['--lang', 'de'], "'de'"),
                        (asked[:2]+['--votes', 'x'], 'without --study'), (['report', str(tmp_path)], 'manifest'),
