@@ -13,6 +13,7 @@ _NAMES = {
     'folders': 'stylize_folder',
     'review': 'Review export_accepted',
     'pilot.study': 'make_study Voting merge_votes analyse',
+    'pilot.report': 'make_report',
     'clip.control_clip': 'train_control_clip load_control_clip',
     'clip.guidance': 'control_clip',
     'core': 'StylekitError',

@@ -9,7 +9,7 @@ __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'REGIONS', 'TEMPL
            'HELP', 'Kind', 'whole', 'number', 'choice', 'several', 'common', 'make_parser', 'Output', 'free_path',
            'out_paths', 'fills_frame', 'stylize', 'styles', 'file_info', 'info', 'rights', 'verify', 'TrainingLine',
            'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question', 'evaluate', 'app', 'review',
-           'study', 'merge', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
+           'study', 'merge', 'report', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
 import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
@@ -1255,6 +1255,54 @@ def merge(*files:PATH, # the study, then ballots or logs of votes that were give
     if analyse: _analyse(files[0], out)
     return 0
 
+# %% ../nbs/16_cli.ipynb #934b3979
+def _measured(o)->list: # tables of metrics, or their paths; `o`: what was given to `report`
+    "Metrics from files, and from proofs that are made now"
+    found = list(o.metrics or ())
+    if not o.prove: return found
+    from stylekit.pilot.report import prove_results
+    return [*found, *prove_results(o.outs, SAY.note)]
+
+def _say_report(r, to): # `PilotReport`
+    a = r.account
+    SAY.result(f'{r}', command='report', folder=to, accepted=a.accepted, decided=a.decided, left_out=a.left_out,
+               cost=a.each, cost_of_a_further=a.further, lead_hours=a.lead_hours, unknown=a.unknown,
+               score=bool(r.score and r.score.is_useful), short=r.short)
+    SAY.note(f'{Path(to)/"report.html"} is the page')
+
+def _report(o)->int: # exit status; `o`: what was given to `report`
+    from stylekit.pilot.report import make_report
+    if not o.outs: raise StylekitError('name a folder of results that was reviewed, or several')
+    if o.votes and not o.study: raise StylekitError('--votes does not apply without --study')
+    first = Path(o.outs[0]).resolve()
+    to = o.out or str(first.parent/f'{first.name}-report')
+    made = make_report(o.outs, to, o.study, o.votes or (), metrics=_measured(o) or None,
+                       title=o.title or '', **_given(o, 'costs kpi lang overwrite'))
+    _say_report(made, to)
+
+
+# %% ../nbs/16_cli.ipynb #d65b79bb
+def report(*outs:FOLDER, # folders of results that were reviewed
+           study:PATH=None, # folder of a study that people voted on, with its key.json
+           votes:several(FILE)=None, # ballots and logs of votes; default the log in the study's folder
+           costs:FILE=None, # figures of your own (.toml), see --new-costs
+           new_costs:FILE=None, # write a file for figures of your own, with what each means, and do nothing else
+           kpi:FILE=None, # figures by picture (.csv): a column picture, group for the product group, clicks, sales
+           metrics:several(FILE)=None, # automatic metrics: pictures.csv of an evaluation, .json of proofs
+           prove:bool=False, # measure what became of each picture now: seconds for each
+           lang:choice('en', 'ja')='en', # of the page
+           title:TEXT=None, # of the page; default by the language
+           out:FOLDER=None, # where to; default beside the first folder, with -report in its name
+           overwrite:bool=False # replace an earlier report
+          )->int: # exit status
+    "What a pilot came to, as a page: accepted, redone, rejected and why, cost beside a quote, people's preference"
+    if not new_costs: return _report(SimpleNamespace(**locals()))
+    from stylekit.pilot.log import new_costs as write
+    if outs: raise StylekitError('--new-costs writes a file and nothing else: leave the folders out')
+    made = write(new_costs)
+    SAY.result(made, command='report', costs=made)
+
+
 # %% ../nbs/16_cli.ipynb #3ee5bf55
 def bench(clone:FOLDER=None, # a clone of the authors' code, to be timed beside ours
           size:whole(64, 4096)=512, # side of the picture, in pixels
@@ -1303,7 +1351,7 @@ def completion(shell:choice('bash', 'zsh') # which one
 
 # %% ../nbs/16_cli.ipynb #0762b5a3
 _FUNCTIONS = (stylize, styles, info, rights, verify, train_lora, train_control_clip, train_feedforward,
-              export, evaluate, bench, app, review, study, merge, completion)
+              export, evaluate, bench, app, review, study, merge, report, completion)
 COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 
 # %% ../nbs/16_cli.ipynb #25fdd6fa
@@ -1319,6 +1367,7 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit export FOLDER --accepted [--to FOLDER]
   stylekit study FOLDER FOLDER --references PICTURE,... [--preference X]
   stylekit merge STUDY BALLOT... [--analyse]
+  stylekit report FOLDER... [--study FOLDER] [--costs FILE.toml]
   stylekit evaluate FOLDER --methods NAME,... --styles STYLE,...
   stylekit evaluate FOLDER --results FOLDER [--limits NAME=X,...] [--strict]
   stylekit bench [--clone FOLDER]
