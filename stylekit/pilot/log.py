@@ -110,7 +110,7 @@ class PictureLog(Record):
 def _run_ids(review:Review, item:str)->dict: # sha256 of a file that is there -> what it says
     found = {}
     for path in review.rounds(item).values():
-        try: found[review.sha256(path)] = (read_output(path)['run'] or {}).get('run_id', '')
+        try: found[review.sha256(path)] = read_output(path).entries.get('run_id', '')
         except StylekitError: pass   # it can't be read: it is not what was looked at
     return found
 
