@@ -292,6 +292,7 @@ def _caption_of(path, template=None, captions=None)->str: # `captions`: name of 
     if found: return found
     raise StylekitError(f'nothing says what {Path(path).name} shows: use --caption, as in --caption "a cat face"')
 
+# %% ../nbs/16_cli.ipynb #aa8c936b
 def _captions(o)->list: # one for each image
     "What each image shows"
     if o.caption is not None and not o.caption.strip():
@@ -302,6 +303,7 @@ def _captions(o)->list: # one for each image
     if o.caption == 'auto': return _auto_captions(o, listed)
     return [_caption_of(im, o.template, listed) for im in o.images]
 
+# %% ../nbs/16_cli.ipynb #d70ac080
 def _auto_captions(o, listed:dict)->list: # one for each image
     "What is known of each, or else what a model says"
     from stylekit.captions import caption_images
@@ -432,6 +434,7 @@ def _say_rights(style):
     check = style and check_rights(style)
     if check and check.status != 'ok': SAY.note(check)
 
+# %% ../nbs/16_cli.ipynb #0cda9f6b
 def _marks(o)->dict: # of `save_output`
     "A certificate that has run out is named before any work"
     made = dict(rights=o.rights or '', source='none' if o.source_type == 'trained' else 'photo')
@@ -443,6 +446,7 @@ def _override(o): # of `licensing`; None if nobody lets anything pass
     from stylekit.licensing import Override
     return o.override and Override(*o.override)
 
+# %% ../nbs/16_cli.ipynb #6295f5f2
 def _sample_image()->str: return str(asset('samples', f'{SAMPLE}.shaded.png'))
 
 def _stylize_images(o)->int: # exit status
@@ -805,6 +809,7 @@ class TrainingLine:
         from stylekit.training import CUT_SHORT
         return any(r.ended == CUT_SHORT for r in self.parts.values())
 
+# %% ../nbs/16_cli.ipynb #fad1909e
 def _learn(o, names:str, # what was given to a command; those of its options that `run` has by the same name
            run, *given, **settings)->TrainingLine: # a function that trains
     "Run a training and say how far it is"
@@ -973,7 +978,7 @@ def _export_network(o)->int: # exit status; `o`: what was given to `export`
     SAY.result(made, command='export', file=made)
     return 0
 
-# %% ../nbs/16_cli.ipynb #aebee8dd
+# %% ../nbs/16_cli.ipynb #d8d1a669
 def _export_accepted(o)->int: # exit status; `o`: what was given to `export`
     from stylekit.review import Review, export_accepted
     _refuse(o, 'out int8 calibrate backbone', 'with --accepted: pictures are copied; --to says where')
@@ -985,6 +990,7 @@ def _export_accepted(o)->int: # exit status; `o`: what was given to `export`
     (SAY.note if SAY.json else SAY.result)(str(made))
     return 0
 
+# %% ../nbs/16_cli.ipynb #aebee8dd
 def export(feedforward:PATH, # name, file or folder of a network; with --accepted a folder of results
            out:FILE=None, # file; default network.onnx
            overwrite:bool=False, # replace the file; with --accepted what an earlier export left there
@@ -1185,6 +1191,7 @@ def _too_few(items:int, planned)->str:
     can = f'only a preference of {least:.0%} or more is found' if least < 1 else 'nothing can be found'
     return f'{items} pictures of {planned.items} that were planned: {can}'
 
+# %% ../nbs/16_cli.ipynb #9d394bed
 def _method_folders(folders:list, names:list)->dict: # name -> folder
     names = names or [Path(f).resolve().name for f in folders]
     if len(names) != len(folders): raise StylekitError(f'{len(names)} --names for {len(folders)} folders: one each')
@@ -1192,6 +1199,7 @@ def _method_folders(folders:list, names:list)->dict: # name -> folder
     if twice: raise StylekitError(f'two methods are called {twice[0]!r}: use --names')
     return dict(zip(names, folders))
 
+# %% ../nbs/16_cli.ipynb #0dc08ce8
 def _make_study(o)->int: # exit status; `o`: what was given to `study`
     from stylekit.pilot.study import make_study
     planned = _planned(o)

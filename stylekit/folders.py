@@ -49,6 +49,7 @@ def read_pictures(folder, # of pictures, and of the folders in it
     pictures = list_pictures(folder, template, leave_out=out, captions=captions)
     return name_twins(mark_auto_captions(pictures, folder), lambda p: result_path(out, p))
 
+# %% ../nbs/09a_folders.ipynb #1a60c739
 def result_path(out, p:PictureFile)->Path:
     "Where the result of a picture lies"
     path, n = Path(out)/Path(p.name).with_suffix('.png'), variant_of(p)
@@ -102,10 +103,12 @@ class FolderRun(Record):
     settings: dict[str, Any]  # of the optimisation; empty for a network
     options: dict[str, Any] = field(default_factory=dict)   # what else was asked: protect, match_color, limits, changes
     stylekit: str = __version__
-    @property
-    def id(self)->str:
-        "Of the same pictures, done in the same way"
-        return digest(self.key, self.source_id)[:16]
+
+# %% ../nbs/09a_folders.ipynb #23b406e1
+@patch(as_prop=True)
+def id(self:FolderRun)->str:
+    "Of the same pictures, done in the same way"
+    return digest(self.key, self.source_id)[:16]
 
 def run_key(base:str, # hash of style, settings, weights, seed
             options:dict # as of a `FolderRun`
@@ -156,6 +159,7 @@ def source_id(folder, out)->str: # 16 hex digits
     except ValueError: way = str(folder)   # another drive
     return digest(way)[:16]
 
+# %% ../nbs/09a_folders.ipynb #40710c55
 def run_difference(mine:FolderRun, other:FolderRun)->str: # '' if they are one run
     "What two runs into one folder do not share, for a message"
     if mine.id == other.id: return ''
@@ -183,6 +187,7 @@ class Manifest:
         self.runs[run.id] = run
         self._rewrite()
 
+# %% ../nbs/09a_folders.ipynb #1b138042
 @patch
 def _read(self:Manifest):
     "Runs by id; records by run, picture and variant"
@@ -204,6 +209,7 @@ def _refuse_others(self:Manifest):
         raise StylekitError(f'{self.path.parent.name!r} holds the results of another run ({difference}): '
                             'give another folder for the results, or overwrite=True')
 
+# %% ../nbs/09a_folders.ipynb #77709e13
 @patch
 def _rewrite(self:Manifest):
     "Whole: runs that have records, then records by picture"
@@ -224,6 +230,7 @@ def add(self:Manifest, record:FolderRecord)->FolderRecord: # as it was written d
     self.told.add(record.key)
     return record
 
+# %% ../nbs/09a_folders.ipynb #f45b1f94
 @patch
 def made(self:Manifest, result:str)->bool: # a place in the folder for results
     "Is this file known to be a result?"
@@ -242,6 +249,7 @@ def close(self:Manifest):
     self._mark_best()
     self._rewrite()
 
+# %% ../nbs/09a_folders.ipynb #b7e3f452
 @patch
 def _mark_best(self:Manifest):
     "Of the variants of a picture, the one with the most style within the limits, or else the nearest"
@@ -271,6 +279,7 @@ class TunedOn:
     model: str
     model_sha256: str
 
+# %% ../nbs/09a_folders.ipynb #12da9240
 @dataclass(frozen=True)
 class FolderJob:
     "What to do with every picture of a folder"
@@ -312,6 +321,7 @@ def _load_network(self:FolderWorker, o:FolderJob):
     self.settings = {}
     self.base = digest(g.sha256, o.resolution)
 
+# %% ../nbs/09a_folders.ipynb #a9343c77
 @patch
 def _load_model(self:FolderWorker, o:FolderJob):
     self.feedforward = None
@@ -365,6 +375,7 @@ def done(self:FolderWorker, p:PictureFile)->bool:
     try: return said_of_run(path).get('job') == self.job(p)
     except StylekitError: return False
 
+# %% ../nbs/09a_folders.ipynb #53e9a9ad
 @patch
 def record(self:FolderWorker, p:PictureFile, error:str='')->FolderRecord:
     "The line of a picture of which nothing is made yet"
@@ -386,6 +397,7 @@ def _mask_of(folder:Path, p:PictureFile)->Path:
         if found: raise StylekitError(f'{len(found)} masks for {p.name} in {folder.name}: keep one')
     raise StylekitError(f'no mask for it in {folder.name}: paint one of the same name; a black one protects nothing')
 
+# %% ../nbs/09a_folders.ipynb #7b2bd9bc
 @patch
 def _regions_of(self:FolderWorker, p:PictureFile)->list:
     "What must stay in a picture, with its own mask in the place of the folder of masks"
@@ -405,6 +417,7 @@ def _pictures(self:FolderWorker, chunk:list)->tuple: # place -> (OpenedImage, Pr
         except StylekitError as e: wrong[i] = str(e)
     return images, wrong
 
+# %% ../nbs/09a_folders.ipynb #7c93cdb2
 @patch
 def _open(self:FolderWorker, p:PictureFile)->tuple: # OpenedImage, Protection
     if p.error: raise StylekitError(p.error)
@@ -511,11 +524,12 @@ def _begin(told, threads, parent):
     try: WORKER['it'] = make(arg)
     except StylekitError as e: WORKER['wrong'] = e
 
+# %% ../nbs/09a_folders.ipynb #135db897
 def _carry_out(task):
     if 'wrong' in WORKER: raise WORKER['wrong']
     return WORKER['it'](task)
 
-# %% ../nbs/09a_folders.ipynb #1f91a676
+# %% ../nbs/09a_folders.ipynb #aeb5d316
 def _written(what)->Path:
     "What each process is told, in a file: a pipe would make us wait for ever for one that dies before it has read it"
     data = pickle.dumps(what)
@@ -524,6 +538,7 @@ def _written(what)->Path:
         with os.fdopen(number, 'wb') as f: f.write(data)
     return Path(path)
 
+# %% ../nbs/09a_folders.ipynb #1f91a676
 class WorkerPool:
     "Processes that each make one worker; a process that dies takes only its own task with it"
     def __init__(self, make, arg, # make(arg) -> worker, worker(task) -> result
@@ -545,6 +560,7 @@ def _submit(self:WorkerPool, task):
         self.pool = ProcessPoolExecutor(self.workers, get_context('spawn'), *first)
     return self.pool.submit(_carry_out, task)
 
+# %% ../nbs/09a_folders.ipynb #e7aa5c6b
 @patch
 def _end(self:WorkerPool, kill:bool=False):
     if not self.pool: return
@@ -606,16 +622,19 @@ class RayPool:
         self.workers = workers
     def __enter__(self): return self
     def __exit__(self, *_): pass
-    def __call__(self, tasks:list): # yields (place, result) as they come
-        import ray.data
-        make, arg = self.make, self.arg
-        class ThreadEngine:
-            def __init__(self): self.it = make(arg)
-            def __call__(self, row): return dict(place=row['place'], got=pickle.dumps(self.it(tasks[row['place']])))
-        places = ray.data.from_items([dict(place=i) for i in range(len(tasks))])
-        rows = places.map(ThreadEngine, concurrency=min(self.workers, len(tasks)))
-        with explain_errors('the cluster gave up'):
-            for r in rows.iter_rows(): yield r['place'], pickle.loads(r['got'])
+
+# %% ../nbs/09a_folders.ipynb #e468996d
+@patch
+def __call__(self:RayPool, tasks:list): # yields (place, result) as they come
+    import ray.data
+    make, arg = self.make, self.arg
+    class ThreadEngine:
+        def __init__(self): self.it = make(arg)
+        def __call__(self, row): return dict(place=row['place'], got=pickle.dumps(self.it(tasks[row['place']])))
+    places = ray.data.from_items([dict(place=i) for i in range(len(tasks))])
+    rows = places.map(ThreadEngine, concurrency=min(self.workers, len(tasks)))
+    with explain_errors('the cluster gave up'):
+        for r in rows.iter_rows(): yield r['place'], pickle.loads(r['got'])
 
 # %% ../nbs/09a_folders.ipynb #8ebd6186
 def worker_pool(make, arg, workers:int=1, cluster:str=None): # processes; 'ray': that many workers of a cluster
@@ -649,20 +668,24 @@ class FolderResult:
     def made(self)->int:
         "How many pictures this call has made"
         return sum(r.made for r in self.records)
-    @property
-    def failed(self)->dict: # name of a picture -> what is wrong
-        "Pictures without a result"
-        return {r.picture: r.error for r in self.records if r.error}
-    @property
-    def there(self)->int:
-        "How many results there are"
-        return sum(not r.error for r in self.records)
-    @property
-    def outside(self)->dict: # place of a result -> what it misses, in sentences
-        "Results that are the nearest to the limits and not within them"
-        return {r.result: ' '.join(r.within.said) for r in self.records if r.within and not r.within.holds}
 
-# %% ../nbs/09a_folders.ipynb #884f43cc
+# %% ../nbs/09a_folders.ipynb #7cca3239
+@patch(as_prop=True)
+def failed(self:FolderResult)->dict: # name of a picture -> what is wrong
+    "Pictures without a result"
+    return {r.picture: r.error for r in self.records if r.error}
+
+@patch(as_prop=True)
+def there(self:FolderResult)->int:
+    "How many results there are"
+    return sum(not r.error for r in self.records)
+
+@patch(as_prop=True)
+def outside(self:FolderResult)->dict: # place of a result -> what it misses, in sentences
+    "Results that are the nearest to the limits and not within them"
+    return {r.result: ' '.join(r.within.said) for r in self.records if r.within and not r.within.holds}
+
+# %% ../nbs/09a_folders.ipynb #4257369f
 LOST = ('the process that made it was ended by the system, most likely for lack of memory: '
         'use a smaller batch or resolution, or fewer workers')
 
@@ -677,6 +700,7 @@ class _FolderLoop:
         self.records.append(record)
         self.tell([record])
 
+# %% ../nbs/09a_folders.ipynb #884f43cc
 @patch
 def tell(self:_FolderLoop, new:list):
     "Report how far the folder is, and how long the rest may take"
@@ -754,6 +778,7 @@ def _stylize_folder(o)->FolderResult: # what was given to `stylize_folder`
     with folder_lock(out, held=place()[0] == 0), worker_pool(FolderWorker, job, o.workers, o.cluster) as pool:
         return _stylize_chunks(pool, tasks, out, o.overwrite, o.report)
 
+# %% ../nbs/09a_folders.ipynb #fbe88a6f
 def _folder_job(o, folder, out)->FolderJob:
     "What was asked, checked, as plain data"
     o = SimpleNamespace(**vars(o) | dict(changes=(), tuned=None))
@@ -777,6 +802,7 @@ MOST_VARIANTS = 8
 _NOT_FOR_NETWORKS = dict(limits='it has no λ to search along; `stylekit evaluate` proves its results',
                          variants='it gives one result of a picture')
 
+# %% ../nbs/09a_folders.ipynb #0fbe3e64
 def _check_method(o):
     "A wrong style or setting is named before any work"
     settings(**o.how)
@@ -808,6 +834,7 @@ def _as_the_result(o)->SimpleNamespace: # what was given to `stylize_folder`
     if o.match_color is None: found['match_color'] = match
     return SimpleNamespace(**vars(o) | found)
 
+# %% ../nbs/09a_folders.ipynb #bec65d1b
 def _check_like(o, run:dict, name:str): # what was given; as of `recorded_run`; of the picture
     "A result that a folder cannot be made like"
     if given := [k for k in ('preset', 'method') if o.how.get(k) is not None]:
@@ -829,6 +856,7 @@ def _caption_pictures(folder, out, captions, caption, feedforward, captioner, de
     read_pictures(folder, out, captions=captions)   # a wrong folder is named before anything is written
     auto_caption_folder(folder, caption, captioner, leave_out=out, captions=captions, device=device)
 
+# %% ../nbs/09a_folders.ipynb #e252bdd3
 def _stylize_chunks(pool, tasks:list, out:Path, overwrite:bool, report)->FolderResult: # of PictureFiles
     "This process's share of the chunks; the first process writes all of them down"
     rank, world = place()
@@ -856,6 +884,7 @@ def _carry_all_out(pool, tasks:list, manifest, out, overwrite:bool, report)->lis
         for record in records or [_record(p, manifest.run, LOST) for p in tasks[i]]: loop.add(record)
     return loop.records
 
+# %% ../nbs/09a_folders.ipynb #1aa3b3a3
 def _gathered(records:list, manifest, world:int)->list: # of FolderRecords
     "Those of all processes that work together; the first writes them down"
     parts = [None]*world

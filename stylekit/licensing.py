@@ -64,11 +64,12 @@ def has_term(tree, # as `parse_licence` gives it
     if type(tree).__name__ == 'AND': return any(children)
     return bool(re.search(_TERMS[term], getattr(tree, 'license_symbol', tree).key, re.I))
 
-# %% ../nbs/04a_licensing.ipynb #79b9c5cd
+# %% ../nbs/04a_licensing.ipynb #4fb032c1
 RIGHTS_FILE = 'rights.toml'
 USES = ('internal', 'client', 'commercial', 'train', 'redistribute')
 FLAGS = ('living-artist', 'trademark', 'person')
 
+# %% ../nbs/04a_licensing.ipynb #79b9c5cd
 @dataclass(frozen=True)
 class RightsManifest(Record):
     "Whose pictures a style was learnt from, and what may be done with it"
@@ -95,6 +96,7 @@ def _check_name(text:str)->str: # what is wrong; '' for nothing, here and below
     except StylekitError as e: return str(e)
     return ''
 
+# %% ../nbs/04a_licensing.ipynb #143c6c11
 def _check_licence(text:str)->str:
     try: parse_licence(text)
     except StylekitError as e: return str(e)
@@ -114,6 +116,7 @@ def _day(text:str)->date: # None if it is none
     try: return date.fromisoformat(text) if len(text) == 10 else None
     except ValueError: return None
 
+# %% ../nbs/04a_licensing.ipynb #b0c5e83f
 def _check_day(name:str, text:str)->str:
     return '' if _day(text) else f'{name} {one_line(text, 40)!r} is no date: write it as 2026-11-26'
 
@@ -141,6 +144,8 @@ _FIELD_CHECKS = dict(
     sha256=lambda hashes: _check_hashes('sha256', hashes),
     allowed=lambda words: _check_words('allowed', words, USES),
     flags=lambda words: _check_words('flags', words, FLAGS))
+
+# %% ../nbs/04a_licensing.ipynb #31b89bc6
 _NEEDED = dict(
     id='what it is called',
     licence='an SPDX name, as CC-BY-4.0, or LicenseRef- and a word',
@@ -163,13 +168,14 @@ def _key_mistakes(data:dict)->list: # of sentences
         found.append('neither author nor holder is named: who made the pictures, or who holds the rights?')
     return found
 
+# %% ../nbs/04a_licensing.ipynb #2443effc
 def _field_mistake(name:str, value, kind)->str: # '' for none
     "Of one field that is there and not blank"
     try: check_value(value, kind, name)
     except StylekitError as e: return str(e)
     return _FIELD_CHECKS[name](value) if name in _FIELD_CHECKS else ''
 
-# %% ../nbs/04a_licensing.ipynb #780550d6
+# %% ../nbs/04a_licensing.ipynb #0dec8c17
 _KINDS = {f.name: list[str] if f.name in ('allowed', 'flags', 'sha256') else str for f in fields(RightsManifest)}
 
 def _joint_mistakes(data:dict, today:date)->list: # of sentences
@@ -183,6 +189,7 @@ def _joint_mistakes(data:dict, today:date)->list: # of sentences
     if has_hash and not has_file: found.append('evidence_sha256 is the hash of no file: name it as evidence')
     return found
 
+# %% ../nbs/04a_licensing.ipynb #780550d6
 def rights_mistakes(data:dict, # as TOML gives it
                     today:date=None # default today
                    )->tuple: # of sentences
@@ -205,6 +212,7 @@ def _parse_toml(text:str)->dict:
     except ImportError: import tomli as tomllib   # Python 3.10
     return tomllib.loads(text)
 
+# %% ../nbs/04a_licensing.ipynb #fc3575bf
 def read_rights(path, # of a rights.toml
                 today:date=None # default today
                )->RightsManifest:
@@ -219,7 +227,7 @@ def read_rights(path, # of a rights.toml
     if found := rights_mistakes(data, today): raise RightsError(path.name, found)
     return RightsManifest(**{k: v.isoformat() if isinstance(v, date) else v for k, v in data.items()})
 
-# %% ../nbs/04a_licensing.ipynb #92f793fc
+# %% ../nbs/04a_licensing.ipynb #a1c27f37
 _HINTS = dict(author='who made the pictures', holder='who holds the rights, if that is somebody else',
               source='where they come from, as https://...', acquired_on='the day on which you got them, as 2026-11-26',
               licence='an SPDX id, as "CC-BY-4.0", or "LicenseRef-..."',
@@ -228,6 +236,8 @@ _HINTS = dict(author='who made the pictures', holder='who holds the rights, if t
               attribution='what has to be said where pictures are shown',
               flags='of "living-artist", "trademark", "person"', expires='the last day, if there is one',
               reviewer='who has looked at this')
+
+# %% ../nbs/04a_licensing.ipynb #92f793fc
 _HEAD = ('# Who made the pictures this style was learnt from, and what may be done with it? '
          'What is not filled in counts as unknown.')
 _ORDER = ('id', 'title', 'author', 'holder', 'source', 'acquired_on', 'licence', 'evidence', 'evidence_sha256',
@@ -277,6 +287,7 @@ class RightsCheck(Record):
     sha256: str = ''  # of the style
     def __str__(self): return '; '.join([f'{self.subject}: {self.status} for {self.use} use', *self.sentences])
 
+# %% ../nbs/04a_licensing.ipynb #01888a82
 def _check_use(use:str)->str:
     if use not in USES: raise StylekitError(f'use {one_line(repr(use), 40)} is not one of {", ".join(USES)}')
     return use
@@ -288,6 +299,7 @@ def _ends(m:RightsManifest, today:date): # yields (level, sentence), here and be
     if end and end < today: yield 'block', f'the rights ended on {end}'
     elif end and end < today+timedelta(30): yield 'warn', f'the rights end on {end}'
 
+# %% ../nbs/04a_licensing.ipynb #1a3435ad
 def _asked(m:RightsManifest, use:str):
     "Of what the licence and the person who filled it in say"
     tree, name = parse_licence(m.licence), m.licence
@@ -313,6 +325,7 @@ def _evidence(m:RightsManifest, folder:Path): # where the manifest lies
     elif file_sha256(path) != m.evidence_sha256.lower():
         yield 'block', f'evidence {m.evidence} is another file than was looked at'
 
+# %% ../nbs/04a_licensing.ipynb #a6ef7a88
 def _learnt_from(style:Style)->list: # hashes of pictures, if its header has them
     try: found = json.loads(style.metadata.get('stylekit.sha256', '[]'))
     except ValueError: return []
@@ -331,6 +344,7 @@ def _found(subject:str, use:str, found, sha256:str='')->RightsCheck: # (level, s
     status = max((level for level, _ in found), key=LEVELS.index, default='ok')
     return RightsCheck(subject, use, status, [text for _, text in found], sha256)
 
+# %% ../nbs/04a_licensing.ipynb #8ddc6bce
 def _unknown(use:str, why:str): # yields one pair
     yield 'warn' if use == 'internal' else 'block', why
 
@@ -356,11 +370,12 @@ def check_rights(style, # as `load_style` takes it; of a mix every part is looke
     found = [(level, f'{p.name}: {text}') for p in style.parts for level, text in _style_found(p, use, today)]
     return _found(style.name, use, found, style.sha256)
 
-# %% ../nbs/04a_licensing.ipynb #3b13b57b
+# %% ../nbs/04a_licensing.ipynb #2a749655
 def _picture_hashes(path:Path)->list: # of pairs (name, sha256)
     if path.is_file(): return [(path.name, file_sha256(path))]
     return [(p.name, file_sha256(p.path)) for p in list_pictures(path, shapes=False, may_be_empty=True) if not p.error]
 
+# %% ../nbs/04a_licensing.ipynb #d80fbaa3
 def _pictures_found(path:Path, use:str, today:date):
     manifest = find_rights(path)
     if manifest is None:
@@ -374,6 +389,7 @@ def _pictures_found(path:Path, use:str, today:date):
     unnamed = [('block', f'sha256 does not name {other[0]}{more}')] if other else []
     return [*_judge(m, use, today), *_evidence(m, manifest.parent), *unnamed]
 
+# %% ../nbs/04a_licensing.ipynb #3b13b57b
 def check_pictures(path, # a folder of pictures, or one picture
                    use:str='internal', # of `USES`
                    today:date=None # default today
@@ -382,6 +398,7 @@ def check_pictures(path, # a folder of pictures, or one picture
     path, use = user_path(path), _check_use(use)
     return _found(path.name, use, _pictures_found(path, use, today or date.today()))
 
+# %% ../nbs/04a_licensing.ipynb #4f4e9de9
 _CARRIED = ('author', 'holder', 'source', 'acquired_on', 'licence', 'allowed', 'attribution', 'flags', 'expires')
 
 def carried_rights(path)->dict: # fields of `RightsManifest`; {} if nothing is known
@@ -408,6 +425,7 @@ class Override(Record):
         _one_text('a name', self.who)
         _one_text('a reason', self.reason)
 
+# %% ../nbs/04a_licensing.ipynb #f9f0b356
 @dataclass(frozen=True)
 class OverrideLine(Record):
     "What was let pass: a line of the log"
@@ -418,13 +436,14 @@ class OverrideLine(Record):
     reason: str
     checks: list[RightsCheck]
 
-# %% ../nbs/04a_licensing.ipynb #6ac4a6b7
+# %% ../nbs/04a_licensing.ipynb #4c01374e
 def _log(path:Path, line:OverrideLine):
     "Append a line, on the disk before this returns"
     with explain_errors(f'cannot write {path.name}', 'nothing was let pass; free some space'):
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, 'ab', buffering=0) as f: f.write(json_line(line).encode())
 
+# %% ../nbs/04a_licensing.ipynb #6ac4a6b7
 def refuse_blocked(checks:list, # of RightsChecks
                    override:Override=None # who lets pass what is blocked
                   ):
@@ -438,6 +457,7 @@ def refuse_blocked(checks:list, # of RightsChecks
     raise StylekitError(f'{c.subject!r} is blocked for the use {c.use!r}{more}: {why}: '
                         f'fill in {RIGHTS_FILE}, or whoever may decide gives an override')
 
+# %% ../nbs/04a_licensing.ipynb #cb7b2963
 def let_pass(checks:list, # of RightsChecks
              override:Override, # None: nobody does
              folder # for the log
@@ -469,7 +489,7 @@ def _findable(name:str, sha256:str)->Style: # None if it is not here
     path = find_styles().get(name)
     return load_style(path) if path and file_sha256(path) == sha256 else None
 
-# %% ../nbs/04a_licensing.ipynb #f96e1c47
+# %% ../nbs/04a_licensing.ipynb #bb6bcd78
 def _noted_found(noted:dict, style, use:str, today:date): # of one part
     "The style's own manifest if it is here, or else what was noted"
     name, sha256 = str(noted.get('style', '')), str(noted.get('style_sha256', ''))
@@ -482,6 +502,7 @@ def _noted_found(noted:dict, style, use:str, today:date): # of one part
     if found := rights_mistakes(said, today): return _unknown(use, f'its rights were noted with mistakes: {found[0]}')
     return _judge(RightsManifest(**said), use, today)
 
+# %% ../nbs/04a_licensing.ipynb #f96e1c47
 def check_recorded(record:dict, # of a run, as `read_output` gives it
                    use:str='client', # of `USES`
                    style=None, # Style that it may have been made with; default is looked for by its name
@@ -508,6 +529,7 @@ class RightsRow(Record):
     checks: list[RightsCheck] = field(default_factory=list)   # one for each use
     mistakes: list[str] = field(default_factory=list)         # of its manifest; a missing one is one
 
+# %% ../nbs/04a_licensing.ipynb #58d76b76
 def _row(name:str, path:Path, check, uses:tuple)->RightsRow: # check(use) -> RightsCheck
     "What the manifest of a file or folder says"
     found, m, wrong = find_rights(path), None, [f'there is no {RIGHTS_FILE}']
@@ -536,6 +558,7 @@ def rights_rows(place=None, # a folder of styles or of pictures, or a style; def
     style = load_style(place)
     return [_style_row(p.name, p, uses) for p in style.parts or (style,)]
 
+# %% ../nbs/04a_licensing.ipynb #a479de75
 def new_rights(place # a style, or a folder of pictures
               )->Path:
     "Write a manifest to fill in beside a style, or into a folder of pictures"

@@ -7,8 +7,8 @@ __all__ = ['LAMS', 'SPREAD', 'ENOUGH', 'Limits', 'as_limits', 'Try', 'best_try',
            'found_in', 'rungs_for', 'stylize_within', 'stylize_all_within']
 
 # %% ../nbs/13b_limits.ipynb #3f3fd7be
-import json, math
-from dataclasses import dataclass, fields, replace
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from fastcore.basics import patch
 from .methods.rivals import METHODS
@@ -43,7 +43,7 @@ class Limits(Record):
     @property
     def asked(self)->dict: return asked_limits(self)   # measure -> value
 
-# %% ../nbs/13b_limits.ipynb #201ddcee
+# %% ../nbs/13b_limits.ipynb #50fb75da
 def _from_words(text:str)->dict: # 'edge_f1=.8, letters=.95'
     found = {}
     for word in text.replace(',', ' ').split():
@@ -54,6 +54,7 @@ def _from_words(text:str)->dict: # 'edge_f1=.8, letters=.95'
             found[name] = int(value) if name == 'tries' else float(value)
     return found
 
+# %% ../nbs/13b_limits.ipynb #201ddcee
 def as_limits(given # Limits, a dict, a text as 'edge_f1=.8 letters=.95', or the path of a .json
              )->Limits:
     "Limits in any of the accepted forms"
@@ -67,7 +68,7 @@ def as_limits(given # Limits, a dict, a text as 'edge_f1=.8 letters=.95', or the
 # %% ../nbs/13b_limits.ipynb #6ff4c572
 LAMS = (0., .05, .1, .15, .25, .4, .6, 1., 1.5, 2.5, 4., 6., 10.)   # λ, the most style first
 
-# %% ../nbs/13b_limits.ipynb #be8493ad
+# %% ../nbs/13b_limits.ipynb #2cab4fab
 # how far a measure strays from one rung to the next (standard deviation)
 SPREAD = dict(letters=.2, logo=.1, delta_e=1.5, identity=.04, displacement=2., edge_f1=.03, structure=.005, style=.3)
 
@@ -75,6 +76,7 @@ def _lean(place:float)->float:
     "A judge that is sure is soon at 1; of two that look alike to it, the smaller λ has more style"
     return 1-.1*place
 
+# %% ../nbs/13b_limits.ipynb #be8493ad
 @dataclass(frozen=True)
 class Try(Record):
     "A picture that was drawn, and how it stands to the limits"
@@ -114,6 +116,7 @@ def _chance(tried:dict, rung:int, asked:dict)->float: # measure -> limit
         chance *= .5+.5*math.erf(spare/(SPREAD[name]*stray*math.sqrt(2)))
     return chance
 
+# %% ../nbs/13b_limits.ipynb #b2abdc29
 def _hope(tried:dict, rung:int, by_judge:bool)->float: # in [0, 1]
     "How high the score may be there"
     a, b, share, stray = _between(tried, rung)
@@ -130,6 +133,7 @@ def best_try(tried # Tries
     "The one with the most style that keeps the limits, or else the one that misses them least"
     return min(tried, key=_order, default=None)
 
+# %% ../nbs/13b_limits.ipynb #a1b9a6b7
 def next_rung(tried:dict, # rung -> Try
               n:int, # rungs
               asked:dict, # measure -> limit
@@ -220,6 +224,7 @@ def check(self:Limits,
     if any('lam' in c for _, c in changes):
         raise StylekitError('limits are searched along λ, and these settings change it in mid-run: leave out one')
 
+# %% ../nbs/13b_limits.ipynb #675bacdb
 @patch
 def summary(self:Limits, found:dict # as a result's `info['limits']`
            )->WithinLimits: # None: the search was ended before its time
@@ -244,6 +249,7 @@ def add(self:Search, result # StylizeResult, drawn at `lam`
     self.rung = None if ended else next_rung(tried, n, self.limits.asked, bool(self.read))
     return made
 
+# %% ../nbs/13b_limits.ipynb #329f5950
 @patch(as_prop=True)
 def result(self:Search)->StylizeResult: # with `Found` in its `info['limits']`
     "The best so far"
@@ -269,6 +275,7 @@ def search(self:Limits,
         if report: report(made)
     return search.result
 
+# %% ../nbs/13b_limits.ipynb #7ee39db5
 def found_in(result:StylizeResult)->Found: # None if it was drawn without limits
     "The search that led to a result"
     return Found.from_json(result.info['limits']) if 'limits' in result.info else None
@@ -279,6 +286,7 @@ def rungs_for(cfg # Settings
     "What a search goes along"
     return LAMS if 'lam' in METHODS[cfg.method].reads(cfg) else ()
 
+# %% ../nbs/13b_limits.ipynb #b5653281
 def _protected(image, caption, how:dict, regions)->tuple: # arguments of `stylize` with what must stay found; regions
     "What must stay is sought once, and its colours are measured where nothing else was said"
     opened, model = open_image(image), load_backbone(how.get('backbone'), how.get('device'))
@@ -286,6 +294,7 @@ def _protected(image, caption, how:dict, regions)->tuple: # arguments of `styliz
     if regions is None and kept.text: regions = mask_pixels(kept.text, opened.size).numpy()
     return how | dict(protect=kept, backbone=model), regions
 
+# %% ../nbs/13b_limits.ipynb #1ae0a4bf
 def stylize_within(image, # one picture, as `stylize` takes it
                    style='ink', # as `stylize`
                    caption:str='', # what it shows
@@ -306,6 +315,15 @@ def stylize_within(image, # one picture, as `stylize` takes it
     lams = rungs_for(settings(how.get('preset', 'fast'), how.get('method')))
     return limits.search(draw, load_image(image), regions, style, lams, tries, report=report, logos=logos)
 
+# %% ../nbs/13b_limits.ipynb #5989df2b
+def _one_each(n:int, captions, how:dict)->tuple: # arguments of each picture, as dicts; what is the same for all
+    captions = [captions]*n if isinstance(captions, str) else list(captions)
+    each = dict(caption=captions) | {k: how[k] for k in ('regions', 'logos') if how.get(k) is not None}
+    if any(len(v) != n for v in each.values()):
+        raise StylekitError(f'{n} pictures: give as many captions, regions and logos')
+    own = [{k: v[i] for k, v in each.items()} for i in range(n)]
+    return own, {k: v for k, v in how.items() if k not in each}
+
 # %% ../nbs/13b_limits.ipynb #91ed52e4
 def stylize_all_within(images:list, # pictures
                        style='ink',
@@ -317,16 +335,12 @@ def stylize_all_within(images:list, # pictures
                       ): # yields a StylizeResult for each
     "Each picture with as much style as the limits allow"
     limits, seed, n = as_limits(limits), caller_seeds(seed)[0], len(images)
-    captions = [captions]*n if isinstance(captions, str) else list(captions)
-    each = {k: how.pop(k) for k in ('regions', 'logos') if how.get(k) is not None}
-    if any(len(v) != n for v in (captions, *each.values())):
-        raise StylekitError(f'{n} pictures: give as many captions, regions and logos')
+    own, how = _one_each(n, captions, how)
     left = limits.tries*n if budget is None else check_whole('budget', budget)
     if left < n: raise StylekitError(f'a budget of {left} for {n} pictures: each needs one try')
     for i, image in enumerate(images):
         share = min(limits.tries, left//(n-i))
-        own = {k: v[i] for k, v in each.items()}
-        result = stylize_within(image, style, captions[i], limits, seed=seed, tries=share, **own, **how)
+        result = stylize_within(image, style, limits=limits, seed=seed, tries=share, **own[i], **how)
         left -= len(found_in(result).tries)
         yield result
 

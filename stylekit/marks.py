@@ -39,6 +39,7 @@ def _read_pem(path, what:str)->bytes:
     if b'-----BEGIN' not in raw: raise StylekitError(f'the {what} {path.name} is not PEM, as openssl writes it')
     return raw
 
+# %% ../nbs/03c_marks.ipynb #5ae89d64
 def _check_certificate(cert:bytes, name:str):
     "Refuse a chain of which a part does not hold today"
     from cryptography import x509
@@ -95,6 +96,7 @@ def _ingredients(info:dict)->list: # of dicts of C2PA
                  instance_id=f'sha256:{sha}', label=kind, data_types=[dict(type='c2pa.types.model')])
             for kind, name, sha in found if name and sha]
 
+# %% ../nbs/03c_marks.ipynb #8db732a4
 def _definition(info:dict, source:str, has_parent:bool)->dict: # of a manifest of C2PA
     "What was done, from what"
     parts = _ingredients(info)
@@ -139,6 +141,14 @@ def sign_file(signer:Signer, path:Path, info:dict, # finished file; record of it
         builder.sign(seal, _mime(raw[:12]), io.BytesIO(raw), out := io.BytesIO())
     path.write_bytes(out.getvalue())
 
+# %% ../nbs/03c_marks.ipynb #1dcac6ce
+def _key_usage(is_issuer:bool): # `cryptography`'s KeyUsage
+    from cryptography.x509 import KeyUsage
+    unused = ('content_commitment', 'key_encipherment', 'data_encipherment', 'key_agreement', 'encipher_only',
+              'decipher_only')
+    return KeyUsage(digital_signature=not is_issuer, key_cert_sign=is_issuer, crl_sign=is_issuer,
+                    **dict.fromkeys(unused, False))
+
 # %% ../nbs/03c_marks.ipynb #c71a163c
 def _certificate(subject:str, issuer:str, key, signed_by, days:int, is_issuer:bool): # of `cryptography`
     "One certificate of the two"
@@ -148,12 +158,9 @@ def _certificate(subject:str, issuer:str, key, signed_by, days:int, is_issuer:bo
     names = [x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, 'stylekit trial'),
                         x509.NameAttribute(NameOID.COMMON_NAME, n)]) for n in (subject, issuer)]
     now = datetime.now(timezone.utc)
-    usage = dict.fromkeys(('content_commitment', 'key_encipherment', 'data_encipherment', 'key_agreement',
-                           'encipher_only', 'decipher_only'), False)
-    usage |= dict(digital_signature=not is_issuer, key_cert_sign=is_issuer, crl_sign=is_issuer)
     made = x509.CertificateBuilder(names[1], names[0], key.public_key(), x509.random_serial_number())
     made = made.not_valid_before(now-timedelta(days=1)).not_valid_after(now+timedelta(days=days))
-    made = made.add_extension(x509.BasicConstraints(is_issuer, None), True).add_extension(x509.KeyUsage(**usage), True)
+    made = made.add_extension(x509.BasicConstraints(is_issuer, None), True).add_extension(_key_usage(is_issuer), True)
     made = made.add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signed_by.public_key()), False)
     if not is_issuer:
         made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)
@@ -204,6 +211,7 @@ def _actions(manifest:dict)->list: # of texts
             said.append(f'{act.get("action")}' + f' ({kind})'*bool(kind))
     return said
 
+# %% ../nbs/03c_marks.ipynb #6f1ff15f
 def _sources(manifest:dict)->list: # of texts
     "As 'content picture (parentOf)', with a hash where there is one"
     said = []
@@ -213,7 +221,7 @@ def _sources(manifest:dict)->list: # of texts
         said.append(one_line(f'{i.get("title", "")} ({", ".join(facts)})', 200))
     return said
 
-# %% ../nbs/03c_marks.ipynb #9378921e
+# %% ../nbs/03c_marks.ipynb #b4d263c9
 _UNTRUSTED = 'signingCredential.untrusted'
 
 def _credentials_of(found:dict)->Credentials: # as the reader of C2PA gives it
@@ -226,12 +234,14 @@ def _credentials_of(found:dict)->Credentials: # as the reader of C2PA gives it
                        f'{made.get("name", "")} {made.get("version", "")}'.strip(), _actions(manifest),
                        _sources(manifest), [c for c in codes if c != _UNTRUSTED])
 
+# %% ../nbs/03c_marks.ipynb #9378921e
 def is_signed(path # any file
              )->bool:
     "Is there a box of C2PA in a file? Whether it holds is for `verify`"
     raw = user_path(path).read_bytes()
     return b'jumb' in raw and b'c2pa' in raw
 
+# %% ../nbs/03c_marks.ipynb #f51dccce
 def read_credentials(path:Path)->Credentials: # None: there are none
     "Content Credentials of a file, checked by the library"
     if not is_signed(path): return None

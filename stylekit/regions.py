@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import numpy as np, torch, torch.nn.functional as F
-from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from .backbone import Backbone, load_backbone
 from .color import main_colors, rgb_to_lab, soft_shares

@@ -22,7 +22,6 @@ from .folders import MANIFEST, FolderJob, FolderRecord, FolderRun, FolderWorker,
 from .folders import said_of_run, source_id, without_folders
 from .images import open_image
 from .licensing import check_pictures, check_recorded, find_rights, let_pass, refuse_blocked
-from .lora import load_style
 from .measure.verdicts import VERDICTS, read_verdicts
 from .records import Record, RecordLog, json_line, lock_file, parse_json, payload_hash, person_name, read_lines
 from .records import utc_now, write_csv
@@ -113,11 +112,12 @@ class ReviewItem:
         "What the folder run says of a variant"
         return next((r for r in self.versions if r.variant == 1-round), self.versions[0])
 
-# %% ../nbs/14_review.ipynb #5d3c3156
+# %% ../nbs/14_review.ipynb #a9d069df
 def _inside(name:str)->bool: # a place from a file that anybody may have written
     path = PurePosixPath(name)
     return bool(name) and not path.is_absolute() and '..' not in path.parts and '\\' not in name
 
+# %% ../nbs/14_review.ipynb #5d3c3156
 def read_items(out # folder of results
               )->list: # of ReviewItems, in the folder's order
     "What a folder run made, and what it could not make"
@@ -231,6 +231,7 @@ def proof(self:Review, item:str, round:int=0)->ItemProof:
     if key not in self._proved: self._proved[key] = self._prove(item, self.before(item), file, round)
     return self._proved[key]
 
+# %% ../nbs/14_review.ipynb #e386f20b
 @patch
 def refresh(self:Review)->list: # of records that others or a redo have written since
     "Read on in the log"
@@ -239,13 +240,14 @@ def refresh(self:Review)->list: # of records that others or a redo have written 
         if fresh or not hasattr(self, '_by_item'): self._sort()
         return fresh
 
-# %% ../nbs/14_review.ipynb #52467879
+# %% ../nbs/14_review.ipynb #01684109
 @patch
 def _made_of(self:Review, item:str)->dict: # round -> Path; 0, -1, ...
     "What the folder run left of an item"
     found = {1-r.variant: self.out/r.result for r in self.all[item].versions if not r.error}
     return {n: p for n, p in found.items() if p.is_file()}
 
+# %% ../nbs/14_review.ipynb #d7741ee4
 @patch
 def _shown_first(self:Review, item:str)->int: # round
     "The best variant where limits say which it is, or else the first"
@@ -259,6 +261,7 @@ def _newest(self:Review, item:str)->int: # round
     last = max(self.rounds(item), default=0)
     return last if last > 0 else self._shown_first(item)
 
+# %% ../nbs/14_review.ipynb #0cc5b19e
 @patch
 def _proof_of(self:Review, item:str, round:int)->ItemProof: # round 0, -1, ...
     "Of a variant: what was given, or else what the limits said"
@@ -269,6 +272,7 @@ def _proof_of(self:Review, item:str, round:int)->ItemProof: # round 0, -1, ...
     self._proved[item, round] = said
     return said
 
+# %% ../nbs/14_review.ipynb #52467879
 def proof_of_limits(w:WithinLimits)->ItemProof:
     "What a search within limits says of its result: those that miss most are the worst"
     return ItemProof(w.style if w.holds else -max(w.missed.values(), default=0.), w.said)
@@ -298,6 +302,7 @@ def sha256(self:Review, path)->str: # '' if it is not there
     if key not in self._hashes: self._hashes[key] = file_sha256(path)
     return self._hashes[key]
 
+# %% ../nbs/14_review.ipynb #f6b34daa
 @patch
 def rounds(self:Review, item:str)->dict: # number -> Path; 0, -1, ...: as the folder run made it
     "The pictures that there are of an item: its variants, then its redos, the newest last"
@@ -367,6 +372,7 @@ class ReviewProgress:
         parts = f'{self.accepted} accepted', f'{self.rejected} rejected', f'{self.redo} being redone'*bool(self.redo)
         return f'{self.decided} of {self.of} decided: ' + ', '.join(p for p in parts if p)
 
+# %% ../nbs/14_review.ipynb #9591f4f4
 @patch(as_prop=True)
 def progress(self:Review)->ReviewProgress:
     "How many are decided, and how"
@@ -400,6 +406,7 @@ def accept(self:Review, item:str, round:int=None, # default: the newest
     "This picture goes out"
     return self._decide(item, 'accept', round, seconds=_seconds(seconds))
 
+# %% ../nbs/14_review.ipynb #c7fcce6d
 @patch
 def reject(self:Review, item:str, reason:str, # as in REASONS, or in one's own words
            round:int=None, seconds:float=None # as for `accept`
@@ -435,6 +442,7 @@ def _changes_of(run:FolderRun)->list: # (step, {setting: value}): of settings in
     with explain_errors(f'the options in {MANIFEST}'):
         return [(int(k), dict(c)) for k, c in run.options.get('changes', ())]
 
+# %% ../nbs/14_review.ipynb #2db7d8dd
 @patch
 def _recipe(self:Review, item:str, round:int)->tuple: # Settings, λ, seed, mask: what a round was made with
     run = self.all[item].run
@@ -462,6 +470,7 @@ def _other_lam(cfg:Settings, lam:float, asked:str)->float:
     if asked == 'more style' and not lam: raise StylekitError('λ is 0 already: nothing is held')
     return new
 
+# %% ../nbs/14_review.ipynb #bc73abb4
 @patch
 def _asked(self:Review, item:str, asked:str, round:int, mask)->dict: # fields of the decision
     "What a redo shall be made with"
@@ -488,7 +497,7 @@ def _keep_mask(self:Review, item:str, mask)->str: # its SHA-256
     with atomic_path(path) as tmp: tmp.write_bytes(file.getvalue())
     return name
 
-# %% ../nbs/14_review.ipynb #7bc82032
+# %% ../nbs/14_review.ipynb #66b78e71
 @patch
 def _source_of(self:Review, item:str)->Path:
     "The source of a result, if it is here and unchanged"
@@ -500,6 +509,7 @@ def _source_of(self:Review, item:str)->Path:
         raise StylekitError(f'{it.picture} has changed since {item} was made: run the folder again')
     return path
 
+# %% ../nbs/14_review.ipynb #7bc82032
 @patch
 def redo(self:Review, item:str, asked:str, # one of ASKS
          mask=None, # with 'protect this': a picture in the source's shape, white: stays
@@ -525,6 +535,7 @@ def _worker(self:Review, item:str)->FolderWorker:
     self._workers[run.id] = worker
     return worker
 
+# %% ../nbs/14_review.ipynb #2d347996
 @patch
 def _check_same(self:Review, worker:FolderWorker, run:FolderRun, said:dict): # of a result
     "Refuse another style or model than the folder's, unless it was asked for"
@@ -545,6 +556,7 @@ class _Watch(Callback):
         r.tell()
         if r._stop.is_set() or run.k%5 == 0 and not r.is_wanted(self.d): raise Interrupted
 
+# %% ../nbs/14_review.ipynb #805638b0
 class _Resume(Checkpoint):
     "The state of one redo, in a file of its own"
     def __init__(self, folder, d):
@@ -562,6 +574,7 @@ def is_wanted(self:Review, d:Decision)->bool:
     live = self._by_item.get(d.item)
     return bool(live) and live[-1].id == d.id and d.id not in self._answers
 
+# %% ../nbs/14_review.ipynb #66f0100e
 @patch
 def pending(self:Review)->list: # of Decisions, the oldest first
     "Redos that are asked for and not made"
@@ -587,6 +600,7 @@ def _draw(self:Review, d:Decision): # StylizeResult
     return stylize(self._source_of(d.item), worker.style, it.caption, backbone=worker.backbone, match_color=match,
                    preset=replace(cfg, lam=d.lam), seed=d.seed, protect=self._protected(d), callbacks=callbacks)
 
+# %% ../nbs/14_review.ipynb #ecb90959
 def _but_lam(change:dict)->dict: return {f: v for f, v in change.items() if f != 'lam'}   # a redo has its own
 
 @patch
@@ -676,6 +690,7 @@ def work(self:Review)->list: # of ReviewRounds, also of those that failed
         if not self._one(): time.sleep(.3)   # another process is at it
     return [r for r in self.log.records[before:] if isinstance(r, ReviewRound)]
 
+# %% ../nbs/14_review.ipynb #3f2aefa3
 @patch
 def _background(self:Review):
     try:
@@ -701,6 +716,7 @@ def start(self:Review):
         self._thread = threading.Thread(target=self._background, daemon=True, name='stylekit redo')
         self._thread.start()
 
+# %% ../nbs/14_review.ipynb #be7637e8
 @patch
 def stop(self:Review, seconds:float=60.): # to wait, at most
     "End the redo in progress after its step; it goes on from there later"
@@ -744,6 +760,7 @@ class Export:
         now = f'{self.copied} of them copied now; {len(self.left_out)} left out'
         return f'{len(self.files)} accepted in {self.to.name!r}, {now}'
 
+# %% ../nbs/14_review.ipynb #7371120b
 @patch
 def left_out(self:Review)->dict: # place of a result -> why
     "What is not accepted, and why"
@@ -797,6 +814,7 @@ def _copy(review:Review, e:ExportedFile, to:Path)->bool: # was it copied now?
         if file_sha256(tmp) != e.output_sha256: raise StylekitError(f'{e.file} has changed just now: export again')
     return True
 
+# %% ../nbs/14_review.ipynb #37bd0851
 def _rights_of(review:Review, files:dict, use:str)->list: # of RightsChecks
     "Of each style that pictures were made with, and of the sources if they have a manifest"
     records = [said_of_run(review.rounds(n)[e.round]) for n, e in files.items()]
@@ -811,6 +829,16 @@ def _write_export_log(to:Path, files:list):
     with atomic_path(to/EXPORT_LOG) as tmp: tmp.write_text(''.join(map(json_line, files)), encoding='utf-8')
     write_csv(to/'accepted.csv', [*ExportedFile.__dataclass_fields__], [e.to_json() for e in files])
 
+# %% ../nbs/14_review.ipynb #8fa9ed74
+def _accepted(review:Review)->dict: # place -> ExportedFile, at least one
+    files = {n: review._exported(s) for n, s in sorted(review.states().items()) if s.status == 'accepted'}
+    if not files: raise StylekitError(f'nothing in {review.out.name!r} is accepted yet: {review.progress}')
+    return files
+
+def _stale(to:Path, files:dict, overwrite:bool)->list: # what an earlier export left and this one takes away
+    old = {e.file: e for e in read_lines(to/EXPORT_LOG, ExportedFile)} if (to/EXPORT_LOG).exists() else {}
+    return _obstacles(to, files, {n: e for n, e in old.items() if _inside(n)}, overwrite)
+
 # %% ../nbs/14_review.ipynb #93a8e1c4
 def export_accepted(out, # folder of results that was reviewed, or its Review
                     to, # folder; made if it is not there
@@ -823,13 +851,11 @@ def export_accepted(out, # folder of results that was reviewed, or its Review
     review.refresh()
     to = user_path(to)
     _check_export(review.out, to)
-    files = {n: review._exported(s) for n, s in sorted(review.states().items()) if s.status == 'accepted'}
-    if not files: raise StylekitError(f'nothing in {review.out.name!r} is accepted yet: {review.progress}')
+    files = _accepted(review)
     checks = _rights_of(review, files, use)
     refuse_blocked(checks, override)
     with folder_lock(to):
-        old = {e.file: e for e in read_lines(to/EXPORT_LOG, ExportedFile)} if (to/EXPORT_LOG).exists() else {}
-        stale = _obstacles(to, files, {n: e for n, e in old.items() if _inside(n)}, overwrite)
+        stale = _stale(to, files, overwrite)
         mark = let_pass(checks, override, to)
         files = {n: replace(e, override=mark) for n, e in files.items()}
         copied = sum(_copy(review, e, to) for e in files.values())

@@ -21,18 +21,23 @@ class ColorControls(Fold):
                 ):
         self.panel, self.changed = panel, changed
         self.match, self.picture, self._quiet = None, None, False
-        self.how = named(W.Dropdown(options=[*_HOW.items()], description='Colours', **WIDE,
-                                    tooltip='Whose colours the picture has'), 'colors')
-        self.palette = named(W.Text(description='Palette', placeholder='#e4002b, white', continuous_update=False,
-                                    tooltip='Colours as #rrggbb or by name, with commas between', **WIDE), 'palette')
-        self.pick = named(W.ColorPicker(concise=True, value='#e4002b', description='Add one'), 'pick')
-        self.swatches = named(W.HTML(), 'swatches')
+        self._make_widgets()
         super().__init__('Colours', [self.how, self.palette, row(self.pick, self.swatches)], 'colours',
                          'The style\'s colours, those of the picture, or a palette')
         self.how.observe(panel.safely(lambda _: self._choose(), clears=True), 'value')
         self.palette.observe(panel.safely(lambda _: self._read(), clears=True), 'value')
         self.pick.observe(panel.safely(lambda ch: self._add(ch['new']), clears=True), 'value')
         self.give(given)
+
+# %% ../../nbs/15bab_color_controls.ipynb #7a8313b9
+@patch
+def _make_widgets(self:ColorControls):
+    self.how = named(W.Dropdown(options=[*_HOW.items()], description='Colours', **WIDE,
+                                tooltip='Whose colours the picture has'), 'colors')
+    self.palette = named(W.Text(description='Palette', placeholder='#e4002b, white', continuous_update=False,
+                                tooltip='Colours as #rrggbb or by name, with commas between', **WIDE), 'palette')
+    self.pick = named(W.ColorPicker(concise=True, value='#e4002b', description='Add one'), 'pick')
+    self.swatches = named(W.HTML(), 'swatches')
 
 # %% ../../nbs/15bab_color_controls.ipynb #1dcabb3e
 @patch
@@ -44,6 +49,7 @@ def _choose(self:ColorControls):
         self.palette.value = ', '.join(palette_of(self.picture))
     else: self._read()
 
+# %% ../../nbs/15bab_color_controls.ipynb #711ff812
 @patch
 def _add(self:ColorControls, color:str):
     if color not in self.palette.value:
@@ -56,6 +62,7 @@ def _asked(self:ColorControls): # ColorMatch; None: the style's
     if not isinstance(how, str): return how                    # as given
     return parse_match({'style': None, 'source': 'source', 'palette': self.palette.value.strip() or 'palette'}[how])
 
+# %% ../../nbs/15bab_color_controls.ipynb #352233b6
 @patch
 def _read(self:ColorControls):
     "What the controls say from now on"
@@ -84,6 +91,7 @@ def give(self:ColorControls, match): # as `stylize(match_color=)`
     self._quiet = False
     self._read()
 
+# %% ../../nbs/15bab_color_controls.ipynb #7ee5a57f
 @patch
 def switch(self:ColorControls, fixed:bool=False): # nothing may be changed
     "What can be set now"

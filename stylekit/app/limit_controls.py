@@ -7,7 +7,6 @@ __all__ = ['LimitControls', 'proof_html']
 
 # %% ../../nbs/15bac_limit_controls.ipynb #7d830ae4
 import html
-import ipywidgets as W
 from fastcore.basics import patch
 from .panels import Fold, Panel, named
 from .views import Tick
@@ -50,6 +49,7 @@ def limits(self:LimitControls): # Limits
     own = {name: t.number if t.value else None for name, t in self.ticks.items()}
     return Limits(**own, logo=self.given.logo, tries=self.given.tries)
 
+# %% ../../nbs/15bac_limit_controls.ipynb #ffbdd2a4
 @patch
 def give(self:LimitControls, given): # as `limits.as_limits`; None: none
     "Show these"
@@ -62,6 +62,7 @@ def give(self:LimitControls, given): # as `limits.as_limits`; None: none
     self.switch()
     self._read()
 
+# %% ../../nbs/15bac_limit_controls.ipynb #215968f5
 @patch
 def _read(self:LimitControls):
     from stylekit.measure.proof import MEASURES

@@ -27,16 +27,21 @@ class ProtectControls(Fold):
         self.held, self.protection = None, None    # Protection: what was found; and with what is painted
         self._count, self._thread, self._quiet = 0, None, False
         self._turn = threading.Lock()              # one looks at a time
-        self.words = named(W.Text(description='In words', placeholder='the label', continuous_update=False, **WIDE,
-                                  tooltip='What the model shall look for; several with commas between'), 'words')
-        self.letters = named(Tick(label='Letters', tip='All that is written in the picture'), 'letters')
-        self.alpha = named(Tick(label='The cut-out', tip='All that is not transparent'), 'alpha')
-        self.brush = named(MaskBrush(), 'brush')
+        self._make_widgets()
         paint = W.HTML('<b>Or paint it</b>: what is striped stays as it is')
         super().__init__('What must stay', [self.words, self.letters, self.alpha, paint, self.brush], 'stay',
                          'Parts of the picture that come out as they went in')
         for w in (self.words, self.letters, self.alpha): w.observe(panel.safely(lambda _: self.seek()), 'value')
         self.brush.observe(panel.safely(lambda _: self.unite()), 'mask')
+
+# %% ../../nbs/15baa_protect_controls.ipynb #ff387c6c
+@patch
+def _make_widgets(self:ProtectControls):
+    self.words = named(W.Text(description='In words', placeholder='the label', continuous_update=False, **WIDE,
+                              tooltip='What the model shall look for; several with commas between'), 'words')
+    self.letters = named(Tick(label='Letters', tip='All that is written in the picture'), 'letters')
+    self.alpha = named(Tick(label='The cut-out', tip='All that is not transparent'), 'alpha')
+    self.brush = named(MaskBrush(), 'brush')
 
 # %% ../../nbs/15baa_protect_controls.ipynb #287316ba
 @patch(as_prop=True)
@@ -49,6 +54,7 @@ def regions(self:ProtectControls)->list: # of texts, as the command line has the
 def _key(self:ProtectControls, region:str, caption:str)->tuple: # words may stand in the caption
     return region, caption if region.startswith('words:') else ''
 
+# %% ../../nbs/15baa_protect_controls.ipynb #91f2ebe0
 @patch
 def seek(self:ProtectControls):
     "Look for what is asked for and not yet known"
@@ -62,6 +68,7 @@ def seek(self:ProtectControls):
     self._thread = threading.Thread(target=self._look, args=given, daemon=True, name='stylekit looking')
     self._thread.start()
 
+# %% ../../nbs/15baa_protect_controls.ipynb #f3bc3b68
 @patch
 def _tell_all(self:ProtectControls):
     names = [r.removeprefix('words:').replace('alpha', 'the cut-out') for r in self.regions]
@@ -83,6 +90,7 @@ def _look(self:ProtectControls, opened, missing:list, caption:str, count:int):
     self.panel.say(f'Found {"; ".join(p.about[0][0] for p in new.values())}.')
     self.panel.safely(self._show)()
 
+# %% ../../nbs/15baa_protect_controls.ipynb #0b8f2e4b
 @patch
 def _find(self:ProtectControls, region:str, opened, caption:str): # Protection
     from stylekit.regions import protect_pictures
@@ -95,7 +103,7 @@ def _fail(self:ProtectControls, why:str):
     self.panel.say('')
     self.panel.say(why, error=True)
 
-# %% ../../nbs/15baa_protect_controls.ipynb #f0ad902e
+# %% ../../nbs/15baa_protect_controls.ipynb #2d7debd4
 @patch
 def _show(self:ProtectControls):
     from stylekit.regions import unite_protections
@@ -103,6 +111,7 @@ def _show(self:ProtectControls):
     self.panel.show(lambda: setattr(self.brush, 'held', self.held.text))
     self.unite()
 
+# %% ../../nbs/15baa_protect_controls.ipynb #f0ad902e
 @patch
 def unite(self:ProtectControls):
     "The brush, and all that was found"
@@ -113,6 +122,7 @@ def unite(self:ProtectControls):
     self.panel.show(self._tell_all)
     self.changed()
 
+# %% ../../nbs/15baa_protect_controls.ipynb #41d822ad
 @patch
 def ready(self:ProtectControls): # Protection
     "All of it, once it is found"
@@ -132,6 +142,7 @@ def take(self:ProtectControls, opened, picture:bytes): # OpenedImage; as JPEG, b
     self.seek()
     self.switch()
 
+# %% ../../nbs/15baa_protect_controls.ipynb #0fc3d73e
 @patch
 def switch(self:ProtectControls, going:bool=False, # a picture is made
            fixed:bool=False # and nothing may be changed
@@ -157,6 +168,7 @@ def restore(self:ProtectControls, state:tuple):
     self._quiet = False
     self.seek()
 
+# %% ../../nbs/15baa_protect_controls.ipynb #743125fe
 @patch
 def give(self:ProtectControls, protect): # as `stylize` takes it
     "What was given from code: what has a control is ticked, the rest is painted"

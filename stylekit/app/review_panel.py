@@ -6,7 +6,7 @@
 __all__ = ['LARGEST', 'SOON', 'AWAY', 'KeyBar', 'device_turn', 'ReviewPanel']
 
 # %% ../../nbs/15bh_review_panel.ipynb #e3210a07
-import html, io, threading, time
+import html, threading, time
 from contextlib import contextmanager
 from types import SimpleNamespace
 import anywidget, ipywidgets as W, traitlets as T

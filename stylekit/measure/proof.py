@@ -10,7 +10,7 @@ __all__ = ['MEASURES', 'edge_field', 'Shift', 'shift_between', 'Tile', 'tile_shi
 
 # %% ../../nbs/12a_proof.ipynb #d86dfa80
 import base64, io, math, time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -22,13 +22,13 @@ from ..color import delta_e
 from ..core import StylekitError, atomic_path, check_whole, one_line, user_path
 from ..images import check_same_shape, list_samples, load_image, sample_image
 from ..letters import letters_kept, read_letters
-from .metrics import Features, Measured, as_tensors, edge_f1, judge_features, similarity, structure
+from .metrics import Features, Measured, edge_f1, judge_features, similarity, structure
 from ..pictures import list_pictures
 from ..records import Record
 from ..regions import mask_pixels
 from ..stylizer import fit_image, unfit_image, working_size
 
-# %% ../../nbs/12a_proof.ipynb #1bea4a16
+# %% ../../nbs/12a_proof.ipynb #0129ac37
 _FAINT = .05   # gradient at which an edge counts half, where a black-white step is 1
 
 def _smooth(x:np.ndarray)->np.ndarray: # (..., H, W)
@@ -39,6 +39,7 @@ def _smooth(x:np.ndarray)->np.ndarray: # (..., H, W)
         x = (a+2*b+c)/4
     return x
 
+# %% ../../nbs/12a_proof.ipynb #1bea4a16
 def edge_field(x # (3, H, W) in [0, 1]
               )->np.ndarray: # (H, W) complex, |·| < 1; the angle is twice that of the gradient
     "Edges by place and direction, the same for light on dark and dark on light"
@@ -214,13 +215,14 @@ def growth(a:np.ndarray, # `edge_field` of the content
         weights = [1/max(math.sqrt(e @ m @ e), .3) for e, m in zip(rest, told)]
     return float(fit[2]), float(fit[3])
 
-# %% ../../nbs/12a_proof.ipynb #db48e957
+# %% ../../nbs/12a_proof.ipynb #d69f2674
 def _grey(x:np.ndarray)->np.ndarray: return np.tensordot([.299, .587, .114], x, 1) # (3, H, W) -> (H, W)
 
 def _normed(x:np.ndarray)->np.ndarray:
     x = x-x.mean()
     return x/max(math.sqrt((x**2).sum()), 1e-6)
 
+# %% ../../nbs/12a_proof.ipynb #db48e957
 def find_logo(content, # (3, H, W) in [0, 1]
               result, # the same shape
               box:tuple, # (x0, y0, x1, y1) in the content, pixels
@@ -277,6 +279,7 @@ class Measure:
     failing: str    # {value} and {limit}
     meaning: str    # for a legend
 
+# %% ../../nbs/12a_proof.ipynb #3ad6a9ea
 MEASURES = dict(
     letters=Measure(True, 'letters kept', '', 'The letters read {before} before and {after} after: {value} of them are '
                     'kept, at least {limit} are asked for.', 'Share of the letters that are read in the same place '
@@ -322,6 +325,7 @@ def unit_features(pictures:list, # as `Features` takes them
     v = net(pictures).double().numpy()
     return v/np.linalg.norm(v, axis=1, keepdims=True).clip(1e-12)
 
+# %% ../../nbs/12a_proof.ipynb #bf6e891f
 def recognised(result:np.ndarray, # vector (D,) of length 1
                content:np.ndarray, # of the result
                others:np.ndarray # (n, D), of other pictures
@@ -420,6 +424,7 @@ def _of_place(self:Prover, edges:np.ndarray)->dict:
     return dict(displacement=max([whole.certain*f, *(t.size for t in parts)]), shift=(whole.dx*f, whole.dy*f),
                 shift_error=whole.error*f, moved=parts, tiles=len(tiles), growth=fit[0] if fit else None)
 
+# %% ../../nbs/12a_proof.ipynb #7c6ce542
 @patch
 def _of_logos(self:Prover, y:np.ndarray)->dict:
     found = [find_logo(self.x, y, box) for box in self.logos]
@@ -438,6 +443,7 @@ def _of_network(self:Prover, result:Image.Image)->tuple: # fields, measure -> ru
     found = dict(structure=structure(*pair, self.net), identity=similarity(*pair, self.net))
     return {k: m.value for k, m in found.items()}, {k: _ruler(m) for k, m in found.items()}
 
+# %% ../../nbs/12a_proof.ipynb #e9b605af
 @patch
 def _knows(self:Prover, result:Image.Image)->dict:
     "Is it recognised among others?"
@@ -451,6 +457,7 @@ _WITH = dict(displacement='correlation of edge fields, to 1/20 px; tiles of a th
              letters='PP-OCRv4, character error rate by lines', delta_e='CIEDE2000, D65',
              logo='normalised cross-correlation of the luminance')
 
+# %% ../../nbs/12a_proof.ipynb #ee6c61e1
 @patch
 def _measure(self:Prover, result, whole:bool=True # else without letters and what it is taken for
             )->tuple: # fields of a `Proof`; measure -> what it was read with
@@ -475,6 +482,7 @@ def through_autoencoder(image, # picture
     x = fit_image(im, inner, outer)
     return unfit_image(backbone.decode(backbone.encode(x)).cpu()[0], inner, im.size)
 
+# %% ../../nbs/12a_proof.ipynb #6dacb8e0
 @patch
 def _with_others(self:Prover, rulers:dict)->dict: # measure -> ruler
     "Each ruler with what the number is through the autoencoder, and for another picture; letters are not read there"
@@ -523,6 +531,7 @@ def asked_limits(limits # dict, or an object with the names of `MEASURES`; None:
         raise StylekitError(f'no measure named {", ".join(map(str, unknown))}: there are {", ".join(MEASURES)}')
     return {k: v for k, v in found.items() if v is not None}
 
+# %% ../../nbs/12a_proof.ipynb #1ff9067f
 @patch
 def missed(self:Proof, limits # see `asked_limits`
           )->dict: # measure -> by how much, as a share of the limit
@@ -580,7 +589,7 @@ def kept(self:Proof, limits # see `asked_limits`
                 f'at {"least" if m.high else "most"} {_said(name, limit)}{m.unit} is asked for.')
     return [said(*each) for each in asked_limits(limits).items() if each[0] not in missed]
 
-# %% ../../nbs/12a_proof.ipynb #26b993bd
+# %% ../../nbs/12a_proof.ipynb #6e4fb85e
 @patch
 def _of_the_place(self:Proof)->str:
     if self.edge_f1 < .1: return 'Of its edges hardly one is found again.'
@@ -588,6 +597,7 @@ def _of_the_place(self:Proof)->str:
     reading = f'{math.hypot(*self.shift):.1f} ± {2*self.shift_error:.1f} pixels from its place'
     return f'It is where it was ({reading}).' if self.displacement < .5 else f'It is {reading}.'
 
+# %% ../../nbs/12a_proof.ipynb #26b993bd
 @patch
 def sentences(self:Proof)->list:
     "What the proof says, without any limits"
@@ -601,7 +611,7 @@ def sentences(self:Proof)->list:
                     f'A network that took no part takes it rather for {self.likest}.')
     return [*said, self._of_the_place()]
 
-# %% ../../nbs/12a_proof.ipynb #62297927
+# %% ../../nbs/12a_proof.ipynb #29185c80
 def _by_stem(pictures)->dict: # name -> picture
     "A folder's pictures by their place in it without the ending; what is no folder as `dict`"
     if isinstance(pictures, dict): return pictures
@@ -609,6 +619,7 @@ def _by_stem(pictures)->dict: # name -> picture
     found = [p for p in list_pictures(pictures) if not p.error]
     return {str(Path(p.name).with_suffix('')): p.path for p in found}
 
+# %% ../../nbs/12a_proof.ipynb #62297927
 def prove_folder(contents, # folder, or pictures in a dict or a list
                  results, # the same names, or the same order
                  regions:dict=None, # name -> picture or array, white: must stay
@@ -637,6 +648,7 @@ def worst_first(proofs:list, # of `Proof`s
         return -max(missed.values(), default=0), p.recognised is not False, likeness
     return sorted(proofs, key=key)
 
+# %% ../../nbs/12a_proof.ipynb #d0471f06
 def verdict_text(p:Proof,
                  limits=None # see `asked_limits`
                 )->str: # '' if nothing is asked for
@@ -657,7 +669,7 @@ def proof_table(proofs:list, # of `Proof`s
     rows = [[p.id.replace('|', '\\|'), verdict_text(p, limits), *cells(p)] for p in worst_first(proofs, limits)]
     return '\n'.join('| '+' | '.join(r)+' |' for r in (head, ['---']*len(head), *rows))
 
-# %% ../../nbs/12a_proof.ipynb #5cdc8064
+# %% ../../nbs/12a_proof.ipynb #cbc5898a
 _STYLE = '''body{font:16px/1.45 system-ui,sans-serif;margin:2em auto;max-width:1100px;padding:0 1em;color:#222}
 body{background:#fff}
 h1{font-size:1.5em}.card{display:flex;flex-wrap:wrap;gap:1em;border:1px solid #ccc;border-left:8px solid #2a7d3f;
@@ -669,6 +681,7 @@ td,th{padding:.15em .7em;text-align:right;border-bottom:1px solid #eee}td:first-
 dt{font-weight:600}dd{margin:0 0 .4em 1em}
 @media(max-width:600px){body{margin:1em auto}td,th{padding:.15em .3em}}'''
 
+# %% ../../nbs/12a_proof.ipynb #5cdc8064
 def picture_url(im, # as `load_image` takes it
                 longest:int=440 # of its sides, pixels, at most
                )->str: # data:...
@@ -696,6 +709,7 @@ def number_table(p:Proof,
     heads = '<th></th><th>here</th><th>limit</th><th>autoencoder alone</th><th>another picture</th>'
     return f'<table><tr>{heads}</tr>{"".join(rows)}</table>'
 
+# %% ../../nbs/12a_proof.ipynb #8fba3bec
 def _card(p:Proof, limits, pair)->str: # HTML; pair: two pictures, or None
     fails = p.failed(limits)
     figures = ''.join(f'<figure><img src="{picture_url(im)}" alt="{what}"><figcaption>{what}</figcaption></figure>'
@@ -718,6 +732,7 @@ def legend_html(proofs:list # those that are shown
               'nothing to do with it.</dd>')
     return f'<h2>What the numbers say</h2><dl>{rows}{beside}</dl>'
 
+# %% ../../nbs/12a_proof.ipynb #73f713e7
 def html_page(title:str, summary:str, # texts
               body:str, # HTML
               style:str='' # more of CSS
@@ -728,6 +743,7 @@ def html_page(title:str, summary:str, # texts
     return (f'<!DOCTYPE html><html lang="en"><head>{head}</head><body><h1>{escape(title)}</h1>'
             f'<p>{escape(summary)}</p>{body}</body></html>\n')
 
+# %% ../../nbs/12a_proof.ipynb #350ffbd5
 def _summary(proofs:list, limits)->str:
     n, failing = len(proofs), sum(bool(p.missed(limits)) for p in proofs)
     unknown = sum(p.recognised is False for p in proofs)

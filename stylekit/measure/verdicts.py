@@ -9,7 +9,6 @@ __all__ = ['ALIKE', 'MOST_OTHERS', 'VERDICTS', 'ResultPair', 'pair_results', 'us
 # %% ../../nbs/13c_verdicts.ipynb #41a295f7
 import math, re, time
 from dataclasses import dataclass, field, replace
-from functools import partial
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -40,6 +39,7 @@ class ResultPair:
     @property
     def key(self)->tuple: return tuple(p.name if p else '' for p in (self.source, self.result))
 
+# %% ../../nbs/13c_verdicts.ipynb #1ca19d63
 _AGAIN = re.compile(r'([-_ ]\d+| ?\(\d+\))$')
 
 def _stem(name:str)->str: return name_key(str(PurePosixPath(name).with_suffix('')))
@@ -62,6 +62,7 @@ class _Sources:
         stem = _stem(result.name)
         return self.by_stem.get(stem) or self.by_stem.get(_AGAIN.sub('', stem), [])
 
+# %% ../../nbs/13c_verdicts.ipynb #1c3c229e
 def _pair(result:PictureFile, record, found:list)->ResultPair: # sources that it may be of
     if len(found) > 1:
         names = ' and '.join(p.name for p in found[:2])
@@ -70,6 +71,16 @@ def _pair(result:PictureFile, record, found:list)->ResultPair: # sources that it
     return ResultPair(found[0], result, record, _plain(found[0].error, found[0]) or _plain(result.error, result))
 
 def _plain(error:str, p:PictureFile)->str: return without_folders(error, p.path)   # of a PictureFile
+
+# %% ../../nbs/13c_verdicts.ipynb #9e044315
+def _paired(before:list, after:list, # PictureFiles: sources, results
+            told:list # FolderRecords
+           )->list: # of ResultPairs
+    known, records = _Sources(before), {name_key(r.result): r for r in told}
+    pairs = [_pair(p, r := records.get(name_key(p.name)), known.of(p, r)) for p in after]
+    there, failed = {p.source.name for p in pairs if p.source}, {name_key(r.picture): r for r in told if r.error}
+    lacking = [p for p in before if p.name not in there]
+    return pairs + [ResultPair(p, None, failed.get(name_key(p.name)), _plain(p.error, p)) for p in lacking]
 
 # %% ../../nbs/13c_verdicts.ipynb #db13f181
 def pair_results(sources, # folder of pictures, and of the folders in it
@@ -84,13 +95,7 @@ def pair_results(sources, # folder of pictures, and of the folders in it
     inner = results if sources.resolve() in results.resolve().parents else None
     before = mark_auto_captions(list_pictures(sources, template, leave_out=inner, captions=captions), sources)
     after = list_pictures(results, leave_out=None if inner else sources, may_be_empty=True)
-    told, known = _manifest(results), _Sources(before)
-    records = {name_key(r.result): r for r in told}
-    pairs = [_pair(p, r := records.get(name_key(p.name)), known.of(p, r)) for p in after]
-    there, failed = {p.source.name for p in pairs if p.source}, {name_key(r.picture): r for r in told if r.error}
-    lacking = [p for p in before if p.name not in there]
-    pairs += [ResultPair(p, None, failed.get(name_key(p.name)), _plain(p.error, p)) for p in lacking]
-    return sorted(pairs, key=lambda p: p.name)
+    return sorted(_paired(before, after, _manifest(results)), key=lambda p: p.name)
 
 # %% ../../nbs/13c_verdicts.ipynb #d8b4fe94
 def usual_limits(size:tuple # (width, height) of the source, pixels
@@ -98,7 +103,7 @@ def usual_limits(size:tuple # (width, height) of the source, pixels
     "What is asked for where nobody has said anything"
     return Limits(letters=.9, edge_f1=.4, displacement=round(.02*min(size), 2))
 
-# %% ../../nbs/13c_verdicts.ipynb #ad176c4f
+# %% ../../nbs/13c_verdicts.ipynb #573f8881
 ALIKE = .8   # likeness of two sources that are taken for one thing
 MOST_OTHERS = 100   # sources, evenly spaced, that a result is told from
 _AT_ONCE = 64   # pictures in memory
@@ -109,6 +114,7 @@ def _features(paths:list, net)->np.ndarray: # (n, D), of length 1
     groups = [paths[i:i+_AT_ONCE] for i in range(0, len(paths), _AT_ONCE)]
     return np.concatenate([unit_features([_opened(p) for p in g], net) for g in groups])
 
+# %% ../../nbs/13c_verdicts.ipynb #ad176c4f
 def recognise_among(pairs:list, # of (source, result), paths
                     others:dict # name -> path or picture: what a result may be mistaken for
                    )->list: # of (bool, name of what is more alike or ''), for each
@@ -123,10 +129,11 @@ def recognise_among(pairs:list, # of (source, result), paths
         answers.append((known, '' if known else names[apart[i]]))
     return answers
 
-# %% ../../nbs/13c_verdicts.ipynb #4bb90f3e
+# %% ../../nbs/13c_verdicts.ipynb #d3b7f8de
 VERDICTS = 'verdicts.jsonl'
 _FIRST = ('unusable', 'missing', 'fails', 'no source', 'not proved', 'holds')   # what stands first
 
+# %% ../../nbs/13c_verdicts.ipynb #4bb90f3e
 @dataclass(frozen=True)
 class Verdict(Record):
     "What holds of one result: a line of the file"
@@ -162,6 +169,7 @@ def is_large(self:Verdict)->bool:
     "Does a page give it room?"
     return self.is_bad or self.status == 'no source'
 
+# %% ../../nbs/13c_verdicts.ipynb #4c48b622
 @patch(as_prop=True)
 def score(self:Verdict)->float: # None: there is no proof
     "Larger is better: below -1 misses a limit, below 0 is not recognised, up to 1 holds"
@@ -186,6 +194,7 @@ def words(self:Verdict)->str:
     known = 'not recognised'*(self.proof.recognised is False)
     return ', '.join(filter(None, (missed, known)))
 
+# %% ../../nbs/13c_verdicts.ipynb #22911ead
 @patch
 def facts(self:Verdict)->dict:
     "As a row of a table, or a line for programs"
@@ -197,6 +206,23 @@ def facts(self:Verdict)->dict:
     more = ('caption', 'caption_from', 'seconds', 'made_seconds')
     return row | {k: getattr(self, k) for k in more} | dict(sentences=' '.join(self.sentences))
 
+# %% ../../nbs/13c_verdicts.ipynb #fa2dd7c3
+def _about(pair:ResultPair)->dict: # fields of a `Verdict`
+    "Which picture it is, and what it shows"
+    s, r, told = pair.source, pair.result, pair.record
+    about = dict(picture=s.name if s else '', result=r.name if r else '')
+    if s: about |= dict(caption=s.caption, caption_from=s.caption_from)
+    if told: about['made_seconds'] = told.seconds
+    if told and told.caption: about |= dict(caption=told.caption, caption_from=told.caption_from)
+    return about
+
+def _without_proof(pair:ResultPair, proof:Proof, why:str)->tuple: # (status, sentence); None: the proof decides
+    if error := pair.error or why: return 'unusable', error
+    if not pair.source: return 'no source', 'No source has its name.'
+    told = pair.record.error if pair.record else ''
+    if not pair.result: return 'missing', told or 'There is no result of it.'
+    return None if proof else ('not proved', 'It is not proved yet.')
+
 # %% ../../nbs/13c_verdicts.ipynb #de3c95ff
 def judge_pair(pair:ResultPair,
                proof:Proof=None, # of its result; None: there is none
@@ -204,23 +230,14 @@ def judge_pair(pair:ResultPair,
                why:str='' # what was wrong when it was proved
               )->Verdict:
     "The verdict on one pair, from what was measured"
-    s, r = pair.source, pair.result
-    about = dict(picture=s.name if s else '', result=r.name if r else '')
-    if s: about |= dict(caption=s.caption, caption_from=s.caption_from)
-    if pair.record: about['made_seconds'] = pair.record.seconds
-    if pair.record and pair.record.caption:
-        about |= dict(caption=pair.record.caption, caption_from=pair.record.caption_from)
-    if error := pair.error or why: return Verdict(**about, status='unusable', sentences=(error,))
-    if not s: return Verdict(**about, status='no source', sentences=('No source has its name.',))
-    if not r:
-        told = pair.record.error if pair.record else ''
-        return Verdict(**about, status='missing', sentences=(told or 'There is no result of it.',))
-    if not proof: return Verdict(**about, status='not proved', sentences=('It is not proved yet.',))
-    asked = (usual_limits(s.shape) if limits is None else limits).asked
+    about, known = _about(pair), _without_proof(pair, proof, why)
+    if known: return Verdict(**about, status=known[0], sentences=(known[1],))
+    asked = (usual_limits(pair.source.shape) if limits is None else limits).asked
     missed = proof.missed(asked)
     status = 'fails' if missed or proof.recognised is False else 'holds'
     return Verdict(**about, status=status, sentences=_said(proof, asked), missed=missed, asked=asked, proof=proof)
 
+# %% ../../nbs/13c_verdicts.ipynb #7340d360
 def _said(proof:Proof, asked:dict)->tuple: # of sentences
     "What fails, then what else there is to say; nothing twice"
     failed = proof.failed(asked)
@@ -240,6 +257,7 @@ class _Looks:
         stem = _stem(pair.source.name)
         return self.masks.get(stem), logos.get(name_key(pair.source.name), logos.get(stem, ()))
 
+# %% ../../nbs/13c_verdicts.ipynb #2fd37219
 def _key(pair:ResultPair, looks:_Looks)->str:
     "Hash of all that a proof depends on"
     (mask, logos), net = looks.of(pair), neutral_judge()
@@ -260,6 +278,7 @@ class ProofWorker:
         load = (time.perf_counter()-begun)/len(results)
         return [self._prove(prover, path, load) for path in results]
 
+# %% ../../nbs/13c_verdicts.ipynb #a9265167
 @patch
 def _prove(self:ProofWorker, prover, path, load:float)->tuple:
     begun = time.perf_counter()
@@ -281,6 +300,7 @@ class _Lines:
     def write(self, verdicts):
         with atomic_path(self.path) as tmp: tmp.write_text(''.join(map(json_line, verdicts)), encoding='utf-8')
 
+# %% ../../nbs/13c_verdicts.ipynb #683eae7b
 def _check_out(out:Path, overwrite:bool):
     "Refuse to replace a page or a table that somebody else wrote"
     for name in ('verdicts.html', 'verdicts.csv'):
@@ -288,7 +308,7 @@ def _check_out(out:Path, overwrite:bool):
             raise StylekitError(f'{name} is there already and not of stylekit: give another folder out, '
                                 'or overwrite=True')
 
-# %% ../../nbs/13c_verdicts.ipynb #386275e5
+# %% ../../nbs/13c_verdicts.ipynb #7fba220b
 class _Proving:
     "Goes through the pairs of a folder"
     def __init__(self, pairs:list, looks:_Looks, limits, lines:_Lines, report):
@@ -299,6 +319,7 @@ class _Proving:
         self.done = {p.name: self.judged(p, old[p.name].proof, old[p.name]) for p in known}
         self.begun = time.perf_counter()
 
+# %% ../../nbs/13c_verdicts.ipynb #386275e5
 @patch
 def judged(self:_Proving, pair, proof, like:Verdict=None, why:str='', **about)->Verdict:
     "A verdict with what it was made from; `like` an older one of the same proof"
@@ -307,6 +328,7 @@ def judged(self:_Proving, pair, proof, like:Verdict=None, why:str='', **about)->
     if not proof: return replace(v, **about)
     return replace(v, made_from=self.keys[pair.name], result_sha256=file_sha256(pair.result.path), **about)
 
+# %% ../../nbs/13c_verdicts.ipynb #60141625
 @patch
 def verdict(self:_Proving, pair)->Verdict:
     "What is known of a pair by now"
@@ -336,6 +358,7 @@ def run(self:_Proving, workers:int, seconds:float): # processes; None: to the en
             self.tell(done, of)
             if seconds and time.perf_counter()-self.begun > seconds: break
 
+# %% ../../nbs/13c_verdicts.ipynb #cf55adc9
 @patch
 def take(self:_Proving, pair, proof, why:str, took:float):
     "Write down what was found"
@@ -349,7 +372,7 @@ def tell(self:_Proving, done:int, of:int):
     left = (time.perf_counter()-self.begun)/done*(of-done)
     self.report(FolderProgress(done, of, [], sum(v.is_bad for v in self.done.values()), left))
 
-# %% ../../nbs/13c_verdicts.ipynb #36a7336e
+# %% ../../nbs/13c_verdicts.ipynb #3241d6dc
 def _others(pairs:list)->dict: # name -> path or picture
     "What a result may be mistaken for"
     sources = {p.source.name: p.source.path for p in pairs if p.source and not p.source.error}
@@ -359,6 +382,7 @@ def _others(pairs:list)->dict: # name -> path or picture
     samples = {f'the sample {name}': sample_image(name) for name in list_samples()}
     return {name: sources[name] for name in chosen} | samples
 
+# %% ../../nbs/13c_verdicts.ipynb #36a7336e
 @patch
 def recognise(self:_Proving):
     "Ask for every picture, among all of the folder, where the folder or the picture is not as it was"
@@ -387,6 +411,7 @@ class FolderVerdicts:
     def page(self)->Path: return self.out/'verdicts.html'
     def count(self, *statuses)->int: return sum(v.status in statuses for v in self.verdicts)
 
+# %% ../../nbs/13c_verdicts.ipynb #0996fc30
 @patch(as_prop=True)
 def proofs(self:FolderVerdicts)->list:
     "Those that there are, in the verdicts' order"
@@ -401,12 +426,13 @@ def unmeasured(self:FolderVerdicts)->list: # of texts
     return [f'{MEASURES[m].label} could not be measured on any picture: {needs.get(m, "")}' for m in asked
             if all(getattr(p, m) is None for p in self.proofs)]
 
-# %% ../../nbs/13c_verdicts.ipynb #85f54845
+# %% ../../nbs/13c_verdicts.ipynb #8cf24631
 _COUNTED = dict(fails=('fails', 'fail'), missing=('has no result', 'have no result'), unusable=(
     'cannot be compared', 'cannot be compared'), holds=('holds', 'hold'))
 
 def _many(n:int, thing:str)->str: return f'{n} {thing}{"s"*(n != 1)}'
 
+# %% ../../nbs/13c_verdicts.ipynb #85f54845
 @patch(as_prop=True)
 def summary(self:FolderVerdicts)->str:
     "The whole in two or three sentences"
@@ -420,7 +446,7 @@ def summary(self:FolderVerdicts)->str:
     if self.proofs and not neutral_judge(): said.append('No network is here to recognise them (extra eval).')
     return ' '.join((*said, *(f'{u}.' for u in self.unmeasured)))
 
-# %% ../../nbs/13c_verdicts.ipynb #22245aa5
+# %% ../../nbs/13c_verdicts.ipynb #1e2c325e
 def _line(v:Verdict)->str:
     took = '' if v.seconds is None else f'  {v.seconds:.1f} s'
     of = f' (of {v.picture})'*bool(v.result and v.picture and _stem(v.result) != _stem(v.picture))
@@ -432,6 +458,7 @@ def _legend_lines(proofs:list)->list: # of texts
              'of the folder.']*any(p.recognised is not None for p in proofs)
     return known+[f'{m.label}: {m.meaning} {"Higher" if m.high else "Lower"} is better.' for m in shown]
 
+# %% ../../nbs/13c_verdicts.ipynb #22245aa5
 @patch
 def text(self:FolderVerdicts)->str:
     "For a terminal: failures first, with their sentences; a legend; the summary"
@@ -470,6 +497,7 @@ def _shows(v:Verdict)->str: # HTML
     said = f'It shows: {v.caption}' + f' (from {v.caption_from})'*(v.caption_from not in ('', 'name'))
     return f'<p class="soft">{escape(said)}</p>' if v.caption else ''
 
+# %% ../../nbs/13c_verdicts.ipynb #02d77f0b
 def _card(v:Verdict, pair:ResultPair, side:int)->str: # HTML
     figures = ''.join(f'<figure>{html}<figcaption>{what}</figcaption></figure>' for html, what in _figures(pair, side))
     bad = ' class="bad"' if v.is_bad else ''
@@ -481,7 +509,7 @@ def _card(v:Verdict, pair:ResultPair, side:int)->str: # HTML
     return (f'<section class="card{" fails" if v.is_bad else ""}">{figures}<div class="said">{head}{said}{_shows(v)}'
             f'{numbers}</div></section>')
 
-# %% ../../nbs/13c_verdicts.ipynb #6ff90d88
+# %% ../../nbs/13c_verdicts.ipynb #8ada776a
 def _small(v:Verdict, pair:ResultPair, side:int)->str: # HTML
     "What holds: two pictures and a name"
     images = ''.join(html for html, _ in _figures(pair, side))
@@ -490,6 +518,7 @@ def _small(v:Verdict, pair:ResultPair, side:int)->str: # HTML
     return (f'<figure title="{said}"><div class="two">{images}</div><figcaption{soft}>{escape(v.name)}: '
             f'{escape(v.words)}</figcaption></figure>')
 
+# %% ../../nbs/13c_verdicts.ipynb #6ff90d88
 _TITLE = 'Are they still the same things?'
 _KNOWN = ('<dl><dt>recognised</dt><dd>A network that took no part finds the result more like its source than like '
           'any other picture of the folder, or a sample of stylekit.</dd></dl>')
@@ -509,6 +538,7 @@ def write_page(self:FolderVerdicts, pairs:list): # ResultPairs
     with atomic_path(self.page) as tmp:
         tmp.write_text(html_page(_TITLE, self.summary, body, _CSS)+mark, encoding='utf-8')
 
+# %% ../../nbs/13c_verdicts.ipynb #4d9c31ab
 @patch
 def _mark(self:FolderVerdicts)->str:
     "Ends the page, so that one that says the same already is not drawn again"
@@ -529,11 +559,12 @@ def read_verdicts(path # of a `verdicts.jsonl`, or the folder that holds one
     if path.is_dir(): path = path/VERDICTS
     return {v.result: v for v in read_lines(path, Verdict) if v.result}
 
-# %% ../../nbs/13c_verdicts.ipynb #e0a8112b
+# %% ../../nbs/13c_verdicts.ipynb #b6c7f120
 def _masks(regions)->dict: # stem -> path
     "A folder of masks by the names of their pictures"
     return {_stem(p.name): p.path for p in list_pictures(regions, shapes=False)} if regions else {}
 
+# %% ../../nbs/13c_verdicts.ipynb #e0a8112b
 def evaluate_results(sources, # folder of pictures, and of the folders in it
                      results, # folder of what any program made of them, by their names (see `pair_results`)
                      limits=None, # see `as_limits`; None: `usual_limits` of each picture

@@ -44,6 +44,7 @@ QUESTIONS = (
     StudyQuestion('appeal', 'Which one do you like better?',
                   '見た目の好みで選ぶとしたら、どちらですか？'))
 
+# %% ../../nbs/14c_study.ipynb #b2af8c4b
 INSTRUCTIONS = dict(
     en='You see an original picture, examples of a style, and two results, A and B. Judge each question for itself. '
        'If you see no difference, choose "same". If you cannot judge, skip the question and say why. '
@@ -69,6 +70,7 @@ class StudyItem:
     references: tuple[str, ...]
     outputs: dict[str, str]      # method -> picture
 
+# %% ../../nbs/14c_study.ipynb #dd7dd2c4
 @dataclass(frozen=True)
 class Trial:
     "Two pictures that are shown beside each other"
@@ -92,6 +94,7 @@ class StudyRules:
     least_raters: int = 5        # fewer cannot speak for others
     alpha: float = .05           # for each question, after Holm's adjustment
 
+# %% ../../nbs/14c_study.ipynb #3dfddd5a
 @dataclass(frozen=True)
 class Study(Record):
     "A comparison that people vote on: `study.json`"
@@ -132,6 +135,7 @@ def trial_hash(study:str, # its hash
     h = (h^h>>13)*0xc2b2ae35 & 0xffffffff
     return h^h>>16
 
+# %% ../../nbs/14c_study.ipynb #26ac61c0
 def rater_name(typed # as somebody typed it
               )->str:
     "A rater's name in one form, so that who comes back is known"
@@ -149,6 +153,7 @@ class Showing:
     @property
     def b(self)->str: return self.trial.second if self.left == 'first' else self.trial.first
 
+# %% ../../nbs/14c_study.ipynb #ca472694
 def _order(study:str, rater:str, trials)->list:
     base = [t for t in trials if t.kind != 'repeat']
     repeats = [t for t in trials if t.kind == 'repeat']
@@ -191,12 +196,15 @@ class Vote(Record):
     reason: str = ''             # of a skip
     seconds: float | None = None # looked at
     undoes: str = ''             # `id` of the vote that an undo takes back
-    @property
-    def won(self)->str:
-        "'first', 'second', or '' if neither"
-        if self.answer not in ('A', 'B'): return ''
-        return self.left if self.answer == 'A' else ('second' if self.left == 'first' else 'first')
 
+# %% ../../nbs/14c_study.ipynb #b7c15891
+@patch(as_prop=True)
+def won(self:Vote)->str:
+    "'first', 'second', or '' if neither"
+    if self.answer not in ('A', 'B'): return ''
+    return self.left if self.answer == 'A' else ('second' if self.left == 'first' else 'first')
+
+# %% ../../nbs/14c_study.ipynb #224353cf
 class VoteLog(RecordLog):
     "Votes as they came; several processes may append and read"
     kinds = (Vote,)
@@ -222,31 +230,37 @@ def _encoded(image, size:tuple)->bytes: # PIL RGB
     image.save(file, **ENCODING)
     return file.getvalue()
 
+# %% ../../nbs/14c_study.ipynb #39f92762
 def _fitted(size:tuple, side:int)->tuple: # (width, height) whose longer side is `side` at most
     scale = min(1, side/max(size))
     return tuple(max(1, round(n*scale)) for n in size)
 
 def _same_shape(a:tuple, b:tuple)->bool: return abs(math.log(a[0]*b[1]/(a[1]*b[0]))) < .02
 
-# %% ../../nbs/14c_study.ipynb #a02ce641
+# %% ../../nbs/14c_study.ipynb #cbfdbb59
 class _Pictures:
     "Pictures of a study in the making"
     def __init__(self, folder:Path, side:int): self.folder, self.side, self.made = folder, side, {}
-    def add(self, path, size:tuple=None)->tuple: # its id, its size
-        "Encode a picture; with `size`, to that size"
-        image = open_image(path).rgb
-        if size and not _same_shape(image.size, size):
-            raise StylekitError(f'{Path(path).name} has another shape than its source')
-        size = size or _fitted(image.size, self.side)
-        data = _encoded(image, size)
-        name = digest(data)[:16]
-        self.made[name] = data
-        return name, size
 
-    def write(self, names):
-        "Put those that are needed on the disk"
-        for name in names:
-            with atomic_path(self.folder/f'{name}.webp') as tmp: tmp.write_bytes(self.made[name])
+# %% ../../nbs/14c_study.ipynb #a02ce641
+@patch
+def add(self:_Pictures, path, size:tuple=None)->tuple: # its id, its size
+    "Encode a picture; with `size`, to that size"
+    image = open_image(path).rgb
+    if size and not _same_shape(image.size, size):
+        raise StylekitError(f'{Path(path).name} has another shape than its source')
+    size = size or _fitted(image.size, self.side)
+    data = _encoded(image, size)
+    name = digest(data)[:16]
+    self.made[name] = data
+    return name, size
+
+# %% ../../nbs/14c_study.ipynb #8e24bc9d
+@patch
+def write(self:_Pictures, names):
+    "Put those that are needed on the disk"
+    for name in names:
+        with atomic_path(self.folder/f'{name}.webp') as tmp: tmp.write_bytes(self.made[name])
 
 # %% ../../nbs/14c_study.ipynb #a4d9990e
 def _key(name:str)->str: return name_key(Path(name).with_suffix('').as_posix())
@@ -258,6 +272,7 @@ def _results(folder:Path)->dict: # key of the source -> Path
         return {_key(i.picture): folder/i.name for i in read_items(folder) if not i.error and (folder/i.name).is_file()}
     return {_key(p.name): p.path for p in list_pictures(folder) if not p.error}
 
+# %% ../../nbs/14c_study.ipynb #466bae88
 def _find_sources(folders:list)->Path:
     "Where the first folder run had its pictures"
     from stylekit.folders import MANIFEST
@@ -284,7 +299,7 @@ def _reference_paths(references)->list:
     if not found: raise StylekitError('people need examples of the style: give two or three pictures as references=')
     return found[:3]
 
-# %% ../../nbs/14c_study.ipynb #13d991a5
+# %% ../../nbs/14c_study.ipynb #96bef3e9
 class _Maker:
     "Collects what goes into a study"
     def __init__(self, out:Path, methods:dict, source, references, side:int, seed:int):
@@ -298,6 +313,7 @@ class _Maker:
 
 PICTURES, STUDY, KEY, VOTES = 'pictures', 'study.json', 'key.json', 'votes.jsonl'
 
+# %% ../../nbs/14c_study.ipynb #13d991a5
 @patch
 def candidates(self:_Maker)->list: # of PictureFiles
     "Sources for which every method has a result, in an order by chance"
@@ -326,6 +342,7 @@ def item(self:_Maker, p, # PictureFile
     self.outputs[made.id] = {m: file_sha256(path) for m, path in paths.items()}
     return made
 
+# %% ../../nbs/14c_study.ipynb #90aed898
 @patch
 def items(self:_Maker, most:int)->tuple: # of StudyItems; `most`: None for all
     "As many as are asked for; what cannot be shown is left out, with why"
@@ -356,6 +373,7 @@ def catches(self:_Maker, items:tuple, n:int)->list: # of Trials without ids
         found.append(Trial('', 'catch', item.id, right, wrong, question=question, right='first'))
     return found
 
+# %% ../../nbs/14c_study.ipynb #5601cc3d
 @patch
 def trials(self:_Maker, items:tuple, catch:int, repeat:float)->tuple: # of Trials
     "Every pair of methods for every item, catch trials, and repeats"
@@ -364,6 +382,21 @@ def trials(self:_Maker, items:tuple, catch:int, repeat:float)->tuple: # of Trial
     both = [replace(t, id=f't{n:03}') for n, t in enumerate(pairs+self.catches(items, catch), 1)]
     again = self.rng.sample(both[:len(pairs)], math.ceil(repeat*len(pairs)))
     return (*both, *(replace(t, id=f't{n:03}', kind='repeat', repeats=t.id) for n, t in enumerate(again, len(both)+1)))
+
+# %% ../../nbs/14c_study.ipynb #be982420
+def _check_trials(catch:int, repeat:float, questions:tuple):
+    if check_whole('catch', catch) < LEAST_CATCH: raise StylekitError(f'{catch} catch trials: {LEAST_CATCH} at least')
+    check_range('repeat', repeat, 0, 1)
+    if not {'style', 'content'} <= {q.key for q in questions}:
+        raise StylekitError("questions must have 'style' and 'content': catch trials are about these")
+
+@patch
+def write(self:_Maker, out:Path, study:Study, seed:int):
+    "Put the study on the disk, `study.json` last: a folder without it holds no study"
+    sha256 = seal(study)['sha256']
+    self.pictures.write(_shown(study))
+    write_json(out/KEY, StudyKey(sha256, self.methods, self.sources, self.outputs, self.left_out, seed))
+    write_json(out/STUDY, study)
 
 # %% ../../nbs/14c_study.ipynb #82a38120
 def make_study(out, # folder for the study; it must not hold one
@@ -382,10 +415,7 @@ def make_study(out, # folder for the study; it must not hold one
               )->'StudyFolder':
     "Write a study from folders of results: pictures without their origin, trials, plan and rules"
     out, methods = user_path(out), _check_methods(methods)
-    if check_whole('catch', catch) < LEAST_CATCH: raise StylekitError(f'{catch} catch trials: {LEAST_CATCH} at least')
-    check_range('repeat', repeat, 0, 1)
-    if not {'style', 'content'} <= {q.key for q in questions}:
-        raise StylekitError("questions must have 'style' and 'content': catch trials are about these")
+    _check_trials(catch, repeat, questions)
     if (out/STUDY).exists(): raise StylekitError(f'{out.name!r} holds a study already: give another folder')
     seed = random.SystemRandom().getrandbits(32) if seed is None else check_whole('seed', seed)
     with folder_lock(out):
@@ -395,10 +425,7 @@ def make_study(out, # folder for the study; it must not hold one
         study = Study(one_line(title), utc_now(), tuple(maker.methods), tuple(questions), INSTRUCTIONS, found,
                       maker.trials(found, catch, repeat), planned or plan(), rules, f'{encoding} side={side}')
         study = Study.from_json(study.to_json())      # as it will be read: a share of 0 is 0.0 then
-        sha256 = seal(study)['sha256']
-        maker.pictures.write(_shown(study))
-        write_json(out/KEY, StudyKey(sha256, maker.methods, maker.sources, maker.outputs, maker.left_out, seed))
-        write_json(out/STUDY, study)
+        maker.write(out, study, seed)
     return open_study(out)
 
 # %% ../../nbs/14c_study.ipynb #84be2add
@@ -416,6 +443,7 @@ class StudyFolder:
         _check_study(self)
         for name in self.pictures: self.picture(name)
 
+# %% ../../nbs/14c_study.ipynb #b2efe63a
 def _check_study(s:'StudyFolder'):
     "Refuse what does not fit together: a person may have written the file"
     pairs = {t.id for t in s.study.trials if t.kind == 'pair'}
@@ -429,6 +457,7 @@ def _check_study(s:'StudyFolder'):
     if not (s.items and pairs and s.questions and all(known) and named and outputs) or twice:
         raise StylekitError(f'{STUDY} does not fit together: make the study anew')
 
+# %% ../../nbs/14c_study.ipynb #82b7a5c7
 def _shown(study:Study)->list: # of ids
     found = [n for i in study.items for n in (i.content, *i.references, *i.outputs.values())]
     return sorted({*found, *(n for t in study.trials for n in (t.first, t.second))})
@@ -438,6 +467,7 @@ def pictures(self:StudyFolder)->list: # of ids
     "Every picture that is shown"
     return _shown(self.study)
 
+# %% ../../nbs/14c_study.ipynb #4c7c0167
 @patch
 def picture(self:StudyFolder, name:str # id
            )->Path:
@@ -457,6 +487,7 @@ def key(self:StudyFolder)->StudyKey: # None if it is kept elsewhere
     if found.study != self.sha256: raise StylekitError(f'{KEY} belongs to another study')
     return found
 
+# %% ../../nbs/14c_study.ipynb #95594680
 @patch
 def for_raters(self:StudyFolder)->dict: # what JSON can hold
     "What a page may know: no methods, no answers of catch trials"
@@ -467,6 +498,7 @@ def for_raters(self:StudyFolder)->dict: # what JSON can hold
     return dict(sha256=self.sha256, title=s['title'], questions=s['questions'], instructions=s['instructions'],
                 items=items, trials=trials)
 
+# %% ../../nbs/14c_study.ipynb #04c5192d
 def open_study(study # folder, its study.json, or a StudyFolder
               )->StudyFolder:
     "Read a study; what was changed since it was made is refused"
@@ -490,6 +522,7 @@ class Ask:
     @property
     def b(self)->str: return self.showing.b
 
+# %% ../../nbs/14c_study.ipynb #753c1183
 @dataclass(frozen=True)
 class VotingProgress:
     "How far a rater is, in questions"
@@ -514,9 +547,11 @@ class Voting:
         twin = next((v.rater for v in self.log.records if v.rater.casefold() == self.rater.casefold()), self.rater)
         if twin != self.rater: raise StylekitError(f'somebody voted as {twin!r}: use that name, or another one')
 
-    def picture(self, name:str)->Path:
-        "The file of a picture"
-        return self.study.picture(name)
+# %% ../../nbs/14c_study.ipynb #770e4731
+@patch
+def picture(self:Voting, name:str)->Path:
+    "The file of a picture"
+    return self.study.picture(name)
 
 @patch
 def refresh(self:Voting):
@@ -539,7 +574,7 @@ def progress(self:Voting)->VotingProgress:
     skipped = sum(v.answer == 'skip' for v in self.answers.values())
     return VotingProgress(len(self.answers), len(self.asks), skipped)
 
-# %% ../../nbs/14c_study.ipynb #9d0ff4b0
+# %% ../../nbs/14c_study.ipynb #1c8ce374
 @patch
 def _write(self:Voting, answer:str, at:Ask, **about)->Vote:
     self.refresh()
@@ -551,6 +586,7 @@ def _write(self:Voting, answer:str, at:Ask, **about)->Vote:
     self.refresh()
     return made
 
+# %% ../../nbs/14c_study.ipynb #9d0ff4b0
 def _seconds(value): # None: nobody has measured
     return None if value is None else round(float(check_range('seconds', value, 0)), 2)
 
@@ -572,6 +608,7 @@ def skip(self:Voting, reason:str, # why it cannot be judged
     if not isinstance(reason, str) or not reason.strip(): raise StylekitError('say why it is skipped: reason=...')
     return self._write('skip', at, reason=one_line(reason), seconds=_seconds(seconds))
 
+# %% ../../nbs/14c_study.ipynb #03e4aba2
 @patch
 def undo(self:Voting)->Vote: # what was taken back
     "Take this rater's last vote back, with a line that says so"
@@ -583,6 +620,18 @@ def undo(self:Voting)->Vote: # what was taken back
     self.refresh()
     return last
 
+# %% ../../nbs/14c_study.ipynb #f8221cfc
+def _lines(raw:bytes, name:str): # yields (which line, its JSON)
+    is_log = b'"sha256"' in raw      # whose writers may have been killed in mid-line; a ballot is one piece
+    for n, line in enumerate(raw.split(b'\n'), 1):
+        what = f'{name}, line {n}'
+        if not line.strip(): continue
+        try: data = parse_json(line, what)
+        except StylekitError:
+            if is_log: continue
+            raise
+        yield what, data
+
 # %% ../../nbs/14c_study.ipynb #ec98c9d0
 def read_votes(study, # as `open_study` takes it
                path # of a ballot or log
@@ -590,18 +639,10 @@ def read_votes(study, # as `open_study` takes it
     "The votes in a file, if they were given to this study"
     study, path = open_study(study), user_path(path)
     with explain_errors(f'cannot read {path.name}'): raw = path.read_bytes()
-    is_log = b'"sha256"' in raw      # whose writers may have been killed in mid-line; a ballot is one piece
-    found = []
-    for n, line in enumerate(raw.split(b'\n'), 1):
-        what = f'{path.name}, line {n}'
-        if not line.strip(): continue
-        try: data = parse_json(line, what)
-        except StylekitError:
-            if is_log: continue
-            raise
-        found.append(_checked(study, unseal_if_sealed(Vote, data, what), what))
+    found = [_checked(study, unseal_if_sealed(Vote, data, what), what) for what, data in _lines(raw, path.name)]
     return _check_sides(study, found, path.name)
 
+# %% ../../nbs/14c_study.ipynb #03b599ae
 def _checked(study:StudyFolder, v:Vote, what:str)->Vote:
     "A vote that can be one of this study"
     if v.study != study.sha256: raise StylekitError(f'{what} is a vote of another study ({one_line(v.study, 12)})')
@@ -611,7 +652,7 @@ def _checked(study:StudyFolder, v:Vote, what:str)->Vote:
         raise StylekitError(f'{what} has no proper id, rater or time: it was not written by a ballot of stylekit')
     return v
 
-# %% ../../nbs/14c_study.ipynb #b6249ff8
+# %% ../../nbs/14c_study.ipynb #574dda5f
 _WHEN = re.compile(r'\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}')
 
 def _check_sides(study:StudyFolder, votes:list, name:str)->list:
@@ -622,6 +663,7 @@ def _check_sides(study:StudyFolder, votes:list, name:str)->list:
         if wrong: raise StylekitError(f'{name} shows {wrong[0].trial} to {rater!r} on the wrong side: not our page')
     return votes
 
+# %% ../../nbs/14c_study.ipynb #b6249ff8
 @dataclass(frozen=True)
 class Merged:
     "What came of merging ballots"
@@ -665,6 +707,7 @@ class RaterCheck:
     left: float | None       # share of A among A and B
     excluded: str = ''       # why, if their votes do not count
 
+# %% ../../nbs/14c_study.ipynb #92252ff8
 def _repeats(trials, votes:dict)->tuple: # how often the same side was chosen, how often a side was chosen both times
     def side(trial): # 1: A; -1: B
         said = [v.answer for (t, _), v in votes.items() if t == trial]
@@ -719,6 +762,7 @@ class StudyResult:
     agreement: float | None  # Krippendorff's α
     found: Literal['people', 'these people', 'nothing', 'too early']
 
+# %% ../../nbs/14c_study.ipynb #8f46a81c
 @dataclass(frozen=True)
 class MethodStrength:
     "A method among more than two"
@@ -780,6 +824,7 @@ def _result(table:_Table, question:str, pair:tuple, names:dict)->StudyResult:
                        _none(preference(v)), _none(low), _none(high), _none(wins/n) if n else None,
                        *map(_none, wilson_interval(wins, n)), p, p, _none(krippendorff_alpha(v)), 'nothing')
 
+# %% ../../nbs/14c_study.ipynb #4125a2f7
 def _verdict(r:StudyResult, rules:StudyRules, raters:int, early:bool)->str: # one of FOUND
     if early: return 'too early'
     if r.p_holm > rules.alpha: return 'nothing'
@@ -827,6 +872,7 @@ def _about_size(planned:Plan, items:int, voted:int)->list: # of sentences
     if voted < min(items, planned.items): said.append(f'{voted} of {items} pictures have votes that count.')
     return said
 
+# %% ../../nbs/14c_study.ipynb #d679a228
 def _about_raters(checks:tuple)->list: # of sentences
     out = [c for c in checks if c.excluded]
     said = [f'Raters whose votes count: {len(checks)-len(out)}.']
@@ -837,6 +883,15 @@ def _about_raters(checks:tuple)->list: # of sentences
     if late: said.append(f'Not finished: {", ".join(late)}. Looking before the end and stopping when it looks good '
                          'finds differences that are not there.')
     return said
+
+# %% ../../nbs/14c_study.ipynb #25f93d75
+def _tested(table:_Table, study:StudyFolder, names:dict)->tuple: # of StudyResults
+    "Every question about every pair, adjusted for all that was asked"
+    plain = [_result(table, *asked, names) for asked in table.arrays]
+    early = table.voted < min(len(study.items), study.study.plan.items)
+    adjusted = [replace(r, p_holm=p) for r, p in zip(plain, holm([r.p for r in plain]))]
+    rules, raters = study.study.rules, len(table.raters)
+    return tuple(replace(r, found=_verdict(r, rules, raters, early)) for r in adjusted)
 
 # %% ../../nbs/14c_study.ipynb #cba8894b
 def analyse(study, # as `open_study` takes it
@@ -851,11 +906,8 @@ def analyse(study, # as `open_study` takes it
     checks = tuple(check_rater(study, r, votes) for r in sorted({v.rater for v in votes}))
     table = _Table(study, votes, [c.rater for c in checks if not c.excluded])
     planned, rules, n = study.study.plan, study.study.rules, len(study.items)
-    results = [_result(table, *asked, names) for asked in table.arrays]
-    early = table.voted < min(n, planned.items)
-    results = [replace(r, p_holm=p) for r, p in zip(results, holm([r.p for r in results]))]
-    results = [replace(r, found=_verdict(r, rules, len(table.raters), early)) for r in results]
+    results = _tested(table, study, names)
     sentences = _about_raters(checks)+_about_size(planned, n, table.voted)+[_sentence(r, n) for r in results]
     return StudyAnalysis(study.sha256, study.study.title, tuple(names.values()), planned, n, table.voted,
-                         study.study.questions, study.study.instructions, rules, checks, tuple(results),
+                         study.study.questions, study.study.instructions, rules, checks, results,
                          _strengths(table, study, names), tuple(sentences))

@@ -26,7 +26,7 @@ from ..lora import load_style
 from ..regions import FEATHER, feather, logos, region_mask, restore_pixels
 from ..stylizer import stylize
 
-# %% ../../nbs/mini/10_regions.ipynb #e3e713b5
+# %% ../../nbs/mini/10_regions.ipynb #c02bb4ea
 SIDE = 256
 WORDS = ('HONEY STYLE Coffee FRESH Bread OCEAN Market VIOLET Garden NORTH Studio BRAVO Paper LEMON Harbour RIVER Salt '
          'MAPLE Winter CLOUD Tiger STONE Piano OLIVE Berlin COPPER Velvet JUNGLE Comet SUGAR').split()
@@ -37,6 +37,7 @@ _SHOWS = dict(astronaut='an astronaut', chelsea='a cat', coffee='a cup of coffee
               camera='a man with a camera', coins='old coins', brick='a brick wall', grass='grass', gravel='gravel',
               hubble_deep_field='stars', retina='a retina')
 
+# %% ../../nbs/mini/10_regions.ipynb #e3e713b5
 @dataclass(frozen=True, eq=False)
 class Case:
     "A picture with letters and a logo on it"
@@ -77,6 +78,7 @@ def _font(i:int, px:int):
     import matplotlib
     return ImageFont.truetype(str(Path(matplotlib.__file__).parent/'mpl-data'/'fonts'/'ttf'/f'{_FONTS[i%4]}.ttf'), px)
 
+# %% ../../nbs/mini/10_regions.ipynb #8d06afd1
 def _label(text:str, i:int)->tuple: # RGBA cut to what is drawn; the same with the letters alone
     "A word on a plate, or with an outline and no plate"
     ink, paper = _COLOURS[i%5]
@@ -105,11 +107,12 @@ def _logo(i:int, side:int=46)->Image.Image: # RGBA
     if i%3 == 2: draw.polygon(shield, fill=paper)
     return im.resize((side, side), Image.Resampling.LANCZOS)
 
+# %% ../../nbs/mini/10_regions.ipynb #00577942
 def _place(label:Image.Image, i:int)->tuple: # (x, y)
     free_x, free_y = SIDE-label.width-8, SIDE-label.height-8
     return 8+max(0, free_x-8)*(i*5%7)//6, 70+max(0, free_y-70)*(i*3%5)//4
 
-# %% ../../nbs/mini/10_regions.ipynb #2fea472e
+# %% ../../nbs/mini/10_regions.ipynb #78b767a0
 def _corner(i:int, side:int)->tuple: return (10 if i%2 else SIDE-side-10), 10
 
 def _opaque(layer:Image.Image, at:tuple)->np.ndarray: # (H, W) bool: what is wholly covered, edges are not
@@ -117,6 +120,7 @@ def _opaque(layer:Image.Image, at:tuple)->np.ndarray: # (H, W) bool: what is who
     whole.paste(layer.getchannel('A'), at)
     return np.asarray(whole) == 255
 
+# %% ../../nbs/mini/10_regions.ipynb #2fea472e
 def _case(i:int, name:str, image:Image.Image, caption:str)->Case:
     (label, alone), logo, image = _label(WORDS[i], i), _logo(i), image.copy()
     at, corner = _place(label, i), _corner(i, logo.width)
@@ -137,6 +141,7 @@ def protection_of(case:Case)->list:
     "What a user would protect"
     return ['letters', logos(case.logo)]
 
+# %% ../../nbs/mini/10_regions.ipynb #9e518dfa
 def draw_case(case:Case, style:str, out, # folder for results
               held:bool, # are the latents held where it is protected? A network has none
               network=None, backbone=None # `FeedForward`, or None: the default preset
@@ -160,6 +165,7 @@ def delta_e(a:Image.Image, b:Image.Image)->np.ndarray: # (H, W)
     from skimage.color import deltaE_ciede2000
     return deltaE_ciede2000(_lab(a), _lab(b))
 
+# %% ../../nbs/mini/10_regions.ipynb #a39666f6
 def _mean(values:np.ndarray, where:np.ndarray)->float|None: return float(values[where].mean()) if where.any() else None
 
 def outside_only(result:Image.Image, content:Image.Image, mask:torch.Tensor)->Image.Image:
@@ -182,6 +188,7 @@ def edges_of(image:Image.Image)->np.ndarray: # (H, W)
     across, down = (np.linalg.norm(np.diff(lab, axis=axis), axis=2) for axis in (1, 0))
     return np.maximum(np.pad(across, ((0, 0), (0, 1))), np.pad(down, ((0, 1), (0, 0))))
 
+# %% ../../nbs/mini/10_regions.ipynb #2fc0b536
 def seam_share(result:Image.Image, content:Image.Image, free:Image.Image, # free: before pixels were put back
                drawn:np.ndarray # (H, W) bool
               )->float: # of the length of all outlines
@@ -228,6 +235,7 @@ def measure_case(case:Case, style:str, result:Image.Image, drawn:Image.Image, # 
                 spill=spill_share(result, drawn, case.drawn),
                 style_outside=style_share(outside_only(result, case.image, mask), style))
 
+# %% ../../nbs/mini/10_regions.ipynb #7f58073d
 @lru_cache(2)
 def _network(style:str): return FeedForward.load(style)
 
