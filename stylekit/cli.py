@@ -565,9 +565,7 @@ def _stylize(o)->int: # exit status; `o`: what was given to `stylize`
 # %% ../nbs/16_cli.ipynb #60c9fdd2
 def stylize(*images:PATH, # images to stylise, or one folder of them; none: a sample that comes with stylekit
             style:STYLE=None, # a style's name, the path of a LoRA, or a mix, as ink:0.7+flat:0.3; default ink
-            # what the image shows, in a few words; default a .txt beside it, or its name; auto: where neither says it,
-            # a model does, and for a folder writes it into a .txt
-            caption:TEXT=None,
+            caption:TEXT=None, # what it shows; default a .txt beside it, or its name; auto: a model, where neither says
             caption_model:MODEL=None, # with --caption auto: folder or hub id of Florence-2 or BLIP
             captions:FILE=None, # table of file names and captions (.csv), for several images
             out:FILE='out', # file for one image, else a folder

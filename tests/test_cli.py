@@ -397,7 +397,8 @@ def test_what_comes_with_stylekit_is_not_shadowed(name, folder_of_two, tmp_path,
 def test_trained_networks_and_exports_stay(loaded, folder, folder_of_two, train_mine, tmp_path, command):
     command(*train_mine, *BRIEF, '--out', tmp_path/'styles')
     argv = ['train-feedforward', folder_of_two, '--style', tmp_path/'styles'/'mine', '--out', tmp_path/'g',
-            '--backbone', folder, '--preset', 'gradient', '--name', 'net', '--space', 'pixel', *BRIEF]
+            '--backbone', folder, '--preset', 'gradient', '--name', 'net', '--space', 'pixel', *BRIEF,
+            '--override', 'me: these pictures are mine']
     command(*argv)
     file = tmp_path/'g'/'net'/'feedforward.safetensors'
     before = file.read_bytes()
