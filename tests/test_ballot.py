@@ -1,6 +1,5 @@
 """A ballot: what the page tells and forbids; votes cast in a browser without a network, brought home once"""
 import json, os, re
-from collections import Counter
 from pathlib import Path
 import pytest
 from PIL import Image
@@ -8,7 +7,7 @@ import browser
 from stylekit import StylekitError
 from stylekit.cli import main
 from stylekit.pilot.ballot import make_ballot
-from stylekit.pilot.study import Voting, VoteLog, make_study, merge_votes, read_votes, standing_votes
+from stylekit.pilot.study import VoteLog, Voting, make_study, merge_votes, read_votes, standing_votes
 
 ROOT = Path(__file__).parents[1]
 # axe-core, where npm has put it: the tests load nothing
@@ -64,17 +63,14 @@ def test_command(study, folders, capsys):
     assert main(['ballot', str(study.path), '--lang', 'ja']) == 0
     page = study.path/'ballot.html'
     assert '<html lang="ja">' in told(page) and str(page) in capsys.readouterr().out
-    assert main(['ballot', str(study.path)]) == 1 and 'is there already' in capsys.readouterr().err
+    assert main(['ballot', str(study.path)]) == 2 and 'is there already' in capsys.readouterr().err
     assert main(['ballot', str(study.path), '--overwrite', '--out', str(page)]) == 0
     assert '<html lang="en">' in told(page)
     assert main(['ballot', str(study.path), '--lang', 'fr']) == 2
-    assert main(['ballot', str(folders/'source')]) == 1
+    assert main(['ballot', str(folders/'source')]) == 2
 
 
 # ---- in a browser ----
-
-@pytest.fixture(scope='module')
-def chromium(chrome): return chrome
 
 class Rater:
     "A person at a ballot, from a file, without a network"
@@ -158,7 +154,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     assert ann.violations() == [] and '回答済み' in ann.tab.inner_text('.sk-count')
     ann.shot('ballot-ja')
     of = len(study.trials)*3
-    ann.tab.evaluate('''() => new Promise((done) => {            // who is quick: the time that a question is locked stays
+    ann.tab.evaluate('''() => new Promise((done) => {            // as fast as it opens
         const go = () => document.querySelector('.sk-done:not([hidden])') ? done()
           : (document.querySelector('.sk-choose-a').click(), setTimeout(go, 30));
         go();

@@ -59,7 +59,8 @@ function ballot(study, body) {
   const board = make('div', { hidden: true });
   const saving = make('button', { type: 'button', className: 'sk-download' }), kept = make('p');
   const foot = make('div', { className: 'sk-save', hidden: true }, saving, kept);
-  const header = make('header', {}, title, ...(languages.length > 1 ? switchers : []));
+  const header = make('header', {}, title);
+  if (languages.length > 1) header.append(make('div', { className: 'sk-languages' }, ...switchers));
   body.append(make('main', {}, header, warning, start, board, foot));
   const view = voteView(board, press);
 

@@ -51,7 +51,7 @@ function voteView(root, act) {
   const board = make('div', { className: 'sk-board' }, question, references, pictures, row, why);
   const done = make('p', { className: 'sk-done', hidden: true, tabIndex: -1 });
   root.classList.add('sk-vote');
-  root.append(make('div', { className: 'sk-progress' }, bar, count), board, done);
+  root.append(make('div', { className: 'sk-progress' }, bar, count), done, board);
 
   const seconds = () => Math.round(performance.now() - since) / 1000;
   function lock(closed) {                                        // not `disabled`: that would take the focus away
