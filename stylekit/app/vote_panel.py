@@ -5,29 +5,28 @@
 # %% auto #0
 __all__ = ['VoteView', 'VotePanel']
 
-# %% ../../nbs/15bi_vote_panel.ipynb #ab0c46ad
+# %% ../../nbs/15bi_vote_panel.ipynb #dd60c25b
 import anywidget, ipywidgets as W, traitlets as T
 from fastcore.basics import patch
 from .panels import Panel, in_voila, named
-from .views import script
 from ..core import StylekitError, asset
 from ..pilot.ballot import PAGE_TEXTS, TEXTS, check_language
 from ..pilot.study import Voting, open_study
 
-# %% ../../nbs/15bi_vote_panel.ipynb #3ce22975
+# %% ../../nbs/15bi_vote_panel.ipynb #d4d21546
 class VoteView(anywidget.AnyWidget):
     "What a rater sees and presses"
     now = T.Dict().tag(sync=True)       # texts, lang, question, ids of pictures, answered, of, undo, turn; {}: nothing
     pictures = T.Dict().tag(sync=True)  # id -> bytes of a WebP
     grab = T.Bool(False).tag(sync=True) # take the focus at once: on a page that has nothing else
-    _esm = asset('js', 'vote.js').read_text('utf-8')+script('vote_panel')['_esm']
+    _esm = ''.join(asset('js', f'{name}.js').read_text('utf-8') for name in ('vote', 'vote_panel'))
     _css = asset('js', 'vote.css').read_text('utf-8')
     def __init__(self, press, **kw): # press(what, seconds, reason)
         super().__init__(**kw)
         self.press = press
         self.on_msg(lambda w, content, buffers: self.hear(content))
 
-# %% ../../nbs/15bi_vote_panel.ipynb #9a18390b
+# %% ../../nbs/15bi_vote_panel.ipynb #00483c13
 @patch
 def hear(self:VoteView, said:dict):
     "A message of the page: a key or a button was pressed"
@@ -35,14 +34,14 @@ def hear(self:VoteView, said:dict):
     if said.get('turn') == self.now.get('turn'): self.press(what, seconds, reason)
 
 @patch
-def show(self:VoteView, pictures:dict, # id -> path
+def show(self:VoteView, files:dict, # id -> path of each picture
          **now):
     "Another view; pictures that are there already are not sent again"
     with self.hold_sync():
-        if {*pictures} != {*self.pictures}: self.pictures = {name: p.read_bytes() for name, p in pictures.items()}
+        if {*files} != {*self.pictures}: self.pictures = {name: p.read_bytes() for name, p in files.items()}
         self.now = now | dict(turn=self.now.get('turn', 0)+1)
 
-# %% ../../nbs/15bi_vote_panel.ipynb #a2654261
+# %% ../../nbs/15bi_vote_panel.ipynb #dd1f206e
 class VotePanel(Panel):
     "Vote on a study: `panel.voting` writes each answer into its log"
     def __init__(self,
@@ -52,7 +51,7 @@ class VotePanel(Panel):
                  lang:str=None # 'en' or 'ja'; default both, with a switch
                 ):
         super().__init__()
-        self.languages, self.study, self.log = check_language(lang), open_study(study), log
+        self.languages, self.study, self.votes = check_language(lang), open_study(study), log
         self.lang, self.voting, self.ask = self.languages[0], None, None
         self.add_class('sk-voting')
         self._make()
@@ -82,11 +81,11 @@ def _speak(self:VotePanel, lang:str):
     self.begin.description = PAGE_TEXTS[lang]['begin']
     if self.voting: self._look()
 
-# %% ../../nbs/15bi_vote_panel.ipynb #18a6a292
+# %% ../../nbs/15bi_vote_panel.ipynb #54b9cb1d
 @patch
 def enter(self:VotePanel, rater:str):
     "Who votes: begin, or go on where they were"
-    self.voting = Voting(self.study, rater, self.log)
+    self.voting = Voting(self.study, rater, self.votes)
     self.start.layout.display = 'none'
     self._look()
 
@@ -94,11 +93,12 @@ def enter(self:VotePanel, rater:str):
 def _look(self:VotePanel):
     "Show what is asked now"
     ask = self.ask = self.voting.ask
-    p, answered = self.voting.progress, self.voting.answers
+    p, words = self.voting.progress, dict(texts=TEXTS[self.lang], lang=self.lang)
     ids = ask and dict(content=ask.content, a=ask.a, b=ask.b, references=list(ask.references))
     names = {ask.content, ask.a, ask.b, *ask.references} if ask else ()
-    self.view.show({n: self.voting.picture(n) for n in names}, texts=TEXTS[self.lang], lang=self.lang, pictures=ids,
-                   question=ask and getattr(ask.question, self.lang), answered=p.answered, of=p.of, undo=bool(answered))
+    if ask: words['question'] = getattr(ask.question, self.lang) or ask.question.en
+    self.view.show({n: self.voting.picture(n) for n in names}, pictures=ids, answered=p.answered, of=p.of,
+                   undo=p.answered > 0, **words)
 
 # %% ../../nbs/15bi_vote_panel.ipynb #2d1f7dbb
 @patch
