@@ -188,3 +188,41 @@ def test_a_browser_without_storage_says_so(study, context, tmp_path):
     ben.press('a', 'b')
     assert ben.count() == 2
     assert [v.answer for v in read_votes(study, ben.save(tmp_path/'ben.jsonl'))] == ['A', 'B']
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason='no Chromium on this machine')
+def test_page_of_a_study(folders, chrome, tmp_path):
+    "`stylekit vote`: a name, keys, undo, a skip; whoever opens the page again goes on where they were"
+    for name in ('playwright.sync_api', 'voila'): pytest.importorskip(name)
+    study = make(folders, 'served')
+    with browser.Server(tmp_path, [study.path, '--lang', 'en'], 'vote') as server:
+        def enter():
+            page = browser.Page(chrome, server.url)
+            page.tab.fill('.sk-who input', 'ben')
+            page.tab.keyboard.press('Tab')
+            page.click('begin')
+            page.see('.sk-vote[data-open=true]')
+            return page
+        def press(page, *keys):
+            for key in keys:
+                page.see('.sk-vote[data-open=true]')
+                page.tab.keyboard.press(key)
+                page.see('.sk-vote[data-open=false]')
+            page.see('.sk-vote[data-open=true]')
+        page = enter()
+        assert page.tab.evaluate("document.activeElement.matches('.sk-vote')")     # keys work at once
+        press(page, 'a', 'ArrowRight', 'z', 't')
+        page.tab.keyboard.press('s')
+        page.tab.keyboard.type('bat')
+        page.tab.keyboard.press('Enter')
+        page.until("document.querySelector('.sk-count').innerText.startsWith('3 of')")
+        for width in (1300, 400):
+            page.resize(width)
+            page.shot(f'vote-{width}')
+            assert page.tab.evaluate(browser.BEYOND) == []
+        page.close()
+        page = enter()
+        assert page.tab.inner_text('.sk-count').startswith('3 of')
+        page.close()
+    votes = VoteLog(study.path/'votes.jsonl').read()
+    assert [v.answer for v in votes] == ['A', 'B', 'undo', 'tie', 'skip'] and votes[-1].reason == 'bat'
+    assert {v.rater for v in votes} == {'ben'} and votes[2].undoes == votes[1].id
