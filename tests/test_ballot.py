@@ -72,6 +72,9 @@ def test_command(study, folders, capsys):
 
 # ---- in a browser ----
 
+# Pictures that are not shown, of all
+UNSEEN = "[...document.querySelectorAll('.sk-vote img')].filter((e) => !e.naturalWidth).length"
+
 class Rater:
     "A person at a ballot, from a file, without a network"
     def __init__(self, context, page):
@@ -90,6 +93,7 @@ class Rater:
     def press(self, *keys):
         for key in keys:
             self.ready()
+            assert self.tab.evaluate(UNSEEN) == 0
             self.tab.keyboard.press(key)
         self.ready()
     def save(self, to):
@@ -205,6 +209,7 @@ def test_page_of_a_study(folders, chrome, tmp_path):
         def press(page, *keys):
             for key in keys:
                 page.see('.sk-vote[data-open=true]')
+                assert page.tab.evaluate(UNSEEN) == 0
                 page.tab.keyboard.press(key)
                 page.see('.sk-vote[data-open=false]')
             page.see('.sk-vote[data-open=true]')

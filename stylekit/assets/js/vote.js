@@ -17,7 +17,7 @@ const LEAST = 250;                 // ms that a question is seen before it can b
 // -> {show(now), refuse(), key(event)}; now: {texts, lang, question, pictures: {content, references, a, b} or null: all is
 // answered, answered, of, undo: is there anything to take back?}
 function voteView(root, act) {
-  let turn = 0, open = false, since = 0, now = null;
+  let turn = 0, open = false, lacks = false, since = 0, now = null;   // lacks: a picture that cannot be shown
 
   const shown = (name) => {
     const img = make('img', { alt: '' }), label = make('figcaption');
@@ -58,11 +58,12 @@ function voteView(root, act) {
     open = !closed;
     root.classList.toggle('sk-wait', closed);
     root.dataset.open = open;
-    for (const el of Object.values(buttons)) el.setAttribute('aria-disabled', String(closed));
+    buttons.skip.setAttribute('aria-disabled', String(closed));
+    for (const name of ['A', 'B', 'tie']) buttons[name].setAttribute('aria-disabled', String(closed || lacks));
     buttons.undo.setAttribute('aria-disabled', String(closed || !now.undo));
   }
   function answer(what, about = {}) {
-    if (!open || !now.pictures) return;
+    if (!open || !now.pictures || (lacks && what !== 'skip')) return;
     lock(true);
     act(what, { seconds: seconds(), ...about });
   }
@@ -79,12 +80,17 @@ function voteView(root, act) {
     if (opens) reason.focus();
     else if (was) buttons.skip.focus();
   }
-  why.addEventListener('submit', (e) => {
+  function give(e) {
     e.preventDefault();
+    e.stopPropagation();
     const text = reason.value.trim();
     if (!text) return reason.focus();
     ask(false);
     answer('skip', { reason: text });
+  }
+  why.addEventListener('submit', give);
+  reason.addEventListener('keydown', (e) => {                    // JupyterLab lets no form be sent by Enter
+    if (e.key === 'Enter' && !e.isComposing) give(e);            // while composing it takes the letters that were chosen
   });
 
   const KEYS = {
@@ -150,7 +156,8 @@ function voteView(root, act) {
     if (now.pictures) {
       question.textContent = now.question;
       const images = draw(now.pictures, now.texts.references);
-      await Promise.all(images.map((img) => img.decode().catch(() => {})));
+      const found = await Promise.all(images.map((img) => img.decode().then(() => true, () => false)));
+      if (mine === turn) lacks = found.includes(false);
     } else if (held) done.focus();
     await drawn();
     await new Promise((go_on) => { setTimeout(go_on, LEAST - (performance.now() - begun)); });

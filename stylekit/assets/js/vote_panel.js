@@ -13,16 +13,15 @@ function render({ model, el }) {
     const now = model.get('now'), ids = now.pictures;
     el.hidden = !now.texts;
     if (!now.texts) return;
+    fetchPictures();                                             // told of together, in any order
     const url = (id) => urls.get(id);
     view.show({ ...now, pictures: ids && {
       content: url(ids.content), a: url(ids.a), b: url(ids.b), references: ids.references.map(url) } });
     if (model.get('grab') && !root.contains(document.activeElement)) root.focus({ preventScroll: true });
   }
   root.addEventListener('keydown', view.key);
-  model.on('change:pictures', fetchPictures);
   model.on('change:now', look);
   model.on('msg:custom', ({ refused }) => { if (refused) view.refuse(); });   // it could not be written down
-  fetchPictures();
   look();
 }
 export default { render };
