@@ -624,6 +624,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'stylekit/app/vote_panel.py'),
                                          'stylekit.app.vote_panel.VotePanel._speak': ( 'vote_panel.html#votepanel._speak',
                                                                                        'stylekit/app/vote_panel.py'),
+                                         'stylekit.app.vote_panel.VotePanel._type': ( 'vote_panel.html#votepanel._type',
+                                                                                      'stylekit/app/vote_panel.py'),
                                          'stylekit.app.vote_panel.VotePanel.enter': ( 'vote_panel.html#votepanel.enter',
                                                                                       'stylekit/app/vote_panel.py'),
                                          'stylekit.app.vote_panel.VoteView': ('vote_panel.html#voteview', 'stylekit/app/vote_panel.py'),

@@ -75,6 +75,13 @@ def test_command(study, folders, capsys):
 # Pictures that are not shown, of all
 UNSEEN = "[...document.querySelectorAll('.sk-vote img')].filter((e) => !e.naturalWidth).length"
 
+def violations(tab, of='document'):
+    "What axe-core finds, where it is installed"
+    if AXE is None: return []
+    tab.evaluate(AXE.read_text(encoding='utf-8'))
+    found = tab.evaluate(f'axe.run({of})')['violations']
+    return [(v['id'], v['nodes'][0]['html'][:200], v['nodes'][0]['failureSummary']) for v in found]
+
 class Rater:
     "A person at a ballot, from a file, without a network"
     def __init__(self, context, page):
@@ -110,12 +117,6 @@ class Rater:
             wide = self.tab.evaluate('document.documentElement.scrollWidth')
             assert wide <= width, f'{wide} of {width} px'
         self.tab.set_viewport_size(dict(width=1300, height=900))
-    def violations(self):
-        "What axe-core finds"
-        if AXE is None: return []
-        self.tab.evaluate(AXE.read_text(encoding='utf-8'))
-        found = self.tab.evaluate('axe.run()')['violations']
-        return [(v['id'], v['nodes'][0]['html'][:200], v['nodes'][0]['failureSummary']) for v in found]
 
 @pytest.fixture
 def context(chrome):
@@ -128,7 +129,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     "By keys and buttons, undo, a skip, a reload in the middle; the file counts once and only here"
     pytest.importorskip('playwright.sync_api')
     ann = Rater(context, make_ballot(study, tmp_path/'ballot.html'))
-    assert ann.violations() == []
+    assert violations(ann.tab) == []
     ann.enter(' Zoë  猫 ')
     ann.press('a', 'ArrowRight', 't')
     assert ann.count() == 3
@@ -141,7 +142,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     assert ann.count() == 3
     ann.press('s')
     ann.tab.keyboard.type('bat')                                 # letters that are keys elsewhere
-    assert ann.violations() == []
+    assert violations(ann.tab) == []
     ann.tab.keyboard.press('Enter')
     ann.ready()
     half = ann.save(tmp_path/'half.jsonl')
@@ -155,7 +156,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     assert ann.count() == 4
     ann.tab.click('button[lang=ja]')
     ann.ready()
-    assert ann.violations() == [] and '回答済み' in ann.tab.inner_text('.sk-count')
+    assert violations(ann.tab) == [] and '回答済み' in ann.tab.inner_text('.sk-count')
     ann.shot('ballot-ja')
     of = len(study.trials)*3
     ann.tab.evaluate('''() => new Promise((done) => {            // as fast as it opens
@@ -202,8 +203,8 @@ def test_page_of_a_study(folders, chrome, tmp_path):
         def enter():
             page = browser.Page(chrome, server.url)
             page.tab.fill('.sk-who input', 'ben')
-            page.tab.keyboard.press('Tab')
-            page.click('begin')
+            assert violations(page.tab, "'.sk-panel'") == []
+            page.tab.keyboard.press('Enter')
             page.see('.sk-vote[data-open=true]')
             return page
         def press(page, *keys):
@@ -224,6 +225,7 @@ def test_page_of_a_study(folders, chrome, tmp_path):
             page.resize(width)
             page.shot(f'vote-{width}')
             assert page.tab.evaluate(browser.BEYOND) == []
+        assert violations(page.tab, "'.sk-panel'") == []
         page.close()
         page = enter()
         assert page.tab.inner_text('.sk-count').startswith('3 of')

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['VoteView', 'VotePanel']
 
-# %% ../../nbs/15bi_vote_panel.ipynb #dd60c25b
+# %% ../../nbs/15bi_vote_panel.ipynb #c5cfc94e
 import anywidget, ipywidgets as W, traitlets as T
 from fastcore.basics import patch
 from .panels import Panel, in_voila, named
-from ..core import StylekitError, asset
+from ..core import asset
 from ..pilot.ballot import PAGE_TEXTS, TEXTS, check_language
 from ..pilot.study import Voting, open_study
 
@@ -57,13 +57,14 @@ class VotePanel(Panel):
         self._make()
         if rater is not None: self.enter(rater)
 
-# %% ../../nbs/15bi_vote_panel.ipynb #3bea85af
+# %% ../../nbs/15bi_vote_panel.ipynb #ba66eb4c
 @patch
 def _make(self:VotePanel):
     "The widgets"
     self.view = VoteView(self.safely(self._press, clears=True), grab=in_voila())
-    self.instructions, self.name = W.HTML(), named(W.Text(continuous_update=False), 'who')
-    self.begin = self.button('', lambda: self.enter(self.name.value), 'Go on, or begin', 'begin', button_style='info')
+    self.instructions, self.name = W.HTML(), named(W.Text(), 'who')
+    self.name.on_msg(self.safely(lambda w, said, _: self._type(said)))
+    self.begin = self.button('', lambda: self.enter(self.name.value), 'Begin, or go on where you were', 'begin')
     self.start = named(W.VBox([self.instructions, self.name, self.begin]), 'start')
     options = [(TEXTS[l]['language'], l) for l in self.languages]
     self.switch = named(W.ToggleButtons(options=options, tooltips=[name for name, _ in options]), 'languages')
@@ -71,6 +72,10 @@ def _make(self:VotePanel):
     if len(options) < 2: self.switch.layout.display = 'none'
     self.children = [self.pulse, self.switch, self.start, self.view, self.status]
     self._speak(self.lang)
+
+@patch
+def _type(self:VotePanel, said:dict): # a message of the text field: Enter was pressed
+    if said.get('event') == 'submit': self.enter(self.name.value)
 
 @patch
 def _speak(self:VotePanel, lang:str):
@@ -100,7 +105,7 @@ def _look(self:VotePanel):
     self.view.show({n: self.voting.picture(n) for n in names}, pictures=ids, answered=p.answered, of=p.of,
                    undo=p.answered > 0, **words)
 
-# %% ../../nbs/15bi_vote_panel.ipynb #2d1f7dbb
+# %% ../../nbs/15bi_vote_panel.ipynb #c4c60a28
 @patch
 def _press(self:VotePanel, what:str, seconds, reason:str):
     "Write an answer down; where that fails the question stays"
@@ -108,7 +113,7 @@ def _press(self:VotePanel, what:str, seconds, reason:str):
         if what == 'undo': self.voting.undo()
         elif what == 'skip': self.voting.skip(reason, seconds, self.ask)
         else: self.voting.vote(what, seconds, self.ask)
-    except StylekitError:
+    except Exception:
         self.view.send(dict(refused=True))
         raise
     self._look()

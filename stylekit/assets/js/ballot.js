@@ -146,7 +146,7 @@ function ballot(study, body) {
   const known = store.read();
   if (known.length) name.value = known[known.length - 1].rater;
   look();
-  name.focus();
+  name.select();
 }
 
 ballot(JSON.parse(document.getElementById('study').textContent), document.body);

@@ -99,6 +99,7 @@ function voteView(root, act) {
   };
   function key(e) {
     if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing || !now) return;
+    if (e.repeat && e.target.matches('button') && [' ', 'Enter'].includes(e.key)) e.preventDefault();   // one press, one answer
     const typing = e.target.matches('input, textarea, select');
     const does = typing ? null : KEYS[e.key.length === 1 ? e.key.toLowerCase() : e.key];
     const closes = e.key === 'Escape' && !why.hidden;
