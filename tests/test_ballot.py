@@ -7,7 +7,7 @@ import browser
 from stylekit import StylekitError
 from stylekit.cli import main
 from stylekit.pilot.ballot import make_ballot
-from stylekit.pilot.study import VoteLog, Voting, make_study, merge_votes, read_votes, standing_votes
+from stylekit.pilot.study import QUESTIONS, VoteLog, Voting, make_study, merge_votes, read_votes, standing_votes
 
 ROOT = Path(__file__).parents[1]
 # axe-core, where npm has put it: the tests load nothing
@@ -21,9 +21,9 @@ def flat(path, colour):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    "Three sources and the results of two methods"
+    "Two sources and the results of two methods"
     home = tmp_path_factory.mktemp('ballot')
-    for n in range(3):
+    for n in range(2):
         flat(home/'source'/f'slipper{n}.png', (20, 60*n, 9))
         flat(home/'glossy'/f'slipper{n}.png', (250, 60*n, 90))
         flat(home/'dullish'/f'slipper{n}.png', (60, 60*n, 90))
@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
 def make(folders, name, seed=1):
     methods = dict(glossy=folders/'glossy', dullish=folders/'dullish')
     return make_study(folders/name, methods, [folders/'style.png'], folders/'source', title='Slippers </script>',
-                      seed=seed)
+                      questions=QUESTIONS[:2], seed=seed)
 
 @pytest.fixture(scope='module')
 def study(folders): return make(folders, 'study')
@@ -158,7 +158,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     ann.ready()
     assert violations(ann.tab) == [] and '回答済み' in ann.tab.inner_text('.sk-count')
     ann.shot('ballot-ja')
-    of = len(study.trials)*3
+    of = len(study.trials)*2
     ann.tab.evaluate('''() => new Promise((done) => {            // as fast as it opens
         const go = () => document.querySelector('.sk-done:not([hidden])') ? done()
           : (document.querySelector('.sk-choose-a').click(), setTimeout(go, 30));
