@@ -90,7 +90,7 @@ function voteView(root, act) {
   }
   why.addEventListener('submit', give);
   reason.addEventListener('keydown', (e) => {                    // JupyterLab lets no form be sent by Enter
-    if (e.key === 'Enter' && !e.isComposing) give(e);            // while composing it takes the letters that were chosen
+    if (e.key === 'Enter' && !e.isComposing) give(e);            // while composing, it takes the letters that were chosen
   });
 
   const KEYS = {
@@ -99,7 +99,7 @@ function voteView(root, act) {
   };
   function key(e) {
     if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing || !now) return;
-    if (e.repeat && e.target.matches('button') && [' ', 'Enter'].includes(e.key)) e.preventDefault();   // one press, one answer
+    if (e.repeat && [' ', 'Enter'].includes(e.key)) e.preventDefault();         // a key held down is one answer
     const typing = e.target.matches('input, textarea, select');
     const does = typing ? null : KEYS[e.key.length === 1 ? e.key.toLowerCase() : e.key];
     const closes = e.key === 'Escape' && !why.hidden;
@@ -111,13 +111,13 @@ function voteView(root, act) {
   }
 
   function say({ texts, lang }) {                                // what stands there, in a language
-    const press = (name, text, keys) => {
-      buttons[name].replaceChildren(text, ' ', make('kbd', {}, keys));
+    const press = (name, text, key, keys = key) => {
+      buttons[name].replaceChildren(text, ' ', make('kbd', { 'aria-hidden': 'true' }, key));
       buttons[name].setAttribute('aria-keyshortcuts', keys);
     };
     root.lang = lang;
-    press('A', texts.a, '←');
-    press('B', texts.b, '→');
+    press('A', texts.a, '←', 'A ArrowLeft');
+    press('B', texts.b, '→', 'B ArrowRight');
     press('tie', texts.tie, 'T');
     press('skip', texts.skip, 'S');
     press('undo', texts.undo, 'Z');
