@@ -99,7 +99,8 @@ function voteView(root, act) {
   };
   function key(e) {
     if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing || !now) return;
-    if (e.repeat && [' ', 'Enter'].includes(e.key)) e.preventDefault();         // a key held down is one answer
+    const presses = e.target.matches('button') && [' ', 'Enter'].includes(e.key);
+    if (e.repeat && presses) e.preventDefault();                 // a key that is held down is one answer
     const typing = e.target.matches('input, textarea, select');
     const does = typing ? null : KEYS[e.key.length === 1 ? e.key.toLowerCase() : e.key];
     const closes = e.key === 'Escape' && !why.hidden;
