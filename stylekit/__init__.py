@@ -13,6 +13,7 @@ _NAMES = {
     'folders': 'stylize_folder',
     'review': 'Review export_accepted',
     'pilot.study': 'make_study Voting merge_votes analyse',
+    'pilot.ballot': 'make_ballot',
     'pilot.report': 'make_report',
     'clip.control_clip': 'train_control_clip load_control_clip',
     'clip.guidance': 'control_clip',
@@ -34,6 +35,7 @@ _NAMES = {
     'app.lora_panel': 'LoraPanel',
     'app.control_clip_panel': 'ControlClipPanel',
     'app.review_panel': 'ReviewPanel',
+    'app.vote_panel': 'VotePanel',
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = ['__version__', *_HOMES]

@@ -9,7 +9,7 @@ __all__ = ['PATH', 'FILE', 'FOLDER', 'STYLE', 'MODEL', 'TEXT', 'REGIONS', 'TEMPL
            'HELP', 'Kind', 'whole', 'number', 'choice', 'several', 'common', 'make_parser', 'Output', 'free_path',
            'out_paths', 'fills_frame', 'stylize', 'styles', 'file_info', 'info', 'rights', 'verify', 'TrainingLine',
            'train_lora', 'train_feedforward', 'train_control_clip', 'export', 'Question', 'evaluate', 'app', 'review',
-           'study', 'merge', 'report', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
+           'study', 'vote', 'ballot', 'merge', 'report', 'bench', 'completion', 'plain_warnings', 'status_of', 'main']
 
 # %% ../nbs/16_cli.ipynb #dbaaa542
 import argparse, contextlib, copy, difflib, errno, inspect, io, json, math, os, re, sys, tempfile
@@ -1236,6 +1236,35 @@ def study(*folders:FOLDER, # results of two or more methods for the same picture
     SAY.result(str(planned), command='study', planned=planned.to_json())
     return 0
 
+# %% ../nbs/16_cli.ipynb #ba1107c2
+def vote(study:PATH, # folder of a study, as `stylekit study` made it
+         who:TEXT=None, # the rater, who goes on where they were; default: the page asks
+         lang:choice('en', 'ja')=None, # of the page; default both, with a switch
+         port:whole(1, 65535)=8866, # where the page is served
+         host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network, for those who have the link
+         no_browser:bool=False, # do not open a browser
+         silence:number(1, 86400)=90., # seconds after which the kernel of a closed tab ends
+         max_kernels:whole(1, 1000)=4, # raters at a time
+         token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
+         hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
+        )->int: # exit status
+    "Vote on a study: which of two pictures? By keys, on a page; answers go into the study's log"
+    from stylekit.app.serve import vote_page
+    vote_page(study, who, lang, port, host, not no_browser, silence, max_kernels, token, hosts or ())
+
+# %% ../nbs/16_cli.ipynb #ba1107c1
+def ballot(study:PATH, # folder of a study, as `stylekit study` made it
+           out:FILE=None, # the page; default ballot.html in the study's folder
+           lang:choice('en', 'ja')=None, # of the page; default both, the browser's first, with a switch
+           overwrite:bool=False # replace a page that is there
+          )->int: # exit status
+    "A study as one HTML page on which people vote without a server; `stylekit merge` brings their files home"
+    from stylekit.pilot.ballot import make_ballot
+    if out: _refuse_existing(Path(out), overwrite)
+    made = make_ballot(study, out, lang, overwrite)
+    SAY.result(made, command='ballot', file=made)
+    return 0
+
 # %% ../nbs/16_cli.ipynb #ddb04827
 def _analyse(study:str, out:str):
     from stylekit.pilot.study import analyse
@@ -1357,7 +1386,7 @@ def completion(shell:choice('bash', 'zsh') # which one
 
 # %% ../nbs/16_cli.ipynb #0762b5a3
 _FUNCTIONS = (stylize, styles, info, rights, verify, train_lora, train_control_clip, train_feedforward,
-              export, evaluate, bench, app, review, study, merge, report, completion)
+              export, evaluate, bench, app, review, study, vote, ballot, merge, report, completion)
 COMMANDS = {f.__name__.replace('_', '-'): f for f in _FUNCTIONS}
 
 # %% ../nbs/16_cli.ipynb #25fdd6fa
@@ -1372,6 +1401,8 @@ HELP = f"""stylekit {__version__}: change the look of an image, keep what it sho
   stylekit review FOLDER [--proof FILE.json]
   stylekit export FOLDER --accepted [--to FOLDER]
   stylekit study FOLDER FOLDER --references PICTURE,... [--preference X]
+  stylekit vote STUDY [--who NAME] [--port N]
+  stylekit ballot STUDY [--lang ja]
   stylekit merge STUDY BALLOT... [--analyse]
   stylekit report FOLDER... [--study FOLDER] [--costs FILE.toml]
   stylekit evaluate FOLDER --methods NAME,... --styles STYLE,...

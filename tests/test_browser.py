@@ -16,6 +16,7 @@ from PIL import Image
 from stylekit import read_output, sample_image, stylize
 from stylekit.app.live import pixels_sha256, replay
 from stylekit.methods.sms import PRESETS
+from stylekit.pilot.study import Voting, make_study
 
 def panel(*given):
     "A cell that shows a `StylizePanel`"
@@ -378,6 +379,28 @@ display(panel, ComparePanel(), LoraPanel(), SpectrumPanel(), ControlClipPanel(co
 BROKEN = '''() => [...document.querySelectorAll('.sk-panel img')].filter((i) => i.offsetParent)
   .filter((i) => !(i.getAttribute('src') && i.complete && i.naturalWidth)).length'''
 UNNAMED = '''() => [...document.querySelectorAll('.sk-panel img')].filter((i) => i.offsetParent && !i.alt).length'''
+
+def test_votes_in_a_notebook(chrome, lab, tmp_path):
+    "Keys that are JupyterLab's own elsewhere vote; a reason is written, and sent by Enter"
+    for folder, looks in dict(source='render', a='flat', b='ink').items():
+        (tmp_path/folder).mkdir()
+        for name in ('owl', 'taxi'): sample_image(name, looks).save(tmp_path/folder/f'{name}.png')
+    study = make_study(tmp_path/'study', dict(a=tmp_path/'a', b=tmp_path/'b'), tmp_path/'b', tmp_path/'source')
+    opened = "document.querySelector('.sk-vote')?.dataset.open === 'true'"
+    with lab.notebook(chrome, f'from stylekit import VotePanel\nVotePanel({str(study.path)!r}, "ann")') as p:
+        p.until(opened)
+        p.tab.click('.sk-pair img >> nth=1')
+        for n, key in enumerate('btz', 1):
+            p.tab.keyboard.press(key)
+            p.until(f"{opened} && document.querySelector('.sk-count').innerText.startsWith('{(1, 2, 1)[n-1]} of')")
+        p.tab.keyboard.press('s')
+        p.tab.keyboard.type('add')                             # `a` and `dd` are keys of the notebook
+        p.tab.keyboard.press('Enter')
+        p.until("document.querySelector('.sk-count').innerText.startsWith('2 of')")
+        assert p.tab.evaluate("document.querySelectorAll('.jp-Cell').length") == 1
+        assert p.tab.evaluate("[...document.querySelectorAll('.sk-vote img')].every((e) => e.naturalWidth)")
+    said = [(v.answer, v.reason) for v in Voting(study, 'ann').log.records]
+    assert said == [('B', ''), ('tie', ''), ('undo', ''), ('skip', 'add')]
 
 def test_what_is_seen_of_all_panels(chrome, lab):
     "12: no broken picture, none without words, nothing past the edge"

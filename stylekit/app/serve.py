@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOOPBACK', 'HOLD', 'write_page', 'known_hosts', 'is_known', 'Gate', 'serve', 'app_command', 'serve_panel', 'app',
-           'review_page']
+           'review_page', 'vote_page']
 
 # %% ../../nbs/15c_app.ipynb #2ecf67ec
 import asyncio, hmac, html, ipaddress, json, os, re, secrets, socket, subprocess, sys, tempfile, time
@@ -337,3 +337,26 @@ def review_page(out, # folder of results
     given['proof'] = proof and str(Path(proof).resolve())
     given = {k: v for k, v in given.items() if v}
     serve_panel('ReviewPanel', given, port, host, browser, 20_000_000, silence, max_kernels, token, hosts)
+
+# %% ../../nbs/15c_app.ipynb #70e0a6e2
+def vote_page(study, # folder of a study, or its study.json
+              who:str=None, # the rater; default: the page asks
+              lang:str=None, # 'en' or 'ja'; default both, with a switch
+              port:int=8866, # as `app`, and what follows too
+              host:str='127.0.0.1', # address it listens on
+              browser:bool=True, # open one here
+              silence:float=90., # seconds after which a closed tab's kernel is ended
+              max_kernels:int=4, # people at a time
+              token:str=None, # what the link must hold; None: as the address asks for
+              hosts=() # more names of this machine
+             ):
+    "Serve the page of a study, on which people vote, until Ctrl-C"
+    from stylekit.pilot.ballot import check_language
+    from stylekit.pilot.study import Voting, open_study
+    _check_app(60, max_kernels, token, hosts)
+    check_language(lang)
+    study = open_study(study)
+    rater = None if who is None else Voting(study, who).rater
+    given = dict(study=str(study.path.resolve()), rater=rater, lang=lang)
+    given = {k: v for k, v in given.items() if v}
+    serve_panel('VotePanel', given, port, host, browser, 20_000_000, silence, max_kernels, token, hosts)

@@ -139,7 +139,7 @@ def trial_hash(study:str, # its hash
 def rater_name(typed # as somebody typed it
               )->str:
     "A rater's name in one form, so that who comes back is known"
-    text = unicodedata.normalize('NFC', typed) if isinstance(typed, str) else typed
+    text = unicodedata.normalize('NFC', typed).replace('\u3000', ' ') if isinstance(typed, str) else typed
     return ' '.join(person_name(text, 'rater').split())
 
 # %% ../../nbs/14c_study.ipynb #a7811f1d

@@ -1,0 +1,242 @@
+"""A ballot: what the page tells and forbids; votes cast in a browser without a network, brought home once"""
+import base64, hashlib, json, os, re
+from pathlib import Path
+import pytest
+from PIL import Image
+import browser
+from stylekit import StylekitError
+from stylekit.cli import main
+from stylekit.pilot.ballot import make_ballot
+from stylekit.pilot.study import QUESTIONS, VoteLog, Voting, make_study, merge_votes, read_votes, standing_votes
+
+ROOT = Path(__file__).parents[1]
+# axe-core, where npm has put it: the tests load nothing
+AXE = next((p for p in (Path(os.environ.get('STYLEKIT_AXE', '')), ROOT/'node_modules'/'axe-core'/'axe.min.js')
+            if p.is_file()), None)
+SHOTS = browser.SHOTS
+
+def flat(path, colour):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (96, 64), colour).save(path)
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "Two sources and the results of two methods"
+    home = tmp_path_factory.mktemp('ballot')
+    for n in range(2):
+        flat(home/'source'/f'slipper{n}.png', (20, 60*n, 9))
+        flat(home/'glossy'/f'slipper{n}.png', (250, 60*n, 90))
+        flat(home/'dullish'/f'slipper{n}.png', (60, 60*n, 90))
+    flat(home/'style.png', (0, 0, 0))
+    return home
+
+def make(folders, name, seed=1):
+    methods = dict(glossy=folders/'glossy', dullish=folders/'dullish')
+    return make_study(folders/name, methods, [folders/'style.png'], folders/'source', title='Slippers </script>',
+                      questions=QUESTIONS[:2], seed=seed)
+
+@pytest.fixture(scope='module')
+def study(folders): return make(folders, 'study')
+
+def told(page):
+    "What a page says, without its pictures"
+    return re.sub('"UklGR[^"]*"', '""', page.read_text(encoding='utf-8'))
+
+
+def test_page_tells_no_method(study, folders):
+    "Names, sources, answers and paths are not in the page; pictures, questions and both languages are"
+    page = make_ballot(study, folders/'page.html')
+    text = told(page)
+    for word in ('glossy', 'dullish', 'slipper', '"m1"', '"right"', '"methods"', str(folders)): assert word not in text
+    data = json.loads(re.search('id="study">(.*?)</script>', page.read_text(encoding='utf-8'), re.S)[1])
+    assert {*data['pictures']} == {*study.pictures} and {*data['texts']} == {'en', 'ja'}
+    assert {*data['trials'][0]} == {'id', 'kind', 'item', 'first', 'second', 'repeats'}
+    assert data['title'] == 'Slippers </script>' and '<title>Slippers &lt;/script&gt;' in text
+
+def test_page_forbids_the_network(study, folders):
+    text = told(make_ballot(study, folders/'closed.html'))
+    assert "default-src 'none'; img-src data:;" in text and 'unsafe' not in text
+    assert not re.search(r'(src|href)=|https?:|@import|url\(|fetch\(|XMLHttp', text)
+
+def test_command(study, folders, capsys):
+    "A page beside the study, in one language; what is there stays"
+    assert main(['ballot', str(study.path), '--lang', 'ja']) == 0
+    page = study.path/'ballot.html'
+    assert '<html lang="ja">' in told(page) and str(page) in capsys.readouterr().out
+    assert main(['ballot', str(study.path)]) == 2 and 'is there already' in capsys.readouterr().err
+    assert main(['ballot', str(study.path), '--overwrite', '--out', str(page)]) == 0
+    assert '<html lang="en">' in told(page)
+    assert main(['ballot', str(study.path), '--lang', 'fr']) == 2
+    assert main(['ballot', str(folders/'source')]) == 2
+
+
+# ---- in a browser ----
+
+# Pictures that are not shown, of all
+UNSEEN = "[...document.querySelectorAll('.sk-vote img')].filter((e) => !e.naturalWidth).length"
+
+def violations(tab, of='document'):
+    "What axe-core finds, where it is installed"
+    if AXE is None: return []
+    tab.evaluate(AXE.read_text(encoding='utf-8'))
+    found = tab.evaluate(f'axe.run({of})')['violations']
+    return [(v['id'], v['nodes'][0]['html'][:200], v['nodes'][0]['failureSummary']) for v in found]
+
+class Rater:
+    "A person at a ballot, from a file, without a network"
+    def __init__(self, context, page):
+        self.asked = []
+        self.tab = context.new_page()
+        self.tab.set_default_timeout(5000)
+        self.tab.on('request', lambda r: self.asked.append(r.url))
+        self.tab.on('pageerror', lambda e: self.asked.append(f'error {e}'))
+        self.url = page.as_uri()
+        self.tab.goto(self.url)
+    def enter(self, name):
+        self.tab.fill('.sk-start input', name)
+        self.tab.keyboard.press('Enter')
+    def ready(self): self.tab.wait_for_selector('.sk-vote[data-open=true]')
+    def count(self): return int(re.search(r'\d+', self.tab.inner_text('.sk-count'))[0])
+    def shown(self, name):
+        "Which picture stands there: the id is the beginning of its hash"
+        data = self.tab.get_attribute(f'.sk-{name} img', 'src').partition(',')[2]
+        return hashlib.sha256(base64.b64decode(data)).hexdigest()[:16]
+    def press(self, *keys):
+        for key in keys:
+            self.ready()
+            assert self.tab.evaluate(UNSEEN) == 0
+            self.tab.keyboard.press(key)
+        self.ready()
+    def save(self, to):
+        with self.tab.expect_download() as d: self.tab.click('.sk-download')
+        assert re.fullmatch(r'ballot-[0-9a-f]{8}-\S+\.jsonl', d.value.suggested_filename)
+        d.value.save_as(to)
+        return to
+    def shot(self, name):
+        if not SHOTS: return
+        for width in (1300, 400):
+            self.tab.set_viewport_size(dict(width=width, height=900))
+            self.tab.wait_for_timeout(100)
+            self.tab.screenshot(path=f'{SHOTS}/{name}-{width}.png', full_page=True)
+            wide = self.tab.evaluate('document.documentElement.scrollWidth')
+            assert wide <= width, f'{wide} of {width} px'
+        self.tab.set_viewport_size(dict(width=1300, height=900))
+
+@pytest.fixture
+def context(chrome):
+    c = chrome.new_context(offline=True, locale='en-GB', viewport=dict(width=1300, height=900))
+    yield c
+    c.close()
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason='no Chromium on this machine')
+def test_votes_come_home(study, folders, context, tmp_path):
+    "By keys and buttons, undo, a skip, a reload in the middle; the file counts once and only here"
+    pytest.importorskip('playwright.sync_api')
+    ann = Rater(context, make_ballot(study, tmp_path/'ballot.html'))
+    assert violations(ann.tab) == []
+    ann.enter(' Zoë  猫 ')
+    asks = Voting(study, 'Zoë 猫', tmp_path/'none').asks
+    for ask in (asks[0], asks[2]):                               # of two trials
+        ann.ready()
+        assert [ann.shown(name) for name in ('content', 'a', 'b')] == [ask.content, ask.a, ask.b]
+        ann.press('a', 'ArrowRight')
+    for left in (3, 2):
+        ann.press('z')
+        assert ann.count() == left
+    ann.tab.evaluate('''() => { for (const key of 'aa') document.querySelector('.sk-vote').dispatchEvent(
+        new KeyboardEvent('keydown', { key, bubbles: true })); }''')             # pressed twice: one answer
+    ann.ready()
+    assert ann.count() == 3
+    ann.press('s')
+    ann.tab.keyboard.type('bat')                                 # letters that are keys elsewhere
+    assert violations(ann.tab) == []
+    ann.tab.keyboard.press('Enter')
+    ann.ready()
+    half = ann.save(tmp_path/'half.jsonl')
+    ann.shot('ballot-en')
+    ann.tab.goto(ann.url)                                        # loaded again, in the middle
+    assert ann.tab.input_value('.sk-start input') == 'Zoë 猫'
+    ann.enter('zoë 猫')
+    assert 'Zoë 猫' in ann.tab.inner_text('.sk-warning')         # somebody else, or a slip
+    ann.enter('Zoë 猫')
+    ann.ready()
+    assert ann.count() == 4
+    ann.tab.click('button[lang=ja]')
+    ann.ready()
+    assert violations(ann.tab) == [] and '回答済み' in ann.tab.inner_text('.sk-count')
+    ann.shot('ballot-ja')
+    of = len(study.trials)*2
+    ann.tab.evaluate('''() => new Promise((done) => {            // as fast as it opens
+        const go = () => document.querySelector('.sk-done:not([hidden])') ? done()
+          : (document.querySelector('.sk-choose-a').click(), setTimeout(go, 30));
+        go();
+    })''')
+    whole = ann.save(tmp_path/'whole.jsonl')
+    ann.shot('ballot-done')
+    urls = {u for u in ann.asked if not u.startswith(('data:', 'blob:', 'file:'))}
+    assert not urls
+    votes = read_votes(study, whole)                             # sides as the schedule of Python has them
+    standing = standing_votes(votes)
+    assert len(standing) == of and len(votes) == of+4 and {v.rater for v in votes} == {'Zoë 猫'}
+    shown = [a.key for a in asks]
+    first = {(v.trial, v.question): v for v in standing}
+    assert [first[key].answer for key in shown[:5]] == ['A', 'B', 'A', 'skip', 'A']
+    assert first[shown[3]].reason == 'bat' and all(v.seconds >= 0 for v in standing)
+    log = tmp_path/'votes.jsonl'
+    assert merge_votes(study, half, log=log).added == 8
+    assert merge_votes(study, whole, half, whole, log=log).added == of+4-8
+    assert len(VoteLog(log).read()) == of+4
+    assert Voting(study, 'Zoë 猫', log).ask is None
+    with pytest.raises(StylekitError, match='vote of another study'):
+        merge_votes(make(folders, 'other', 2), whole, log=tmp_path/'others.jsonl')
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason='no Chromium on this machine')
+def test_a_browser_without_storage_says_so(study, context, tmp_path):
+    pytest.importorskip('playwright.sync_api')
+    context.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('denied'); } })")
+    ben = Rater(context, make_ballot(study, tmp_path/'ballot.html', 'en'))
+    assert 'keeps nothing' in ben.tab.inner_text('.sk-warning') and not ben.tab.query_selector('header button')
+    ben.enter('ben')
+    ben.press('a', 'b')
+    assert ben.count() == 2
+    assert [v.answer for v in read_votes(study, ben.save(tmp_path/'ben.jsonl'))] == ['A', 'B']
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason='no Chromium on this machine')
+def test_page_of_a_study(folders, chrome, tmp_path):
+    "`stylekit vote`: a name, keys, undo, a skip; whoever opens the page again goes on where they were"
+    for name in ('playwright.sync_api', 'voila'): pytest.importorskip(name)
+    study = make(folders, 'served')
+    with browser.Server(tmp_path, [study.path, '--lang', 'en'], 'vote') as server:
+        def enter():
+            page = browser.Page(chrome, server.url)
+            page.tab.fill('.sk-who input', 'ben')
+            assert violations(page.tab, "'.sk-panel'") == []
+            page.tab.keyboard.press('Enter')
+            page.see('.sk-vote[data-open=true]')
+            return page
+        def press(page, *keys):
+            for key in keys:
+                page.see('.sk-vote[data-open=true]')
+                assert page.tab.evaluate(UNSEEN) == 0
+                page.tab.keyboard.press(key)
+                page.see('.sk-vote[data-open=false]')
+            page.see('.sk-vote[data-open=true]')
+        page = enter()
+        assert page.tab.evaluate("document.activeElement.matches('.sk-vote')")     # keys work at once
+        press(page, 'a', 'ArrowRight', 'z', 't')
+        page.tab.keyboard.press('s')
+        page.tab.keyboard.type('bat')
+        page.tab.keyboard.press('Enter')
+        page.until("document.querySelector('.sk-count').innerText.startsWith('3 of')")
+        for width in (1300, 400):
+            page.resize(width)
+            page.shot(f'vote-{width}')
+            assert page.tab.evaluate(browser.BEYOND) == []
+        assert violations(page.tab, "'.sk-panel'") == []
+        page.close()
+        page = enter()
+        assert page.tab.inner_text('.sk-count').startswith('3 of')
+        page.close()
+    votes = VoteLog(study.path/'votes.jsonl').read()
+    assert [v.answer for v in votes] == ['A', 'B', 'undo', 'tie', 'skip'] and votes[-1].reason == 'bat'
+    assert {v.rater for v in votes} == {'ben'} and votes[2].undoes == votes[1].id
