@@ -539,7 +539,7 @@ def test_stylize_folder(shop, florence, tmp_path):
     out, go = shop/'out', dict(steps=1, caption='auto', caption_model=florence, device='cpu')
     with pytest.warns(UserWarning, match='shop: 3 captions written by florence'): done = stylize_folder(shop, out, **go)
     assert done.made == 3 and [r.caption for r in done.records] == THINGS
-    assert [r.caption_from for r in done.records] == [f'IMG_000{i}.txt' for i in range(3)]
+    assert [r.caption_from for r in done.records] == [f'IMG_000{i}.txt, by florence' for i in range(3)]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert stylize_folder(shop, out, **go).made == 0

@@ -672,7 +672,8 @@ def test_cut_short(loaded, folder, folder_of_two, train_mine, grid, tmp_path, co
     "--minutes: status 1, one last line, no path that does not exist; the same command goes on to the end"
     styles = tmp_path/'styles'
     lora = [*train_mine, '--out', styles]
-    ff = ['train-feedforward', folder_of_two, '--style', styles/'mine', '--out', tmp_path/'g', '--backbone', folder]
+    ff = ['train-feedforward', folder_of_two, '--style', styles/'mine', '--out', tmp_path/'g', '--backbone', folder,
+          '--override', 'me: these pictures are mine']
     control = ['train-control-clip', grid, '--out', tmp_path/'c']
     for argv in lora, ff, control:
         argv = [*map(str, argv), '--steps', '40', '--batch', '1']
