@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'limited', 'field_limits',
            'check_fields', 'payload_hash', 'seal', 'unseal', 'unseal_if_sealed', 'write_json', 'read_json', 'json_line',
-           'parse_line', 'read_lines', 'utc_now', 'person_name', 'file_alone', 'lock_file', 'RecordLog', 'write_csv',
-           'save_state', 'load_state', 'check_run', 'seal_file', 'check_sealed', 'save_sealed', 'Kept', 'save_kept',
-           'load_kept', 'cached']
+           'parse_line', 'read_lines', 'utc_now', 'person_name', 'file_alone', 'lock_file', 'RecordLog',
+           'spreadsheet_cell', 'write_csv', 'save_state', 'load_state', 'check_run', 'seal_file', 'check_sealed',
+           'save_sealed', 'Kept', 'save_kept', 'load_kept', 'cached']
 
 # %% ../nbs/00a_records.ipynb #091362ea
 import csv, hashlib, io, json, math, os, re, time, types
@@ -427,7 +427,9 @@ def _parse(self:RecordLog, line:bytes): # the record; None for a half line
     return unseal(kind, data, f'{self.path.name}, line {self._line}', do)
 
 # %% ../nbs/00a_records.ipynb #e5a9fec6
-def _cell(v): return f"'{v}" if isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') else v
+def spreadsheet_cell(v): # any value
+    "A value for a table; a text that a spreadsheet would take for a formula gets a quote in front"
+    return f"'{v}" if isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') else v
 
 def write_csv(path, names:list, # of the columns
               rows:list # of dicts; a name that is missing is an empty cell
@@ -436,7 +438,7 @@ def write_csv(path, names:list, # of the columns
     with atomic_path(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
         table = csv.DictWriter(f, names)
         table.writeheader()
-        table.writerows({k: _cell(v) for k, v in row.items()} for row in rows)
+        table.writerows({k: spreadsheet_cell(v) for k, v in row.items()} for row in rows)
     return user_path(path)
 
 # %% ../nbs/00a_records.ipynb #50e84dc9

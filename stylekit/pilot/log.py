@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core import StylekitError, atomic_path, check_range, explain_errors, one_line, user_path
 from ..folders import MANIFEST, FolderRecord, FolderRun
 from ..pictures import decode_text, name_key
-from ..records import Record, read_lines
+from ..records import Record, read_lines, spreadsheet_cell
 from ..review import Decision, Review, ReviewRound
 from ..rights import read_output
 
@@ -507,9 +507,7 @@ def _shared(work:dict, setup:Span, costs:Costs, n:int)->tuple: # of an accepted 
     return add_spans(further, share), further
 
 # %% ../../nbs/14a_log.ipynb #5f29c719
-def _cell(v): # a text that a spreadsheet takes for what it is
-    if isinstance(v, float): return round(v, 3)
-    return f"'{v}" if isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') else v
+def _cell(v): return round(v, 3) if isinstance(v, float) else spreadsheet_cell(v)
 
 def csv_text(head:list, rows:list # of lists, or None for an empty cell
             )->str:
