@@ -449,7 +449,7 @@ def likeness(content:torch.Tensor, # (H, W, 3), 0 to 255
     c, w = content.permute(2, 0, 1)[:, None], (mask > 0).float()[None, None]
     inner = -F.max_pool2d(-w, 5, 1, 2)
     if inner.any(): w = inner
-    off = (c-_carried(c*w, w, width+2))[:, 0].abs().amax(0)
+    off = (c-_carried(c*w, w, width+3))[:, 0].abs().amax(0)
     return _pool(torch.exp(-(off/_LIKE)**2)[None, None], min(1, min(mask.shape)-1), F.avg_pool2d)[0, 0]
 
 # %% ../nbs/05a_regions.ipynb #9c3f8a7e
