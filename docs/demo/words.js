@@ -1,0 +1,43 @@
+// What the page says, in two languages. English stands in index.html; what is not there stands here.
+export const words = {
+  en: {
+    loading: 'Loading the network (7 MB) …', drawing: 'Redrawing …', reading: 'Reading the picture …',
+    ready: (seconds, w, h) => `Done in ${seconds} s, ${w} × ${h} pixels.`,
+    styles: { flat: 'Flat', ink: 'Ink', pixel: 'Pixel' },
+    details: { 128: 'Coarse', 256: 'Normal', 512: 'Fine', 1024: 'Finest' },
+    shows: { before: 'The picture as it was', after: (style) => `The picture in the style ${style}` },
+    notPicture: (name) => `${name} cannot be read here: use PNG, JPEG, WebP, GIF or AVIF.`,
+    tooLarge: (w, h) => `The picture has ${w} × ${h} pixels; the limit is 64 million: scale it down.`,
+    tooSmall: (w, h) => `The picture has ${w} × ${h} pixels; the shorter side needs at least 16.`,
+    tooLong: (w, h) => `The picture has ${w} × ${h} pixels; the longer side may be 8 times the shorter: crop it.`,
+    lost: 'A file of this page could not be loaded. Is the server still there? Load the page again.',
+    failed: (why) => `It could not be redrawn (${why}). Try less detail or a smaller picture.`,
+  },
+  ja: {
+    skip: '画像へ移動', title: '写っているものはそのままに、画風だけを変える',
+    private: '画像は外部に送信されません。処理はすべてこのブラウザーの中で行われます。',
+    stage: '変換前と変換後', before: '変換前', after: '変換後', handle: '変換前の画像を表示する割合',
+    drop: 'ここにドロップ', progress: '進捗', download: 'ダウンロード', picture: '画像', choose: '画像を選ぶ…',
+    orDrop: 'ページへのドラッグ＆ドロップ、貼り付け（Ctrl+V）でも読み込めます', samples: 'サンプル画像',
+    style: '画風', detail: '細かさ', detailHint: '変換時の画像サイズです。細かくするほど時間がかかります。',
+    aboutTitle: 'このページについて',
+    about1: 'stylekit の小さなネットワーク（画風ごとに 1 つ、各 7 MB）を使っています。絵文字のような、白い背景に' +
+      '物が 1 つ描かれた画像で学習したものです。写真はポスターのような仕上がりになり、人の顔は崩れます。',
+    about2: 'パッケージ版では、5 種類の画風と忠実度の調整、独自の画風の学習、変えたくない部分の指定、' +
+      'フォルダーの一括処理、Stable Diffusion による写真の変換ができます。',
+    docs: '詳しく読む', source: 'ソースコード',
+    marked: 'ダウンロードした画像のメタデータには、学習済みモデルで生成したことが記録されます。',
+    licence: 'ネットワークとページ：Apache-2.0。実行環境：ONNX Runtime Web（MIT）。サンプル：Fluent Emoji（MIT）。',
+    loading: 'ネットワークを読み込んでいます（7 MB）…', drawing: '変換しています…', reading: '画像を読み込んでいます…',
+    ready: (seconds, w, h) => `完了しました（${seconds} 秒、${w} × ${h} ピクセル）。`,
+    styles: { flat: 'フラット', ink: 'インク', pixel: 'ドット絵' },
+    details: { 128: '粗い', 256: '標準', 512: '細かい', 1024: '最も細かい' },
+    shows: { before: '変換前の画像', after: (style) => `「${style}」に変換した画像` },
+    notPicture: (name) => `${name} を読み込めません。PNG、JPEG、WebP、GIF、AVIF の画像を使ってください。`,
+    tooLarge: (w, h) => `画像が大きすぎます（${w} × ${h} ピクセル）。6400 万ピクセル以下に縮小してください。`,
+    tooSmall: (w, h) => `画像が小さすぎます（${w} × ${h} ピクセル）。短辺は 16 ピクセル以上必要です。`,
+    tooLong: (w, h) => `画像が細長すぎます（${w} × ${h} ピクセル）。長辺は短辺の 8 倍以下に切り抜いてください。`,
+    lost: 'ページのファイルを読み込めませんでした。サーバーが動作しているか確認し、再読み込みしてください。',
+    failed: (why) => `変換できませんでした（${why}）。細かさを下げるか、小さい画像で試してください。`,
+  },
+};
