@@ -82,3 +82,10 @@ def _end_quietly_as_worker():
     if os.environ.get('STYLEKIT_COMMAND') == str(os.getppid()): signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 _end_quietly_as_worker()
+
+def _let_apple_gpus_fall_back():
+    "PyTorch does on the CPU what it lacks on an Apple GPU, if it is told so before it is imported"
+    import os, sys
+    if sys.platform == 'darwin': os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')
+
+_let_apple_gpus_fall_back()

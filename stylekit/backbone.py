@@ -76,6 +76,7 @@ def _freeze(self:Backbone):
     self.device, self.dtype = weight.device, weight.dtype
     self.is_xl = getattr(self.unet.config, 'addition_embed_type', None)=='text_time'
     self._adapters = None  # (names, train) last switched on; None: unknown
+    self.tiling = None     # how large pictures are looked at in parts, see `tiles.tiled`
     self._holder, self._held = None, 0
     self._gate = threading.Lock()
     if self.low_memory: self._save_memory()
@@ -228,8 +229,7 @@ def encode(self:Backbone,
           )->torch.Tensor: # latents (B, C, H/factor, W/factor), float32, scaled
     "Images to latents"
     with self.on_device(self.vae, stay=grad), torch.set_grad_enabled(grad): # a graph needs the weights where they were
-        out = self.vae.encode((x*2-1).to(self.vae.device, self.vae.dtype))
-    z = out.latents if hasattr(out, 'latents') else out.latent_dist.mode()
+        z = self._in_parts(self._vae_encode, x, self.vae_scale_factor, 1)
     scale, shift = _vae_affine(self.vae, z.device)
     return (z.float()-shift)*scale
 
@@ -239,8 +239,21 @@ def decode(self:Backbone, z:torch.Tensor # latents as `encode` gives them
           )->torch.Tensor: # images (B, 3, H, W) in [0, 1]
     "Latents to images"
     scale, shift = _vae_affine(self.vae, z.device)
-    with self.on_device(self.vae): x = self.vae.decode((z/scale+shift).to(self.vae.dtype)).sample
-    return (x.float()/2+.5).clamp(0, 1)
+    with self.on_device(self.vae): x = self._in_parts(self._vae_decode, z/scale+shift, 1, self.vae_scale_factor)
+    return x.float().mul_(.5).add_(.5).clamp_(0, 1)   # in place: a large picture is there once
+
+@patch
+def _vae_encode(self:Backbone, x):
+    out = self.vae.encode((x*2-1).to(self.vae.device, self.vae.dtype))
+    return out.latents if hasattr(out, 'latents') else out.latent_dist.mode()
+
+@patch
+def _vae_decode(self:Backbone, z): return self.vae.decode(z.to(self.vae.dtype)).sample
+
+@patch
+def _in_parts(self:Backbone, f, x, reads:int=1, writes:int=1): # pixels per latent of what `f` reads and gives
+    "`f` of the whole, or of one part after the other where large pictures are looked at so"
+    return f(x) if self.tiling is None else self.tiling.blend(f, x, reads, writes)
 
 # %% ../nbs/02_backbone.ipynb #dd2349bb
 def token_ids(tok, # tokenizer
@@ -460,7 +473,12 @@ def predict(self:Backbone,
 @patch
 def _unet_output(self:Backbone, z_t, t, c:PromptEmbeds):
     extra = dict(text_embeds=c.pooled, time_ids=c.time_ids) if self.is_xl else None
+<<<<<<< /tmp/tmpi3c6hhdm.txt
     return self.unet(z_t.to(self.dtype), self.noising.told(t), c.embeds, added_cond_kwargs=extra).sample
+=======
+    def ask(z): return self.unet(z.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample
+    return self._in_parts(ask, z_t)
+>>>>>>> /tmp/tmpan46cwt4.txt
 
 # %% ../nbs/02_backbone.ipynb #904d794b
 MOST_ROWS = 24   # of a batch: more gain nothing on a processor, and cost memory everywhere
@@ -544,8 +562,9 @@ def record_attention(self:Backbone,
           maps:bool=False, # attention maps (B, N, M), the heads' mean, instead of outputs (B, N, C)
           pixels:int=None # only layers that see so many, N
          ):
-    "A list that fills with what attention layers give, one tensor for each layer and prediction"
-    seen = []
+    "A list that fills with what attention layers give, of the whole picture, one tensor for each layer and prediction"
+    seen, tiling = [], self.tiling
+    self.tiling = None
     def record(attention, args, kw, out):
         h = args[0] if args else kw['hidden_states']
         if pixels not in (None, h.shape[1]): return
@@ -555,6 +574,7 @@ def record_attention(self:Backbone,
     try: yield seen
     finally:
         for h in hooks: h.remove()
+        self.tiling = tiling
 
 # %% ../nbs/02_backbone.ipynb #1cc80179
 def _attention_map(attention, h, words)->torch.Tensor: # (B, N, M)
@@ -650,7 +670,8 @@ def load_backbone(name=None, # folder, .safetensors checkpoint, hub id, None: th
     m, source, commit = find_model(name, revision, tokenizer)
     schedule = _checked_schedule(m.check())
     unet, vae, *texts = _build_parts(m, dtype, device)
-    vae.to(memory_format=torch.channels_last)  # convolutions at full size: several times as fast on a CPU
+    if unet.device.type != 'mps': # convolutions at full size: several times as fast on a CPU; Apple's have had faults
+        vae.to(memory_format=torch.channels_last)
     b = Backbone(unet, vae, texts, m.tokenizers, schedule, m.name, m.zero_empty, m.files, m.configs, low_memory,
                  source, commit)
     if m.scheduler.get('prediction_type') == '': b._ask_prediction()

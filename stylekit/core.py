@@ -6,7 +6,7 @@
 __all__ = ['one_line', 'StylekitError', 'explain_errors', 'check_range', 'check_whole', 'plain_number', 'check_number', 'changed',
            'check_finite', 'safe_name', 'user_path', 'atomic_path', 'sweep_crumbs', 'folder_lock', 'deferred_interrupt',
            'is_out_of_memory', 'free_memory', 'explain_memory', 'file_sha256', 'digest', 'pick_device', 'pick_dtype',
-           'caller_seeds', 'make_generators', 'asset']
+           'cpu_if_lacking', 'caller_seeds', 'make_generators', 'asset']
 
 # %% ../nbs/00_core.ipynb #640f5e6b
 import errno, gc, hashlib, os, platform, re, secrets, sys, time, traceback, warnings
@@ -295,7 +295,7 @@ def deferred_interrupt(on_interrupt # called without arguments when Ctrl-C is pr
 
 # %% ../nbs/00_core.ipynb #dd5307c1
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory|bad_alloc|cannot allocate memory"
-                        '|ALLOC_FAILED|unable to allocate', re.I)
+                        '|ALLOC_FAILED|unable to allocate|invalid buffer size', re.I)   # the last is Apple's
 
 def is_out_of_memory(e:BaseException)->bool:
     "Does this error say that memory ran out, of a GPU or of the computer?"
@@ -308,8 +308,10 @@ def free_memory(e:BaseException=None # what failed; its frames let go of their t
         traceback.clear_frames(e.__traceback__)
         e = e.__context__
     gc.collect()
-    cuda = sys.modules['torch'].cuda if 'torch' in sys.modules else None
-    if cuda and cuda.is_initialized(): cuda.empty_cache()
+    torch = sys.modules.get('torch')
+    if torch is None: return
+    if torch.cuda.is_initialized(): torch.cuda.empty_cache()
+    if torch.backends.mps.is_available(): torch.mps.empty_cache()
 
 # %% ../nbs/00_core.ipynb #db253caf
 @contextmanager
@@ -319,7 +321,7 @@ def explain_memory(lever:str # what to do, as 'lower `resolution`'
     try: yield
     except Exception as e:
         if not is_out_of_memory(e): raise
-        where = 'the GPU' if re.search('CUDA|CUBLAS|CUDNN|HIP|MPS', str(e)) else 'the computer'
+        where = 'the GPU' if re.search('CUDA|CUBLAS|CUDNN|HIP|MPS|Invalid buffer size', str(e)) else 'the computer'
         free_memory(e)
     else: return
     raise StylekitError(f'{where} ran out of memory: {lever}')   # outside, or it would keep what failed
@@ -333,10 +335,14 @@ def file_sha256(path # any file
         while block := f.read(1<<20): h.update(block)
     return h.hexdigest()
 
-def digest(*parts # bytes, or anything whose text says what it is
+def digest(*parts # bytes or a memoryview, or anything whose text says what it is
           )->str: # 64 hex digits
     "One SHA-256 of several things"
-    return hashlib.sha256(b'\0'.join(p if isinstance(p, bytes) else str(p).encode() for p in parts)).hexdigest()
+    h = hashlib.sha256()
+    for i, p in enumerate(parts):
+        if i: h.update(b'\0')
+        h.update(p if isinstance(p, (bytes, memoryview)) else str(p).encode())
+    return h.hexdigest()
 
 # %% ../nbs/00_core.ipynb #8564feeb
 def pick_device(device=None # 'cuda', 'cuda:1', 'mps', 'cpu', or `None` for the best available
@@ -358,7 +364,7 @@ def pick_device(device=None # 'cuda', 'cuda:1', 'mps', 'cpu', or `None` for the 
 _DTYPES = dict(fp32='float32', float='float32', fp16='float16', half='float16', bf16='bfloat16')
 
 def _best_dtype(kind:str): # torch.dtype
-    "16 bits on CUDA; a T4 has bfloat16 only as a slow imitation"
+    "16 bits on CUDA; a T4 has bfloat16 only as a slow imitation, and on Apple's chips float16 turns pictures black"
     import torch
     if kind != 'cuda': return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -375,7 +381,21 @@ def pick_dtype(device:str, # as of `pick_device`
         raise StylekitError(f'dtype {dtype!r} is not one of float32, bfloat16, float16')
     if d == torch.float16 and kind == 'cpu':
         raise StylekitError('float16 is very slow on the CPU: use float32 or bfloat16')
+    if d == torch.bfloat16 and kind == 'mps' and not torch.backends.mps.is_macos_or_newer(14, 0):
+        raise StylekitError('bfloat16 needs macOS 14: use float32')
     return d
+
+# %% ../nbs/00_core.ipynb #653d2a28
+_LACKING = re.compile("not implemented|doesn't support|does not support|not supported|unsupported", re.I)
+
+def cpu_if_lacking(f, # function of a tensor
+                   x # torch.Tensor
+                  ): # torch.Tensor, on the device of `x`
+    "`f(x)`; where the device cannot do it, it is done on the CPU"
+    try: return f(x)
+    except (NotImplementedError, RuntimeError) as e:
+        if x.device.type == 'cpu' or not (isinstance(e, NotImplementedError) or _LACKING.search(str(e))): raise
+    return f(x.cpu()).to(x.device)
 
 # %% ../nbs/00_core.ipynb #9f6143ac
 def caller_seeds(seed, # int: that seed for each image; a list: one each; `None`: a fresh one

@@ -26,7 +26,7 @@ def dct_matrix(n:int, # side in samples, at least 1
         i = torch.arange(n, dtype=torch.float64, device='cpu')
         c = torch.cos(math.pi/(2*n) * i[:, None]*(2*i + 1)) * math.sqrt(2/n)
         c[0] /= math.sqrt(2)
-        return c.to(device, dtype)
+        return c.to(dtype).to(device)   # in this order: Apple's GPUs have no float64
 
 # %% ../nbs/01_spectrum.ipynb #4f47b47d
 def _maps(x, name='x')->Tensor:
@@ -37,19 +37,25 @@ def _maps(x, name='x')->Tensor:
                             f'got {x.dtype} of shape {tuple(x.shape)}')
     return x.float() if x.dtype.itemsize < 4 else x
 
+def _full_precision(device):
+    "No autocast, where the device knows of it: older versions of torch refuse to be asked on Apple's"
+    from contextlib import nullcontext
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
 def dct2(x:Tensor # (..., h, w), any size
         )->Tensor: # (..., h, w), entry (i, j) has i half-waves down and j across; half precision is promoted to float32
     "Orthonormal DCT-II over the last two dimensions"
     x = _maps(x)
     ch, cw = (dct_matrix(n, x.dtype, x.device) for n in x.shape[-2:])
-    with torch.autocast(x.device.type, enabled=False): return ch @ x @ cw.T
+    with _full_precision(x.device): return ch @ x @ cw.T
 
 def idct2(X:Tensor # spectrum (..., h, w)
          )->Tensor: # (..., h, w)
     "Inverse of `dct2`"
     X = _maps(X, 'X')
     ch, cw = (dct_matrix(n, X.dtype, X.device) for n in X.shape[-2:])
-    with torch.autocast(X.device.type, enabled=False): return ch.T @ X @ cw
+    with _full_precision(X.device): return ch.T @ X @ cw
 
 # %% ../nbs/01_spectrum.ipynb #65765ebd
 def _order(h, w, device=None)->Tensor: return torch.arange(h, device=device)[:, None] + torch.arange(w, device=device)

@@ -31,6 +31,7 @@ from .licensing import note_rights
 from .lora import Report, Style, add_style, load_style
 from .records import check_run, load_state
 from .rights import read_output, save_output
+from .tiles import tiled
 from .training import save_or_warn
 from .methods.rivals import METHODS
 from .methods.sms import Conds, Settings, refuse_unread, settings
@@ -39,10 +40,12 @@ from .methods.sms import Conds, Settings, refuse_unread, settings
 def working_size(w:int, h:int, # of the image, pixels
                  native:int, # side the model was trained on
                  multiple:int, # sides of what the model sees are multiples of this
-                 resolution:int=None # √area to work at; default the image's own, kept in [native, 1.5·native]
+                 resolution:int=None, # √area to work at; default the image's own, kept in [native, 1.5·native]
+                 tile=None # as of `Settings`; with it the default is the image's own, at least native
                 )->tuple: # (width, height) of the scaled image, (width, height) after padding
     "The size to work at: the aspect ratio is kept, the rest is padding"
-    side = resolution or min(max(math.sqrt(w*h), native), 1.5*native)
+    side = resolution or max(math.sqrt(w*h), native)
+    if not (resolution or tile): side = min(side, 1.5*native)
     s = side/math.sqrt(w*h)
     inner = max(1, round(w*s)), max(1, round(h*s))
     return inner, tuple(math.ceil(v/multiple)*multiple for v in inner)
@@ -163,6 +166,8 @@ class Progress(Callback):
     def before_run(self, run):
         from tqdm.auto import tqdm
         self.bar = tqdm(total=run.cfg.steps, initial=run.k, desc=run.label, leave=False)
+        if run.backbone.tiling: run.backbone.tiling.on_tile = self.on_tile
+    def on_tile(self, i, n): self.bar.set_postfix_str(f'part {i} of {n}')
     def after_step(self, run): self.bar.update()
     def after_run(self, run): self.bar.close()
 
@@ -383,7 +388,7 @@ class Stylizer:
             raise
 
 # %% ../nbs/08_stylizer.ipynb #91c6cd9b
-MEMORY_LEVER = 'lower `resolution`, or stylise fewer images per call'
+MEMORY_LEVER = 'lower `resolution`, give tile=\'auto\', or stylise fewer images per call'
 _ANY_SIZE = dict(max_pixels=2**31, min_side=1, max_aspect=float('inf'))   # it was looked at before
 
 @patch
@@ -392,13 +397,19 @@ def _take_images(self:Stylizer, images:list):
     self._opened = [open_image(im, **_ANY_SIZE) for im in images]
     self._images = [o.rgb for o in self._opened]
     self.sizes = [im.size for im in self._images]
-    fits = [working_size(*size, self.backbone.native_size, self.backbone.multiple, self.cfg.resolution)
-            for size in self.sizes]
+    cfg, b = self.cfg, self.backbone
+    fits = [working_size(*size, b.native_size, b.multiple, cfg.resolution, cfg.tile) for size in self.sizes]
     self.inner, outers = zip(*fits)
     if len(set(outers)) > 1:
         raise StylekitError(f'images of one batch must share a working size, got {sorted(set(outers))}: '
                             'run them one by one')
     self.outer = outers[0]
+    self.tile = _tile_side(cfg.tile, self.inner[0], b.native_size)
+
+def _tile_side(tile, size:tuple, native:int)->int: # pixels; None: one pass
+    "Windows of their own accord only where a model would see much more than it was trained on"
+    if tile != 'auto': return tile
+    return native if math.prod(size) > (1.6*native)**2 else None
 
 # %% ../nbs/08_stylizer.ipynb #1dd91428
 @patch
@@ -407,10 +418,11 @@ def _begin(self:Stylizer):
     b = self.backbone
     self._held.enter_context(b.lease(self))
     self._held.callback(self._take_off)
+    if self.tile: self._held.enter_context(tiled(b, self.tile))
     with explain_memory(MEMORY_LEVER):
         self.z_src = b.encode(self._pixels())
         self.z, self.may = self.z_src.clone(), self._free(self.protect)
-        report = self._set_up(self.outer[::-1])
+        report = self._set_up(self._seen_size())
     self.opt = LatentOptimizer(self.cfg, self.z, self.method.stretch)
     self._identify(report)
 
@@ -421,12 +433,17 @@ def _pixels(self:Stylizer)->torch.Tensor: # (B, 3, H, W)
     return torch.cat([fit_image(im, inner, self.outer) for im, inner in zip(self._images, self.inner)])
 
 @patch
+def _seen_size(self:Stylizer)->tuple: # (height, width)
+    "What the model sees at once; SDXL is told"
+    return tuple(min(n, self.tile or n) for n in self.outer[::-1])
+
+@patch
 def _own_id(self:Stylizer)->str:
     "A hash of all that decides what comes out"
     b, style = self.backbone, self.style
     about = self.control and self.control.about
     parts = [style.trigger_words, style.scale, style.sha256, b.name, b.sha256]
-    parts += [self.captions, self.seeds, self._pixels().numpy().tobytes()]
+    parts += [self.captions, self.seeds, self._pixels().numpy().reshape(-1).view('u1').data]
     if self.protect: parts.append(self.protect)
     if self.protect and not self.restore: parts.append('not restored')
     if self.match: parts.append(json.dumps(self.match.to_json(), sort_keys=True))
@@ -444,6 +461,7 @@ def _identify(self:Stylizer, report:Report):
                      style_coverage=f'{report.matched}/{report.total}',
                      backbone=b.name, backbone_sha256=b.sha256, run_id=self.run_id)
     if self.control and self.control.about: self.info['control'] = self.control.about
+    if b.tiling: self.info['tiles'] = b.tiling.about(*self.z.shape[-2:])
 
 @patch
 def recolor(self:Stylizer, match:ColorMatch): # None: as the style has them
@@ -727,6 +745,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             lam:float=None, # λ of the spectrum regularisation, ≥ 0
             cutoff:float=None, # kept share of the spectrum at the top of the curve, in [0, 1]
             guidance_scale:float=None, # of the style score
+            tile=None, # 'auto' or pixels: a large picture at its own size, looked at in windows that overlap; see `tiles`
             seed=None, # int, the same for each image, or a list; default drawn and recorded
             device:str=None, # default a GPU where there is one
             method:str=None, # 'sms', or a rival to compare with: see `methods.rivals`
@@ -745,7 +764,8 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
     images, captions = _pairs(image if many else [image], caption)
     _check_callbacks(callbacks)
     match = parse_match(match_color)
-    cfg = settings(preset, method, steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, **changes)
+    changes |= dict(steps=steps, lam=lam, cutoff=cutoff, guidance_scale=guidance_scale, tile=tile)
+    cfg = settings(preset, method, **changes)
     style, backbone = load_style(style), load_backbone(backbone, device)
     seeds = caller_seeds(seed, len(images))
     protection = protect_pictures(protect, images, captions, backbone)   # before any work
@@ -791,7 +811,7 @@ def _groups(images, backbone, cfg, independent)->list: # of lists of places
     if independent: return [[i] for i in range(len(images))]
     groups = {}
     for i, im in enumerate(images):
-        _, outer = working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution)
+        _, outer = working_size(*im.size, backbone.native_size, backbone.multiple, cfg.resolution, cfg.tile)
         groups.setdefault(outer, []).append(i)
     return list(groups.values())
 

@@ -464,6 +464,7 @@ def logistic(x:torch.Tensor, # (N, D)
              share:torch.Tensor=None # of each answer in the loss, (n,); default as they come
             )->torch.Tensor: # (D+1, n) float64, the last row is the bias
     "Multinomial logistic regression by L-BFGS"
+    if x.device.type == 'mps': x, y, share = (a if a is None else a.cpu() for a in (x, y, share))   # has no float64
     f64 = dict(dtype=torch.double, device=x.device)
     x = torch.cat([x.double(), torch.ones(len(x), 1, **f64)], 1)
     w = torch.zeros(x.shape[1], n, **f64, requires_grad=True)
@@ -481,7 +482,7 @@ def logistic(x:torch.Tensor, # (N, D)
 # %% ../nbs/03a_training.ipynb #b5229990
 def linear(w:torch.Tensor): # of `logistic`
     "Its logits"
-    return lambda v: v.double()@w[:-1] + w[-1]
+    return lambda v: v.to(w.device).double()@w[:-1] + w[-1]
 
 # %% ../nbs/03a_training.ipynb #102638a9
 def min_snr(alpha_bar:torch.Tensor, # ᾱ_t

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..backbone import Backbone, PromptEmbeds
-from ..core import StylekitError, changed, check_number, check_range, check_whole, one_line, plain_number
+from ..core import StylekitError, changed, check_number, check_range, check_whole, cpu_if_lacking
+from ..core import one_line, plain_number
 from ..lora import ATTENTION, SCALES
 from ..scores import FakeScore, Score, scores
 from ..spectrum import CutoffCurve, psr_grad
@@ -180,6 +181,7 @@ def _check_settings(c):
     for name, (lo, hi) in RANGES.items(): check_range(name, check_number(name, getattr(c, name)), lo, hi)
     for name in WHOLE: check_whole(name, getattr(c, name))
     if c.resolution is not None: check_range('resolution', check_whole('resolution', c.resolution), 16, 8192)
+    if c.tile not in (None, 'auto'): check_range('tile', check_whole('tile', c.tile), 16, 8192)
     if c.t_min >= c.t_max: raise StylekitError(f't_min={c.t_min} must be below t_max={c.t_max}')
     _check_choices(c)
     _check_types(c)
@@ -220,6 +222,7 @@ class Settings:
     final_noise: float = 0.       # share of that noise which is really put on, in [0, 1]
     final_guidance: float = 2.    # of the style's model that takes it off
     resolution: int = None         # √area in pixels to work at; default: the image's own, kept near the model's native
+    tile: int = None               # side in pixels of windows on a large picture, or auto: the model's native; see `tiles`
     prompt: str = '{style}, {caption}'
     edit_prompt: str = 'Turn into {style}'
     negative_prompt: str = ''      # what nobody wants; of some rivals
@@ -315,7 +318,7 @@ class Method:
     "What every method shares; a method is its `direction`"
     LOOP = ('preset', 'method', 'steps', 'lam', 'adapt', 'cutoff', 't_cutoff', 'cutoff_power', 'regulariser',
             'sampler', 'noise', 't_min', 't_max', 'lr', 'optimizer', 'schedule', 'reduction', 'style_scale',
-            'final_t', 'final_noise', 'final_guidance', 'resolution', 'prompt', 'terms')   # around the direction
+            'final_t', 'final_noise', 'final_guidance', 'resolution', 'tile', 'prompt', 'terms')   # around the direction
     READS = ('guidance_scale', 'guidance_from', 'weight')   # in the direction itself
     TERMS = {}    # its own coefficients
     RANGES = {}   # and where they may lie
@@ -512,7 +515,8 @@ def reach(backbone:Backbone, # with the style's adapter on it
         z_t = backbone.add_noise(z_src, randn_like(z_src, generators), ts)
         wants, has = scores(ts, (style or Score(backbone, ('style',)), z_t, styled), (Score(backbone), z_t, plain))
         move = ((1-A)/A).sqrt()*(has-wants)
-        moves.append(F.adaptive_avg_pool2d(move, places).pow(2).mean((1, 2, 3)).sqrt())
+        coarse = cpu_if_lacking(lambda m: F.adaptive_avg_pool2d(m, places), move)
+        moves.append(coarse.pow(2).mean((1, 2, 3)).sqrt())
     return torch.stack(moves).mean(0)
 
 # %% ../../nbs/06_sms.ipynb #001a9580
