@@ -22,11 +22,11 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import StylekitError, atomic_path, explain_errors, folder_lock, one_line, user_path
 from ..measure.proof import MEASURES, Proof, prove_folder
-from .log import Costs, CostAccount, PictureTable, QualityLog, account, csv_text, divide_span
+from .log import Costs, CostAccount, PictureTable, QualityLog, account, divide_span
 from .log import match_table, numbers_of, read_costs, read_picture_table, read_quality_log, times_span
 from .statistics import wilson_interval
 from .study import VOTES, StudyAnalysis, StudyFolder, analyse, open_study, read_votes, standing_votes
-from ..records import Record, parse_json, utc_now, write_json
+from ..records import Record, csv_text, parse_json, utc_now, write_json
 from ..review import REASONS, Review
 
 # %% ../../nbs/14f_report.ipynb #bba36c4d
@@ -1016,7 +1016,7 @@ def csv_report(parts:list # of ReportParts
               )->str:
     "All numbers of the page, and those that found no room on it"
     rows = [[p.key, p.title, r.label, r.value, r.low, r.high, r.n, p.unit] for p in parts for r in (*p.rows, *p.rest)]
-    return csv_text(['part', 'title', 'name', 'value', 'low', 'high', 'n', 'unit'], rows)
+    return csv_text(['part', 'title', 'name', 'value', 'low', 'high', 'n', 'unit'], rows, 3)
 
 # %% ../../nbs/14f_report.ipynb #137e06a8
 @dataclass(frozen=True)
