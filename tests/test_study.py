@@ -1,5 +1,5 @@
 """Studies: what raters cannot know, schedules, logs under writers and kills, ballots in any order, and what is said"""
-import itertools, json, multiprocessing, os, random, shutil, signal, subprocess, time, uuid
+import itertools, json, multiprocessing, os, random, re, shutil, signal, subprocess, time, uuid
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
@@ -372,6 +372,9 @@ def test_a_clear_study(study):
     assert '92 were planned' in str(found) and f'{first} is preferred' in str(found)
     twins = [v for v in votes if v.rater == 'a']+answers(study, 'A', looks)
     assert "'A' and 'a' may be one person" in str(analyse(study, twins))
+    ja = '\n'.join(found.sentences('ja'))
+    assert '確認問題10問中5問正解' in ja and f'{first}が' in ja and '92枚' in ja
+    assert not re.search('prefer|votes|catch', ja)
     few = analyse(study, [v for v in votes if v.rater in 'abc'])
     assert {r.found for r in few.results} == {'these people'} and 'to speak for others' in str(few)
 
@@ -427,6 +430,9 @@ def test_commands(folders, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said['methods'] in (['ours', 'theirs'], ['theirs', 'ours']) and said['raters'][0]['catch_right'] == 10
     assert read_json(out, P.StudyAnalysis) == analyse(study)
+    assert said['sentences'][0].startswith('Raters whose votes count: 1;')
+    assert main(['merge', str(tmp_path/'s'), '--analyse', '--lang', 'ja']) == 0
+    assert '有効な評価者は1名' in capsys.readouterr().out and main(['merge', str(tmp_path/'s'), '--lang', 'ja']) == 2
     assert main(['merge', str(tmp_path/'s'), '--analyse', '--out', str(out)]) == 2
     assert '--overwrite' in capsys.readouterr().err
 

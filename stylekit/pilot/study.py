@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['QUESTIONS', 'INSTRUCTIONS', 'LABELS', 'ORDERS', 'ANSWERS', 'ENCODING', 'SIDE', 'PICTURES', 'STUDY', 'KEY', 'VOTES',
-           'LEAST_CATCH', 'FOUND', 'StudyQuestion', 'StudyItem', 'Trial', 'StudyRules', 'Study', 'StudyKey',
-           'trial_hash', 'rater_name', 'Showing', 'one_schedule', 'schedule', 'neutral_orders', 'Vote', 'VoteLog',
-           'standing_votes', 'make_study', 'StudyFolder', 'open_study', 'Ask', 'VotingProgress', 'Voting', 'read_votes',
-           'Merged', 'merge_votes', 'RaterCheck', 'check_rater', 'StudyResult', 'MethodStrength', 'StudyAnalysis',
+           'LEAST_CATCH', 'SENTENCES', 'FOUND', 'StudyQuestion', 'StudyItem', 'Trial', 'StudyRules', 'Study',
+           'StudyKey', 'trial_hash', 'rater_name', 'Showing', 'one_schedule', 'schedule', 'neutral_orders', 'Vote',
+           'VoteLog', 'standing_votes', 'make_study', 'StudyFolder', 'open_study', 'Ask', 'VotingProgress', 'Voting',
+           'read_votes', 'Merged', 'merge_votes', 'Words', 'RaterCheck', 'check_rater', 'StudyResult', 'MethodStrength',
+           'StudyAnalysis', 'percent', 'result_sentence', 'counts_sentence', 'size_sentences', 'rater_sentences',
            'analyse']
 
 # %% ../../nbs/14c_study.ipynb #0296ae9d
@@ -726,6 +727,81 @@ def merge_votes(study, # as `open_study` takes it
     added = out.extend(missing)
     return Merged(len(added), len(found)-len(added), tuple(sorted({v.rater for v in out.records})))
 
+# %% ../../nbs/14c_study.ipynb #0210aeb8
+SENTENCES = dict(   # key -> (English, Japanese)
+    q_style=('closer to the style', '画風の近さ'),
+    q_content=('keeps what is shown', '内容の保持'),
+    q_appeal=('liked better', '見た目の好み'),
+    span=('{low} to {high}', '{low}〜{high}'),
+    counts=(' Pictures won by {better}: {most}, by {other}: {least}; {ties} ended in a tie.',
+            '画像ごとの内訳：{better}の勝ち{most}枚、{other}の勝ち{least}枚、引き分け{ties}枚。'),
+    p=(' p = {p:.3f} after Holm.', 'Holm法補正後 p = {p:.3f}。'),
+    p_small=(' p < .001 after Holm.', 'Holm法補正後 p < .001。'))
+
+# %% ../../nbs/14c_study.ipynb #ada71312
+SENTENCES |= dict(   # what was found, by question
+    prefer_people=('"{question}": {better} is preferred to {other}, with {share} of the votes ({span} with other '
+                   'pictures and people).',
+                   '「{question}」では{better}が{other}より好まれ、得票率は{share}でした（別の画像・別の評価者で'
+                   'の想定範囲 {span}）。'),
+    prefer_these=('"{question}": these raters prefer {better} to {other}, with {share} of the votes. They are too '
+                  'few, or differ too much, to speak for others.',
+                  '「{question}」では今回の評価者は{other}より{better}を好みました（得票率{share}）。ただし人数が'
+                  '少ない、または評価の個人差が大きいため、一般化はできません。'),
+    prefer_nothing=('"{question}": no difference between {better} and {other} was found. That is no proof that '
+                    'there is none.',
+                    '「{question}」では{better}と{other}の差は確認できませんでした。差がないことの証明ではありま'
+                    'せん。'),
+    prefer_early=('"{question}": it is too early to compare {better} and {other}; not all that was planned is '
+                  'voted on.',
+                  '「{question}」での{better}と{other}の比較は、予定した投票が揃っていないため、まだ結論を出せま'
+                  'せん。'))
+
+# %% ../../nbs/14c_study.ipynb #b0cd039b
+SENTENCES |= dict(   # how much stands behind it
+    size=('The study has {items} pictures, which find only a preference of {least} or more. To find one of '
+          '{preference}, {planned} were planned.',
+          '調査の画像は{items}枚で、{least}以上に偏った好みしか検出できません。{preference}の偏りを検出するために計画した'
+          '枚数は{planned}枚です。'),
+    size_none=('The study has {items} pictures, which find no preference at all. To find one of {preference}, '
+               '{planned} were planned.',
+               '調査の画像は{items}枚で、どれほど偏った好みも検出できません。{preference}の偏りを検出するために計画した'
+               '枚数は{planned}枚です。'),
+    voted=('{voted} of {items} pictures have votes that count.', '有効な票があるのは{items}枚中{voted}枚です。'))
+
+# %% ../../nbs/14c_study.ipynb #a70704a9
+SENTENCES |= dict(   # who voted
+    prefer_raters=('Raters whose votes count: {n}; left out by the rules that were fixed before: {out}.',
+                   '有効な評価者は{n}名です（事前に定めた基準により{out}名を除外）。'),
+    left_out_raters=('Left out: {who}.', '除外した評価者：{who}。'),
+    who=('{rater} ({why})', '{rater}（{why}）'),
+    few_catch=('answered {n} catch trials, {least} are needed', '確認問題への回答が{n}問、{least}問以上必要'),
+    wrong_catch=('{right} of {n} catch trials right, {share} are needed',
+                 '確認問題{n}問中{right}問正解、{share}以上必要'),
+    same_side=('chose the same side in {same} of {repeats} repeats', '再提示{repeats}問中{same}問で同じ側を選択'),
+    alike=("'{a}' and '{b}' may be one person, whose votes count twice.",
+           '「{a}」と「{b}」は同じ人の可能性があります。その場合、票が二重に数えられています。'),
+    unfinished=('Not finished: {who}. Looking before the end and stopping when it looks good finds differences that '
+                'are not there.',
+                '未完了の評価者：{who}。途中で結果を見て良さそうなところで打ち切ると、実際にはない差が見つかります。'))
+
+# %% ../../nbs/14c_study.ipynb #4dfb6ace
+class Words:
+    "The texts of one language"
+    def __init__(self, lang:str, # 'en' or 'ja'
+                 texts:dict=SENTENCES): # key -> (English, Japanese)
+        if lang not in ('en', 'ja'): raise StylekitError(f'lang={one_line(repr(lang), 20)}: choose en or ja')
+        self.lang, self.at, self.texts = lang, ('en', 'ja').index(lang), texts
+    def __call__(self, key:str, **values)->str:
+        "A text, its gaps filled"
+        return self.texts[key][self.at].format(**values)
+    def joined(self, names)->str:
+        "Names in a row"
+        return ('、' if self.lang == 'ja' else ', ').join(names)
+    def question(self, q:StudyQuestion)->str:
+        "A question in a few words, or as it was asked"
+        return self(f'q_{q.key}') if f'q_{q.key}' in self.texts else getattr(q, self.lang) or q.en
+
 # %% ../../nbs/14c_study.ipynb #6282462e
 @dataclass(frozen=True)
 class RaterCheck:
@@ -750,11 +826,11 @@ def _repeats(trials, votes:dict)->tuple: # how often the same side was chosen, h
     decided = [(a, b) for a, b in pairs if a and b]
     return sum(a == b for a, b in decided), len(decided)
 
-def _why_not(rules:StudyRules, right:int, n:int, same:int, repeats:int)->str:
+def _why_not(rules:StudyRules, right:int, n:int, same:int, repeats:int, say)->str: # Words
     "Why somebody's votes do not count; '' if they do"
-    if n < rules.catch_least: return f'answered {n} catch trials, {rules.catch_least} are needed'
-    if right < rules.catch_share*n-1e-9: return f'{right} of {n} catch trials right, {rules.catch_share:.0%} are needed'
-    if side_habit(same, repeats) < rules.side_p: return f'chose the same side in {same} of {repeats} repeats'
+    if n < rules.catch_least: return say('few_catch', n=n, least=rules.catch_least)
+    if right < rules.catch_share*n-1e-9: return say('wrong_catch', right=right, n=n, share=f'{rules.catch_share:.0%}')
+    if side_habit(same, repeats) < rules.side_p: return say('same_side', same=same, repeats=repeats)
     return ''
 
 # %% ../../nbs/14c_study.ipynb #c2367609
@@ -770,7 +846,7 @@ def check_rater(study:StudyFolder, rater:str,
     sides = said['A']+said['B']
     return RaterCheck(rater, len(mine), len(study.trials)*len(study.questions), said['skip'], sum(caught), len(caught),
                       same, repeats, round(said['A']/sides, 3) if sides else None,
-                      _why_not(study.study.rules, sum(caught), len(caught), same, repeats))
+                      _why_not(study.study.rules, sum(caught), len(caught), same, repeats, Words('en')))
 
 # %% ../../nbs/14c_study.ipynb #3019938d
 FOUND = ('people', 'these people', 'nothing', 'too early')
@@ -824,8 +900,6 @@ class StudyAnalysis(Record):
     raters: tuple[RaterCheck, ...]
     results: tuple[StudyResult, ...]
     strengths: tuple[MethodStrength, ...]
-    sentences: tuple[str, ...]
-    def __str__(self): return '\n'.join(self.sentences)
 
 # %% ../../nbs/14c_study.ipynb #e14c6a00
 class _Table:
@@ -878,47 +952,73 @@ def _strengths(table:_Table, study:StudyFolder, names:dict)->tuple: # of MethodS
                   for i, m in enumerate(methods)]
     return tuple(found)
 
-# %% ../../nbs/14c_study.ipynb #0210aeb8
-def _percent(x)->str: return f'{100*x:.0f} %'
+# %% ../../nbs/14c_study.ipynb #f9fce144
+_FOUND = {'people': 'prefer_people', 'these people': 'prefer_these', 'nothing': 'prefer_nothing',
+          'too early': 'prefer_early'}
 
-def _sentence(r:StudyResult, items:int)->str:
+def percent(share:float)->str: # as '65%'
+    "A share for people"
+    return f'{share:.0%}'
+
+def result_sentence(r:StudyResult, question:str, # in a few words
+                    say:Words)->str:
     "What may be said of one question about two methods"
-    better, other = (r.first, r.second) if r.wins >= r.losses else (r.second, r.first)
-    most, least = max(r.wins, r.losses), min(r.wins, r.losses)
-    counts = f'{better} won {most} pictures, {other} {least}, {r.ties} ended in a tie'
-    p = f'p = {r.p_holm:.3f} after Holm' if r.p_holm >= .001 else 'p < .001 after Holm'
-    if r.found == 'too early': return f'{r.question}: too early to say. So far {counts}.'
-    if r.found == 'nothing':
-        return f'{r.question}: no difference found ({counts}; {p}). That is no proof that there is none.'
-    low, high = (r.low, r.high) if better == r.first else (1-r.high, 1-r.low)
-    share = f'{counts}; {p}; {_percent(r.preference if better == r.first else 1-r.preference)} of the votes, '
-    share += f'with other pictures and people {_percent(low)} to {_percent(high)}'
-    if r.found == 'people': return f'{r.question}: {better} is preferred ({share}).'
-    return (f'{r.question}: these raters prefer {better} ({share}). '
-            'They are too few, or differ too much, to speak for others.')
+    swap = r.losses > r.wins
+    better, other = (r.second, r.first) if swap else (r.first, r.second)
+    words = dict(question=question, better=better, other=other)
+    if r.preference is None: return say('prefer_early', **words)
+    share, low, high = (1-r.preference, 1-r.high, 1-r.low) if swap else (r.preference, r.low, r.high)
+    return say(_FOUND[r.found], share=percent(share), span=say('span', low=percent(low), high=percent(high)), **words)
+
+def counts_sentence(r:StudyResult, say:Words)->str:
+    "How many pictures each won, and how probable that is by luck"
+    names = (r.second, r.first) if r.losses > r.wins else (r.first, r.second)
+    text = say('counts', better=names[0], other=names[1], most=max(r.wins, r.losses), least=min(r.wins, r.losses),
+               ties=r.ties)
+    if r.found == 'too early': return text
+    return text+(say('p', p=r.p_holm) if r.p_holm >= .001 else say('p_small'))
 
 # %% ../../nbs/14c_study.ipynb #c0cd6758
-def _about_size(planned:Plan, items:int, voted:int)->list: # of sentences
+def size_sentences(planned:Plan, items:int, voted:int, # pictures; those with votes that count
+                   say:Words)->list:
+    "What the number of pictures can find, where it is smaller than planned"
     said = []
     if items < planned.items:
         least = detectable_preference(items, planned.power, planned.alpha)
-        can = f'only one of {_percent(least)} or more' if least < 1 else 'none at all'
-        said.append(f'The study has {items} pictures, which find {can}. To find a preference of '
-                    f'{_percent(planned.preference)}, {planned.items} were planned.')
-    if voted < min(items, planned.items): said.append(f'{voted} of {items} pictures have votes that count.')
+        counts = dict(items=items, preference=percent(planned.preference), planned=planned.items)
+        said.append(say('size', least=percent(least), **counts) if least < 1 else say('size_none', **counts))
+    if voted < min(items, planned.items): said.append(say('voted', voted=voted, items=items))
     return said
 
 # %% ../../nbs/14c_study.ipynb #d679a228
-def _about_raters(checks:tuple)->list: # of sentences
+def _rater_said(c:RaterCheck, rules:StudyRules, say:Words)->str:
+    why = _why_not(rules, c.catch_right, c.catch_answered, c.repeats_same_side, c.repeats_decided, say)
+    return say('who', rater=c.rater, why=why)
+
+def rater_sentences(checks:tuple, # of RaterChecks
+                    rules:StudyRules, say:Words)->list:
+    "Whose votes count, who was left out and why"
     out = [c for c in checks if c.excluded]
-    said = [f'Raters whose votes count: {len(checks)-len(out)}.']
-    if out: said.append(f'Left out: {"; ".join(f"{c.rater} ({c.excluded})" for c in out)}.')
+    said = [say('prefer_raters', n=len(checks)-len(out), out=len(out))]
+    if out: said.append(say('left_out_raters', who=say.joined(_rater_said(c, rules, say) for c in out)))
     alike = [pair for pair in combinations([c.rater for c in checks], 2) if len({r.casefold() for r in pair}) == 1]
-    if alike: said.append(f'{alike[0][0]!r} and {alike[0][1]!r} may be one person, whose votes count twice.')
+    if alike: said.append(say('alike', a=alike[0][0], b=alike[0][1]))
     late = [c.rater for c in checks if not c.excluded and c.answered < c.of]
-    if late: said.append(f'Not finished: {", ".join(late)}. Looking before the end and stopping when it looks good '
-                         'finds differences that are not there.')
+    if late: said.append(say('unfinished', who=say.joined(late)))
     return said
+
+# %% ../../nbs/14c_study.ipynb #ba6f59da
+@patch
+def sentences(self:StudyAnalysis, lang:str='en' # or 'ja'
+             )->list:
+    "What the study shows, for somebody who reads nothing else"
+    say = Words(lang)
+    questions = {q.key: say.question(q) for q in self.questions}
+    said = rater_sentences(self.raters, self.rules, say)+size_sentences(self.planned, self.items, self.voted, say)
+    return said+[result_sentence(r, questions[r.question], say)+counts_sentence(r, say) for r in self.results]
+
+@patch
+def __str__(self:StudyAnalysis): return '\n'.join(self.sentences())
 
 # %% ../../nbs/14c_study.ipynb #25f93d75
 def _tested(table:_Table, study:StudyFolder, names:dict)->tuple: # of StudyResults
@@ -943,7 +1043,6 @@ def analyse(study, # as `open_study` takes it
     table = _Table(study, votes, [c.rater for c in checks if not c.excluded])
     planned, rules, n = study.study.plan, study.study.rules, len(study.items)
     results = _tested(table, study, names)
-    sentences = _about_raters(checks)+_about_size(planned, n, table.voted)+[_sentence(r, n) for r in results]
     return StudyAnalysis(study.sha256, study.study.title, tuple(names.values()), planned, n, table.voted,
                          study.study.questions, study.study.instructions, rules, checks, results,
-                         _strengths(table, study, names), tuple(sentences))
+                         _strengths(table, study, names))
