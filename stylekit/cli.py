@@ -1266,28 +1266,30 @@ def ballot(study:PATH, # folder of a study, as `stylekit study` made it
     return 0
 
 # %% ../nbs/16_cli.ipynb #ddb04827
-def _analyse(study:str, out:str):
+def _analyse(study:str, out:str, lang:str):
     from stylekit.pilot.study import analyse
     found = analyse(study)
+    said = found.sentences(lang)
     if out: write_json(out, found)
-    if SAY.json: SAY.result('', command='merge', **found.to_json())
-    else: SAY.result(str(found))
+    if SAY.json: SAY.result('', command='merge', sentences=said, **found.to_json())
+    else: SAY.result('\n'.join(said))
 
 def merge(*files:PATH, # the study, then ballots or logs of votes that were given to it
           analyse:bool=False, # say what all votes show
+          lang:choice('en', 'ja')=None, # with --analyse: of what is said; default English
           out:FILE=None, # with --analyse: write that as JSON, too
           overwrite:bool=False # replace that file
          )->int: # exit status
     "Bring the votes of ballots home, each once; say what they show"
     from stylekit.pilot.study import merge_votes
     if not files: raise StylekitError('no study: give its folder, then ballots')
-    o = SimpleNamespace(out=out, overwrite=overwrite)
-    if not analyse: _refuse(o, 'out overwrite', 'without --analyse')
+    o = SimpleNamespace(out=out, overwrite=overwrite, lang=lang)
+    if not analyse: _refuse(o, 'out overwrite lang', 'without --analyse')
     if out: _refuse_existing(Path(out), overwrite)
     made = merge_votes(*files)
     if analyse: SAY.note(made)
     else: SAY.result(str(made), command='merge', **vars(made))
-    if analyse: _analyse(files[0], out)
+    if analyse: _analyse(files[0], out, lang or 'en')
     return 0
 
 # %% ../nbs/16_cli.ipynb #934b3979

@@ -6,8 +6,8 @@
 __all__ = ['UNSEALED', 'parse_json', 'check_value', 'read_record', 'plain_data', 'Record', 'limited', 'field_limits',
            'check_fields', 'payload_hash', 'seal', 'unseal', 'unseal_if_sealed', 'write_json', 'read_json', 'json_line',
            'parse_line', 'read_lines', 'utc_now', 'person_name', 'file_alone', 'lock_file', 'RecordLog',
-           'spreadsheet_cell', 'write_csv', 'save_state', 'load_state', 'check_run', 'seal_file', 'check_sealed',
-           'save_sealed', 'Kept', 'save_kept', 'load_kept', 'cached']
+           'spreadsheet_cell', 'csv_text', 'write_csv', 'save_state', 'load_state', 'check_run', 'seal_file',
+           'check_sealed', 'save_sealed', 'Kept', 'save_kept', 'load_kept', 'cached']
 
 # %% ../nbs/00a_records.ipynb #091362ea
 import csv, hashlib, io, json, math, os, re, time, types
@@ -427,18 +427,30 @@ def _parse(self:RecordLog, line:bytes): # the record; None for a half line
     return unseal(kind, data, f'{self.path.name}, line {self._line}', do)
 
 # %% ../nbs/00a_records.ipynb #e5a9fec6
+_NUMBER = r'[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?'
+_NUMBERS = re.compile(f'{_NUMBER}( {_NUMBER})*')
+
 def spreadsheet_cell(v): # any value
     "A value for a table; a text that a spreadsheet would take for a formula gets a quote in front"
-    return f"'{v}" if isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') else v
+    if not isinstance(v, str) or v[:1] not in ('=', '+', '-', '@', '\t', '\r') or _NUMBERS.fullmatch(v): return v
+    return f"'{v}"
+
+def csv_text(head:list, # names of the columns
+             rows, # of lists; None is an empty cell
+             digits:int=None # of floats, behind the point
+            )->str:
+    "A table as CSV; no text in it is a formula"
+    def cell(v): return round(v, digits) if digits is not None and isinstance(v, float) else spreadsheet_cell(v)
+    file = io.StringIO(newline='')
+    csv.writer(file, lineterminator='\n').writerows([[*map(cell, row)] for row in (head, *rows)])
+    return file.getvalue()
 
 def write_csv(path, names:list, # of the columns
               rows:list # of dicts; a name that is missing is an empty cell
              )->Path:
-    "A table as CSV, whole or not at all; no text in it is a formula"
-    with atomic_path(path) as tmp, open(tmp, 'w', newline='', encoding='utf-8') as f:
-        table = csv.DictWriter(f, names)
-        table.writeheader()
-        table.writerows({k: spreadsheet_cell(v) for k, v in row.items()} for row in rows)
+    "A table as CSV in a file, whole or not at all"
+    text = csv_text(names, [[row.get(n) for n in names] for row in rows])
+    with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8', newline='\n')
     return user_path(path)
 
 # %% ../nbs/00a_records.ipynb #50e84dc9

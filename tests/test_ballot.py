@@ -47,10 +47,11 @@ def test_page_tells_no_method(study, folders):
     "Names, sources, answers and paths are not in the page; pictures, questions and both languages are"
     page = make_ballot(study, folders/'page.html')
     text = told(page)
-    for word in ('glossy', 'dullish', 'slipper', '"m1"', '"right"', '"methods"', str(folders)): assert word not in text
+    secret = 'glossy', 'dullish', 'slipper', '"m1"', '"right"', '"methods"', '"kind"', '"catch"', '"repeats"'
+    for word in (*secret, str(folders)): assert word not in text
     data = json.loads(re.search('id="study">(.*?)</script>', page.read_text(encoding='utf-8'), re.S)[1])
     assert {*data['pictures']} == {*study.pictures} and {*data['texts']} == {'en', 'ja'}
-    assert {*data['trials'][0]} == {'id', 'kind', 'item', 'first', 'second', 'repeats'}
+    assert {frozenset(t) for t in data['trials']} == {frozenset(('id', 'item', 'first', 'second'))}
     assert data['title'] == 'Slippers </script>' and '<title>Slippers &lt;/script&gt;' in text
 
 def test_page_forbids_the_network(study, folders):

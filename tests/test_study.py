@@ -1,5 +1,5 @@
 """Studies: what raters cannot know, schedules, logs under writers and kills, ballots in any order, and what is said"""
-import itertools, json, multiprocessing, os, random, shutil, signal, subprocess, time, uuid
+import itertools, json, multiprocessing, os, random, re, shutil, signal, subprocess, time, uuid
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest
@@ -46,10 +46,10 @@ def answers(study, rater, choose=lambda ask: 'A', asks=None):
     return [Vote(uuid.uuid4().hex[:16], study.sha256, voting.rater, utc_now(), *a.key, answer, a.showing.left,
                  reason='?'*(answer == 'skip')) for a, answer in said]
 
-def looks(ask, better='first'):
+def looks(ask, better='m1'):
     "Knows the answers of catch trials; else likes one method"
     t = ask.showing.trial
-    best = t.right if t.kind == 'catch' else better
+    best = t.right if t.kind == 'catch' else ('first', 'second')[t.methods.index(better)]
     return 'A' if best == ask.showing.left else 'B'
 
 
@@ -72,8 +72,20 @@ def test_nothing_tells_a_method(study):
 
 def test_what_a_page_may_know(study):
     told = json.dumps(study.for_raters(), ensure_ascii=False)
-    assert 'right' not in told and 'methods' not in told and study.sha256 in told and 'お手本' in told
+    for word in ('right', 'methods', 'kind', 'catch', 'repeat', 'pair'): assert word not in told
+    assert study.sha256 in told and 'お手本' in told
     json.loads(told)
+
+def test_neither_place_nor_id_tells_a_trial(folders, tmp_path):
+    "Over studies: catch trials and repeats have any id, the right picture and the first method stand at either place"
+    ids, right, first = [], [], []
+    for seed in range(30):
+        trials = make(folders, tmp_path/f'{seed}', seed=seed).study.trials
+        assert [t.id for t in trials] == sorted(t.id for t in trials)
+        ids += [n/len(trials) for n, t in enumerate(trials) if t.kind != 'pair']
+        right += [t.right == 'first' for t in trials if t.kind == 'catch']
+        first += [t.methods == ('m1', 'm2') for t in trials if t.kind == 'pair']
+    assert abs(np.mean(ids)-.475) < .05 and abs(np.mean(right)-.5) < .1 and abs(np.mean(first)-.5) < .12
 
 def test_a_coin_says_which_method_is_the_first(folders, tmp_path):
     firsts = {make(folders, tmp_path/f'{s}', items=2, seed=s).key().methods['m1'] for s in range(8)}
@@ -172,27 +184,29 @@ def test_schedules(study):
         left = {s.trial.id: s.left for s in seen}
         assert sorted(places) == sorted(t.id for t in trials)
         for kind in ('pair', 'catch'):
-            of = [left[t.id] for t in trials if t.kind == kind]
-            assert abs(of.count('first')-of.count('second')) <= 1
+            of = [left[t.id] == (t.right or ('first' if t.methods == ('m1', 'm2') else 'second'))
+                  for t in trials if t.kind == kind]
+            assert abs(of.count(True)-of.count(False)) <= 1
         for t in [t for t in trials if t.repeats]:
             assert places[t.id] > places[t.repeats]+len(trials)//4 and left[t.id] != left[t.repeats]
+    assert len({tuple(s.trial.id for s in P.one_schedule(study.sha256, trials, n)) for n in range(50)}) == 50
     orders = {tuple(s.trial.id for s in schedule(study.sha256, trials, f'r{n}')) for n in range(50)}
-    assert len(orders) == 50 and schedule('0'*64, trials, 'ann') != schedule(study.sha256, trials, 'ann')
+    assert len(orders) > 40 and schedule('0'*64, trials, 'ann') != schedule(study.sha256, trials, 'ann')
 
 def test_first_places_are_spread_over_trials(study):
     "No trial stands in front more often than by chance"
     once = [t for t in study.study.trials if not t.repeats]
-    front = [schedule(study.sha256, once, f'r{n}')[0].trial.id for n in range(900)]
+    front = [schedule(f'{n:064x}', once, 'ann')[0].trial.id for n in range(900)]
     counts = [front.count(t.id) for t in once]
     assert sum((c-50)**2/50 for c in counts) < 45                  # χ² of 17 degrees
 
 @pytest.mark.skipif(not shutil.which('node'), reason='needs Node.js')
 def test_the_page_has_the_same_schedule(study):
     told = study.for_raters()
-    raters = ['ann', ' Zoë  猫 ', 'Jose\u0301 Ruiz', '😀']
+    raters = ['ann', ' Zoë  猫 ', 'Jose\u0301 Ruiz', '😀', *map(str, range(20))]
     script = asset('js', 'schedule.js').read_text(encoding='utf-8')
     script += f'\nconst s = {json.dumps(told)}, raters = {json.dumps(raters)}.map(raterName);\n'
-    script += 'console.log(JSON.stringify(raters.map((r) => [r, schedule(s.sha256, s.trials, r)])))'
+    script += 'console.log(JSON.stringify(raters.map((r) => [r, schedule(s, r)])))'
     ran = subprocess.run([shutil.which('node'), '-e', script], capture_output=True, text=True, check=True)
     said = json.loads(ran.stdout)
     for typed, (name, seen) in zip(raters, said):
@@ -337,8 +351,9 @@ def test_outcomes_are_those_of_a_plain_count(folders, tmp_path):
             t = made.trials[v.trial]
             if t.kind != 'pair' or v.question != r.question or v.answer == 'skip': continue
             names = [key.methods[m] for m in t.methods]
-            if names != [r.first, r.second]: continue
-            by_item.setdefault(t.item, []).append(dict(first=1, second=-1).get(v.won, 0))
+            if {*names} != {r.first, r.second}: continue
+            won = dict(zip(('first', 'second'), names)).get(v.won)
+            by_item.setdefault(t.item, []).append({r.first: 1, r.second: -1, None: 0}[won])
         sums = [sum(x) for x in by_item.values()]
         assert (r.wins, r.ties, r.losses) == tuple(sum(test(s) for s in sums) for test in
                                                   (lambda s: s > 0, lambda s: s == 0, lambda s: s < 0))
@@ -357,13 +372,16 @@ def test_a_clear_study(study):
     assert '92 were planned' in str(found) and f'{first} is preferred' in str(found)
     twins = [v for v in votes if v.rater == 'a']+answers(study, 'A', looks)
     assert "'A' and 'a' may be one person" in str(analyse(study, twins))
+    ja = '\n'.join(found.sentences('ja'))
+    assert '確認問題10問中5問正解' in ja and f'{first}が' in ja and '92枚' in ja
+    assert not re.search('prefer|votes|catch', ja)
     few = analyse(study, [v for v in votes if v.rater in 'abc'])
     assert {r.found for r in few.results} == {'these people'} and 'to speak for others' in str(few)
 
 def test_raters_who_differ_speak_for_themselves_only(folders, tmp_path):
     "Four like the one and two the other, in every picture: a majority wins all pictures, and people are not agreed"
     made = make(folders, tmp_path/'s')
-    votes = [v for r in 'abcdef' for v in answers(made, r, lambda a: looks(a, 'second' if r in 'ef' else 'first'))]
+    votes = [v for r in 'abcdef' for v in answers(made, r, lambda a: looks(a, 'm2' if r in 'ef' else 'm1'))]
     found = analyse(made, votes)
     assert all(r.wins == 8 and r.p_holm < .05 and r.found == 'these people' for r in found.results)
 
@@ -412,6 +430,9 @@ def test_commands(folders, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert said['methods'] in (['ours', 'theirs'], ['theirs', 'ours']) and said['raters'][0]['catch_right'] == 10
     assert read_json(out, P.StudyAnalysis) == analyse(study)
+    assert said['sentences'][0].startswith('Raters whose votes count: 1;')
+    assert main(['merge', str(tmp_path/'s'), '--analyse', '--lang', 'ja']) == 0
+    assert '有効な評価者は1名' in capsys.readouterr().out and main(['merge', str(tmp_path/'s'), '--lang', 'ja']) == 2
     assert main(['merge', str(tmp_path/'s'), '--analyse', '--out', str(out)]) == 2
     assert '--overwrite' in capsys.readouterr().err
 

@@ -9,8 +9,7 @@ __all__ = ['USUAL', 'LOOKS_SHA256', 'IN_STYLE', 'METRICS', 'NEEDS', 'Item', 'rea
            'sheet', 'scatter', 'evaluate']
 
 # %% ../../nbs/13_evaluate.ipynb #c22fe568
-import difflib, errno, io, json, math, re, warnings
-from csv import writer
+import difflib, errno, json, math, re, warnings
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from html import escape
@@ -34,7 +33,7 @@ from .metrics import Measured, art_fd, as_tensors, cfsd, content_retrieval, edge
 from .metrics import kid, load_features, mean_interval, mmd, perceptual_distance
 from .metrics import similarity, ssim, structure
 from ..folders import LOST, without_folders, worker_pool
-from ..records import Record, cached, parse_json, read_json, seal, unseal_if_sealed, write_json
+from ..records import Record, cached, csv_text, parse_json, read_json, seal, unseal_if_sealed, write_json
 from ..methods.sms import settings
 from ..stylizer import StylizeResult, stylize
 
@@ -720,31 +719,20 @@ def latex(self:Table)->str:
     comments = ['% '+' '.join(note.split()) for note in notes]
     return '\n'.join([top, r'\toprule', head, r'\midrule', *body, r'\bottomrule', r'\end{tabular}', *comments])
 
-# %% ../../nbs/13_evaluate.ipynb #c46bf70e
-def _csv(rows)->str:
-    f = io.StringIO()
-    writer(f, lineterminator='\n').writerows([_no_formula(v) for v in row] for row in rows)
-    return f.getvalue()
-
-def _no_formula(v):
-    "A text that a spreadsheet would compute, with a mark before it"
-    text = isinstance(v, str) and v[:1] in ('=', '+', '-', '@', '\t', '\r') and not re.fullmatch(r'-?[\d.e+ -]+', v)
-    return f"'{v}" if text else v
-
 # %% ../../nbs/13_evaluate.ipynb #63493815
 _RULER = ('name', 'backbone', 'sha256', 'resolution', 'resize', 'norm', 'estimator', 'n', 'n_ref', 'standard', 'note')
 
 @patch
 def csv(self:Table)->str:
     "One line per value, with all that it depends on, and what it says"
-    rows = [['style', 'method', 'seeds', 'metric', 'column', 'better', 'value', 'interval', *_RULER, 'meaning']]
+    head, rows = ['style', 'method', 'seeds', 'metric', 'column', 'better', 'value', 'interval', *_RULER, 'meaning'], []
     for r in self.rows:
         for k, m in r.values.items():
             span = ' '.join(map(str, m.interval)) if m.interval else ''
             about = [self.label(k), 'higher' if self.high[k] else 'lower', m.value, span]
             ruler = [getattr(m, c) for c in _RULER]
             rows.append([r.style, r.method, r.seeds, k, *about, *ruler, self.meaning(k)])
-    return _csv(rows)
+    return csv_text(head, rows)
 
 # %% ../../nbs/13_evaluate.ipynb #53b0a666
 @patch
@@ -763,11 +751,11 @@ def _answer(label:str, value): # of a picture; a share where there are several s
 def pictures_csv(self:Table)->str:
     "One line per picture, one column per metric that looks at pictures one by one"
     metrics = [m for m in self.metrics if self.first(m).each]
-    rows = [['style', 'method', 'picture', *map(self.label, metrics)]]
+    head, rows = ['style', 'method', 'picture', *map(self.label, metrics)], []
     for r in self.rows:
         for i, values in self.of_picture(r).items():
             rows.append([r.style, r.method, str(i), *(_answer(self.label(m), values.get(m, '')) for m in metrics)])
-    return _csv(rows)
+    return csv_text(head, rows)
 
 # %% ../../nbs/13_evaluate.ipynb #cf41ec36
 _PAGE = '''<!doctype html>

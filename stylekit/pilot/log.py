@@ -6,7 +6,7 @@
 __all__ = ['PAUSE', 'Span', 'COSTS_TEMPLATE', 'seconds_between', 'reviewer_seconds', 'DecisionLine', 'PictureLog', 'PictureTable',
            'read_picture_table', 'match_table', 'numbers_of', 'QualityLog', 'read_quality_log', 'with_groups',
            'add_spans', 'times_span', 'divide_span', 'Costs', 'make_costs', 'read_costs', 'new_costs', 'CostAccount',
-           'account', 'csv_text']
+           'account']
 
 # %% ../../nbs/14a_log.ipynb #437bab25
 import csv, io, math
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..core import StylekitError, atomic_path, check_range, explain_errors, one_line, user_path
 from ..folders import MANIFEST, FolderRecord, FolderRun
 from ..pictures import decode_text, name_key
-from ..records import Record, read_lines, spreadsheet_cell
+from ..records import Record, csv_text, read_lines
 from ..review import Decision, Review, ReviewRound
 from ..rights import read_output
 
@@ -506,18 +506,6 @@ def _shared(work:dict, setup:Span, costs:Costs, n:int)->tuple: # of an accepted 
     share = setup[0]/many, None if setup[1] is None else setup[1]/few
     return add_spans(further, share), further
 
-# %% ../../nbs/14a_log.ipynb #5f29c719
-def _cell(v): return round(v, 3) if isinstance(v, float) else spreadsheet_cell(v)
-
-def csv_text(head:list, rows:list # of lists, or None for an empty cell
-            )->str:
-    "A table for a spreadsheet"
-    f = io.StringIO(newline='')
-    writer = csv.writer(f, lineterminator='\n')
-    writer.writerow(head)
-    writer.writerows([['' if v is None else _cell(v) for v in row] for row in rows])
-    return f.getvalue()
-
 # %% ../../nbs/14a_log.ipynb #58db83a6
 _SPANS = dict(reviewer='reviewer_seconds', machine='machine_seconds', seconds='reviewer_seconds')
 
@@ -532,11 +520,11 @@ def _cells(record)->list:
 @patch
 def pictures_csv(self:QualityLog)->str:
     "One line for each picture"
-    return csv_text(_columns(PictureLog), [_cells(p) for p in self.pictures])
+    return csv_text(_columns(PictureLog), [_cells(p) for p in self.pictures], 3)
 
 # %% ../../nbs/14a_log.ipynb #c7d68fb4
 @patch
 def decisions_csv(self:QualityLog)->str:
     "One line for each decision, tied to run, settings and bytes"
     rows = [[p.folder, p.item, *_cells(d)] for p in self.pictures for d in p.decisions]
-    return csv_text(['folder', 'item', *_columns(DecisionLine)], rows)
+    return csv_text(['folder', 'item', *_columns(DecisionLine)], rows, 3)

@@ -22,11 +22,13 @@ import numpy as np
 from fastcore.basics import patch
 from ..core import StylekitError, atomic_path, explain_errors, folder_lock, one_line, user_path
 from ..measure.proof import MEASURES, Proof, prove_folder
-from .log import Costs, CostAccount, PictureTable, QualityLog, account, csv_text, divide_span
+from .log import Costs, CostAccount, PictureTable, QualityLog, account, divide_span
 from .log import match_table, numbers_of, read_costs, read_picture_table, read_quality_log, times_span
 from .statistics import wilson_interval
-from .study import VOTES, StudyAnalysis, StudyFolder, analyse, open_study, read_votes, standing_votes
-from ..records import Record, parse_json, utc_now, write_json
+from .study import SENTENCES, VOTES, StudyAnalysis, StudyFolder, analyse, open_study, rater_sentences
+from .study import percent, read_votes, result_sentence, size_sentences, standing_votes
+from .study import Words as StudyWords
+from ..records import Record, csv_text, parse_json, utc_now, write_json
 from ..review import REASONS, Review
 
 # %% ../../nbs/14f_report.ipynb #bba36c4d
@@ -316,7 +318,7 @@ def prove_results(outs, # folder of results, or several
     return found
 
 # %% ../../nbs/14f_report.ipynb #84c1bd38
-TEXTS = dict(   # key -> (English, Japanese)
+TEXTS = SENTENCES | dict(   # key -> (English, Japanese)
     title=('Report of the pilot', 'パイロット結果レポート'),
     short=('In short', '要点'),
     interval=('95% interval', '95%信頼区間'),
@@ -324,7 +326,6 @@ TEXTS = dict(   # key -> (English, Japanese)
     n=('n', 'n'),
     value=('value', '値'),
     at_least=('at least {low}', '{low}以上'),
-    span=('{low} to {high}', '{low}〜{high}'),
     colon=('{a}: {b}', '{a}：{b}'),
     in_unit=('{what} ({unit})', '{what}（{unit}）'),
     made=('Made on {day} from {folders}.', '作成日：{day}\u3000対象：{folders}'))
@@ -458,25 +459,7 @@ TEXTS |= dict(
               'せん。どの画像をいつ、どこで、誰に見せるかを無作為に決めたわけではないためです。'),
     kpi_lost=('{n} rows of {name} name no result here.', '{name}の{n}行は、対応する結果が見つかりませんでした。'),
     redos=('redos', '作り直し回数'),
-    prefer_people=('"{question}": {better} is preferred to {other}, with {share} of the votes ({span} with other '
-                   'pictures and people).',
-                   '「{question}」では{better}が{other}より好まれ、得票率は{share}でした（別の画像・別の評価者で'
-                   'の想定範囲 {span}）。'),
-    prefer_these=('"{question}": these raters prefer {better} to {other}, with {share} of the votes. They are too '
-                  'few, or differ too much, to speak for others.',
-                  '「{question}」では今回の評価者は{other}より{better}を好みました（得票率{share}）。ただし人数が'
-                  '少ない、または評価の個人差が大きいため、一般化はできません。'),
-    prefer_nothing=('"{question}": no difference between {better} and {other} was found. That is no proof that '
-                    'there is none.',
-                    '「{question}」では{better}と{other}の差は確認できませんでした。差がないことの証明ではありま'
-                    'せん。'),
-    prefer_early=('"{question}": it is too early to compare {better} and {other}; not all that was planned is '
-                  'voted on.',
-                  '「{question}」での{better}と{other}の比較は、予定した投票が揃っていないため、まだ結論を出せま'
-                  'せん。'),
     prefer_row=('{question}: {first} over {second}', '{question}：{second}より{first}'),
-    prefer_raters=('The votes of {n} people count; {out} were left out by the rules that were fixed before.',
-                   '有効な評価者は{n}名です（事前に定めた基準により{out}名を除外）。'),
     prefer_how=('Share of the votes for the one named first, a tie being half a vote; the interval is over '
                 "pictures and people. What is found is decided by an exact sign test over pictures, after Holm's "
                 'adjustment.',
@@ -484,12 +467,6 @@ TEXTS |= dict(
                 'の有無は、画像単位の正確な符号検定（Holm法で補正）で判定しています。'),
     no_key=("The study's key is not there, so votes and automatic numbers cannot be joined.",
             '調査の対応表（key.json）がないため、投票と自動指標を対応付けられません。'))
-
-# %% ../../nbs/14f_report.ipynb #5ecc1fd6
-TEXTS |= dict(
-    q_style=('closer to the style', '画風の近さ'),
-    q_content=('keeps what is shown', '内容の保持'),
-    q_appeal=('liked better', '見た目の好み'))
 
 # %% ../../nbs/14f_report.ipynb #03ca44f0
 TEXTS |= dict(
@@ -541,17 +518,14 @@ TEXTS |= dict(
           '異常終了により途中で切れた記録が{n}行あり、除外しました。'))
 
 # %% ../../nbs/14f_report.ipynb #4ab673cb
-class Words:
+class Words(StudyWords):
     "The texts of one language"
     def __init__(self, lang:str): # 'en' or 'ja'
-        if lang not in ('en', 'ja'): raise StylekitError(f'the report speaks en and ja, not {one_line(repr(lang), 20)}')
-        self.lang, self.at = lang, ('en', 'ja').index(lang)
-    def __call__(self, key:str, **values)->str:
-        "A text, its gaps filled"
-        return TEXTS[key][self.at].format(**values)
+        super().__init__(lang, TEXTS)
     def own(self, text:str)->str:
         "A text from the log or a table, translated if it is one of ours"
         return self(text) if text in (*REASONS, *MEASURES, 'redos') else text
+    def joined(self, names)->str: return super().joined(map(self.own, names))
 
 # %% ../../nbs/14f_report.ipynb #bbee389e
 @dataclass(frozen=True)
@@ -575,8 +549,6 @@ class ReportPart:
     reference: tuple = ()        # (low, high) to compare with, or nothing
     rest: tuple = ()             # rows for which the page has no room
 
-def _percent(share:float)->str: return f'{share:.0%}'
-
 def _share_row(label:str, wins:int, n:int)->ReportRow: return ReportRow(label, wins/n, *wilson_interval(wins, n), n)
 
 # %% ../../nbs/14f_report.ipynb #87e900d2
@@ -586,7 +558,7 @@ def _span_row(label:str, span, n:int=None)->ReportRow:
 
 # %% ../../nbs/14f_report.ipynb #ecd1b219
 def _shown_number(v:float, unit:str, say:Words)->str:
-    if unit == 'share': return _percent(v)
+    if unit == 'share': return percent(v)
     if unit == 'rho': return f'{round(v, 2)+0.:+.2f}'.replace('-', '−')
     if unit == 'error': return f'{v:.3f}'
     if v >= 100 or v == 0: return f'{v:,.0f}'
@@ -626,9 +598,9 @@ def share_part(log:QualityLog, say:Words)->ReportPart:
     decided = [p for p in log.pictures if p.is_decided]
     if not decided: return ReportPart('share', say('share'), (say('share_none'),))
     rows, rest = _share_rows(decided, say), len(log.pictures)-len(decided)
-    span = say('span', low=_percent(rows[0].low), high=_percent(rows[0].high))
+    span = say('span', low=percent(rows[0].low), high=percent(rows[0].high))
     counts = dict(accepted=_accepted(decided), decided=len(decided))
-    said = [say('share_said', **counts, share=_percent(rows[0].value), span=span)]
+    said = [say('share_said', **counts, share=percent(rows[0].value), span=span)]
     twins = sum(n > 1 for n in Counter(p.picture for p in decided).values())
     said += [say('share_rest', n=rest)]*bool(rest) + [say('twins', n=twins)]*bool(twins)
     return ReportPart('share', say('share'), tuple(said), rows)
@@ -744,9 +716,6 @@ def read_study(study, # folder of a study, or its study.json
     else: standing = standing_votes({v.id: v for f in votes for v in read_votes(study, f)}.values())
     return StudyVotes(study, tuple(standing), analyse(study, standing))
 
-def _question(q, say:Words)->str: # StudyQuestion
-    return say(f'q_{q.key}') if f'q_{q.key}' in TEXTS else getattr(q, say.lang)
-
 # %% ../../nbs/14f_report.ipynb #636f0551
 def _answers(s:StudyVotes, question:str)->dict: # (item, method, method) -> mean answer, from both sides
     counted, found = {c.rater for c in s.analysis.raters if not c.excluded}, {}
@@ -776,30 +745,16 @@ def said_in_study(s:StudyVotes, log:QualityLog, metrics:dict, # metric -> {key o
     found = []
     for q in s.study.study.questions:
         answers = _answers(s, q.key)
-        found.append(PeopleSaid(_question(q, say), answers, numbers, {k: k[0] for k in answers}))
+        found.append(PeopleSaid(say.question(q), answers, numbers, {k: k[0] for k in answers}))
     return found
-
-# %% ../../nbs/14f_report.ipynb #72ff5d6e
-_FOUND = {'people': 'prefer_people', 'these people': 'prefer_these', 'nothing': 'prefer_nothing',
-          'too early': 'prefer_early'}
-
-def _prefer_said(r, question:str, say:Words)->str: # StudyResult
-    "What may be said of one question about two methods"
-    swap = r.losses > r.wins
-    better, other = (r.second, r.first) if swap else (r.first, r.second)
-    if r.preference is None: return say('prefer_early', question=question, better=better, other=other)
-    share, low, high = (1-r.preference, 1-r.high, 1-r.low) if swap else (r.preference, r.low, r.high)
-    words = dict(share=_percent(share), span=say('span', low=_percent(low), high=_percent(high)))
-    used = {k: v for k, v in words.items() if f'{{{k}}}' in TEXTS[_FOUND[r.found]][0]}
-    return say(_FOUND[r.found], question=question, better=better, other=other, **used)
 
 # %% ../../nbs/14f_report.ipynb #503a1243
 def prefer_part(a:StudyAnalysis, say:Words)->ReportPart:
     "What people prefer, question by question"
-    questions = {q.key: _question(q, say) for q in a.questions}
-    said = [_prefer_said(r, questions[r.question], say) for r in a.results]
-    out = sum(bool(c.excluded) for c in a.raters)
-    said += [say('prefer_raters', n=len(a.raters)-out, out=out), say('prefer_how')]
+    questions = {q.key: say.question(q) for q in a.questions}
+    said = [result_sentence(r, questions[r.question], say) for r in a.results]
+    said += [*size_sentences(a.planned, a.items, a.voted, say), rater_sentences(a.raters, a.rules, say)[0]]
+    said.append(say('prefer_how'))
     rows = tuple(ReportRow(say('prefer_row', question=questions[r.question], first=r.first, second=r.second),
                            r.preference, r.low, r.high, r.wins+r.ties+r.losses)
                  for r in a.results if r.preference is not None)
@@ -825,8 +780,6 @@ def _shown(found:list)->list: # the strongest of each target
     targets = dict.fromkeys(c.target for c in found)
     return [c for t in targets for c in [c for c in found if c.target == t][:MOST_ROWS]]
 
-def _joined(names, say:Words)->str: return ('、' if say.lang == 'ja' else ', ').join(map(say.own, names))
-
 # %% ../../nbs/14f_report.ipynb #ccea8546
 def tracks_part(said:list, # of `PeopleSaid`
                 say:Words, more:tuple=() # sentences at its end
@@ -841,7 +794,7 @@ def tracks_part(said:list, # of `PeopleSaid`
         rho = _shown_number(best.rho, 'rho', say)
         text = [say('tracks_best', metric=say.own(best.metric), target=best.target, rho=rho)]
     text += [say('tracks_said', n=len(found))]*bool(found)
-    text += [say('left_out', names=_joined(left_out, say))]*bool(left_out)
+    text += [say('left_out', names=say.joined(left_out))]*bool(left_out)
     shown = _shown(found)
     rest = tuple(_rho_row(c, say) for c in found if c not in shown)
     rows = tuple(_rho_row(c, say) for c in shown)
@@ -859,7 +812,7 @@ def score_part(said:PeopleSaid, say:Words)->tuple: # ReportPart, QualityScore or
     if not said.metrics: return ReportPart('score', title, (say('score_refused', why=say('no_known')),)), None
     try: s = learn_score(said.metrics, said.answers, said.groups)
     except StylekitError as e: return ReportPart('score', title, (say('score_refused', why=_refusal(e, say)),)), None
-    text = [say('score_useful', auc=_percent(s.auc)) if s.is_useful else say('score_useless')]
+    text = [say('score_useful', auc=percent(s.auc)) if s.is_useful else say('score_useless')]
     text += [say('score_beaten')]*(s.is_useful and len(s.metrics) > 1 and s.single[0] <= s.error[0])
     text += [say('score_said', n=s.n, accepted=s.accepted)]
     labels = say('score_all'), say('score_single', name=say.own(s.best)), say('score_base')
@@ -877,7 +830,7 @@ def kpi_part(table:PictureTable, log:QualityLog, metrics:dict, say:Words)->Repor
     lacking = [n for n in dict.fromkeys([*table.columns, *left_out]) if n not in used and n != 'group']
     lost = len(table.rows)-len({id(row) for row in match_table(table, log.pictures).values()})
     text = [say('kpi_said', name=table.name)] + [say('kpi_lost', n=lost, name=table.name)]*bool(lost)
-    text += [say('left_out', names=_joined(lacking, say))]*bool(lacking)
+    text += [say('left_out', names=say.joined(lacking))]*bool(lacking)
     shown = _shown(found)
     rest = tuple(_rho_row(c, say) for c in found if c not in shown)
     return ReportPart('kpi', say('kpi'), tuple(text), tuple(_rho_row(c, say) for c in shown), 'rho', (0, 0), rest)
@@ -887,7 +840,7 @@ def how_part(log:QualityLog, say:Words)->ReportPart:
     "Rules of counting, and which runs stand behind the numbers"
     runs = [f'{r.style} ({r.model or r.source}, {r.id})' for r in log.runs]
     said = [say('how_time'), say('how_twice'), say('how_log')]
-    said += [say('how_runs', runs=_joined(runs, say))]*bool(runs) + [say('torn', n=log.torn)]*bool(log.torn)
+    said += [say('how_runs', runs=say.joined(runs))]*bool(runs) + [say('torn', n=log.torn)]*bool(log.torn)
     return ReportPart('how', say('how'), tuple(said))
 
 # %% ../../nbs/14f_report.ipynb #8d7dd10c
@@ -934,7 +887,7 @@ def _axis_chart(part:ReportPart, say:Words)->str: # SVG
     return f'<svg width="100%" height="18">{"".join(texts)}</svg>'
 
 def _tick(t:float, unit:str, say:Words)->str:
-    if unit == 'share': return _percent(t)
+    if unit == 'share': return percent(t)
     return f'{t:+g}'.replace('-', '−') if unit == 'rho' and t else f'{t:,g}'
 
 # %% ../../nbs/14f_report.ipynb #6408d699
@@ -1016,7 +969,7 @@ def csv_report(parts:list # of ReportParts
               )->str:
     "All numbers of the page, and those that found no room on it"
     rows = [[p.key, p.title, r.label, r.value, r.low, r.high, r.n, p.unit] for p in parts for r in (*p.rows, *p.rest)]
-    return csv_text(['part', 'title', 'name', 'value', 'low', 'high', 'n', 'unit'], rows)
+    return csv_text(['part', 'title', 'name', 'value', 'low', 'high', 'n', 'unit'], rows, 3)
 
 # %% ../../nbs/14f_report.ipynb #137e06a8
 @dataclass(frozen=True)
@@ -1065,7 +1018,7 @@ PAGE, SCORE = 'report.html', 'score.json'
 
 def _texts(report:PilotReport, title:str)->dict: # name of a file -> text, the page last
     say = Words(report.lang)
-    folders = _joined(dict.fromkeys(p.folder for p in report.log.pictures), say)
+    folders = say.joined(dict.fromkeys(p.folder for p in report.log.pictures))
     made = say('made', day=utc_now()[:10], folders=folders)
     page = list(report.parts), list(report.short), say, title or say('title'), made
     return {'pictures.csv': report.log.pictures_csv(), 'decisions.csv': report.log.decisions_csv(),

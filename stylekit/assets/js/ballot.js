@@ -109,7 +109,7 @@ function ballot(study, body) {
     if (twin) return warn('twin', { twin });
     warn('');
     rater = who;
-    asks = schedule(study.sha256, study.trials, rater).flatMap((s) => study.questions.map((question) => ({ ...s, question })));
+    asks = schedule(study, rater).flatMap((s) => study.questions.map((question) => ({ ...s, question })));
     look();
     board.querySelector('button').focus({ preventScroll: true });
   }
