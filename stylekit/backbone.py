@@ -473,12 +473,9 @@ def predict(self:Backbone,
 @patch
 def _unet_output(self:Backbone, z_t, t, c:PromptEmbeds):
     extra = dict(text_embeds=c.pooled, time_ids=c.time_ids) if self.is_xl else None
-<<<<<<< /tmp/tmpi3c6hhdm.txt
-    return self.unet(z_t.to(self.dtype), self.noising.told(t), c.embeds, added_cond_kwargs=extra).sample
-=======
-    def ask(z): return self.unet(z.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample
+    def ask(z):
+        return self.unet(z.to(self.dtype), self.noising.told(t), c.embeds, added_cond_kwargs=extra).sample
     return self._in_parts(ask, z_t)
->>>>>>> /tmp/tmpan46cwt4.txt
 
 # %% ../nbs/02_backbone.ipynb #904d794b
 MOST_ROWS = 24   # of a batch: more gain nothing on a processor, and cost memory everywhere

@@ -4,14 +4,15 @@ import json
 import os
 import re
 import signal
+from importlib.util import find_spec
 import pytest
 import browser
 from browser import BEYOND, CONTRAST, DISTANCE, Page, Server, ask
 
 if not browser.CHROMIUM:
     pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
-for name in ('playwright.sync_api', 'jupyterlab', 'voila'):
-    pytest.importorskip(name, reason=f'{name} is not installed: pip install -e ".[dev]"')
+for name in ('playwright', 'jupyterlab', 'voila'):
+    if not find_spec(name): pytest.skip(f'{name} is not installed: pip install -e ".[dev]"', allow_module_level=True)
 from PIL import Image
 from stylekit import read_output, sample_image, stylize
 from stylekit.app.live import pixels_sha256, replay

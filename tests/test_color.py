@@ -1,9 +1,7 @@
 "Colour: against colour-science, scikit-image and SciPy, against formulas written out, and as properties"
 import itertools, math
-import colour, numpy as np, pytest, scipy.fft, scipy.linalg, skimage.color, torch
-from colour.models import RGB_COLOURSPACE_sRGB
+import numpy as np, pytest, scipy.fft, scipy.linalg, skimage.color, torch
 from PIL import Image
-from sklearn.cluster import KMeans
 from stylekit import color as C
 from stylekit.core import StylekitError
 from stylekit.feedforward import FeedForward
@@ -16,29 +14,38 @@ def rand(*shape, seed=0, dtype=torch.float64):
 def last(x): return x.movedim(-3, -1).numpy()      # as the other libraries have it
 def first(a): return torch.from_numpy(np.ascontiguousarray(a)).movedim(-1, -3)
 
-SRGB = RGB_COLOURSPACE_sRGB.copy()
-SRGB.use_derived_transformation_matrices(True)     # not rounded to four digits
-D65 = SRGB.whitepoint
+@pytest.fixture
+def colour():
+    "The library; not above, for each worker of the suite collects all files, and it takes seconds to import"
+    import colour
+    return colour
+
+@pytest.fixture
+def srgb(colour):
+    space = colour.models.RGB_COLOURSPACE_sRGB.copy()
+    space.use_derived_transformation_matrices(True)     # not rounded to four digits
+    return space
+
 WIDE = torch.cat([rand(3, 40, 50), torch.cartesian_prod(*[torch.linspace(0, 1, 6).double()]*3).T.reshape(3, -1, 1)
                   .expand(3, 216, 50)[:, :40]], -1)
 
 
 # ---- spaces, against two libraries
 
-def test_light_and_back():
+def test_light_and_back(colour):
     x = rand(3, 30, 31)
     assert np.abs(C.srgb_to_linear(x).numpy()-colour.models.eotf_sRGB(x.numpy())).max() < 1e-9
     y = rand(3, 30, 31)*3-1                         # beyond the screen's too
     assert np.abs(C.linear_to_srgb(y).numpy()-colour.models.eotf_inverse_sRGB(y.numpy())).max() < 1e-9
     assert (C.linear_to_srgb(C.srgb_to_linear(x))-x).abs().max() < 1e-6
 
-def test_lab_equals_colour_science():
-    xyz = colour.RGB_to_XYZ(last(WIDE), SRGB, apply_cctf_decoding=True)
+def test_lab_equals_colour_science(colour, srgb):
+    xyz = colour.RGB_to_XYZ(last(WIDE), srgb, apply_cctf_decoding=True)
     assert np.abs(last(C.linear_to_xyz(C.srgb_to_linear(WIDE)))-xyz).max() < 1e-9
-    lab = colour.XYZ_to_Lab(xyz, D65)
+    lab = colour.XYZ_to_Lab(xyz, srgb.whitepoint)
     assert np.abs(last(C.rgb_to_lab(WIDE))-lab).max() < 1e-7
     assert np.abs(last(C.rgb_to_lab(WIDE.float()))-lab).max() < 1e-3
-    back = colour.XYZ_to_RGB(colour.Lab_to_XYZ(lab, D65), SRGB, apply_cctf_encoding=True)
+    back = colour.XYZ_to_RGB(colour.Lab_to_XYZ(lab, srgb.whitepoint), srgb, apply_cctf_encoding=True)
     assert np.abs(last(C.lab_to_rgb(first(lab)))-back).max() < 1e-7
 
 def test_lab_equals_scikit_image_up_to_its_rounded_matrix():
@@ -104,7 +111,7 @@ def test_the_34_pairs_of_sharma_wu_and_dalal(dtype, tol):
     for a, b in ((t[:3], t[3:6]), (t[3:6], t[:3])):
         assert (C.delta_e_2000(a, b)-t[6]).abs().max() < tol
 
-def test_delta_e_equals_both_libraries():
+def test_delta_e_equals_both_libraries(colour):
     a, b = (torch.cat([rand(1, 60, 70, seed=s)*100, rand(2, 60, 70, seed=s+2)*240-120]) for s in (0, 1))
     b[:, :20] = a[:, :20]+.5*(b[:, :20]-a[:, :20])*.02       # near ones too
     a[1:, 30:33], b[1:, 33:36] = 0, 0                        # greys
@@ -252,6 +259,7 @@ def test_main_colors():
     for other in (lab.flip(-1), lab.transpose(1, 2), lab.repeat(1, 2, 1)):
         assert torch.allclose(C.main_colors(other, 6)[0], found, atol=1e-6)
     pixels = lab.flatten(1).T
+    from sklearn.cluster import KMeans
     theirs = KMeans(6, n_init=4, random_state=0).fit(pixels.numpy()).inertia_
     assert torch.cdist(pixels, found).amin(1).square().sum() < 1.3*theirs
     for k in range(1, 6): assert len(C.main_colors(torch.zeros(3, 4, 4), k)[0]) == 1       # one colour is one

@@ -1,6 +1,7 @@
 """How the house is kept: a module imports only what stands above it, in the notebooks' own order and within functions
 too; cells and functions are short, and what is public says what it is"""
 import ast, json, re
+from functools import cache
 from pathlib import Path
 import numpy as np, pytest
 
@@ -25,10 +26,13 @@ def name_of(file:Path)->str: return '.'.join(file.relative_to(PACKAGE).with_suff
 FILES = {name_of(f): f for f in sorted(PACKAGE.rglob('*.py')) if notebook_of(f)}
 PLACES = {name: place(name, notebook_of(f)) for name, f in FILES.items()}
 
+@cache
+def tree_of(name:str)->ast.Module: return ast.parse(FILES[name].read_text(encoding='utf-8'))
+
 def imported(name:str)->set: # modules of ours
     "By every import statement of a module"
     found = set()
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding='utf-8'))):
+    for node in ast.walk(tree_of(name)):
         if isinstance(node, ast.Import): found |= {a.name.removeprefix('stylekit.') for a in node.names}
         if not isinstance(node, ast.ImportFrom): continue
         home = node.module or ''
@@ -66,18 +70,18 @@ def exported_cells()->list: # numbers of lines
     return [len([line for line in s.splitlines()[1:] if line.strip()]) for s in cells if s.startswith('#| export')]
 
 def definitions(kind):
-    for name, file in FILES.items():
-        for node in ast.walk(ast.parse(file.read_text(encoding='utf-8'))):
+    for name in FILES:
+        for node in ast.walk(tree_of(name)):
             if isinstance(node, kind): yield name, node
 
-FUNCTIONS = [(f'{name}.{n.name}', n) for name, n in definitions((ast.FunctionDef, ast.AsyncFunctionDef))]
+def functions(): return [(f'{name}.{n.name}', n) for name, n in definitions((ast.FunctionDef, ast.AsyncFunctionDef))]
 
 def test_an_exported_cell_is_one_idea():
     lines = exported_cells()
     assert np.median(lines) <= 12 and np.percentile(lines, 90) <= 22
 
 def test_functions_are_short():
-    lines = {name: n.end_lineno-n.lineno+1 for name, n in FUNCTIONS}
+    lines = {name: n.end_lineno-n.lineno+1 for name, n in functions()}
     assert np.percentile([*lines.values()], 90) <= 14
     assert not [name for name, n in lines.items() if n > WHOLE]
 
@@ -104,19 +108,18 @@ def test_functions_take_few_parameters():
     "Seven at most; public ones with more say what each is, on its own line"
     crowded = []
     for module, file in FILES.items():
-        source = file.read_text(encoding='utf-8')
-        tree = ast.parse(source)
+        lines, tree = file.read_text(encoding='utf-8').splitlines(), tree_of(module)
         public = {id(f): name for name, f in called_by_people(tree)}
         for f in ast.walk(tree):
             if not isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)): continue
             parameters, named = parameters_of(f)
-            told = id(f) in public and has_line_and_comment(parameters, source.splitlines())
+            told = id(f) in public and has_line_and_comment(parameters, lines)
             if named > MOST and not told: crowded.append(f'{module}.{public.get(id(f), f.name)}')
     assert not crowded
 
 def test_what_is_public_says_what_it_is():
-    silent = [f'{name}.{node.name}' for name, file in FILES.items()
-              for node in ast.parse(file.read_text(encoding='utf-8')).body
+    silent = [f'{name}.{node.name}' for name in FILES
+              for node in tree_of(name).body
               if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith('_')
               and not ast.get_docstring(node)]
     assert not silent
