@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test slow tables limits control feedforward lint export readme constraints versions clean
+.PHONY: stylize app test slow tables limits control feedforward lint export readme docs demo dist constraints versions clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
@@ -55,6 +55,18 @@ export: .venv/dev
 readme: .venv/dev
 	$(BIN)/python tests/readme.py
 
+# the site, in docs/_build/html; a dead link ends it
+docs: .venv/docs
+	$(BIN)/python tools/pages.py
+
+# its page in the browser alone: cd docs/_build/demo && python -m http.server
+demo: .venv/bin/python
+	$(BIN)/python tools/pages.py demo
+
+# wheel and sdist, looked at as PyPI does
+dist: .venv/dev
+	rm -rf dist && $(BIN)/python -m build -q && $(BIN)/twine check --strict dist/*
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -85,8 +97,13 @@ INSTALL := $(BIN)/pip install -q -c .venv/constraints.txt
 .venv/run: .venv/torch settings.ini pyproject.toml setup.py
 	$(INSTALL) -e . && touch $@
 
+# pages are made from text: the package itself need not be there
+.venv/docs: .venv/bin/python constraints.txt settings.ini
+	$(BIN)/python tools/requirements.py docs > .venv/docs.txt
+	$(BIN)/pip install -q -c constraints.txt -r .venv/docs.txt && touch $@
+
 .venv/dev: .venv/run
 	$(INSTALL) -e ".[dev]" && touch $@
 
 clean:
-	rm -rf build dist *.egg-info out
+	rm -rf build dist *.egg-info out docs/_build docs/api

@@ -184,3 +184,44 @@ def test_set_up_uses_the_constraints():
     for target in ('app', '.venv/run', '.venv/dev'): assert '$(INSTALL)' in rules[target], target
     assert 'INSTALL := $(BIN)/pip install -q -c .venv/constraints.txt' in (ROOT/'Makefile').read_text()
     assert 'make .venv/dev' in (ROOT/'.ci'/'run').read_text()
+
+
+@pytest.fixture(scope='module')
+def distributions(tmp_path_factory):
+    "(wheel, sdist), made of a copy, so that nothing is left in the clone"
+    import shutil
+    home = tmp_path_factory.mktemp('dist')
+    left = shutil.ignore_patterns('.git', '.venv*', 'data', 'runs', '_build', 'build', 'nbs', 'tests', '*.egg-info')
+    shutil.copytree(ROOT, home/'clone', ignore=left, symlinks=True)
+    command = [sys.executable, '-m', 'build', '-q', '--no-isolation', '--outdir', home, home/'clone']
+    said = subprocess.run(command, capture_output=True, text=True)
+    assert not said.returncode, said.stdout+said.stderr
+    return next(home.glob('*.whl')), next(home.glob('*.tar.gz'))
+
+
+@in_a_clone
+@pytest.mark.slow
+def test_wheel_and_sdist_are_sound(distributions):
+    "PyPI takes them; the wheel has every asset and module, and nothing of what only the clone is for"
+    import tarfile, zipfile
+    said = subprocess.run([sys.executable, '-m', 'twine', 'check', '--strict', *distributions],
+                          capture_output=True, text=True)
+    assert not said.returncode, said.stdout
+    wheel, sdist = distributions
+    with zipfile.ZipFile(wheel) as z: names = {*z.namelist()}
+    assets = {p.relative_to(ROOT).as_posix() for p in (PKG/'assets').rglob('*') if p.is_file() and p.suffix != '.pyc'}
+    modules = {p.relative_to(ROOT).as_posix() for p in FILES if 'studies' not in p.parts}
+    assert not (assets | modules | {'stylekit/py.typed'}) - names
+    assert not [n for n in names if n.split('/')[0] != 'stylekit' and '.dist-info/' not in n or '/studies/' in n]
+    with tarfile.open(sdist) as t: packed = {n.partition('/')[2] for n in t.getnames()}
+    assert {'settings.ini', 'CHANGELOG.md', 'LICENSE', 'pyproject.toml', 'setup.py'} <= packed
+
+
+@in_a_clone
+def test_citation_says_what_the_package_says():
+    import yaml
+    told = yaml.safe_load((ROOT/'CITATION.cff').read_text(encoding='utf-8'))
+    cfg = ConfigParser(delimiters=['='])
+    cfg.read(ROOT/'settings.ini', encoding='utf-8')
+    assert told['license'] == cfg['DEFAULT']['license'] and 'version' not in told   # it stands in `__init__`
+    assert [a['name'] for a in told['authors']] == [cfg['DEFAULT']['author']]

@@ -19,9 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT/'docs'/'_build'
 PACKAGES = {   # name -> version, integrity as npm says it, files
-    'onnxruntime-web': ('1.30.0', 'q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==',
+    'onnxruntime-web': ('1.30.0',
+                        'q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==',
                         ('dist/ort.wasm.bundle.min.mjs', 'dist/ort-wasm-simd-threaded.wasm')),
-    'mathjax': ('3.2.2', 'Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw==',
+    'mathjax': ('3.2.2',
+                'Bt+SSVU8eBG27zChVewOicYs7Xsdt40qm4+UpHyX7k0/O9NliPc+x77k1/FEsPsjKPZGJvtRZM1vO+geW0OhGw==',
                 ('es5/tex-svg.js', 'LICENSE'))}
 ORT_LICENCE = '''ONNX Runtime Web 1.30.0, https://github.com/microsoft/onnxruntime, MIT License
 
