@@ -7,6 +7,7 @@ from stylekit import StylekitError, read_output, sample_image, save_output, styl
 from stylekit.cli import main
 from stylekit.feedforward import FeedForward
 from stylekit.marks import INTEGRITY, Signer, Verdict, is_signed, trial_certificate, verify
+from stylekit.review import Review
 from stylekit.rights import SOURCE_TYPES, pixel_hash
 
 SUFFIXES = ('.png', '.jpg', '.webp')
@@ -252,3 +253,50 @@ def test_command_with_credentials(tmp_path, signer, capsys):
     assert main(['verify', str(file)]) == 0
     said = capsys.readouterr().out
     assert INTEGRITY in said and 'issuer is not known here' in said and 'c2pa.edited' in said
+
+
+# ---- redos and pages ----
+
+def signed_folder(home, signer, **more):
+    (home/'in').mkdir()
+    IM.resize((64, 64)).save(home/'in'/'thing.png')
+    stylize_folder(home/'in', home/'out', 'ink', steps=1, marks=dict(rights='© Studio', sign=signer) | more)
+    return home/'out'
+
+def test_a_redo_is_signed_where_the_result_is(tmp_path, signer, capsys):
+    "By whoever gives a certificate; without one it is not made, and that is said before the work"
+    out = signed_folder(tmp_path, signer, source='none')
+    Review(out).redo('thing.png', 'other seed')
+    assert main(['review', str(out), '--redo']) == 1 and 'thing.png is signed' in capsys.readouterr().err
+    assert Review(out).rounds('thing.png').keys() == {0}
+    Review(out).redo('thing.png', 'other seed')
+    assert main(['review', str(out), '--redo', '--steps', '1', '--sign', signer.certificate, signer.key]) == 0
+    file = Review(out).rounds('thing.png')[1]
+    v = verify(file)
+    assert v.holds and v.credentials.state == 'valid' and v.rights == '© Studio'
+    assert v.source_type == SOURCE_TYPES['none'] == verify(out/'thing.png').source_type
+    assert any('parentOf' in i for i in v.credentials.ingredients)
+
+def test_an_expired_certificate_opens_no_page_and_makes_no_redo(tmp_path, signer, monkeypatch):
+    from stylekit.app import serve
+    opened = []
+    monkeypatch.setattr(serve, 'serve_panel', lambda panel, how, *rest: opened.append(how))
+    monkeypatch.setattr(Review, 'work', lambda self: opened.append('work'))
+    with pytest.raises(StylekitError, match='ran out on'): trial_certificate(tmp_path/'old', days=-1)
+    old = [str(tmp_path/'old'/f'{n}.pem') for n in ('certificate', 'key')]
+    out = signed_folder(tmp_path, signer)
+    for command in (['app', '--no-browser'], ['review', str(out)], ['review', str(out), '--redo']):
+        assert main([*command, '--sign', *old]) == 2
+    assert not opened
+    serve.app(sign=(signer.certificate, signer.key))
+    assert opened[0]['sign'] == [signer.certificate, signer.key]
+
+def test_what_the_panel_saves_is_signed(tmp_path, signer):
+    pytest.importorskip('ipywidgets')
+    from stylekit import StylizePanel
+    panel = StylizePanel(IM.resize((64, 64)), 'ink', 'noise', steps=1, sign=(signer.certificate, signer.key))
+    panel.start.click()
+    panel.wait(60)
+    (tmp_path/'saved.png').write_bytes(panel._png())
+    for file in (panel.save(tmp_path/'a.jpg'), tmp_path/'saved.png'):
+        assert verify(file).holds and verify(file).credentials.state == 'valid'
