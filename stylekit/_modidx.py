@@ -3224,6 +3224,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'stylekit.pilot.report._nice_step': ('report.html#_nice_step', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._numbers': ('report.html#_numbers', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._of_fold': ('report.html#_of_fold', 'stylekit/pilot/report.py'),
+                                       'stylekit.pilot.report._of_its_folder': ('report.html#_of_its_folder', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._pays': ('report.html#_pays', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._place': ('report.html#_place', 'stylekit/pilot/report.py'),
                                        'stylekit.pilot.report._predict': ('report.html#_predict', 'stylekit/pilot/report.py'),

@@ -6,8 +6,12 @@ from PIL import Image
 from stylekit import StylekitError, read_output, sample_image, save_output, stylize_folder
 from stylekit.cli import main
 from stylekit.feedforward import FeedForward
+from stylekit.measure.verdicts import evaluate_results
 from stylekit.marks import INTEGRITY, Signer, Verdict, is_signed, trial_certificate, verify
-from stylekit.review import Review
+from stylekit.pilot.ballot import make_ballot
+from stylekit.pilot.report import make_report
+from stylekit.pilot.study import Voting, make_study
+from stylekit.review import Review, export_accepted
 from stylekit.rights import SOURCE_TYPES, pixel_hash
 
 SUFFIXES = ('.png', '.jpg', '.webp')
@@ -230,6 +234,40 @@ def test_no_path_and_no_name_in_the_bytes(tmp_path, signer, small_network, monke
     for start in (b'"/', b'file:', b'/home/', b'/tmp/', b'/root/', b'/Users/'): assert start not in raw, start
     v = verify(out)
     assert v.holds and v.rights == '© 2026, see terms.txt'
+
+
+def test_no_path_and_no_user_in_the_files_of_a_pilot(tmp_path, signer, small_network, monkeypatch):
+    "Results, verdicts, the review's log, a redo that failed, study, ballot, votes, report, export: every byte"
+    home = tmp_path/'homes'/'eva.muster'/'acme-gmbh'
+    monkeypatch.setenv('HOME', str(home.parent))
+    monkeypatch.setenv('USER', 'evamuster')
+    (home/'shop').mkdir(parents=True)
+    for n in ('owl', 'taxi'): sample_image(n).resize((64, 64)).save(home/'shop'/f'{n}.png')
+    (home/'shop'/'broken.png').write_bytes(b'no picture')
+    sample_image('owl', 'ink').save(home/'style.png')
+    (home/'network.safetensors').write_bytes(Path(small_network).read_bytes())
+    marks = dict(sign=signer, rights=f'© Studio, see {home}/terms.txt')
+    stylize_folder(home/'shop', home/'one', feedforward='~/acme-gmbh/network.safetensors', marks=marks)
+    stylize_folder(home/'shop', home/'two', 'ink', steps=1, marks=marks)
+    evaluate_results(home/'shop', home/'one', letters=False)
+    review = Review(home/'one', marks=dict(sign=signer))
+    review.reject('owl.png', 'blurred or broken')
+    review.accept('taxi.png')
+    other = Review(home/'two')                                      # without a certificate: its redo is refused
+    other.redo('owl.png', 'other seed')
+    assert other.work()[0].error
+    study = make_study(home/'study', dict(one=home/'one', two=home/'two'), [home/'style.png'], home/'shop')
+    make_ballot(study)
+    Voting(study, 'ben').vote('A')
+    make_report([home/'one', home/'two'], home/'report', study, metrics=home/'one'/'verdicts.csv')
+    export_accepted(review, home/'out', use='internal')
+    written = [f for d in ('one', 'two', 'study', 'report', 'out') for f in (home/d).rglob('*') if f.is_file()]
+    kinds = {'.png', '.webp', '.html', '.csv', '.md', '.json', '.jsonl'}
+    assert len(written) > 25 and {f.suffix for f in written} >= kinds
+    for f in written:
+        raw = f.read_bytes()
+        for word in (str(tmp_path), 'eva.muster', 'evamuster', 'acme-gmbh', 'homes/', '/home/', '/Users/', 'key.pem'):
+            assert word.encode() not in raw and word.encode('utf-16-le') not in raw, (f.name, word)
 
 
 # ---- the command ----
