@@ -438,9 +438,8 @@ def _say_rights(style):
 def _marks(o)->dict: # of `save_output`
     "A certificate that has run out is named before any work"
     made = dict(rights=o.rights or '', source='none' if o.source_type == 'trained' else 'photo')
-    if not o.sign: return made
-    from stylekit.marks import Signer
-    return made | dict(sign=Signer(*o.sign))
+    from stylekit.marks import signing
+    return made | signing(o.sign)
 
 def _override(o): # of `licensing`; None if nobody lets anything pass
     from stylekit.licensing import Override
@@ -1130,19 +1129,22 @@ def app(port:whole(1, 65535)=8866, # where the page is served
         max_kernels:whole(1, 1000)=4, # people at a time; each takes 250 to 600 MB, and more on a GPU
         token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
         hosts:several(TEXT)=None, # more names by which the page may be asked for, behind a proxy
-        use:USE='internal' # what its pictures are for: a style whose rights forbid that is refused
+        use:USE='internal', # what its pictures are for: a style whose rights forbid that is refused
+        sign:SIGN=None # sign pictures as they are saved (C2PA): certificates and key of P-256, both PEM
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app.serve import app as run
     run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token,
-        hosts or (), use)
+        hosts or (), use, sign)
 
 # %% ../nbs/16_cli.ipynb #9dc45927
 def _review(o)->int: # exit status; `o`: what was given to `review`
     from stylekit.review import Review
     from stylekit.app.review_panel import device_turn
+    from stylekit.marks import signing
     changes = dict(steps=o.steps) if o.steps else {}
-    review = Review(o.out, o.source, o.who, o.proof, style=o.style, backbone=o.backbone, device=o.device, **changes)
+    review = Review(o.out, o.source, o.who, o.proof, style=o.style, backbone=o.backbone, device=o.device,
+                    marks=signing(o.sign), **changes)
     review.turn = lambda stopped: device_turn(stopped, review.device, review.stop)
     made = review.work() if o.redo else ()
     for r in made:
@@ -1163,6 +1165,7 @@ def review(out:FOLDER, # folder of results, as stylize left it
            backbone:MODEL=None, # for redos; default the folder's
            device:DEVICE=None, # cpu, cuda, cuda:1, mps; default the best there is
            steps:whole(1, 100_000)=None, # of redos; default the folder's, or the preset's
+           sign:SIGN=None, # sign redos (C2PA): certificates and key of P-256, both PEM
            redo:bool=False, # no page: make what is to be redone, and say how far the review is
            port:whole(1, 65535)=8866, # where the page is served
            host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network, for those who have the link
@@ -1176,7 +1179,7 @@ def review(out:FOLDER, # folder of results, as stylize left it
     if redo: return _review(SimpleNamespace(**locals()))
     from stylekit.app.serve import review_page
     review_page(out, source, who, proof, style, backbone, device, steps, port, host, not no_browser, silence,
-                max_kernels, token, hosts or ())
+                max_kernels, token, hosts or (), sign)
 
 # %% ../nbs/16_cli.ipynb #c50c1c16
 def _planned(o): # a Plan; `o`: what was given to `study`

@@ -22,6 +22,7 @@ from .folders import MANIFEST, FolderJob, FolderRecord, FolderRun, FolderWorker,
 from .folders import said_of_run, source_id, without_folders
 from .images import open_image
 from .licensing import check_pictures, check_recorded, find_rights, let_pass, refuse_blocked
+from .marks import is_signed
 from .measure.verdicts import VERDICTS, read_verdicts
 from .records import Record, RecordLog, json_line, lock_file, parse_json, payload_hash, person_name, read_lines
 from .records import utc_now, write_csv
@@ -187,12 +188,13 @@ class Review:
                  *, style=None, # for redos; default the folder run's
                  backbone=None, # for redos; default the folder run's
                  device:str=None, # for redos
+                 marks:dict=None, # of `save_output`, for redos: rights, source, sign; default what the result says
                  turn=None, # turn(stopped) -> context in which the device may be used, see `review_panel.device_turn`
                  **changes): # of Settings, for redos
         self.out, self.source = user_path(out), source and user_path(source)
         self.log, self.home = ReviewLog(self.out/LOG), self.out/HOME
         self.style, self.backbone, self.device = style, backbone, device
-        self.turn, self.changes = turn or (lambda stopped: nullcontext()), changes
+        self.turn, self.changes, self.marks = turn or (lambda stopped: nullcontext()), changes, marks or {}
         self.listeners, self.now = [], None   # f(review) when a redo goes on; (item, step, steps) of the one in hand
         self._stop, self._thread, self._mutex = threading.Event(), None, threading.RLock()
         self._workers, self._hashes, self._proved = {}, {}, {}
@@ -623,20 +625,33 @@ def _place_of(self:Review, d:Decision)->tuple: # number of the round, its Path, 
         if not file.exists(): return n, file, False
         if said_of_run(file).get('review') == d.id: return n, file, True
 
+# %% ../nbs/14_review.ipynb #e1ece8be
+@patch
+def _marks_of(self:Review, item:str)->dict: # of `save_output`
+    "A redo says of its rights what the result says, and is signed where that is"
+    first = self._made_of(item)[self._shown_first(item)]
+    about, signed = read_output(first), is_signed(first)
+    if signed and not self.marks.get('sign'):
+        raise StylekitError(f'{item} is signed, and its redo would not be: begin the review with marks=dict(sign=...), '
+                            'or --sign')
+    return dict(rights=about.rights, source=about.source or 'photo') | self.marks
+
 # %% ../nbs/14_review.ipynb #fa1a5247
 @patch
 def _make(self:Review, d:Decision)->ReviewRound: # None: it was stopped
     "Make one round, and write down what came of it"
     n, file, made = self._place_of(d)
     begun, about = time.perf_counter(), dict(lam=d.lam, seed=d.seed, mask=d.mask)
-    try: result = None if made else self._draw(d)
+    try:
+        marks = self._marks_of(d.item)
+        result = None if made else self._draw(d)
     except StylekitError as e: return self._note(d, n, error=without_folders(str(e), self._hint(d.item)), **about)
     if result and not result.complete:
         if result.interrupted: return
         return self._note(d, n, error=result.info['note'], **about)
     if result:
         result.info.update(folder_run=self.all[d.item].run.id, review=d.id, round=n)
-        result.save(file)
+        result.save(file, **marks)
     place = file.relative_to(self.home/'rounds').as_posix()
     return self._note(d, n, file=place, output_sha256=file_sha256(file), run_id=said_of_run(file).get('run_id', ''),
                       seconds=None if made else round(time.perf_counter()-begun, 2), **about)

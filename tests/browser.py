@@ -56,6 +56,31 @@ BEYOND = '''() => {
   return [...document.querySelectorAll('.sk-panel')].flatMap((panel) => [...panel.querySelectorAll('*')]
     .filter((e) => seen(e) && right(e) > right(panel) + 1).map((e) => `${e.tagName} ${e.className}`));
 }'''
+# What a person with keys alone would be missing: a control without a name, one whose focus is not seen
+UNNAMED = '''(css) => [...document.querySelector(css).querySelectorAll('button, input, img, [tabindex]')]
+  .filter((e) => e.getClientRects().length)
+  .filter((e) => !(e.innerText || e.alt || e.title || e.ariaLabel || e.labels?.[0]?.innerText
+    || e.closest('.widget-inline-hbox')?.querySelector('label')?.innerText)).map((e) => e.outerHTML.slice(0, 120))'''
+# Letters whose contrast to what lies behind them is less than 4.5 (WCAG 2)
+PALE = '''([css, letters]) => {
+  const numbers = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
+  const light = (c) => {
+    const [r, g, b] = c.map((v) => (v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4));
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const behind = (node) => {
+    for (; node; node = node.parentElement) {
+      const [r, g, b, a = 1] = numbers(getComputedStyle(node).backgroundColor);
+      if (a > .5) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const found = [...document.querySelector(css).querySelectorAll(letters)];
+  return found.filter((e) => e.getClientRects().length && !e.disabled).map((e) => {
+    const [a, b] = [light(numbers(getComputedStyle(e).color).slice(0, 3)), light(behind(e))];
+    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.innerText];
+  }).filter(([ratio]) => ratio < 4.5);
+}'''
 OPEN = '''async (path) => {
   await window.jupyterapp.restored;
   await window.jupyterapp.commands.execute('docmanager:open', { path });
@@ -76,6 +101,14 @@ EXECUTE = '''async (code) => {
   await future.done;
   return said.trim();
 }'''
+
+def unnamed(tab, css):
+    "Controls and pictures below an element that have no name"
+    return tab.evaluate(UNNAMED, css)
+
+def pale(tab, css, letters):
+    "What can hardly be read below an element, of what `letters` selects"
+    return tab.evaluate(PALE, [css, letters])
 
 def write_notebook(path, cells):
     "A notebook of code cells"

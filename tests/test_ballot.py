@@ -1,5 +1,5 @@
 """A ballot: what the page tells and forbids; votes cast in a browser without a network, brought home once"""
-import base64, hashlib, json, os, re
+import base64, hashlib, json, os, re, signal
 from pathlib import Path
 import pytest
 from PIL import Image
@@ -7,7 +7,8 @@ import browser
 from stylekit import StylekitError
 from stylekit.cli import main
 from stylekit.pilot.ballot import make_ballot
-from stylekit.pilot.study import QUESTIONS, VoteLog, Voting, make_study, merge_votes, read_votes, standing_votes
+from stylekit.pilot.study import QUESTIONS, VoteLog, Voting, analyse, make_study, merge_votes, read_votes
+from stylekit.pilot.study import standing_votes
 
 ROOT = Path(__file__).parents[1]
 # axe-core, where npm has put it: the tests load nothing
@@ -202,42 +203,107 @@ def test_a_browser_without_storage_says_so(study, context, tmp_path):
     assert ben.count() == 2
     assert [v.answer for v in read_votes(study, ben.save(tmp_path/'ben.jsonl'))] == ['A', 'B']
 
-@pytest.mark.skipif(not browser.CHROMIUM, reason='no Chromium on this machine')
-def test_page_of_a_study(folders, chrome, tmp_path):
-    "`stylekit vote`: a name, keys, undo, a skip; whoever opens the page again goes on where they were"
-    for name in ('playwright.sync_api', 'voila'): pytest.importorskip(name)
-    study = make(folders, 'served')
-    with browser.Server(tmp_path, [study.path, '--lang', 'en'], 'vote') as server:
-        def enter():
-            page = browser.Page(chrome, server.url)
-            page.tab.fill('.sk-who input', 'ben')
-            assert violations(page.tab, "'.sk-panel'") == []
-            page.tab.keyboard.press('Enter')
-            page.see('.sk-vote[data-open=true]')
-            return page
-        def press(page, *keys):
-            for key in keys:
-                page.see('.sk-vote[data-open=true]')
-                assert page.tab.evaluate(UNSEEN) == 0
-                page.tab.keyboard.press(key)
-                page.see('.sk-vote[data-open=false]')
-            page.see('.sk-vote[data-open=true]')
-        page = enter()
-        assert page.tab.evaluate("document.activeElement.matches('.sk-vote')")     # keys work at once
-        press(page, 'a', 'ArrowRight', 'z', 't')
-        page.tab.keyboard.press('s')
-        page.tab.keyboard.type('bat')
-        page.tab.keyboard.press('Enter')
-        page.until("document.querySelector('.sk-count').innerText.startsWith('3 of')")
+class Panelist:
+    "A person at the panel, in a notebook or on the page of the command"
+    def __init__(self, page): self.page, self.tab = page, page.tab
+    def enter(self, name):
+        self.page.see('.sk-who input')
+        assert violations(self.tab, "'.sk-panel'") == [] == browser.unnamed(self.tab, '.sk-panel')
+        self.tab.fill('.sk-who input', name)
+        self.tab.press('.sk-who input', 'Enter')
+        self.page.see('.sk-vote[data-open=true]')
+    def count(self): return self.tab.inner_text('.sk-count')
+    def press(self, *keys):
+        for key in keys:
+            self.page.see('.sk-vote[data-open=true]')
+            assert self.tab.evaluate(UNSEEN) == 0
+            self.tab.keyboard.press(key)
+            self.page.see('.sk-vote[data-open=false]')
+        self.page.see('.sk-vote[data-open=true]')
+    def skip(self, why, answered):
+        self.page.see('.sk-vote[data-open=true]')
+        self.tab.keyboard.press('s')
+        self.tab.keyboard.type(why)                              # letters that are keys elsewhere
+        self.tab.keyboard.press('Enter')
+        self.page.until(f"document.querySelector('.sk-count').innerText.includes('{answered}')")
+    def looks_right(self, name):
         for width in (1300, 400):
-            page.resize(width)
-            page.shot(f'vote-{width}')
-            assert page.tab.evaluate(browser.BEYOND) == []
-        assert violations(page.tab, "'.sk-panel'") == []
+            self.page.resize(width)
+            self.page.shot(f'{name}-{width}')
+            assert self.tab.evaluate(browser.BEYOND) == []
+        assert violations(self.tab, "'.sk-panel'") == [] == browser.pale(self.tab, '.sk-vote', LETTERS)
+
+LETTERS = 'button, h2, p, figcaption, label span'
+
+def in_a_notebook(chrome, lab, study):
+    "Ann votes, her kernel is killed, and she goes on where she was, in Japanese"
+    with lab.notebook(chrome, f'from stylekit import VotePanel\npanel = VotePanel({str(study.path)!r})\npanel') as p:
+        ann = Panelist(p)
+        ann.enter('ann')
+        p.tab.focus('.sk-vote')
+        ann.press('a', 'b', 'z', 't')
+        os.kill(int(p.execute('import os; print(os.getpid())')), signal.SIGKILL)
+        p.tab.get_by_role('button', name='Ok', exact=False).click()      # the notebook says so
+        p.run_all()
+        p.until("!document.querySelector('.sk-panel.sk-dead') && document.querySelector('.sk-who input')?.offsetParent")
+        ann.enter('ann')
+        assert ann.count().startswith('2 of')
+        p.tab.get_by_text('日本語').click()
+        p.until("document.querySelector('.sk-count').innerText.includes('2 問に回答済み')")
+        p.tab.focus('.sk-vote')
+        ann.skip('猫 bat', '3 問')
+        lab.kernel = None
+
+def on_the_page(chrome, home, study):
+    "Ben votes, closes the page, and goes on where he was"
+    with browser.Server(home, [study.path, '--lang', 'en'], 'vote') as server:
+        page = browser.Page(chrome, server.url)
+        ben = Panelist(page)
+        ben.enter('ben')
+        assert page.tab.evaluate("document.activeElement.matches('.sk-vote')")     # keys work at once
+        ben.press('a', 'ArrowRight', 'z', 't')
+        ben.skip('bat', '3 of')
+        ben.looks_right('vote')
         page.close()
-        page = enter()
-        assert page.tab.inner_text('.sk-count').startswith('3 of')
+        page = browser.Page(chrome, server.url)
+        Panelist(page).enter('ben')
+        assert Panelist(page).count().startswith('3 of')
         page.close()
+
+def by_ballot(context, study, home):
+    "Eve votes from a file, without a network; her ballot"
+    eve = Rater(context, make_ballot(study, home/'ballot.html'))
+    eve.enter('eve')
+    eve.press('a', 'b', 'z', 't')
+    eve.tab.click('button[lang=ja]')
+    eve.ready()
+    assert '2 問に回答済み' in eve.tab.inner_text('.sk-count')
+    assert violations(eve.tab) == [] == browser.unnamed(eve.tab, 'body')
+    assert browser.pale(eve.tab, 'body', LETTERS) == []
+    eve.press('a')
+    assert not [u for u in eve.asked if not u.startswith(('data:', 'blob:', 'file:'))]
+    return eve.save(home/'eve.jsonl')
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason='no Chromium on this machine')
+def test_three_raters_and_three_ways(folders, chrome, lab, context, tmp_path):
+    "One study: a panel whose kernel is killed, the page, a ballot that comes twice and one of another study"
+    for name in ('playwright.sync_api', 'jupyterlab', 'voila'): pytest.importorskip(name)
+    study, other = make(folders, 'served'), make(folders, 'another', 2)
+    in_a_notebook(chrome, lab, study)
+    on_the_page(chrome, tmp_path, study)
+    ballot = by_ballot(context, study, tmp_path)
+    (tmp_path/'foreign').mkdir()
+    foreign = by_ballot(context, other, tmp_path/'foreign')
+    assert merge_votes(study, ballot).added == 5 and merge_votes(study, ballot, ballot).added == 0
+    with pytest.raises(StylekitError, match='vote of another study'): merge_votes(study, ballot, foreign)
     votes = VoteLog(study.path/'votes.jsonl').read()
-    assert [v.answer for v in votes] == ['A', 'B', 'undo', 'tie', 'skip'] and votes[-1].reason == 'bat'
-    assert {v.rater for v in votes} == {'ben'} and votes[2].undoes == votes[1].id
+    said = {r: [v.answer for v in votes if v.rater == r] for r in ('ann', 'ben', 'eve')}
+    begin = ['A', 'B', 'undo', 'tie']
+    assert said == dict(ann=[*begin, 'skip'], ben=[*begin, 'skip'], eve=[*begin, 'A']) and len(votes) == 15
+    assert [v.reason for v in votes if v.answer == 'skip'] == ['猫 bat', 'bat']
+    for r in said:
+        mine = [v for v in votes if v.rater == r]
+        assert mine[2].undoes == mine[1].id
+        asked = [a.key for a in Voting(study, r).asks][:3]
+        assert [(v.trial, v.question) for v in standing_votes(mine)] == asked
+    assert {c.rater: c.answered for c in analyse(study).raters} == dict(ann=3, ben=3, eve=3)

@@ -6,7 +6,12 @@ from PIL import Image
 from stylekit import StylekitError, read_output, sample_image, save_output, stylize_folder
 from stylekit.cli import main
 from stylekit.feedforward import FeedForward
+from stylekit.measure.verdicts import evaluate_results
 from stylekit.marks import INTEGRITY, Signer, Verdict, is_signed, trial_certificate, verify
+from stylekit.pilot.ballot import make_ballot
+from stylekit.pilot.report import make_report
+from stylekit.pilot.study import Voting, make_study
+from stylekit.review import Review, export_accepted
 from stylekit.rights import SOURCE_TYPES, pixel_hash
 
 SUFFIXES = ('.png', '.jpg', '.webp')
@@ -231,6 +236,40 @@ def test_no_path_and_no_name_in_the_bytes(tmp_path, signer, small_network, monke
     assert v.holds and v.rights == '© 2026, see terms.txt'
 
 
+def test_no_path_and_no_user_in_the_files_of_a_pilot(tmp_path, signer, small_network, monkeypatch):
+    "Results, verdicts, the review's log, a redo that failed, study, ballot, votes, report, export: every byte"
+    home = tmp_path/'homes'/'eva.muster'/'acme-gmbh'
+    monkeypatch.setenv('HOME', str(home.parent))
+    monkeypatch.setenv('USER', 'evamuster')
+    (home/'shop').mkdir(parents=True)
+    for n in ('owl', 'taxi'): sample_image(n).resize((64, 64)).save(home/'shop'/f'{n}.png')
+    (home/'shop'/'broken.png').write_bytes(b'no picture')
+    sample_image('owl', 'ink').save(home/'style.png')
+    (home/'network.safetensors').write_bytes(Path(small_network).read_bytes())
+    marks = dict(sign=signer, rights=f'© Studio, see {home}/terms.txt')
+    stylize_folder(home/'shop', home/'one', feedforward='~/acme-gmbh/network.safetensors', marks=marks)
+    stylize_folder(home/'shop', home/'two', 'ink', steps=1, marks=marks)
+    evaluate_results(home/'shop', home/'one', letters=False)
+    review = Review(home/'one', marks=dict(sign=signer))
+    review.reject('owl.png', 'blurred or broken')
+    review.accept('taxi.png')
+    other = Review(home/'two')                                      # without a certificate: its redo is refused
+    other.redo('owl.png', 'other seed')
+    assert other.work()[0].error
+    study = make_study(home/'study', dict(one=home/'one', two=home/'two'), [home/'style.png'], home/'shop')
+    make_ballot(study)
+    Voting(study, 'ben').vote('A')
+    make_report([home/'one', home/'two'], home/'report', study, metrics=home/'one'/'verdicts.csv')
+    export_accepted(review, home/'out', use='internal')
+    written = [f for d in ('one', 'two', 'study', 'report', 'out') for f in (home/d).rglob('*') if f.is_file()]
+    kinds = {'.png', '.webp', '.html', '.csv', '.md', '.json', '.jsonl'}
+    assert len(written) > 25 and {f.suffix for f in written} >= kinds
+    for f in written:
+        raw = f.read_bytes()
+        for word in (str(tmp_path), 'eva.muster', 'evamuster', 'acme-gmbh', 'homes/', '/home/', '/Users/', 'key.pem'):
+            assert word.encode() not in raw and word.encode('utf-16-le') not in raw, (f.name, word)
+
+
 # ---- the command ----
 
 def test_command(tmp_path, capsys):
@@ -252,3 +291,50 @@ def test_command_with_credentials(tmp_path, signer, capsys):
     assert main(['verify', str(file)]) == 0
     said = capsys.readouterr().out
     assert INTEGRITY in said and 'issuer is not known here' in said and 'c2pa.edited' in said
+
+
+# ---- redos and pages ----
+
+def signed_folder(home, signer, **more):
+    (home/'in').mkdir()
+    IM.resize((64, 64)).save(home/'in'/'thing.png')
+    stylize_folder(home/'in', home/'out', 'ink', steps=1, marks=dict(rights='© Studio', sign=signer) | more)
+    return home/'out'
+
+def test_a_redo_is_signed_where_the_result_is(tmp_path, signer, capsys):
+    "By whoever gives a certificate; without one it is not made, and that is said before the work"
+    out = signed_folder(tmp_path, signer, source='none')
+    Review(out).redo('thing.png', 'other seed')
+    assert main(['review', str(out), '--redo']) == 1 and 'thing.png is signed' in capsys.readouterr().err
+    assert Review(out).rounds('thing.png').keys() == {0}
+    Review(out).redo('thing.png', 'other seed')
+    assert main(['review', str(out), '--redo', '--steps', '1', '--sign', signer.certificate, signer.key]) == 0
+    file = Review(out).rounds('thing.png')[1]
+    v = verify(file)
+    assert v.holds and v.credentials.state == 'valid' and v.rights == '© Studio'
+    assert v.source_type == SOURCE_TYPES['none'] == verify(out/'thing.png').source_type
+    assert any('parentOf' in i for i in v.credentials.ingredients)
+
+def test_an_expired_certificate_opens_no_page_and_makes_no_redo(tmp_path, signer, monkeypatch):
+    from stylekit.app import serve
+    opened = []
+    monkeypatch.setattr(serve, 'serve_panel', lambda panel, how, *rest: opened.append(how))
+    monkeypatch.setattr(Review, 'work', lambda self: opened.append('work'))
+    with pytest.raises(StylekitError, match='ran out on'): trial_certificate(tmp_path/'old', days=-1)
+    old = [str(tmp_path/'old'/f'{n}.pem') for n in ('certificate', 'key')]
+    out = signed_folder(tmp_path, signer)
+    for command in (['app', '--no-browser'], ['review', str(out)], ['review', str(out), '--redo']):
+        assert main([*command, '--sign', *old]) == 2
+    assert not opened
+    serve.app(sign=(signer.certificate, signer.key))
+    assert opened[0]['sign'] == [signer.certificate, signer.key]
+
+def test_what_the_panel_saves_is_signed(tmp_path, signer):
+    pytest.importorskip('ipywidgets')
+    from stylekit import StylizePanel
+    panel = StylizePanel(IM.resize((64, 64)), 'ink', 'noise', steps=1, sign=(signer.certificate, signer.key))
+    panel.start.click()
+    panel.wait(60)
+    (tmp_path/'saved.png').write_bytes(panel._png())
+    for file in (panel.save(tmp_path/'a.jpg'), tmp_path/'saved.png'):
+        assert verify(file).holds and verify(file).credentials.state == 'valid'

@@ -1,13 +1,13 @@
 """The report of a pilot: correlations and the learned score against SciPy and scikit-learn, on data whose truth is
 known; the page as people and programs read it"""
-import csv, io, json, math, re
+import csv, io, json, math, re, shutil
 from html.parser import HTMLParser
 import numpy as np, pytest
 from stylekit import Review, StylekitError
 from stylekit.cli import main
 from stylekit.core import atomic_path
 from stylekit.pilot import report as module
-from stylekit.pilot.log import PictureLog, PictureTable, QualityLog, make_costs
+from stylekit.pilot.log import PictureLog, PictureTable, QualityLog, make_costs, read_quality_log
 from stylekit.pilot.report import (LEAST_EACH, TEXTS, QualityScore, TooFewAnswers, Words, average_ranks, build_report,
                                    cluster_draws, cross_validated, fit_logistic, learn_score, make_report,
                                    rank_correlation, roc_auc, track, write_report)
@@ -242,6 +242,17 @@ def test_proofs_can_be_made_on_the_way(reviewed):
     tables = module.prove_results(reviewed, letters=False, net=False)
     found = make_report(reviewed, metrics=tables).part('tracks')
     assert 'displacement' in tables[0].columns and len(tables[0].rows) == 12 and found.rows
+
+def test_a_table_in_a_folder_of_results_speaks_of_these(reviewed, tmp_path):
+    "Two folders have results of one source: `verdicts.csv` of each needs no column for it"
+    other = tmp_path/'other'
+    shutil.copytree(reviewed, other)
+    log = read_quality_log([reviewed, other])
+    text = '\n'.join(['picture,edges', *(f'{p.picture},{n}' for n, p in enumerate(log.pictures[:12]))])
+    (other/'verdicts.csv').write_text(text)
+    assert {*module.read_metrics(other/'verdicts.csv', log.pictures)['edges']} == {p.key for p in log.pictures[12:]}
+    (tmp_path/'m.csv').write_text(text)
+    with pytest.raises(StylekitError, match='2 results of'): module.read_metrics(tmp_path/'m.csv', log.pictures)
 
 def test_the_page_fits_screens(chrome, tmp_path):
     "No part runs over the edge, at 1300 and 400 pixels; what is dashed has no upper end"

@@ -4,7 +4,7 @@ import os, re, signal, subprocess, time
 from importlib.util import find_spec
 import pytest
 import browser
-from browser import BEYOND, Page, Server
+from browser import BEYOND, Page, Server, pale, unnamed
 
 if not browser.CHROMIUM:
     pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
@@ -19,32 +19,6 @@ N = 60
 TURN = "document.querySelector('.sk-keys')?.dataset.turn"
 FOCUSED = "document.activeElement.closest('.sk-panel') !== null"
 TITLE = "document.querySelector('.sk-title')?.innerText || ''"
-# What a person with keys alone would be missing: a control without a name, one whose focus is not seen
-UNNAMED = '''() => [...document.querySelector('.sk-panel').querySelectorAll('button, input, img, [tabindex]')]
-  .filter((e) => e.getClientRects().length)
-  .filter((e) => !(e.innerText || e.alt || e.title || e.ariaLabel || e.labels?.[0]?.innerText
-    || e.closest('.widget-inline-hbox')?.querySelector('label')?.innerText)).map((e) => e.outerHTML.slice(0, 120))'''
-# Contrast of the letters of each button and label to what lies behind them (WCAG 2)
-CONTRAST = '''() => {
-  const numbers = (c) => (c.match(/[\\d.]+/g) || []).map(Number);
-  const light = (c) => {
-    const [r, g, b] = c.map((v) => (v / 255 <= .03928 ? v / 255 / 12.92 : ((v / 255 + .055) / 1.055) ** 2.4));
-    return .2126 * r + .7152 * g + .0722 * b;
-  };
-  const behind = (node) => {
-    for (; node; node = node.parentElement) {
-      const [r, g, b, a = 1] = numbers(getComputedStyle(node).backgroundColor);
-      if (a > .5) return [r, g, b];
-    }
-    return [255, 255, 255];
-  };
-  const letters = 'button, b, li, .sk-state, .sk-text, .sk-keys';
-  const found = [...document.querySelector('.sk-review').querySelectorAll(letters)];
-  return found.filter((e) => e.getClientRects().length && !e.disabled).map((e) => {
-    const [a, b] = [light(numbers(getComputedStyle(e).color).slice(0, 3)), light(behind(e))];
-    return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.innerText];
-  }).filter(([ratio]) => ratio < 4.5);
-}'''
 
 class Keys:
     "A person at a review, who has nothing but keys; what they have decided"
@@ -273,8 +247,8 @@ def test_what_is_seen(chrome, lab, out):
             for mode in ('r', 'Escape'):
                 p.tab.keyboard.press(mode)
                 p.tab.wait_for_timeout(300)
-                assert p.tab.evaluate(UNNAMED) == []
-                assert p.tab.evaluate(CONTRAST) == [], name
+                assert unnamed(p.tab, '.sk-panel') == []
+                assert pale(p.tab, '.sk-review', 'button, b, li, .sk-state, .sk-text, .sk-keys') == [], name
         p.tab.keyboard.press('r')
         for width in (1300, 800, 400):
             p.resize(width)

@@ -13,6 +13,7 @@ import anywidget, ipywidgets as W, traitlets as T
 from fastcore.basics import patch
 from ..core import StylekitError, pick_device
 from ..images import open_image
+from ..marks import signing
 from .live import DeviceLock, claim, in_words, jpeg, release
 from .panels import Panel, in_voila, named, row
 from .views import MaskBrush, Picture, script
@@ -81,11 +82,12 @@ class ReviewPanel(Panel):
     def __init__(self, out, # folder of results, or a `Review`
                  who:str='reviewer', # who decides
                  proof=None, source=None, style=None, backbone=None, device:str=None, # as `Review`
+                 sign=None, # files of certificate and key (PEM): redos are signed, see `marks.Signer`
                  **changes): # of Settings, for redos
         from stylekit.review import Review   # the model's libraries come with the first panel
         super().__init__()
         self.review = out if isinstance(out, Review) else Review(
-            out, source, who, proof, style=style, backbone=backbone, device=device, **changes)
+            out, source, who, proof, style=style, backbone=backbone, device=device, marks=signing(sign), **changes)
         self.add_class('sk-review')
         self.item, self.round, self.mode = self.review.items[0], None, ''
         self.shown_at, self._act = 0., threading.RLock()

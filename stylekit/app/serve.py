@@ -247,6 +247,11 @@ def _check_style(style, use:str):
     from stylekit.licensing import check_rights, refuse_blocked
     refuse_blocked([check_rights(style, use)])
 
+def _signed_by(sign)->dict: # of a panel
+    "A certificate that does not hold is named before a server is started"
+    from stylekit.marks import signing
+    return dict(sign=[str(Path(p).expanduser().resolve()) for p in sign]) if signing(sign) else {}
+
 def _say_where(host, port, token):
     "The link"
     if host in LOOPBACK and not token: return
@@ -301,13 +306,15 @@ def app(port:int=8866, # where the page is served
         max_kernels:int=4, # people at a time; each takes 250 to 600 MB and more on a GPU
         token:str=None, # of the link; default: a fresh one off loopback, none on it; '': none
         hosts=(), # more names by which the page may be asked for, behind a proxy
-        use:str='internal' # what its pictures are for, of `licensing.USES`
+        use:str='internal', # what its pictures are for, of `licensing.USES`
+        sign=None # files of certificate and key (PEM): pictures are signed as they are saved
        ):
     "Serve the page until Ctrl-C"
     _check_app(patience, max_kernels, token, hosts)
     _check_style(style, use)
     given = dict(simple=True, queue=True, style=style, max_upload=max_upload, silence=silence, patience=patience)
     if use != 'internal': given['use'] = use
+    given |= _signed_by(sign)
     given |= {k: v for k,v in dict(backbone=backbone, device=device).items() if v}
     serve_panel('StylizePanel', given, port, host, browser, max_upload, silence, max_kernels, token, hosts)
 
@@ -326,7 +333,8 @@ def review_page(out, # folder of results
                 silence:float=90., # seconds after which a closed tab's kernel is ended
                 max_kernels:int=4, # people at a time
                 token:str=None, # what the link must hold; None: as the address asks for
-                hosts=() # more names of this machine
+                hosts=(), # more names of this machine
+                sign=None # files of certificate and key (PEM), for redos
                ):
     "Serve the page of a review until Ctrl-C"
     from stylekit.review import Review
@@ -335,7 +343,7 @@ def review_page(out, # folder of results
     given = dict(out=str(review.out.resolve()), who=review.who, style=style, backbone=backbone, device=device)
     given |= dict(source=review.source and str(review.source.resolve()), steps=steps)
     given['proof'] = proof and str(Path(proof).resolve())
-    given = {k: v for k, v in given.items() if v}
+    given = {k: v for k, v in given.items() if v} | _signed_by(sign)
     serve_panel('ReviewPanel', given, port, host, browser, 20_000_000, silence, max_kernels, token, hosts)
 
 # %% ../../nbs/15c_app.ipynb #70e0a6e2

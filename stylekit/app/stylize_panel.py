@@ -13,6 +13,7 @@ import traitlets as T
 from fastcore.basics import patch
 from ..core import StylekitError, caller_seeds, changed
 from ..images import load_image, open_image, sample_image
+from ..marks import signing
 from .color_controls import ColorControls
 from .limit_controls import LimitControls, proof_html
 from .live import Budget, LiveRun, engine_for, in_words, jpeg, shared_backbone
@@ -44,13 +45,14 @@ class StylizePanel(Panel):
                  patience:float=60., # seconds, see `LiveRun`
                  silence:float=90., # under Voilà: seconds without a pulse of the page after which the run stops
                  use:str='internal', # what pictures are for: a style whose rights forbid it is refused
+                 sign=None, # files of certificate and key (PEM): what is saved is signed, see `marks.Signer`
                  **changes # fields of Settings
                 ):
         super().__init__()
         self.model, self.device = backbone, device
         self.simple, self.max_upload = simple, max_upload
         self.queue, self.patience, self.use = queue, patience, use
-        self.silence, self.missing = silence, ''
+        self.silence, self.missing, self.marks = silence, '', signing(sign)
         cfg = self._start_settings(preset, changes)
         self._start_pictures(image, references)
         self._make_wishes(match_color, limits, search)
@@ -111,7 +113,7 @@ def save(self:StylizePanel, path # .png, .jpg, .webp
     if not self.result:
         raise StylekitError('there is no picture yet: press Start, and wait for the end or press Stop')
     self.recipe.save(Path(path).with_suffix('.json'))
-    return self.result.save(path)
+    return self.result.save(path, **self.marks)
 
 @patch
 def wait(self:StylizePanel, timeout:float=None):
@@ -615,7 +617,7 @@ def _log(self:StylizePanel):
 @patch
 def _png(self:StylizePanel)->bytes:
     with tempfile.TemporaryDirectory() as d:
-        return self.result.save(Path(d)/'stylized.png').read_bytes()   # picture out
+        return self.result.save(Path(d)/'stylized.png', **self.marks).read_bytes()   # picture out
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #c2fc3727
 @patch

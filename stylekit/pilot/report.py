@@ -285,6 +285,12 @@ def _columns_of(each:dict, name:str)->PictureTable: # result -> {metric: number}
     rows = [names | {m: str(float(x)) for m, x in v.items()} | dict(picture=k) for k, v in each.items()]
     return PictureTable(name, tuple(names), tuple(rows))
 
+def _of_its_folder(table:PictureTable, path:Path, pictures:list)->PictureTable:
+    "A table that lies in a folder of results, as `verdicts.csv` does, speaks of these"
+    name = path.resolve().parent.name
+    if name not in {p.folder for p in pictures}: return table
+    return replace(table, rows=tuple(dict(folder=name) | row for row in table.rows))
+
 # %% ../../nbs/14f_report.ipynb #b602a296
 def read_metrics(given, # path of a .csv or .json, `PictureTable`, list of `Proof`s, dict metric -> {result: number}
                  pictures:list # of PictureLogs
@@ -297,7 +303,8 @@ def read_metrics(given, # path of a .csv or .json, `PictureTable`, list of `Proo
     if isinstance(given, PictureTable): return numbers_of(given, pictures)
     if not isinstance(given, (list, tuple)):
         path = user_path(given)
-        return numbers_of(_json_columns(path) if path.suffix == '.json' else read_picture_table(path), pictures)
+        table = _json_columns(path) if path.suffix == '.json' else read_picture_table(path)
+        return numbers_of(_of_its_folder(table, path, pictures), pictures)
     if given and all(isinstance(p, Proof) for p in given): return numbers_of(proof_columns(given), pictures)
     found = {}
     for part in given:

@@ -343,10 +343,11 @@ PICTURES, STUDY, KEY, VOTES = 'pictures', 'study.json', 'key.json', 'votes.jsonl
 @patch
 def candidates(self:_Maker)->list: # of PictureFiles
     "Sources for which every method has a result, in an order by chance"
+    from stylekit.folders import without_folders
     found = []
     for p in list_pictures(self.source):
         lacking = [name for name, results in self.results.items() if _key(p.name) not in results]
-        if p.error: self.left_out[p.name] = p.error
+        if p.error: self.left_out[p.name] = without_folders(p.error, p.path)
         elif lacking: self.left_out[p.name] = f'no result of {lacking[0]}'
         else: found.append(p)
     if not found:
