@@ -3,6 +3,7 @@
 `small` is SD 1.5 whose UNet looks at words at two resolutions of three: for loops, whatever they go round with."""
 import gc, json
 import pytest, torch
+from tiny_flows import TRANSFORMERS, make_flow
 
 
 def _unet(sample_size=8, cross=32, xl=False, small=False):
@@ -90,7 +91,8 @@ def models(tmp_path_factory):
     "kind -> folder, made when first asked for"
     made = {}
     def get(kind):
-        if kind not in made: made[kind] = make_model(tmp_path_factory.mktemp(kind), kind)
+        make = make_flow if kind in TRANSFORMERS else make_model
+        if kind not in made: made[kind] = make(tmp_path_factory.mktemp(kind), kind)
         return made[kind]
     return get
 
