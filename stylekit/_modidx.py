@@ -892,6 +892,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'stylekit.cli._read_override': ('cli.html#_read_override', 'stylekit/cli.py'),
                               'stylekit.cli._read_pair': ('cli.html#_read_pair', 'stylekit/cli.py'),
                               'stylekit.cli._read_template': ('cli.html#_read_template', 'stylekit/cli.py'),
+                              'stylekit.cli._read_tile': ('cli.html#_read_tile', 'stylekit/cli.py'),
                               'stylekit.cli._refuse': ('cli.html#_refuse', 'stylekit/cli.py'),
                               'stylekit.cli._refuse_existing': ('cli.html#_refuse_existing', 'stylekit/cli.py'),
                               'stylekit.cli._report': ('cli.html#_report', 'stylekit/cli.py'),

@@ -745,7 +745,7 @@ def stylize(image, # path, PIL image, array or tensor in [0, 1]; or a list of th
             lam:float=None, # λ of the spectrum regularisation, ≥ 0
             cutoff:float=None, # kept share of the spectrum at the top of the curve, in [0, 1]
             guidance_scale:float=None, # of the style score
-            tile=None, # 'auto' or pixels: a large picture at its own size, looked at in windows that overlap; see `tiles`
+            tile=None, # 'auto' or pixels: a large picture at its own size, in windows that overlap; see `tiles`
             seed=None, # int, the same for each image, or a list; default drawn and recorded
             device:str=None, # default a GPU where there is one
             method:str=None, # 'sms', or a rival to compare with: see `methods.rivals`

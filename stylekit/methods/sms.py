@@ -222,7 +222,7 @@ class Settings:
     final_noise: float = 0.       # share of that noise which is really put on, in [0, 1]
     final_guidance: float = 2.    # of the style's model that takes it off
     resolution: int = None         # √area in pixels to work at; default: the image's own, kept near the model's native
-    tile: int = None               # side in pixels of windows on a large picture, or auto: the model's native; see `tiles`
+    tile: int = None               # pixels of windows on a large picture, or auto: the model's native; see `tiles`
     prompt: str = '{style}, {caption}'
     edit_prompt: str = 'Turn into {style}'
     negative_prompt: str = ''      # what nobody wants; of some rivals
@@ -318,7 +318,7 @@ class Method:
     "What every method shares; a method is its `direction`"
     LOOP = ('preset', 'method', 'steps', 'lam', 'adapt', 'cutoff', 't_cutoff', 'cutoff_power', 'regulariser',
             'sampler', 'noise', 't_min', 't_max', 'lr', 'optimizer', 'schedule', 'reduction', 'style_scale',
-            'final_t', 'final_noise', 'final_guidance', 'resolution', 'tile', 'prompt', 'terms')   # around the direction
+            'final_t', 'final_noise', 'final_guidance', 'resolution', 'tile', 'prompt', 'terms')   # around it
     READS = ('guidance_scale', 'guidance_from', 'weight')   # in the direction itself
     TERMS = {}    # its own coefficients
     RANGES = {}   # and where they may lie
