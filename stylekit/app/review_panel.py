@@ -81,7 +81,11 @@ class ReviewPanel(Panel):
     "Go through a folder of results: `panel.review` holds what was decided"
     def __init__(self, out, # folder of results, or a `Review`
                  who:str='reviewer', # who decides
-                 proof=None, source=None, style=None, backbone=None, device:str=None, # as `Review`
+                 proof=None, # what is known of the results, as `Review`
+                 source=None, # folder of the pictures
+                 style=None, # of redos; default the folder run's
+                 backbone=None, # of redos
+                 device:str=None, # of redos
                  sign=None, # files of certificate and key (PEM): redos are signed, see `marks.Signer`
                  **changes): # of Settings, for redos
         from stylekit.review import Review   # the model's libraries come with the first panel
