@@ -1,11 +1,17 @@
-"Random weights in the real file layouts of SD 1.5, SD 2.1 (v-prediction) and SDXL: small channels, seconds on a CPU"
-import json
+"""Random weights in the real file layouts of SD 1.5, SD 2.1 (v-prediction) and SDXL: small channels, seconds on a CPU
+
+`small` is SD 1.5 whose UNet looks at words at two resolutions of three: for loops, whatever they go round with."""
+import gc, json
 import pytest, torch
 
 
-def _unet(sample_size=8, cross=32, xl=False):
+def _unet(sample_size=8, cross=32, xl=False, small=False):
     from diffusers import UNet2DConditionModel
-    if xl: kw = dict(
+    if small: kw = dict(
+        block_out_channels=(16, 32, 32), attention_head_dim=2,
+        down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D', 'DownBlock2D'),
+        up_block_types=('UpBlock2D', 'CrossAttnUpBlock2D', 'UpBlock2D'))
+    elif xl: kw = dict(
         block_out_channels=(16, 32, 32), attention_head_dim=(2, 4, 4),
         down_block_types=('DownBlock2D',)+('CrossAttnDownBlock2D',)*2,
         up_block_types=('CrossAttnUpBlock2D',)*2+('UpBlock2D',),
@@ -56,12 +62,12 @@ def _index(xl):
 
 
 def make_model(folder, kind):
-    "Write a diffusers folder shaped like `kind`: 'sd15', 'sd21v' or 'sdxl'"
+    "Write a diffusers folder shaped like `kind`: 'sd15', 'sd21v', 'sdxl' or 'small'"
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
     from stylekit.mini.clip import train_tokenizer
     torch.manual_seed(0)
     xl = kind == 'sdxl'
-    _unet(cross=48 if xl else 32, xl=xl).save_pretrained(folder/'unet')
+    _unet(cross=48 if xl else 32, xl=xl, small=kind == 'small').save_pretrained(folder/'unet')
     _vae(xl).save_pretrained(folder/'vae')
     tok = train_tokenizer(['an owl', 'a cat face', 'black ink drawing', 'turn into'])
     tok.model_max_length = 77
@@ -159,3 +165,8 @@ def pytest_collection_modifyitems(items):
     "Files that take long begin, so that all workers end at about the same time"
     places = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+def pytest_collection_finish(session):
+    "What is imported by now stays: no later pass of the collector, ours among them, goes through its million objects"
+    gc.collect()
+    gc.freeze()

@@ -842,7 +842,7 @@ def mutations(data):
 
 @pytest.mark.parametrize('file', CONFIGS)
 def test_sweep_over_configs(copy, file):
-    f = copy()
+    f = copy('small')
     good, data = load_backbone(f), (f/file).read_bytes()
     want, sha = answers(good), good.sha256
     taken = n = 0

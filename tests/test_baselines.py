@@ -59,11 +59,11 @@ def vsd(w, z, src, t, eps):
 FORMULAS = dict(sds=sds, dds=dds, csd=csd, nfsd=nfsd, ssd=ssd, vsd=vsd)
 
 @pytest.fixture(scope='module')
-def written(models, wide): return Written(models('sd15'), wide.path)
+def written(models, wide): return Written(models('small'), wide.path)
 
 @pytest.fixture(scope='module')
 def double(models):
-    b = load_backbone(models('sd15'))
+    b = load_backbone(models('small'))
     b.unet.double()
     b.dtype = torch.float64
     return b

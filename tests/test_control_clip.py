@@ -502,7 +502,7 @@ def load_pipe(folder):
 @pytest.fixture(scope='module')
 def pipes(models):
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline
-    p = load_pipe(models('sd15'))
+    p = load_pipe(models('small'))
     made = dict(text=p)
     for kind, cls in dict(img2img=StableDiffusionImg2ImgPipeline, inpaint=StableDiffusionInpaintPipeline).items():
         made[kind] = cls(**p.components, requires_safety_checker=False)
@@ -615,13 +615,13 @@ def test_other_guests_are_refused(pipes, models):
     from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
     pipe = pipes['text']
     c = of(pipe)
-    p = load_pipe(models('sd15'))
+    p = load_pipe(models('small'))
     p.unet.fuse_qkv_projections()
     with pytest.raises(StylekitError, match='[Ff]use'): attach(p, c)
     p.unet.unfuse_qkv_projections()
     attach(p, c)
     detach(p)
-    p = load_pipe(models('sd15'))
+    p = load_pipe(models('small'))
     class IPAdapterAttnProcessor2_0:
         def __call__(self, *a, **k): pass
     processors = p.unet.attn_processors
@@ -649,7 +649,7 @@ def test_pictures_begin_on_white(models):
     "The first latents are a white sheet under the noise; so the embedded model draws on white, whatever the noise"
     from stylekit import load_backbone
     from stylekit.scores import Score, ddim, ddim_timesteps
-    for b in load_backbone(models('sd15')), load_backbone():
+    for b in load_backbone(models('small')), load_backbone():
         noise = torch.randn(3, b.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
         A = b.alphas_cumprod[700].item()
         side = 16*b.vae_scale_factor

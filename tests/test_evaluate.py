@@ -34,7 +34,7 @@ def folder_of_two(folder):
     return folder
 
 @pytest.fixture(scope='module')
-def b(models): return load_backbone(models('sd15'))
+def b(models): return load_backbone(models('small'))
 
 @pytest.fixture(scope='module')
 def net():
@@ -126,7 +126,7 @@ def test_processes_share_the_work_and_one_that_is_killed_is_named(folder_of_two,
     brief = dict(unchanged=None, sms=FEW)
     endless = dict(endless=dict(steps=5000, lr=.01, relevance='none'))
     few, done = ['distance_src', 'edge_f1_truth'], []
-    how = dict(backbone=str(models('sd15')), net=net)
+    how = dict(backbone=str(models('small')), net=net)
     def end_them():
         while len(done) < 2: time.sleep(.05)
         while len(done) < 3:
@@ -201,7 +201,7 @@ def test_asked_for_what_cannot_be(folder, tmp_path, go):
 def command(folder, ink, models, capsys):
     "`stylekit evaluate` ends with this status; what it wrote"
     def run(*argv, status=0):
-        argv = [*map(str, argv), '--styles', ink, '--backbone', str(models('sd15'))]
+        argv = [*map(str, argv), '--styles', ink, '--backbone', str(models('small'))]
         assert main(['evaluate', str(folder), *argv]) == status
         return capsys.readouterr()
     return run
@@ -448,7 +448,7 @@ def test_nan_is_named_and_the_rest_goes_on(folder_of_two, go, monkeypatch, case)
 def test_the_command_ends_with_1_where_a_method_is_lost(methods_file, tmp_path, models, command, monkeypatch):
     monkeypatch.setattr(E, '_network', lambda device: load_features())
     class Pool:   # one whose second task the system ends
-        def __init__(self, *_): self.worker = E.JobWorker((str(models('sd15')), None, None))
+        def __init__(self, *_): self.worker = E.JobWorker((str(models('small')), None, None))
         def __enter__(self): return self
         def __exit__(self, *_): pass
         def __call__(self, tasks): return ((i, None if i else self.worker(t)) for i, t in enumerate(tasks))

@@ -20,7 +20,7 @@ HOW = dict(widths=(8, 16), blocks=(1, 1), steps=4, batch=2, check=2, lr=1e-2, vi
 
 
 @pytest.fixture(scope='module')
-def b(models): return load_backbone(models('sd15'))
+def b(models): return load_backbone(models('small'))
 
 @pytest.fixture(scope='module')
 def style(b, random_style): return str(random_style(b))

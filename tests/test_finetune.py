@@ -27,13 +27,13 @@ def folder(tmp_path):
 def b(request, models): return load_backbone(models(request.param))
 
 @pytest.fixture
-def sd15(models): return load_backbone(models('sd15'))
+def base(models): return load_backbone(models('small'))
 
 @pytest.fixture
-def train(sd15, folder, tmp_path):
+def train(base, folder, tmp_path):
     "A few steps on a few pictures"
     def go(name='x', trigger_words=None, **changes):
-        return train_lora(folder, name, trigger_words, **dict(backbone=sd15, out=tmp_path) | TINY | changes)
+        return train_lora(folder, name, trigger_words, **dict(backbone=base, out=tmp_path) | TINY | changes)
     return go
 
 def small(name): return sample_image(name).resize((64, 64))
@@ -61,19 +61,19 @@ def test_every_kind_of_model_learns(b, folder, tmp_path):
     assert r.complete and not adapters(b)
 
 @pytest.mark.parametrize('names, dora', [('kohya', False), ('diffusers', True), ('kohya', True)])
-def test_written_as_asked(sd15, train, names, dora):
+def test_written_as_asked(base, train, names, dora):
     s = train(names=names, dora=dora, lr=.05)
-    report = add_style(sd15, s)
+    report = add_style(base, s)
     assert report.writer == names
     assert ('DoRA' in report.kind) == dora
     assert report.matched == report.total
-    sd15.delete_adapter('style')
+    base.delete_adapter('style')
 
 def test_half_precision_learns_the_same(models, folder):
     "bfloat16 and float16 base, float32 LoRA: nearly the same weights, no overflow"
     got = {}
     for dtype in ('float32', 'bfloat16', 'float16'):
-        b = load_backbone(models('sd15'), dtype=None if dtype == 'float16' else dtype)
+        b = load_backbone(models('small'), dtype=None if dtype == 'float16' else dtype)
         if dtype == 'float16':      # `load_backbone` refuses it on a CPU, where it is slow
             b.unet.half()
             b.dtype = torch.float16
@@ -84,28 +84,28 @@ def test_half_precision_learns_the_same(models, folder):
         assert torch.nn.functional.cosine_similarity(got[dtype], got['float32'], 0) > .98
 
 @pytest.mark.slow
-def test_prior_keeps_the_models_own_hand(sd15, folder):
+def test_prior_keeps_the_models_own_hand(base, folder):
     "With `prior` the captions without the style's words change less"
     moved = {}
     for prior in (0., 30.):
         cfg = LoraSettings(rank=4, steps=40, batch=4, check=20, views=1, lr=5e-3, hold_out=0., prior=prior)
-        t = LoraTrainer(sd15, read_folder(folder), 'ink', cfg)
+        t = LoraTrainer(base, read_folder(folder), 'ink', cfg)
         t.run()
         z, ts = t.data.z[:, 0], torch.full((8,), 300)
-        z_t = sd15.add_noise(z, torch.randn(z.shape, generator=torch.Generator().manual_seed(3)), ts)
+        z_t = base.add_noise(z, torch.randn(z.shape, generator=torch.Generator().manual_seed(3)), ts)
         c = t.data.plain.map(lambda a: a[:8])
-        moved[prior] = (sd15.predict(z_t, ts, c, ('style',))-sd15.predict(z_t, ts, c)).pow(2).mean().item()
-        sd15.delete_adapter('style')
+        moved[prior] = (base.predict(z_t, ts, c, ('style',))-base.predict(z_t, ts, c)).pow(2).mean().item()
+        base.delete_adapter('style')
     assert moved[30.] < .5*moved[0.]
 
-def test_ends_early_and_keeps_the_best(sd15, folder, monkeypatch):
+def test_ends_early_and_keeps_the_best(base, folder, monkeypatch):
     errors = iter([.5, .3, .4, .6, .1])
     monkeypatch.setattr(LoraTrainer, 'held_out', lambda self: next(errors))
-    t = LoraTrainer(sd15, read_folder(folder), 'ink', LoraSettings(**TINY | dict(steps=20, patience=2), lr=.01))
+    t = LoraTrainer(base, read_folder(folder), 'ink', LoraSettings(**TINY | dict(steps=20, patience=2), lr=.01))
     history = t.run()
     assert [r.held_out for r in history if not r.ended] == [.5, .3, .4, .6] and t.best.step == 4
     assert (t.end.ended, t.end.step, t.end.best_step, t.end.best_error) == ('no better', 8, 4, .3)
-    assert all(torch.equal(p, t.best.weights[k]) for k, p in style_parameters(sd15).items())
+    assert all(torch.equal(p, t.best.weights[k]) for k, p in style_parameters(base).items())
 
 def header(style)->dict:
     "Without the hash of the file, which is that of one order of its header"
@@ -120,22 +120,22 @@ def test_minutes_stop_and_the_same_call_goes_on(train, tmp_path):
     assert same_weights(whole, again) and header(whole) == header(again)
     assert sorted(p.name for p in (tmp_path/'b'/'x').iterdir()) == [LORA_FILE, 'rights.toml']
 
-def test_one_picture_is_enough_to_start(sd15, tmp_path):
+def test_one_picture_is_enough_to_start(base, tmp_path):
     e = [Example(tmp_path/'a.png', sample_image('owl', 'ink'), '', 'x')]
-    t = LoraTrainer(sd15, e, 'ink', LoraSettings(**TINY))
+    t = LoraTrainer(base, e, 'ink', LoraSettings(**TINY))
     assert t.held == [] and [r.step for r in t.run()] == [2, 4, 4]
 
-def test_empty_caption_is_the_last(sd15, folder):
+def test_empty_caption_is_the_last(base, folder):
     "Dropped captions are the empty prompt, the others the style's words and what is shown"
     cfg = LoraSettings(**TINY)
-    d = encode_views(sd15, read_folder(folder), 'ink', cfg)
+    d = encode_views(base, read_folder(folder), 'ink', cfg)
     t, noise = torch.tensor([300]), torch.randn(1, *d.z.shape[2:])
     def loss(empty):
         batch = LoraBatch([2], [0], t, noise, torch.tensor([empty]))
-        return lora_loss(sd15, d, batch, cfg, adapter_of(sd15), train=False)
-    assert torch.equal(d.styled.embeds[8], sd15.encode_prompt('').embeds[0])
+        return lora_loss(base, d, batch, cfg, adapter_of(base), train=False)
+    assert torch.equal(d.styled.embeds[8], base.encode_prompt('').embeds[0])
     assert not torch.equal(loss(True), loss(False))
-    sd15.delete_adapter('style')
+    base.delete_adapter('style')
 
 def adapter_of(b):
     from stylekit.lora import new_adapter
@@ -155,16 +155,16 @@ def test_folders_as_people_have_them(tmp_path):
     (tmp_path/'b.txt').write_bytes(b'\xff\xfe\xff')
     with pytest.warns(UserWarning, match='b.jpg is left out.*b.txt'): assert len(read_folder(tmp_path)) == 1
 
-def test_own_styles_are_found_by_name(sd15, folder, tmp_path, monkeypatch, capsys):
+def test_own_styles_are_found_by_name(base, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    train_lora(folder, 'my-ink', backbone=sd15, **TINY)
+    train_lora(folder, 'my-ink', backbone=base, **TINY)
     assert list_styles() == sorted(['my-ink', *built_in_styles()])
     assert load_style('my-ink').trigger_words == 'my ink'
     assert main(['styles']) == 0
     assert 'my-ink' in capsys.readouterr().out
 
 def test_command(models, folder, tmp_path, capsys):
-    argv = ['train-lora', str(folder), '--out', str(tmp_path/'s'), '--backbone', str(models('sd15'))]
+    argv = ['train-lora', str(folder), '--out', str(tmp_path/'s'), '--backbone', str(models('small'))]
     argv += ['--steps', '2', '--rank', '2', '--batch', '2']
     assert main(argv) == 0
     out = capsys.readouterr()
@@ -211,9 +211,9 @@ def test_zero_terminal_snr_learns(ztsnr, folder, tmp_path):
     assert all_finite(load_file(s.path).values())
 
 @pytest.mark.parametrize('at', [1, 3, 'held out'])
-def test_no_step_on_what_is_no_number(sd15, train, tmp_path, monkeypatch, at):
+def test_no_step_on_what_is_no_number(base, train, tmp_path, monkeypatch, at):
     "The training ends, the checkpoint before stays and is finite, no LoRA is written, the model is as it was"
-    before, calls = state_of(sd15), []
+    before, calls = state_of(base), []
     loss = LoraTrainer.loss
     def poisoned(self, g):
         calls.append(1)
@@ -222,7 +222,7 @@ def test_no_step_on_what_is_no_number(sd15, train, tmp_path, monkeypatch, at):
     if at == 'held out': monkeypatch.setattr(LoraTrainer, 'held_out', lambda self: float('nan'))
     with pytest.raises(StylekitError, match='NaN') as e: train()
     assert '\n' not in str(e.value)
-    assert state_of(sd15) == before
+    assert state_of(base) == before
     kept = tmp_path/'x'/'training.pt'
     assert kept.exists() == (at == 3)
     assert not (tmp_path/'x'/LORA_FILE).exists()
@@ -237,8 +237,8 @@ FAILURES = {
 
 @pytest.mark.parametrize('where', ['first step', 'later', 'encoding', 'saving'])
 @pytest.mark.parametrize('error', FAILURES.values(), ids=FAILURES)
-def test_whatever_fails_the_model_is_as_it_was(sd15, train, tmp_path, monkeypatch, where, error):
-    before, calls = state_of(sd15), []
+def test_whatever_fails_the_model_is_as_it_was(base, train, tmp_path, monkeypatch, where, error):
+    before, calls = state_of(base), []
     target = {'encoding': 'encode_views', 'saving': 'save_lora'}.get(where, 'lora_loss')
     real = getattr(finetune, target)
     def failing(*a, **kw):
@@ -249,16 +249,16 @@ def test_whatever_fails_the_model_is_as_it_was(sd15, train, tmp_path, monkeypatc
     is_memory = error is MemoryError or isinstance(error, RuntimeError)
     with pytest.raises(StylekitError if is_memory else error) as e: train()
     if is_memory: assert 'ran out of memory: lower `batch`' in str(e.value)
-    assert state_of(sd15) == before
+    assert state_of(base) == before
     assert not (tmp_path/'x').exists() or where == 'saving'
     monkeypatch.undo()
     assert train().path.exists()
 
 def test_ctrl_c_before_the_first_check_keeps_a_checkpoint(models, train, tmp_path):
     "The signal comes in the middle of step 1; going on ends in the very same LoRA"
-    def go(out, **kw): return train(**dict(backbone=load_backbone(models('sd15'))) | kw, out=out, steps=6, check=4)
+    def go(out, **kw): return train(**dict(backbone=load_backbone(models('small'))) | kw, out=out, steps=6, check=4)
     whole, said = go(tmp_path/'a'), []
-    b = load_backbone(models('sd15'))
+    b = load_backbone(models('small'))
     calls = []
     def press(*_):
         calls.append(1)
@@ -274,7 +274,7 @@ def test_ctrl_c_before_the_first_check_keeps_a_checkpoint(models, train, tmp_pat
     again = go(tmp_path/'b')
     assert header(whole) == header(again) and same_weights(whole, again)
 
-def test_a_full_disk(sd15, train, tmp_path, monkeypatch):
+def test_a_full_disk(base, train, tmp_path, monkeypatch):
     "No checkpoint costs a warning; no LoRA is one line, and the same call gives it later"
     real = os.fsync
     def full(f): raise OSError(28, 'No space left on device')
@@ -289,7 +289,7 @@ def test_a_full_disk(sd15, train, tmp_path, monkeypatch):
         warnings.simplefilter('ignore')
         train('y')
     assert '\n' not in str(e.value)
-    assert not adapters(sd15)
+    assert not adapters(base)
     assert not list((tmp_path/'y').glob('*'))
     monkeypatch.undo()
     def rust(*a, **kw):
@@ -332,15 +332,15 @@ def test_a_name_that_is_taken(train, tmp_path):
 def test_two_trainings_of_one_name_at_once(train, tmp_path):
     with folder_lock(tmp_path/'x'), pytest.raises(StylekitError, match='another run'): train()
 
-def test_a_training_while_another_run_draws(models, sd15, train, tmp_path, random_style):
-    before = state_of(sd15)
+def test_a_training_while_another_run_draws(models, base, train, tmp_path, random_style):
+    before = state_of(base)
     def busy(trainer, step):
-        style = str(random_style(load_backbone(models('sd15'))))
+        style = str(random_style(load_backbone(models('small'))))
         with pytest.raises(StylekitError, match='another run'):
-            stylize(small('owl'), style, 'an owl', backbone=sd15, steps=1)
+            stylize(small('owl'), style, 'an owl', backbone=base, steps=1)
         with pytest.raises(StylekitError, match='another run'): train('y')
     train(watch=busy)
-    assert state_of(sd15) == before
+    assert state_of(base) == before
     assert not (tmp_path/'y').exists()
 
 def test_few_pictures_are_said(train, folder):
@@ -372,9 +372,9 @@ def test_numbers_of_other_libraries(train):
     s = train(rank=np.int64(2), steps=torch.tensor(2), lr=np.float32(.01), minutes=np.float64(9))
     assert json.loads(s.metadata['stylekit.settings'])['rank'] == 2
 
-def test_states_are_read_whole_or_refused(sd15, folder, tmp_path):
+def test_states_are_read_whole_or_refused(base, folder, tmp_path):
     "A checkpoint cut, appended, flipped, or with other content under a right hash"
-    LoraTrainer(sd15, read_folder(folder), 'ink', LoraSettings(**TINY), tmp_path).run()
+    LoraTrainer(base, read_folder(folder), 'ink', LoraSettings(**TINY), tmp_path).run()
     keys = ('step', 'since', 'looked', 'error', 'run_id', 'opt', 'beside', 'model', 'ema', 'weights')
     values = ('int 3', 'int -1', 'float 0.5', 'str x', 'str ', 'dict {}', "dict {'x': 1}", 'NoneType None')
     may_differ = [f'{k}: {v}' for k in keys for v in values] + ['run_id: str '+'x'*20, 'beside: missing']

@@ -84,7 +84,7 @@ if __name__ == '__main__': train(*sys.argv[1:])
 """
 
 @pytest.fixture(scope='module')
-def model(models): return models('sd15')
+def model(models): return models('small')
 
 @pytest.fixture(scope='module')
 def style(model, random_style): return str(random_style(load_backbone(model)))

@@ -7,7 +7,7 @@ import hashlib, json, multiprocessing, os, random, re, signal, sys, time
 from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
-from stylekit import sample_image, list_samples
+from stylekit import list_samples, load_backbone, sample_image
 from stylekit.cli import main
 
 KILLS = int(os.environ.get('STYLEKIT_KILLS', 2))
@@ -124,9 +124,15 @@ def pictures(tmp_path):
     for n in list_samples()[:5]: sample_image(n, 'ink').resize((80, 64)).save(folder/f'{n}.png')
     return folder
 
+@pytest.fixture(scope='module')
+def model(models): return ['--backbone', str(models('small'))]
+
+@pytest.fixture(scope='module')
+def style(model, random_style): return str(random_style(load_backbone(model[1]), 'ink'))
+
 @pytest.mark.slow
-def test_train_lora(models, pictures, tmp_path):
-    more = ['--backbone', str(models('sd15')), '--steps', '60', '--rank', '2', '--batch', '2']
+def test_train_lora(model, pictures, tmp_path):
+    more = [*model, '--steps', '60', '--rank', '2', '--batch', '2']
     def command(out): return ['train-lora', str(pictures), '--name', 'mine', '--out', str(out), *more]
     assert check_kills(tmp_path, command) > 0
 
@@ -136,19 +142,23 @@ def manifest_contents(path:Path):
     lines = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
     return [{k: v for k, v in line.items() if k not in ('seconds', 'made', 'sha256')} for line in lines]
 
-def stylize_pictures(pictures, out, *more)->list:
-    return ['stylize', str(pictures), '--out', str(out), '--steps', '4', '--batch', '2', '--no-sheet', *more]
+@pytest.fixture
+def stylize_pictures(model, style, pictures):
+    more = [*model, '--style', style, '--steps', '4', '--batch', '2', '--no-sheet']
+    return lambda out, *others: ['stylize', str(pictures), '--out', str(out), *more, *others]
 
-def test_stylize_folder(pictures, tmp_path):
-    assert check_kills(tmp_path, lambda out: stylize_pictures(pictures, out), manifest_contents) > 0
+def test_stylize_folder(stylize_pictures, tmp_path):
+    assert check_kills(tmp_path, stylize_pictures, manifest_contents) > 0
 
-def train_network(pictures, out, *more)->list:
-    return ['train-feedforward', str(pictures), '--name', 'g', '--out', str(out), '--steps', '5', '--batch', '4', *more]
+@pytest.fixture
+def train_network(model, style, pictures):
+    more = [*model, '--style', style, '--name', 'g', '--steps', '5', '--batch', '4']
+    return lambda out, *others: ['train-feedforward', str(pictures), '--out', str(out), *more, *others]
 
 @pytest.mark.slow
-def test_train_feedforward(pictures, tmp_path):
+def test_train_feedforward(train_network, tmp_path):
     "A teacher, its lessons, and the pupil"
-    assert check_kills(tmp_path, lambda out: train_network(pictures, out)) > 0
+    assert check_kills(tmp_path, train_network) > 0
 
 @pytest.fixture
 def grid(tmp_path):
@@ -198,14 +208,12 @@ def check_two_at_once(tmp_path:Path,
 def test_two_trainings_in_one_folder(grid, tmp_path):
     check_two_at_once(tmp_path, lambda out, *more: train_control(grid, out, *more), 'work', 'c')
 
-def test_two_folder_runs_into_one(pictures, tmp_path):
-    def command(out, *more): return stylize_pictures(pictures, out, *more)
+def test_two_folder_runs_into_one(stylize_pictures, tmp_path):
     others = [('--style', 'flat', '--overwrite')]
-    check_two_at_once(tmp_path, command, '.stylekit.lock', 'c', others, manifest_contents)
+    check_two_at_once(tmp_path, stylize_pictures, '.stylekit.lock', 'c', others, manifest_contents)
 
-def test_two_trainings_of_one_network(pictures, tmp_path):
-    def command(out, *more): return train_network(pictures, out, *more)
-    check_two_at_once(tmp_path, command, 'g/.stylekit.lock', 'g', [('--seed', '1', '--overwrite')])
+def test_two_trainings_of_one_network(train_network, tmp_path):
+    check_two_at_once(tmp_path, train_network, 'g/.stylekit.lock', 'g', [('--seed', '1', '--overwrite')])
 
 def test_the_helper_sees_crumbs_and_differences(tmp_path):
     temporary = '.a.stylekit-abcd-12-00000000.png', '.a.training.stylekit-abcd-12-00000000.pt'
@@ -231,15 +239,16 @@ def evaluation(tmp_path):
     (tmp_path/'methods.json').write_text(json.dumps(dict(unchanged=None, dds=few | dict(method='dds'), sms=few)))
     return home
 
-def evaluate(home, out, *more)->list:
-    return ['evaluate', str(home), '--methods', str(home.parent/'methods.json'), '--out', str(out), *more]
+@pytest.fixture
+def evaluate(model, style, evaluation):
+    more = [*model, '--styles', style, '--methods', str(evaluation.parent/'methods.json')]
+    return lambda out, *others: ['evaluate', str(evaluation), '--out', str(out), *more, *others]
 
 @pytest.mark.slow
-def test_evaluate(evaluation, tmp_path):
+def test_evaluate(evaluate, tmp_path):
     "Pictures, kept measurements, tables and sheets"
-    assert check_kills(tmp_path, lambda out: evaluate(evaluation, out, '--batch', '2')) > 0
+    assert check_kills(tmp_path, lambda out: evaluate(out, '--batch', '2')) > 0
 
-def test_two_evaluations_in_one_folder(evaluation, tmp_path):
+def test_two_evaluations_in_one_folder(evaluate, tmp_path):
     "Also where it would replace the tables"
-    def command(out, *more): return evaluate(evaluation, out, *more)
-    check_two_at_once(tmp_path, command, 'evaluation.json', 'c', [(), ('--seeds', '1', '--overwrite')])
+    check_two_at_once(tmp_path, evaluate, 'evaluation.json', 'c', [(), ('--seeds', '1', '--overwrite')])

@@ -13,7 +13,7 @@ from stylekit.regions import (Protection, alpha, as_regions, boxes, feather, let
 from stylekit.images import open_image
 
 @pytest.fixture(scope='module')
-def base(models): return load_backbone(models('sd15'))
+def base(models): return load_backbone(models('small'))
 
 @pytest.fixture(scope='module')
 def style(base, random_style): return random_style(base)
@@ -352,7 +352,7 @@ def test_a_picture_s_fault_stays_its_own(home, noisy):
     assert all('no transparency' in e for e in done.failed.values())
 
 def test_a_folder_by_optimisation_is_what_single_runs_are(home, base, style, models):
-    how = dict(backbone=models('sd15'), steps=2)
+    how = dict(backbone=models('small'), steps=2)
     stylize_folder(home/'in', home/'out', style, protect='box:4,4,30,30', **how)
     one = go(base, style, Image.open(home/'in'/'a'/'owl.png'), protect=(4, 4, 30, 30), seed=0)
     a, b = pixels(Image.open(home/'out'/'a'/'owl.png')), pixels(Image.open(home/'in'/'a'/'owl.png'))

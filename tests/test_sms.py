@@ -17,7 +17,7 @@ ONLINE = settings('fast', fake_score='lora', fake_noise=0., guidance_from='uncon
 
 
 @pytest.fixture(scope='module')
-def base(models): return load_backbone(models('sd15'))
+def base(models): return load_backbone(models('small'))
 
 @pytest.fixture(scope='module')
 def style(base, random_style): return load_style(random_style(base))
@@ -118,14 +118,14 @@ def released(wide, models):
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
     from safetensors.torch import load_file
-    b = load_backbone(models('sd15'))
+    b = load_backbone(models('small'))
     with prepared(b, wide, 'paper') as run:
         b.unet.double()
         b.dtype = torch.float64            # differences of scores cancel: float32 leaves them 1e-5
         g = torch.Generator().manual_seed(9)
         with torch.no_grad():
             for p in run.method.fake.params: p.copy_(torch.randn(p.shape, generator=g)*.2)
-        folder = models('sd15')
+        folder = models('small')
         tok = CLIPTokenizer.from_pretrained(folder/'tokenizer')
         enc = CLIPTextModel.from_pretrained(folder/'text_encoder')
         def embeds(prompt):
@@ -534,9 +534,9 @@ def test_reach_does_not_depend_on_the_size():
 
 def test_how_far_is_asked_of_each_picture_alone(base, wide):
     "Steps are longer, and λ is weaker, by what the picture's own noise and prompt say; guidance has no part in it"
-    with prepared(base, wide, 'fast', 2, size=(64, 64)) as run: both = run.method.stretch
+    with prepared(base, wide, 'fast', 2, size=(64, 64), style_scale=2.) as run: both = run.method.stretch
     assert both.shape == (2, 1, 1, 1) and both.min() > 1 and both[0] != both[1]
-    with prepared(base, wide, 'fast', 1, size=(64, 64), guidance_scale=7.) as run:
+    with prepared(base, wide, 'fast', 1, size=(64, 64), style_scale=2., guidance_scale=7.) as run:
         m = run.method
         same(m.stretch, both[:1], 1e-4)
         same(run.opt.stretch, m.stretch)

@@ -14,7 +14,7 @@ from sweeps import json_mutants, sweep, sweep_file
 
 
 @pytest.fixture(scope='module')
-def base(models): return load_backbone(models('sd15'))
+def base(models): return load_backbone(models('small'))
 
 @pytest.fixture(scope='module')
 def style(base, random_style): return load_style(random_style(base))
