@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH  ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt | head -n 1)
 BIN    := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK=1
+# The tests start some hundred processes: each would compile the package anew
+unexport PYTHONDONTWRITEBYTECODE
 
 STYLE ?= ink
 OUT   ?= out

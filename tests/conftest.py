@@ -158,8 +158,8 @@ def lab(tmp_path_factory):
     with Server(tmp_path_factory.mktemp('lab')) as server: yield server
 
 
-LONG = ('test_browser', 'test_review_browser', 'test_kill', 'test_stylizer', 'test_finetune', 'test_control_clip',
-        'test_baselines', 'test_backbones')
+LONG = ('test_browser', 'test_review_browser', 'test_kill', 'test_stylizer', 'test_baselines', 'test_backbones',
+        'test_cli', 'test_finetune', 'test_evaluate', 'test_folders', 'test_captions', 'test_control_clip')
 
 def pytest_collection_modifyitems(items):
     "Files that take long begin, so that all workers end at about the same time"
