@@ -524,19 +524,21 @@ def test_killed_at_any_moment(shop, captioner, tmp_path):
 
 # ---- where it is asked for
 
+ONE = dict(steps=1, final_t=0, adapt='none')
+
 def test_stylize(captioner):
     from stylekit import stylize
     with pytest.warns(UserWarning, match="captions by florence: 'an owl'"):
-        result = stylize(sample_image('owl'), 'ink', captioner, steps=1, seed=0)
+        result = stylize(sample_image('owl'), 'ink', captioner, **ONE, seed=0)
     assert result.info['caption'] == 'an owl'
-    plain = stylize(sample_image('owl'), 'ink', 'an owl', steps=1, seed=0)
+    plain = stylize(sample_image('owl'), 'ink', 'an owl', **ONE, seed=0)
     assert plain.image.tobytes() == result.image.tobytes()
     with pytest.raises(StylekitError, match='neither florence'): stylize(sample_image('owl'), 'ink', 'auto', steps=1)
     with pytest.raises(StylekitError, match='empty or no text'): stylize(sample_image('owl'), 'ink', np.zeros(3))
 
 def test_stylize_folder(shop, florence, tmp_path):
     from stylekit import stylize_folder
-    out, go = shop/'out', dict(steps=1, caption='auto', caption_model=florence, device='cpu')
+    out, go = shop/'out', dict(**ONE, caption='auto', caption_model=florence, device='cpu')
     with pytest.warns(UserWarning, match='shop: 3 captions written by florence'): done = stylize_folder(shop, out, **go)
     assert done.made == 3 and [r.caption for r in done.records] == THINGS
     assert [r.caption_from for r in done.records] == [f'IMG_000{i}.txt, by florence' for i in range(3)]

@@ -11,7 +11,7 @@ from stylekit.folders import LOST
 from stylekit.measure.metrics import Features, Measured, edge_f1, load_features, perceptual_distance
 from sweeps import check_full_disk
 
-FEW = dict(steps=2, lr=.05, relevance='none', final_t=0)   # what costs and is not asked here is off
+FEW = dict(steps=2, lr=.05, relevance='none', final_t=0, adapt='none')   # what costs and is not asked here is off
 FILES = {'table.md', 'table.tex', 'table.csv', 'table.html', 'pictures.csv'}
 FIRST = list_samples()[0]
 

@@ -16,8 +16,8 @@ from stylekit.stylizer import Changes, StylizeResult
 
 @pytest.fixture(scope='module')
 def few():
-    "Two steps on a model that is loaded once"
-    return dict(steps=2, backbone=load_backbone(device='cpu'))
+    "Two steps on a model that is loaded once; what costs and is not asked here is off"
+    return dict(steps=2, final_t=0, adapt='none', backbone=load_backbone(device='cpu'))
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):

@@ -246,7 +246,7 @@ def loaded():
     "The libraries are loaded before processes are forked"
     stylize(sample_image('owl').resize((64, 64)), 'ink', 'an owl', steps=1)
 
-def killed_at(out, step, steps=40):
+def killed_at(out, step, steps=26):
     "Begin the redo, and kill it after a step"
     ours, theirs = FORK.Pipe(False)
     p = FORK.Process(target=working, args=(out, steps, theirs))
@@ -257,16 +257,16 @@ def killed_at(out, step, steps=40):
     p.join()
 
 def test_a_redo_is_killed_twice_and_ends_as_if_it_had_not_been(out, loaded):
-    review = Review(out, style='ink', steps=40)
+    review = Review(out, style='ink', steps=26)
     item = review.items[2]
     d = review.redo(item, 'keep more')
     killed_at(out, 12)
-    killed_at(out, 24)
+    killed_at(out, 22)
     seen = []
     review.listeners.append(lambda r: r.now and seen.append(r.now[1]))
     made, = review.work()
     assert seen[0] > 12                                        # it did not begin anew
-    plain = stylize(review.before(item), 'ink', review.all[item].caption, steps=40, lam=d.lam, seed=d.seed)
+    plain = stylize(review.before(item), 'ink', review.all[item].caption, steps=26, lam=d.lam, seed=d.seed)
     file = review.rounds(item)[1]
     assert Image.open(file).tobytes() == plain.image.tobytes()
     assert file.name == f'{Path(item).stem}.r1.png' and made.output_sha256 == file_sha256(file)
@@ -367,7 +367,7 @@ def test_what_cannot_be_redone_is_said_at_its_picture(out):
 
 def test_a_redo_that_nobody_wants_any_more(out):
     "Undone or decided otherwise in mid-run: it ends, and its picture does not count"
-    review = Review(out, style='ink', steps=40)
+    review = Review(out, style='ink', steps=10)
     other, item = Review(out, who='ben'), review.items[0]
     review.redo(item, 'keep more')
     review.listeners.append(lambda r: r.now and r.now[1] == 7 and other.accept(item))
