@@ -46,43 +46,54 @@ CONTRAST = '''() => {
   }).filter(([ratio]) => ratio < 4.5);
 }'''
 
+# What is shown at each press, before the panel hears it
+NOTE = f'''() => {{
+  if (window.noted) return;
+  window.noted = [];
+  document.addEventListener('keydown', () => {{ window.noted = [{TURN}, {TITLE}]; }}, true);
+}}'''
+
 class Keys:
     "A person at a review, who has nothing but keys; what they have decided"
-    def __init__(self, page): self.page, self.made = page, []
+    def __init__(self, page, out, who='ann'):
+        self.page, self.who, self.made = page, who, []
+        self.log = Review(out).log.path
     def turn(self): return self.page.tab.evaluate(TURN)
-    def item(self): return re.match(r'\S.*?\.png', self.page.tab.evaluate(TITLE))[0]
-    def press(self, *keys):
-        "Keys that end in another view"
-        before = self.turn()
-        for key in keys: self.page.tab.keyboard.press(key)
-        self.page.until(f"{TURN} !== '{before}'")
-    def decide(self, what, *keys):
-        item = self.item()
-        self.press(*keys)
-        self.made.append((item, what))
-    def accept(self): self.decide('accept', 'a')
-    def reject(self, n): self.decide(REASONS[n-1], 'r', str(n))
-    def in_words(self, text):
-        item, before = self.item(), self.turn()
-        for key in ('r', '0'): self.page.tab.keyboard.press(key)
+    def item(self): return item_in(self.page.tab.evaluate(TITLE))
+    def lines(self):
+        "How many of the log are theirs; it begins with the first decision"
+        if not self.log.exists(): return 0
+        return sum(r.kind == 'decision' and r.who == self.who for r in read_lines(self.log, Decision, ReviewRound))
+    def decide(self, what, *keys, text=''):
+        "Until the log has it: a redo that ends brings another picture, and a press at that moment is for none"
+        n, until = self.lines(), time.monotonic()+90
+        while self.lines() == n:
+            assert time.monotonic() < until, self.page.seen()
+            self.page.tab.evaluate(NOTE)
+            for key in keys: self.page.tab.keyboard.press(key)
+            if text: self.write(text)
+            turn, title = self.page.tab.evaluate('window.noted')
+            self.page.until(f"{TURN} !== '{turn}'")
+        self.made.append((self.made[-1][0] if what == 'undo' else item_in(title), what))
+    def write(self, text):
         self.page.until("document.activeElement.closest('.sk-own')")
         self.page.tab.keyboard.type(text)                      # letters that are keys elsewhere
         self.page.tab.keyboard.press('Enter')
-        self.page.until(f"{TURN} !== '{before}'")
-        self.made.append((item, text))
+    def accept(self): self.decide('accept', 'a')
+    def reject(self, n): self.decide(REASONS[n-1], 'r', str(n))
+    def in_words(self, text): self.decide(text, 'r', '0', text=text)
     def redo(self, key, asked): self.decide(asked, key)
-    def undo(self):
-        self.press('z')
-        self.made.append((self.item(), 'undo'))
+    def undo(self): self.decide('undo', 'z')
     def decided(self): return int(re.search(r'(\d+) of \d+ decided', self.page.tab.evaluate(TITLE))[1])
     def until_done(self):
         "Everything that is left, as it comes, until nothing is open nor being redone"
         until = time.monotonic()+90
         while self.decided() < N:
             assert time.monotonic() < until
-            title = self.page.tab.evaluate(TITLE)   # where a redo ends another picture comes, and a press is not for it
-            if 'not decided' in title and 'being redone' not in title: self.accept()
+            if 'not decided' in self.page.tab.evaluate(TITLE): self.accept()
             else: self.page.tab.wait_for_timeout(100)
+
+def item_in(title): return re.match(r'\S.*?\.png', title)[0]
 
 def in_lab(chrome, lab, out, how):
     "Stages (enter the panel, kill the kernel) of a notebook"
@@ -144,7 +155,7 @@ def test_sixty_pictures_by_keys_and_two_killed_kernels(chrome, lab, out, where, 
     how = dict(style='ink', proof=str(tmp_path/'proof.json'), steps=2)
     stages = in_lab(chrome, lab, out, how) if where == 'lab' else on_page(chrome, tmp_path, out, how)
     for p, enter, kill in stages:
-        keys = Keys(p)
+        keys = Keys(p, out)
         enter()
         assert keys.item() == 'b/thing 1.png' and 'letters: 2 of 4' in p.tab.inner_text('.sk-proof')
         keys.reject(1)
@@ -181,10 +192,10 @@ def test_two_reviewers_at_once(chrome, out, tmp_path):
     "On two pages of one server; each line is there, and each sees what the other did"
     with Server(tmp_path, [out, '--style', 'ink'], 'review') as server:
         pages = [Page(chrome, server.url, 800) for _ in range(2)]
-        people = [Keys(p) for p in pages]
-        for who, p in zip(('ann', 'ben'), pages):
+        people = [Keys(p, out, who) for p, who in zip(pages, ('ann', 'ben'))]
+        for keys, p in zip(people, pages):
             p.see('.sk-side img[src]')
-            p.tab.fill('.sk-who input', who)
+            p.tab.fill('.sk-who input', keys.who)
             p.tab.keyboard.press('Enter')
             p.tab.focus('.sk-keys')
         for i in range(12):
@@ -197,8 +208,7 @@ def test_two_reviewers_at_once(chrome, out, tmp_path):
         keys.undo()
         assert keys.item() == item
         told = [(d.who, d.item, d.reason or d.decision) for d in Review(out).log.records]
-        for who, keys in zip(('ann', 'ben'), people):
-            assert [t[1:] for t in told if t[0] == who] == keys.made
+        for keys in people: assert [t[1:] for t in told if t[0] == keys.who] == keys.made
         done = Review(out).progress.decided
         for p in pages: p.until(f"({TITLE}).includes('{done} of {N} decided')")
         for p in pages: p.close()
@@ -209,7 +219,7 @@ def test_a_second_press_is_not_for_the_next_picture(chrome, lab, out):
     cell = f'from stylekit import ReviewPanel\npanel = ReviewPanel({str(out)!r}, style="ink")\npanel'
     with lab.notebook(chrome, cell) as p:
         p.see('.sk-side img[src]')
-        n, keys = p.tab.evaluate(cells), Keys(p)
+        n, keys = p.tab.evaluate(cells), Keys(p, out)
         p.tab.focus('.sk-keys')
         before = keys.turn()
         p.tab.evaluate('''() => {
