@@ -676,7 +676,7 @@ def test_cut_short(loaded, folder, folder_of_two, train_mine, grid, tmp_path, co
           '--override', 'me: these pictures are mine']
     control = ['train-control-clip', grid, '--out', tmp_path/'c']
     for argv in lora, ff, control:
-        argv = [*map(str, argv), '--steps', '40', '--batch', '1']
+        argv = [*map(str, argv), '--steps', '12', '--batch', '1']
         cap = command(*argv, '--minutes', '0.00001', status=1)
         assert 'cut short' in cap.err.splitlines()[-1] and 'run again to go on' in cap.err
         assert all(Path(p).exists() for p in cap.out.split())
@@ -686,7 +686,7 @@ def test_cut_short(loaded, folder, folder_of_two, train_mine, grid, tmp_path, co
         cap = capsys.readouterr()
         assert status == 0, (argv, status, cap.err[-500:])
         assert Path(cap.out.split()[-1]).exists(), (argv, cap.out)
-        assert 'of 40' in cap.err
+        assert 'of 12' in cap.err
 
 # Styles, and what files say
 
