@@ -967,7 +967,7 @@ def read_single(path, # .safetensors in the names of the original code
     beside = path.parent/'tokenizer'
     pads = [_pad_of(p) for p in _TEXTS[family]]
     toks, files = tokenizer_pair(tokenizer or (beside if beside.is_dir() else None), pads, path.name)
-    for part, tok, (config, out) in zip(PARTS[2:], toks, texts):
+    for part, tok, (config, out) in zip(('text_encoder', 'text_encoder_2'), toks, texts):
         ids = {k: getattr(tok, k) for k in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
         configs[part], networks[part] = config | ids, out
     scheduler = _single_scheduler(path, tensors, family)
