@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINE', 'seam_ratio', 'tile_starts', 'tile_weights', 'Tiling', 'tiling_for', 'tiled']
 
-# %% ../nbs/05b_tiles.ipynb #a1558885
+# %% ../nbs/05b_tiles.ipynb #878a97f4
 import math
 from contextlib import contextmanager
 from itertools import product
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .backbone import Backbone
 from .core import StylekitError, check_range, check_whole
 
-# %% ../nbs/05b_tiles.ipynb #fc3bb0a0
+# %% ../nbs/05b_tiles.ipynb #b99579c2
 LINE = .02   # of a difference: the edge of a thing counts no more than a faint seam
 
 def seam_ratio(x:torch.Tensor, # picture (..., H, W) in [0, 1]
@@ -33,7 +33,7 @@ def seam_ratio(x:torch.Tensor, # picture (..., H, W) in [0, 1]
             beside += [steps[i-1] for i in near if 0 < i <= len(steps) and i not in cuts]
     return float(torch.stack(at).mean()/torch.stack(beside).mean())
 
-# %% ../nbs/05b_tiles.ipynb #156e0417
+# %% ../nbs/05b_tiles.ipynb #095af517
 def tile_starts(n:int, # places along one side
                 side:int, # of a window
                 overlap:int # the least that two neighbours share
@@ -55,7 +55,7 @@ def tile_weights(n:int, side:int, overlap:int, # as of `tile_starts`
     for s in starts: total[s:s+len(w)] += w
     return [(s, w/total[s:s+len(w)]) for s in starts]
 
-# %% ../nbs/05b_tiles.ipynb #a4766ffc
+# %% ../nbs/05b_tiles.ipynb #2a95ce49
 class Tiling:
     "Windows over large latents: the model answers one after the other, and the answers are blended"
     def __init__(self, side:int, # of a window, in latents
@@ -83,7 +83,7 @@ class Tiling:
         def along(n): return [(slice(s, s+len(a)), a) for s, a in tile_weights(n, self.side, self.overlap, scale)]
         return [(rows, columns, wy[:, None]*wx) for (rows, wy), (columns, wx) in product(along(h), along(w))]
 
-# %% ../nbs/05b_tiles.ipynb #f3e5a3ca
+# %% ../nbs/05b_tiles.ipynb #ba2c4d01
 @patch
 def blend(self:Tiling, f, # of a part of `x`
           x:torch.Tensor, # (B, C, H, W)
@@ -106,7 +106,7 @@ def _answer(f, x):
     "With a gradient to come, nothing is kept but the question: layers are computed again, window by window"
     return checkpoint(f, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else f(x)
 
-# %% ../nbs/05b_tiles.ipynb #22a57dbc
+# %% ../nbs/05b_tiles.ipynb #09668761
 def tiling_for(backbone:Backbone,
                side:int=None, # of a window, in pixels; default what the model was trained on
                overlap:float=.25 # of neighbouring windows, as a share of a side, in [0.1, 0.5]
