@@ -87,7 +87,8 @@ def site():
 def test_every_public_name_has_its_place(site):
     from sphinx.util.inventory import InventoryFile
     with open(site/'objects.inv', 'rb') as f: found = InventoryFile.load(f, '', lambda _, page: page)
-    named = {name for kind, names in found.data.items() if kind.startswith('py:') for name in names}
+    found = getattr(found, 'data', found)             # newer Sphinx
+    named = {name for kind, names in found.items() if kind.startswith('py:') for name in names}
     assert not {*public_names()} - named
 
 @pytest.mark.slow
@@ -123,7 +124,6 @@ def test_a_search_finds_the_right_page_first(served, chrome, word, page):
     tab = chrome.new_page()
     tab.goto(f'{served}search.html?q={word.replace(" ", "+")}')
     tab.wait_for_selector('#search-results li a', timeout=60_000)
-    tab.wait_for_function("!document.querySelector('#search-progress')?.innerText.includes('...')")
     first = tab.get_attribute('#search-results li a', 'href')
     tab.close()
     assert f'{page}.html' in first
@@ -137,3 +137,13 @@ def test_formulas_are_drawn_and_nothing_comes_from_elsewhere(served, chrome):
     assert tab.locator('mjx-container').count() > 20 and tab.locator('mjx-merror').count() == 0
     tab.close()
     assert not [url for url in asked if not url.startswith((served, 'data:'))]
+
+@pytest.mark.slow
+def test_the_page_in_the_browser_is_part_of_the_site(served, chrome):
+    tab, asked = chrome.new_page(), []
+    tab.on('request', lambda r: asked.append(r.url))
+    tab.goto(f'{served}docs/index.html')
+    tab.click('a.button')
+    tab.wait_for_selector('#download[href]', timeout=120_000)
+    tab.close()
+    assert not [url for url in asked if not url.startswith((served, 'data:', f'blob:{served}'))]
