@@ -90,11 +90,15 @@ def make_demo(out:Path):
     (out/'demo.json').write_text(json.dumps(about))
 
 def make_site(out:Path)->int: # exit status
-    "Sphinx, with every warning an error; what it has read is forgotten if it fails, or it would pass the next time"
-    from sphinx.cmd.build import build_main
+    """Sphinx, with every warning an error; what it has read is forgotten if it fails, or it would pass the next time.
+
+    All pages are written (-a): the search forgets the index's words of a page that is not."""
+    try: from sphinx.cmd.build import build_main
+    except ImportError: raise SystemExit('the site needs Sphinx 9: pip install -e ".[docs]", on Python 3.11 or newer')
     doctrees = BUILD/'doctrees'
     fetch('mathjax')
-    status = build_main(['-q', '-W', '-c', str(ROOT/'docs'), '-d', str(doctrees), '-b', 'html', str(ROOT), str(out)])
+    where = ['-c', str(ROOT/'docs'), '-d', str(doctrees), '-b', 'html', str(ROOT), str(out)]
+    status = build_main(['-q', '-W', '-a', *where])
     if status: shutil.rmtree(doctrees, ignore_errors=True)
     else: make_demo(out/'demo')
     return status

@@ -170,6 +170,10 @@ def read_words(app, config):
     text = (Path(app.srcdir)/'docs'/'index.toml').read_text(encoding='utf-8')
     config.stylekit_words = {page: words for page, words in tomllib.loads(text).items()}
 
+def set_language(app, pagename, templatename, context, doctree):
+    "A page whose name ends in .ja says that it is Japanese"
+    if pagename.endswith('.ja'): context['language'] = 'ja'
+
 def setup(app):
     app.add_config_value('stylekit_words', {}, 'env')
     app.connect('config-inited', read_words)
@@ -178,5 +182,6 @@ def setup(app):
     app.connect('source-read', expand_patterns)
     app.connect('doctree-read', notebooks.link_names)
     app.connect('doctree-read', index_words)
+    app.connect('html-page-context', set_language)
     app.add_directive('fields', Fields)
     return dict(parallel_read_safe=True, parallel_write_safe=True)

@@ -26,6 +26,10 @@ function speak(language) {
   }
   for (const e of document.querySelectorAll('[data-style]')) e.textContent = word('styles')[e.dataset.style];
   for (const e of document.querySelectorAll('[data-detail]')) e.textContent = word('details')[e.dataset.detail];
+  for (const e of document.querySelectorAll('[data-sample]')) {
+    e.title = word('names')?.[e.dataset.sample] ?? e.dataset.sample;
+    e.setAttribute('aria-label', e.title);
+  }
   describe();
   show();
 }
@@ -62,8 +66,8 @@ function lay() {
     choice('style', s, s === state.style, picture(`styles/${s}.png`), named('style', s))));
   at('details').append(...[128, 256, 512, 1024].map((d) => choice('detail', d, d === state.detail, named('detail', d))));
   at('samples').append(...there.samples.map(({ name, file }) => {
-    const button = Object.assign(document.createElement('button'), { type: 'button', title: name });
-    button.setAttribute('aria-label', name);
+    const button = Object.assign(document.createElement('button'), { type: 'button' });
+    button.dataset.sample = name;
     button.append(picture(file));
     button.addEventListener('click', () => sample({ name, file }));
     return button;
@@ -121,6 +125,7 @@ worker.addEventListener('message', ({ data: { id, status, made, refused } }) => 
   if (status) state.said = [status];
   if (made) finish(made);
   if (refused) Object.assign(state, { refused, said: null });
+  if (refused?.[0] === 'notPicture') at('before').removeAttribute('src');
   if (made || refused) busy(false);
   if (refused) at('download').setAttribute('aria-disabled', 'true');
   show();

@@ -32,6 +32,8 @@ export const words = {
     ready: (seconds, w, h) => `完了しました（${seconds} 秒、${w} × ${h} ピクセル）。`,
     styles: { flat: 'フラット', ink: 'インク', pixel: 'ドット絵' },
     details: { 128: '粗い', 256: '標準', 512: '細かい', 1024: '最も細かい' },
+    names: { airplane: '飛行機', 'birthday cake': '誕生日ケーキ', 'kick scooter': 'キックスケーター', microscope: '顕微鏡',
+      owl: 'フクロウ', penguin: 'ペンギン', 'statue of liberty': '自由の女神', taxi: 'タクシー' },
     shows: { before: '変換前の画像', after: (style) => `「${style}」に変換した画像` },
     notPicture: (name) => `${name} を読み込めません。PNG、JPEG、WebP、GIF、AVIF の画像を使ってください。`,
     tooLarge: (w, h) => `画像が大きすぎます（${w} × ${h} ピクセル）。6400 万ピクセル以下に縮小してください。`,
