@@ -278,3 +278,18 @@ def test_a_lora_learns(bases, kind):
     losses = [fake.learn(z_t, t, b.encode_prompt('an owl'), noise)[1].mean().item() for _ in range(4)]
     assert losses[0] > losses[1] > losses[2] > losses[3]
     fake.close()
+
+def test_training_and_folders_are_as_ever(bases, tmp_path):
+    from stylekit import list_samples, stylize_folder, train_lora
+    b, pictures = bases('klein'), tmp_path/'pictures'
+    pictures.mkdir()
+    for n in list_samples()[:3]: sample_image(n, 'ink').resize((64, 64)).save(pictures/f'{n}.png')
+    style = train_lora(pictures, 'x', 'black ink', backbone=b, out=tmp_path, rank=2, steps=2, batch=2, check=2, views=2)
+    state = load_file(style.path)
+    assert all(k.startswith('transformer.') and v.isfinite().all() for k, v in state.items())
+    stylize_folder(pictures, tmp_path/'out', style, backbone=b, steps=1, batch=3)
+    assert len([*(tmp_path/'out').rglob('*.png')]) == 3
+
+def test_control_clip_is_refused(bases):
+    from stylekit.clip.guidance import attach
+    with pytest.raises(StylekitError, match='no UNet to steer'): attach(bases('sd3'), None)

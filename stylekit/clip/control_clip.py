@@ -569,6 +569,9 @@ def _text_side(base)->tuple: # tower, tokenizer, projection, name
     "Of a Clip, a Backbone, a diffusers pipeline, or what `load_clip` finds"
     if hasattr(base, 'text_encoder_2') or getattr(base, 'is_xl', False):
         raise StylekitError('SDXL reads with two text towers, and Control-CLIP has learnt one: use an SD 1.x model')
+    if isinstance(base, Backbone) and base.network.prefix != 'unet':
+        raise StylekitError(f'{base.name} is {base.network.family}, which reads with more than one CLIP: '
+                            'use an SD 1.x model')
     if isinstance(base, Backbone): return base.text_encoders[0], base.tokenizers[0], None, base.name
     if hasattr(base, 'text_encoder'): return base.text_encoder, base.tokenizer, None, type(base).__name__
     c = load_clip(base)

@@ -205,8 +205,9 @@ def _plain_model(model):
     if hasattr(model, 'text_encoder_2') or getattr(model, 'is_xl', False):
         raise StylekitError('SDXL reads with two text towers, and Control-CLIP has learnt one: use an SD 1.x model')
     unet = getattr(model, 'unet', None)
+    if isinstance(model, Backbone) and model.network.prefix != 'unet': unet = None   # a transformer
     if unet is None:
-        raise StylekitError(f'{type(model).__name__} has no UNet to steer: '
+        raise StylekitError(f'{getattr(model, "name", type(model).__name__)} has no UNet to steer: '
                             'give a diffusers pipeline of SD 1.x shape, or a Backbone')
     for name, m in unet.named_modules():
         if name.endswith('attn2'): _check_processor(type(m.processor).__name__)
