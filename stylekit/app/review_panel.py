@@ -79,9 +79,14 @@ _HINTS = {'': 'Keys work while this panel has the focus: they stand on the butto
 # %% ../../nbs/15bh_review_panel.ipynb #dbf54221
 class ReviewPanel(Panel):
     "Go through a folder of results: `panel.review` holds what was decided"
-    def __init__(self, out, # folder of results, or a `Review`
+    def __init__(self,
+                 out, # folder of results, or a `Review`
                  who:str='reviewer', # who decides
-                 proof=None, source=None, style=None, backbone=None, device:str=None, # as `Review`
+                 proof=None, # as `Review`, and what follows too
+                 source=None, # folder of the pictures
+                 style=None, # for redos
+                 backbone=None, # for redos
+                 device:str=None, # for redos
                  sign=None, # files of certificate and key (PEM): redos are signed, see `marks.Signer`
                  **changes): # of Settings, for redos
         from stylekit.review import Review   # the model's libraries come with the first panel
