@@ -79,7 +79,8 @@ _HINTS = {'': 'Keys work while this panel has the focus: they stand on the butto
 # %% ../../nbs/15bh_review_panel.ipynb #dbf54221
 class ReviewPanel(Panel):
     "Go through a folder of results: `panel.review` holds what was decided"
-    def __init__(self, out, # folder of results, or a `Review`
+    def __init__(self,
+                 out, # folder of results, or a `Review`
                  who:str='reviewer', # who decides
                  proof=None, # what is known of the results, as `Review`
                  source=None, # folder of the pictures
