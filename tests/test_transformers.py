@@ -290,6 +290,12 @@ def test_training_and_folders_are_as_ever(bases, tmp_path):
     stylize_folder(pictures, tmp_path/'out', style, backbone=b, steps=1, batch=3)
     assert len([*(tmp_path/'out').rglob('*.png')]) == 3
 
+def test_a_picture_larger_than_the_places_that_sd3_knows(bases):
+    b = bases('sd3')
+    x, t = torch.randn(1, 4, 34, 8), torch.tensor([500])
+    with pytest.raises(StylekitError, match='up to 256 pixels, the picture has 272'):
+        b.predict(x, t, b.encode_prompt('an owl'))
+
 def test_control_clip_is_refused(bases):
     from stylekit.clip.guidance import attach
     with pytest.raises(StylekitError, match='no UNet to steer'): attach(bases('sd3'), None)
