@@ -275,8 +275,8 @@ def read(self:Flux2, backbone, prompts, size):
         return tok.apply_chat_template([dict(role='user', content=p)], tokenize=False, add_generation_prompt=True,
                                        enable_thinking=False)
     tokens = read_tokens(tok, [chat(p) for p in prompts]).to(backbone.device)
-    out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True,
-                use_cache=False)
+    out = model.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True,
+                      use_cache=False)   # without the guess of the next word, which nobody asks for
     n = model.config.num_hidden_layers
     return PromptEmbeds(torch.cat([out.hidden_states[n*k//4] for k in (1, 2, 3)], -1))
 
