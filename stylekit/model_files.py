@@ -437,10 +437,12 @@ def fill(model:torch.nn.Module, # on the meta device
     want = model.state_dict()
     tensors = _with_tied(model, _modern(tensors, want))
     _check_weights(tensors, want, what)
-    ready = {}
+    ready, made = {}, {}
     for k in want: # not the mapped file itself: that may change
         kind = dtype if want[k].is_floating_point() else want[k].dtype
-        ready[k] = torch.empty(want[k].shape, dtype=kind, device=device).copy_(tensors[k])
+        if id(tensors[k]) not in made:   # one under two names is kept once
+            made[id(tensors[k])] = torch.empty(want[k].shape, dtype=kind, device=device).copy_(tensors[k])
+        ready[k] = made[id(tensors[k])]
         if not ready[k].isfinite().all():
             raise StylekitError(f'{what} has NaN or infinite weights in {dtype} (first: {k[:80]}): '
                                 'download it again, or use float32')
@@ -705,6 +707,8 @@ def check(self:ModelFiles)->ModelFiles:
     "Itself, if it is a model that stylekit can draw with"
     texts = [self.configs[p] for p in self.parts if p.startswith('text')]
     layout = layout_of(self.classes)
+    if layout != 'sd' and not is_flow(self.scheduler.get('_class_name'), self.scheduler):
+        raise StylekitError(f'scheduler/ of {self.name} has betas, and its transformer is a flow: download it again')
     if layout != 'sd': check_transformer(layout, self.configs, self.name)
     else:
         check_unet(self.configs['unet'], check_vae(self.configs['vae'], self.name), self.name)

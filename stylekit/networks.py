@@ -11,6 +11,7 @@ import re, warnings
 from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
+from .core import StylekitError
 
 # %% ../nbs/01f_networks.ipynb #fe955549
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Network:
     family = 'Stable Diffusion'
     prefix = 'unet'         # of its layers in diffusers' LoRA files
     patch_size = 1          # sides of the squares that it sees as one
+    packs = False           # are the latents of a square channels?
     embeds_guidance = False # is guidance an input of it?
     def __init__(self, model, vae): # of diffusers
         self.model, self.vae = model, vae
@@ -80,7 +82,6 @@ class Network:
     def latent_channels(self)->int:
         "Channels of the latents"
         return self.model.config.in_channels//(self.patch_size**2 if self.packs else 1)
-    packs = False           # are its squares channels?
     def lengths(self, texts:list)->list: # one for each text encoder
         "How many tokens each text encoder reads"
         return [m.config.max_position_embeddings for m in texts]
@@ -153,6 +154,11 @@ class SD3(Network):
     def native_size(self): return self.model.config.sample_size*self.vae_scale_factor
     def lengths(self, texts): return [m.config.max_position_embeddings for m in texts[:2]] + [self.T5_TOKENS]
     def ask(self, x, told, c):
+        most, side = self.model.config.pos_embed_max_size*self.patch_size, max(x.shape[-2:])
+        if side > most:
+            f = self.vae_scale_factor
+            raise StylekitError(f'this model knows places up to {most*f} pixels, the picture has {side*f} on one side: '
+                                'lower resolution')
         return self.model(x, encoder_hidden_states=c.embeds, pooled_projections=c.pooled, timestep=told).sample
 
 # %% ../nbs/01f_networks.ipynb #c88c1784
@@ -269,8 +275,8 @@ def read(self:Flux2, backbone, prompts, size):
         return tok.apply_chat_template([dict(role='user', content=p)], tokenize=False, add_generation_prompt=True,
                                        enable_thinking=False)
     tokens = read_tokens(tok, [chat(p) for p in prompts]).to(backbone.device)
-    out = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True,
-                use_cache=False)
+    out = model.model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True,
+                      use_cache=False)   # without the guess of the next word, which nobody asks for
     n = model.config.num_hidden_layers
     return PromptEmbeds(torch.cat([out.hidden_states[n*k//4] for k in (1, 2, 3)], -1))
 

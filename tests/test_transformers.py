@@ -290,6 +290,26 @@ def test_training_and_folders_are_as_ever(bases, tmp_path):
     stylize_folder(pictures, tmp_path/'out', style, backbone=b, steps=1, batch=3)
     assert len([*(tmp_path/'out').rglob('*.png')]) == 3
 
+def test_a_picture_larger_than_the_places_that_sd3_knows(bases):
+    b = bases('sd3')
+    x, t = torch.randn(1, 4, 34, 8), torch.tensor([500])
+    with pytest.raises(StylekitError, match='up to 256 pixels, the picture has 272'):
+        b.predict(x, t, b.encode_prompt('an owl'))
+
+def test_words_and_their_guesses_share_their_weights(bases):
+    "A tied matrix lies once in a file, and once in memory"
+    qwen = bases('klein').text_encoders[0]
+    assert qwen.lm_head.weight.data_ptr() == qwen.model.embed_tokens.weight.data_ptr()
+
+def test_a_flow_with_a_schedule_of_betas_is_refused(models, tmp_path):
+    import json, shutil
+    folder = tmp_path/'odd'
+    shutil.copytree(models('klein'), folder)
+    for file, change in (('model_index.json', dict(scheduler=['diffusers', 'DDIMScheduler'])),
+                         ('scheduler/scheduler_config.json', dict(_class_name='DDIMScheduler'))):
+        (folder/file).write_text(json.dumps(json.loads((folder/file).read_text()) | change))
+    with pytest.raises(StylekitError, match='has betas'): load_backbone(folder)
+
 def test_control_clip_is_refused(bases):
     from stylekit.clip.guidance import attach
     with pytest.raises(StylekitError, match='no UNet to steer'): attach(bases('sd3'), None)
