@@ -654,7 +654,7 @@ def image_to_tensor(im # PIL image
                    ): # (1, 3, H, W) float32 in [0, 1]
     "PIL to a batch of one"
     import numpy as np, torch
-    return torch.from_numpy(np.array(to_rgb(im))).permute(2,0,1)[None].contiguous().float()/255
+    return torch.from_numpy(np.array(to_rgb(im))).permute(2,0,1)[None].contiguous().float().div_(255)
 
 def tensor_to_image(x, # (3, H, W) or (1, 3, H, W), in [0, 1]
                     name:str='image' # for messages

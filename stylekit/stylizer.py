@@ -56,7 +56,8 @@ def fit_image(image:Image.Image, inner:tuple, outer:tuple)->torch.Tensor: # (1, 
     if image.size != inner: image = image.resize(inner, Image.LANCZOS)
     (w, h), (W, H) = inner, outer
     left, top = (W-w)//2, (H-h)//2
-    return F.pad(image_to_tensor(image), (left, W-w-left, top, H-h-top), mode='replicate')
+    x = image_to_tensor(image)
+    return x if inner == outer else F.pad(x, (left, W-w-left, top, H-h-top), mode='replicate')
 
 # %% ../nbs/08_stylizer.ipynb #33331a90
 def unfit_image(x:torch.Tensor, # (3, H, W) in [0, 1]
@@ -430,7 +431,8 @@ def _begin(self:Stylizer):
 @patch
 def _pixels(self:Stylizer)->torch.Tensor: # (B, 3, H, W)
     "What it works on"
-    return torch.cat([fit_image(im, inner, self.outer) for im, inner in zip(self._images, self.inner)])
+    fitted = [fit_image(im, inner, self.outer) for im, inner in zip(self._images, self.inner)]
+    return torch.cat(fitted) if len(fitted) > 1 else fitted[0]   # one large picture is there once
 
 @patch
 def _seen_size(self:Stylizer)->tuple: # (height, width)

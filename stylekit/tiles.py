@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINE', 'seam_ratio', 'tile_starts', 'tile_weights', 'Tiling', 'tiling_for', 'tiled']
 
-# %% ../nbs/05b_tiles.ipynb #878a97f4
+# %% ../nbs/05b_tiles.ipynb #8315df01
 import math
 from contextlib import contextmanager
 from itertools import product
@@ -15,39 +15,47 @@ from torch.utils.checkpoint import checkpoint
 from .backbone import Backbone
 from .core import StylekitError, check_range, check_whole
 
-# %% ../nbs/05b_tiles.ipynb #b99579c2
+# %% ../nbs/05b_tiles.ipynb #80306a8a
 LINE = .02   # of a difference: the edge of a thing counts no more than a faint seam
 
 def seam_ratio(x:torch.Tensor, # picture (..., H, W) in [0, 1]
                rows:list=(), columns:list=(), # where cuts are: numbers of the first pixels behind them
                pitch:int=8, # pixels of a latent: a cut is compared with what lies whole latents beside it
-               reach:int=3 # how many of them, on either side
+               reach:int=3, # how many of them, on either side
+               width:int=1 # pixels whose mean is taken on either side of a cut: more find a seam that is blurred
               )->float: # 1: no seam
-    "How much more neighbouring pixels differ across cuts than beside them"
+    "How much more a picture differs across cuts than beside them"
     at, beside = [], []
     for cuts, y in ((rows, x), (columns, x.transpose(-1, -2))):
-        steps = (y[..., 1:, :]-y[..., :-1, :]).abs().clamp(max=LINE).mean((-3, -1)).reshape(-1, y.shape[-2]-1).mean(0)
+        means = y.unfold(-2, width, 1).mean(-1)
+        steps = (means[..., width:, :]-means[..., :-width, :]).abs().clamp(max=LINE).mean((-3, -1))
+        steps = steps.reshape(-1, steps.shape[-1]).mean(0)
         for cut in cuts:
             near = [cut+pitch*i for i in range(-reach, reach+1) if i]
-            at.append(steps[cut-1])
-            beside += [steps[i-1] for i in near if 0 < i <= len(steps) and i not in cuts]
+            places = [i-width for i in near if i not in cuts]
+            at.append(steps[cut-width])
+            beside += [steps[i] for i in places if 0 <= i < len(steps)]
     return float(torch.stack(at).mean()/torch.stack(beside).mean())
 
-# %% ../nbs/05b_tiles.ipynb #095af517
+# %% ../nbs/05b_tiles.ipynb #e11574c6
 def tile_starts(n:int, # places along one side
                 side:int, # of a window
-                overlap:int # the least that two neighbours share
+                overlap:int, # the least that two neighbours share
+                shift:float=0. # of all but the first and the last, in [0, 1) of their distance
                )->list: # first place of each window
     "Where windows begin, spread evenly from one end to the other"
     if n <= side: return [0]
     last = math.ceil((n-side)/(side-overlap))
-    return [round(i*(n-side)/last) for i in range(last+1)]
+    apart = (n-side)/last
+    inner = [round((i+shift)*apart) for i in range(last) if i+shift > 0]
+    return sorted({0, *inner, n-side})
 
 def tile_weights(n:int, side:int, overlap:int, # as of `tile_starts`
-                 scale:int=1 # of everything: weights for pixels instead of latents
+                 scale:int=1, # of everything: weights for pixels instead of latents
+                 shift:float=0. # as of `tile_starts`
                 )->list: # (first place, weights (side,)) of each window; at every place the weights add up to 1
     "How much each window counts, falling to 0 towards its ends, where others look as well"
-    starts = [s*scale for s in tile_starts(n, side, overlap)]
+    starts = [s*scale for s in tile_starts(n, side, overlap, shift)]
     inner = (torch.arange(min(n, side)*scale)+.5)/(overlap*scale)
     ramp = torch.minimum(inner, inner.flip(0)).clamp(max=1)
     w = (ramp*math.pi/2).sin().square()
@@ -55,7 +63,7 @@ def tile_weights(n:int, side:int, overlap:int, # as of `tile_starts`
     for s in starts: total[s:s+len(w)] += w
     return [(s, w/total[s:s+len(w)]) for s in starts]
 
-# %% ../nbs/05b_tiles.ipynb #2a95ce49
+# %% ../nbs/05b_tiles.ipynb #ec9e0e90
 class Tiling:
     "Windows over large latents: the model answers one after the other, and the answers are blended"
     def __init__(self, side:int, # of a window, in latents
@@ -71,28 +79,30 @@ class Tiling:
         "What was done, in latents"
         return dict(side=self.side, overlap=self.overlap, count=list(self.count(h, w)))
     def cuts(self, h:int, w:int, scale:int=1)->dict: # rows, columns; for `seam_ratio`
-        "Where windows begin or end, but for the picture's own border"
+        "The middle of what two neighbours share"
         def along(n):
             starts = tile_starts(n, self.side, self.overlap)
-            return sorted({s*scale for s in starts[1:]} | {(s+self.side)*scale for s in starts[:-1]})
+            return [(b+a+self.side)*scale//2 for a, b in zip(starts, starts[1:])]
         return dict(rows=along(h), columns=along(w))
     def windows(self, h:int, w:int, # of the latents
-                scale:int=1 # pixels of a latent
+                scale:int=1, # pixels of a latent
+                shift:float=0. # as of `tile_starts`
                )->list: # (slice of rows, slice of columns, weights (h', w'))
         "The windows at a scale, and how much each place counts in them"
-        def along(n): return [(slice(s, s+len(a)), a) for s, a in tile_weights(n, self.side, self.overlap, scale)]
+        def along(n): return [(slice(s, s+len(a)), a) for s, a in tile_weights(n, self.side, self.overlap, scale, shift)]
         return [(rows, columns, wy[:, None]*wx) for (rows, wy), (columns, wx) in product(along(h), along(w))]
 
-# %% ../nbs/05b_tiles.ipynb #ba2c4d01
+# %% ../nbs/05b_tiles.ipynb #0c96a8c2
 @patch
 def blend(self:Tiling, f, # of a part of `x`
           x:torch.Tensor, # (B, C, H, W)
           reads:int=1, # pixels per latent in `x`
-          writes:int=1 # and in what `f` gives
+          writes:int=1, # and in what `f` gives
+         shift:float=0. # of the windows, as of `tile_starts`
          )->torch.Tensor: # (B, C', H', W'), float32
     "`f` of the whole, from its answers to one window after the other"
     h, w = (n//reads for n in x.shape[-2:])
-    seen, made = self.windows(h, w, reads), self.windows(h, w, writes)
+    seen, made = (self.windows(h, w, scale, shift) for scale in (reads, writes))
     if len(seen) == 1: return f(x)
     out = None
     for i, ((rows, columns, _), (to_rows, to_columns, weight)) in enumerate(zip(seen, made)):
@@ -106,7 +116,7 @@ def _answer(f, x):
     "With a gradient to come, nothing is kept but the question: layers are computed again, window by window"
     return checkpoint(f, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else f(x)
 
-# %% ../nbs/05b_tiles.ipynb #09668761
+# %% ../nbs/05b_tiles.ipynb #0e608adf
 def tiling_for(backbone:Backbone,
                side:int=None, # of a window, in pixels; default what the model was trained on
                overlap:float=.25 # of neighbouring windows, as a share of a side, in [0.1, 0.5]

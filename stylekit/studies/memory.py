@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'PRESET_ROWS', 'GPUS', 'SPARE', 'Shape', 'on_meta', 'bytes_of', 'denoiser', 'without_matrices', 'question',
-           'pass_bytes', 'picture_bytes', 'lora_bytes', 'lesson_bytes', 'Need', 'need', 'fits', 'table']
+           'pass_bytes', 'picture_bytes', 'lora_bytes', 'lesson_bytes', 'Need', 'need', 'fits', 'table', 'downloads']
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #2b3afc3f
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #095958a6
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +14,7 @@ import torch
 from ..bench import Ledger
 from ..lora import ATTENTION
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #b1b9ca66
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #766b0107
 _CLIP_L = ('transformers', 'CLIPTextModel', dict(
     hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12))
 _CLIP_G = ('transformers', 'CLIPTextModelWithProjection', dict(
@@ -26,6 +26,7 @@ _QWEN3_4B = ('transformers', 'Qwen3ForCausalLM', dict(
     head_dim=128, vocab_size=151936, tie_word_embeddings=True))
 _KL = dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2,
            down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4)
+_KL_16 = _KL | dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)
 _SDXL_UNET = dict(
     block_out_channels=(320, 640, 1280), down_block_types=('DownBlock2D',)+('CrossAttnDownBlock2D',)*2,
     up_block_types=('CrossAttnUpBlock2D',)*2+('UpBlock2D',), transformer_layers_per_block=(1, 2, 10),
@@ -38,7 +39,7 @@ _SD35_MEDIUM = dict(
 _KLEIN_4B = dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680,
                  guidance_embeds=False)
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #ee07d0bd
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #5315c344
 @dataclass(frozen=True)
 class Shape:
     "A model's parts, each as (library, class, configuration)"
@@ -57,13 +58,13 @@ MODELS = {m.name: m for m in (
     Shape('SDXL', ('diffusers', 'UNet2DConditionModel', _SDXL_UNET), ('diffusers', 'AutoencoderKL', _KL),
           (_CLIP_L, _CLIP_G), 1024, 77, 'CreativeML Open RAIL++-M'),
     Shape('SD 3.5 medium', ('diffusers', 'SD3Transformer2DModel', _SD35_MEDIUM),
-          ('diffusers', 'AutoencoderKL', _KL | dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False)),
+          ('diffusers', 'AutoencoderKL', _KL_16),
           (('transformers', 'CLIPTextModelWithProjection', _CLIP_L[2] | dict(projection_dim=768)), _CLIP_G, _T5_XXL),
           1024, 333, 'Stability AI Community License'),
     Shape('FLUX.2 klein 4B', ('diffusers', 'Flux2Transformer2DModel', _KLEIN_4B),
           ('diffusers', 'AutoencoderKLFlux2', {}), (_QWEN3_4B,), 1024, 512, 'Apache-2.0'))}
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #0e03cab8
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #9bcc7724
 def on_meta(library:str, kind:str, config:dict, dtype=torch.float32)->torch.nn.Module:
     "A network of a class and a configuration, without its weights"
     import importlib, diffusers
@@ -82,7 +83,7 @@ def denoiser(name:str, dtype=torch.bfloat16)->torch.nn.Module: # of MODELS
     "The large part of a model, on the meta device"
     return on_meta(*MODELS[name].denoiser, dtype)
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #3aac5263
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #895a2e1b
 class _Kernel(torch.autograd.Function):
     "Attention of a kernel that makes no matrix, by its shapes"
     @staticmethod
@@ -97,12 +98,13 @@ class _Kernel(torch.autograd.Function):
 def without_matrices():
     "While it is entered, attention on the meta device is that of a fused kernel"
     real, functional = torch.nn.functional.scaled_dot_product_attention, torch.nn.functional
-    def attention(q, k, v, *args, **kw): return _Kernel.apply(q, k, v) if q.is_meta else real(q, k, v, *args, **kw)
+    def attention(query, key, value, *args, **kw):
+        return _Kernel.apply(query, key, value) if query.is_meta else real(query, key, value, *args, **kw)
     functional.scaled_dot_product_attention = attention
     try: yield
     finally: functional.scaled_dot_product_attention = real
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #504caf5b
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #0a2a6b26
 def question(name:str, # of MODELS
              rows:int, size:int, # answers in a batch; pixels of a side
              dtype=torch.bfloat16)->dict: # arguments of the denoiser
@@ -123,7 +125,7 @@ def question(name:str, # of MODELS
     return dict(hidden_states=empty(h*h//4, 128), timestep=empty(), encoder_hidden_states=words,
                 img_ids=ids[0], txt_ids=ids[1], guidance=None)
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #c714ccd5
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #e576df19
 @lru_cache
 def pass_bytes(name:str, rows:int=2, size:int=None, # pixels; default the model's own
                dtype=torch.bfloat16)->int:
@@ -145,7 +147,7 @@ def picture_bytes(name:str, size:int=None)->int:
     z = torch.empty(1, vae.config.latent_channels, side, side, device='meta')
     return _most(vae, lambda: vae.decode(z))
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #4d95540e
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #e882e7a9
 def lora_bytes(name:str, rank:int=32, dtype=torch.float32)->int:
     "Of a style LoRA on the attention, in full precision as it is kept"
     layers = denoiser(name).named_modules()
@@ -167,7 +169,7 @@ def lesson_bytes(name:str, size:int=None, checkpoint:bool=False, # compute layer
         net(**asked).sample.float().pow(2).mean().backward()
         return ledger.peak-held
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #2c40a02c
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #d90e7d45
 @dataclass(frozen=True)
 class Need:
     "Bytes of a run, computed"
@@ -193,7 +195,7 @@ def need(name:str, preset:str='fast', low_memory:bool=False, size:int=None, dtyp
     if low_memory: draw, read = draw+vae, texts
     return Need(always, always+step, always+draw, always+read)
 
-# %% ../../nbs/benchmarks/01_what_fits.ipynb #9351af12
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #7d7d09ea
 GPUS = dict(T4=16, L4=24, A100=40, H100=80)   # GB
 SPARE = 1.1, 2**29   # a factor and bytes for what is not counted
 
@@ -213,3 +215,9 @@ def table(models=tuple(MODELS), presets=('fast', 'paper'))->str:
             sizes = [f'{n/2**30:.1f} GiB' for n in (plain.weights, plain.step, plain.draw, low.most)]
             lines.append('| '+' | '.join([name, preset, *sizes, *where])+' |')
     return '\n'.join(lines)
+
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #33d753b1
+def downloads()->dict: # model -> GiB
+    "Of all parts in 16 bits, as the hub has them for most models"
+    def size(m): return sum(bytes_of(on_meta(*part, torch.float16)) for part in (m.denoiser, m.vae, *m.texts))
+    return {name: round(size(m)/2**30, 1) for name, m in MODELS.items()}
