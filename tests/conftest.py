@@ -153,7 +153,7 @@ def lab(tmp_path_factory):
 
 
 LONG = ('test_browser', 'test_review_browser', 'test_kill', 'test_stylizer', 'test_finetune', 'test_control_clip',
-        'test_baselines', 'test_backbones')
+        'test_baselines', 'test_backbones', 'test_demo')
 
 def pytest_collection_modifyitems(items):
     "Files that take long begin, so that all workers end at about the same time"
