@@ -146,6 +146,9 @@ def expand_patterns(app, docname, source):
         else: out += [page for page in matches(folder, line) if page not in named and not named.add(page)]
     source[0] = '\n'.join(out)
 
+def read_again(app, env, added, changed, removed): # the first page: what its patterns match may have come or gone
+    return [app.config.root_doc]
+
 PATTERN = re.compile(r'[\w./]*\*[\w./*]*')   # a line that is one
 
 def entry_of(line:str)->str: # of a toctree: the page, without its title
@@ -178,6 +181,7 @@ def setup(app):
     app.connect('builder-inited', write_pages)
     app.connect('source-read', mend_readme)
     app.connect('source-read', expand_patterns)
+    app.connect('env-get-outdated', read_again)
     app.connect('doctree-read', link_names)
     app.connect('doctree-read', index_words)
     app.connect('html-page-context', set_language)
