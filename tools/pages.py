@@ -72,13 +72,16 @@ def network_of(file:Path, version:str)->dict: # what the page has to know of it
     run |= {k: about[k] for k in known if k in about}
     return dict(file=f'networks/{file.name}', multiple=about['multiple'], run=run)
 
-def make_demo(out:Path):
-    "The page with all that it needs"
+def replace_text(file:Path, old:str, new:str):
+    file.write_text(file.read_text(encoding='utf-8').replace(old, new), encoding='utf-8')
 
+def make_demo(out:Path, alone:bool=True):
+    "The page with all that it needs; alone, it leads to the repository and not to the site around it"
     version = re.search(r'__version__ = "([^"]+)"', (ROOT/'stylekit'/'__init__.py').read_text())[1]
     assets, runtime = ROOT/'stylekit'/'assets', fetch('onnxruntime-web')
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(ROOT/'docs'/'demo', out)
+    if alone: replace_text(out/'index.html', '../docs/index.html', 'https://github.com/stylekit/stylekit')
     shutil.copytree(runtime, out/'runtime')
     (out/'runtime'/'LICENSE').write_text(ORT_LICENCE)
     for folder in ('networks', 'samples'): (out/folder).mkdir()
@@ -100,7 +103,7 @@ def make_site(out:Path)->int: # exit status
     where = ['-c', str(ROOT/'docs'), '-d', str(doctrees), '-b', 'html', str(ROOT), str(out)]
     status = build_main(['-q', '-W', '-a', *where])
     if status: shutil.rmtree(doctrees, ignore_errors=True)
-    else: make_demo(out/'demo')
+    else: make_demo(out/'demo', alone=False)
     return status
 
 if __name__ == '__main__':

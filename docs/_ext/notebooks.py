@@ -21,6 +21,9 @@ def without_directives(source:str)->str: return re.sub(r'^#\|.*\n?', '', source,
 def is_import(line:str)->bool: # or a line that goes on with one
     return line.startswith(('import ', 'from ', ' ', ')', '#')) or not line.strip()
 
+def is_all_imports(source:str)->bool:
+    return source.startswith(('import ', 'from ')) and all(map(is_import, source.splitlines()))
+
 def tidy(cell):
     "Directives off; tags say what they said"
     told = directives_of(cell.source)
@@ -28,29 +31,25 @@ def tidy(cell):
     if 'hide_output' in told: cell.outputs = []
     tags = [name for name in COSTS if name in told]
     if {'export', 'exports'} & {*told}: tags.append('exported')
-    if all(is_import(line) for line in cell.source.splitlines()): tags.append('hide-input')
+    if is_all_imports(cell.source): tags.append('hide-input')
     cell.metadata = nbformat.from_dict(dict(tags=tags, cell=cell.get('id', '')))
     return cell
 
 def read(text:str): # what myst-nb reads each .ipynb with
     book = nbformat.reads(text, as_version=4)
     book.cells = [tidy(c) if c.cell_type == 'code' else c for c in book.cells if is_for_readers(c)]
-    for c in book.cells:
-        if c.cell_type == 'markdown': c.source = c.source.replace('](README.md)', '](nbs/index.ipynb)')
     return book
 
 def link_names(app, tree):
     "A place for each cell, and over what is exported its names in the reference"
     docname = app.env.docname
-    module = app.env.stylekit_notebooks.get(docname)
     up = '../'*docname.count('/')
     for cell in [n for n in tree.findall(nodes.container) if n.get('nb_element') == 'cell_code']:
         told = cell.get('cell_metadata') or {}
         mark = told.get('cell')
         if mark: cell['ids'].append(f'cell-{mark}')
-        names = [d for d in app.env.stylekit_cells.get((docname, mark), ())] if module else []
         said = [nodes.inline('', COSTS[t], classes=['cost']) for t in told.get('tags', ()) if t in COSTS]
-        for label, page, anchor in names:
+        for label, page, anchor in app.env.stylekit_cells.get((docname, mark), ()):
             ref = nodes.reference('', '', nodes.literal('', label), refuri=f'{up}{page}.html#{anchor}', internal=True)
             said.append(ref)
         if said: cell.insert(0, nodes.paragraph('', '', *said, classes=['cell-head']))

@@ -8,9 +8,8 @@ from docutils.statemachine import StringList
 from sphinx import addnodes
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
-import notebooks
 from definitions import read_package
-from notebooks import place_of
+from notebooks import link_names, mend_readme, place_of
 
 FORGE = 'https://github.com/stylekit/stylekit/blob/main'
 log = logging.getLogger(__name__)
@@ -33,9 +32,8 @@ def rows_of(parameters:list, returns=None)->list: # lines of a Markdown table
     if returns and (returns.type or returns.about):
         rows.append(('*returns*', code(returns.type.strip("'")), '', escape(returns.about)))
     if not any(''.join(row[1:]) for row in rows): return []
-    shown = [1, 2, 3]
     heads = ['', 'type', 'default', 'meaning']
-    kept = [0, *(n for n in shown if any(row[n] for row in rows))]
+    kept = [0, *(n for n in (1, 2, 3) if any(row[n] for row in rows))]
     lines = [[heads[n] for n in kept], ['---']*len(kept), *([row[n] for n in kept] for row in rows)]
     return [f'| {" | ".join(line)} |' for line in lines]
 
@@ -43,19 +41,17 @@ def signature(d)->str:
     if d.kind in ('property', 'data', 'attribute'): return ''
     return f'({", ".join(p.name+(f"={p.default}" if p.default else "") for p in d.parameters)})'
 
-def block(d, module, fence:int=3)->list: # lines of MyST
+def block(d, module)->list: # lines of MyST
     "One definition, with its members within"
-    name = d.name if not d.home else f'stylekit.{d.home}.{d.name}'
-    inner = [line for m in d.members for line in block(m, module, 3)]
-    ticks = '`'*(fence+1 if inner else fence)
-    at = f'../../nbs/{module.notebook.removeprefix("nbs/").removesuffix(".ipynb")}.html#cell-{d.cell}'
-    lines = [f'{ticks}{{py:{d.kind}}} {name}{signature(d)}']
-    lines += ['', escape(d.doc.replace('\n', ' ')) if d.doc and d.kind != 'data' else '', '']
+    name = f'stylekit.{d.home}.{d.name}' if d.home else d.name
+    inner = [line for m in d.members for line in block(m, module)]
+    ticks = '`'*(4 if inner else 3)
+    at = f'../../{place_of(module.notebook)}.html#cell-{d.cell}'
+    lines = [f'{ticks}{{py:{d.kind}}} {name}{signature(d)}', '']
     if d.kind == 'data': lines += data_lines(d)
-    else: lines += [*rows_of(d.parameters, d.returns if d.kind != 'class' else None), '']
+    else: lines += [escape(d.doc.replace('\n', ' ')), '', *rows_of(d.parameters, d.returns), '']
     if d.bases: lines += [f'Based on {", ".join(code(b) for b in d.bases)}.', '']
-    lines += [f'<a class="source" href="{at}">source and why</a>', '', *inner, ticks, '']
-    return lines
+    return [*lines, f'<a class="source" href="{at}">source and why</a>', '', *inner, ticks, '']
 
 def data_lines(d)->list:
     p = d.parameters[0] if d.parameters else None
@@ -77,8 +73,9 @@ def top_names(package:Path)->dict: # name -> module, as `stylekit/__init__.py` h
             return ast.literal_eval(node.value)
     return {}
 
-WINGS = dict(methods='Methods', clip='Control-CLIP', measure='Measures', pilot='Pilot', app='Panels and the page',
-             mini='How the embedded model was made', studies='Studies: not in the wheel')
+WINGS = {'': 'The loop and what it needs'} | dict(
+    methods='Methods', clip='Control-CLIP', measure='Measures', pilot='Pilot', app='Panels and the page',
+    mini='How the embedded model was made', studies='Studies: not in the wheel')
 
 def contents(modules:list, top:dict)->str: # of docs/api/index.md
     "Names that are had by `from stylekit import ...`, then all modules"
@@ -87,10 +84,12 @@ def contents(modules:list, top:dict)->str: # of docs/api/index.md
              'types, shapes, units and defaults, and a link to the cell that it is written in.', '',
              '## What `from stylekit import ...` has', '', '| name | |', '|---|---|']
     for home, names in top.items():
-        lines += [f'| {{py:obj}}`{n} <stylekit.{home}.{n}>` | {escape(docs[f"{home}.{n}"])} |' for n in names.split()]
+        for n in names.split():
+            lines.append(f'| {{py:obj}}`{n} <stylekit.{home}.{n}>` | {escape(docs.get(f"{home}.{n}", ""))} |')
     lines += ['', '## Modules', '']
-    for wing in ['', *WINGS]:
-        lines += [f'### {WINGS.get(wing, "The loop and what it needs")}', '']
+    wings = {m.name.rpartition('.')[0] for m in modules}
+    for wing in [*(w for w in WINGS if w in wings), *sorted(wings-{*WINGS})]:
+        lines += [f'### {WINGS.get(wing, wing)}', '']
         lines += [f'- [`stylekit.{m.name}`]({m.name}.md): {escape(m.doc)}' for m in modules
                   if m.name.rpartition('.')[0] == wing]
         lines.append('')
@@ -109,7 +108,6 @@ def write_pages(app):
     for file in folder.glob('*.md'):
         if file.stem not in {m.name for m in modules} | {'index'}: file.unlink()
     app.env.stylekit_modules = {m.name: m for m in modules}
-    app.env.stylekit_notebooks = {place_of(m.notebook): m for m in modules}
     app.env.stylekit_cells = names_by_cell(modules)
 
 def names_by_cell(modules)->dict: # (docname, cell) -> [(label, page, anchor)]
@@ -148,6 +146,9 @@ def expand_patterns(app, docname, source):
         else: out += [page for page in matches(folder, line) if page not in named and not named.add(page)]
     source[0] = '\n'.join(out)
 
+def read_again(app, env, added, changed, removed): # the first page: what its patterns match may have come or gone
+    return [app.config.root_doc]
+
 PATTERN = re.compile(r'[\w./]*\*[\w./*]*')   # a line that is one
 
 def entry_of(line:str)->str: # of a toctree: the page, without its title
@@ -178,9 +179,10 @@ def setup(app):
     app.add_config_value('stylekit_words', {}, 'env')
     app.connect('config-inited', read_words)
     app.connect('builder-inited', write_pages)
-    app.connect('source-read', notebooks.mend_readme)
+    app.connect('source-read', mend_readme)
     app.connect('source-read', expand_patterns)
-    app.connect('doctree-read', notebooks.link_names)
+    app.connect('env-get-outdated', read_again)
+    app.connect('doctree-read', link_names)
     app.connect('doctree-read', index_words)
     app.connect('html-page-context', set_language)
     app.add_directive('fields', Fields)
