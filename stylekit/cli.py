@@ -1139,8 +1139,8 @@ def app(port:whole(1, 65535)=8866, # where the page is served
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app.serve import app as run
-    run(port, host, not no_browser, style, backbone, device, max_upload, silence, patience, max_kernels, token,
-        hosts or (), use, sign)
+    run(style, backbone, device, patience, use, sign, port=port, host=host, browser=not no_browser,
+        max_upload=max_upload, silence=silence, max_kernels=max_kernels, token=token, hosts=hosts or ())
 
 # %% ../nbs/16_cli.ipynb #9dc45927
 def _review(o)->int: # exit status; `o`: what was given to `review`
@@ -1183,8 +1183,8 @@ def review(out:FOLDER, # folder of results, as stylize left it
     "Go through a folder of results: accept, reject, redo; by keys, on a page"
     if redo: return _review(SimpleNamespace(**locals()))
     from stylekit.app.serve import review_page
-    review_page(out, source, who, proof, style, backbone, device, steps, port, host, not no_browser, silence,
-                max_kernels, token, hosts or (), sign)
+    review_page(out, source, who, proof, style, backbone, device, steps, sign, port=port, host=host,
+                browser=not no_browser, silence=silence, max_kernels=max_kernels, token=token, hosts=hosts or ())
 
 # %% ../nbs/16_cli.ipynb #c50c1c16
 def _planned(o): # a Plan; `o`: what was given to `study`
@@ -1258,7 +1258,8 @@ def vote(study:PATH, # folder of a study, as `stylekit study` made it
         )->int: # exit status
     "Vote on a study: which of two pictures? By keys, on a page; answers go into the study's log"
     from stylekit.app.serve import vote_page
-    vote_page(study, who, lang, port, host, not no_browser, silence, max_kernels, token, hosts or ())
+    vote_page(study, who, lang, port=port, host=host, browser=not no_browser, silence=silence,
+              max_kernels=max_kernels, token=token, hosts=hosts or ())
 
 # %% ../nbs/16_cli.ipynb #ba1107c1
 def ballot(study:PATH, # folder of a study, as `stylekit study` made it
