@@ -3156,6 +3156,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'stylekit.networks.UNet.multiple': ('networks.html#unet.multiple', 'stylekit/networks.py'),
                                    'stylekit.networks.UNet.native_size': ('networks.html#unet.native_size', 'stylekit/networks.py'),
                                    'stylekit.networks.UNet.read': ('networks.html#unet.read', 'stylekit/networks.py'),
+                                   'stylekit.networks._kohya_key': ('networks.html#_kohya_key', 'stylekit/networks.py'),
                                    'stylekit.networks._vae_affine': ('networks.html#_vae_affine', 'stylekit/networks.py'),
                                    'stylekit.networks.grid_ids': ('networks.html#grid_ids', 'stylekit/networks.py'),
                                    'stylekit.networks.network_of': ('networks.html#network_of', 'stylekit/networks.py'),

@@ -213,7 +213,7 @@ class Flux(Network):
     "FluxTransformer2DModel of FLUX.1"
     family, prefix, pipeline = 'FLUX.1', 'transformer', 'FluxPipeline'
     patch_size, packs, axes = 2, True, 3
-    with_alphas = dict(return_alphas=True)   # for its converter
+    with_alphas, dotted_as_kohya = dict(return_alphas=True), True   # for its converter
     @property
     def embeds_guidance(self): return bool(self.model.config.guidance_embeds)
     @property
@@ -247,7 +247,8 @@ def read(self:Flux, backbone, prompts, size):
 # %% ../nbs/01f_networks.ipynb #a1ed038b
 class Flux2(Flux):
     "Flux2Transformer2DModel of FLUX.2 klein"
-    family, pipeline, axes, with_alphas = 'FLUX.2', 'Flux2KleinPipeline', 4, {}
+    family, pipeline, axes = 'FLUX.2', 'Flux2KleinPipeline', 4
+    with_alphas, dotted_as_kohya = {}, False
     def lengths(self, texts): return [512]
     def inputs(self, c): return {}
     def word_ids(self, c):
@@ -310,12 +311,20 @@ def lora_names(self:Flux, state):
     return out, notes
 
 # %% ../nbs/01f_networks.ipynb #606983c7
+def _kohya_key(key:str)->str: # of the original code, dotted, as ComfyUI writes it; any other stays
+    "Diffusers' converter for FLUX.1 knows these layers by kohya's names alone"
+    if not key.startswith('diffusion_model.'): return key
+    layer = _LAYER.split(key)[0]
+    role = key[len(layer):].replace('lora_A', 'lora_down').replace('lora_B', 'lora_up')
+    return 'lora_unet_' + layer.removeprefix('diffusion_model.').replace('.', '_') + role
+
 @patch
 def converted(self:Flux, state:dict # of one layer
              )->dict:
     "One layer in diffusers' names; as it is, where the converter has no place for it"
     import diffusers
-    try: out = getattr(diffusers, self.pipeline).lora_state_dict(dict(state), **self.with_alphas)
+    named = {_kohya_key(k): v for k, v in state.items()} if self.dotted_as_kohya else dict(state)
+    try: out = getattr(diffusers, self.pipeline).lora_state_dict(named, **self.with_alphas)
     except (ValueError, AssertionError, KeyError, IndexError, RuntimeError): return state   # it is unmatched then
     out, alphas = out if isinstance(out, tuple) else (out, {})
     return out | (alphas or {}) or state

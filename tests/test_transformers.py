@@ -190,11 +190,11 @@ def ai_toolkit(b, dim):
     return out
 
 WRITERS = [(kind, w) for kind in KINDS for w in ('diffusers', 'PEFT')]
-WRITERS += [('flux', 'kohya'), ('klein', 'kohya'), ('klein', 'ai-toolkit')]
+WRITERS += [('flux', 'kohya'), ('klein', 'kohya'), ('klein', 'ai-toolkit'), ('flux', 'ComfyUI')]
 
 def lora_file(b, writer):
     if writer == 'kohya': return kohya_flux(b, 16)
-    if writer == 'ai-toolkit': return ai_toolkit(b, 16)
+    if writer in ('ai-toolkit', 'ComfyUI'): return ai_toolkit(b, 16)
     return written(lora_state(b, linear_layers(b)), 'transformer.' if writer == 'diffusers' else 'base_model.model.')
 
 @pytest.mark.parametrize('kind,writer', WRITERS)
@@ -207,7 +207,8 @@ def test_loras_load_whole_and_as_diffusers_loads_them(models, bases, tmp_path, k
     report = add_style(b, load_style(path))
     assert report.matched == report.total > 3 and not report.unmatched
     pipe = diffusers.DiffusionPipeline.from_pretrained(models(kind))
-    pipe.load_lora_weights({k.replace('base_model.model.', 'transformer.'): v for k, v in state.items()})
+    theirs = state if writer != 'ComfyUI' else {k: v for k, v in kohya_flux(b, 16).items() if 'alpha' not in k}
+    pipe.load_lora_weights({k.replace('base_model.model.', 'transformer.'): v for k, v in theirs.items()})
     x, t, cond = torch.randn(1, b.latent_channels, 8, 8), torch.tensor([400]), b.encode_prompt('an owl')
     told_time = b.noising.told(t)
     args = told(pipe, kind, 'an owl')
