@@ -469,14 +469,15 @@ def predict(self:Backbone,
     with torch.set_grad_enabled(train or z_t.requires_grad): out = self._unet_output(z_t, t, c).float()
     return to_epsilon(out, z_t, self.alpha_bar(t), self.prediction_type)
 
-GOLDEN_SHIFT = .618034   # neighbouring timesteps get shifts far apart
+GOLDEN_SHIFT = .618034   # squares of timesteps, times this, are spread over [0, 1) like lots
 
 @patch
 def _unet_output(self:Backbone, z_t, t, c:PromptEmbeds):
     extra = dict(text_embeds=c.pooled, time_ids=c.time_ids) if self.is_xl else None
     def ask(z): return self.unet(z.to(self.dtype), t, c.embeds, added_cond_kwargs=extra).sample
     if self.tiling is None: return ask(z_t)
-    return self._in_parts(ask, z_t, shift=float(t[0])*GOLDEN_SHIFT % 1)   # where parts meet changes from step to step
+    shift = float(t[0])**2*GOLDEN_SHIFT % 1   # where parts meet is elsewhere at every timestep
+    return self._in_parts(ask, z_t, shift=shift)
 
 # %% ../nbs/02_backbone.ipynb #904d794b
 MOST_ROWS = 24   # of a batch: more gain nothing on a processor, and cost memory everywhere
