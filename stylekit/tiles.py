@@ -121,7 +121,7 @@ def _answer(f, x):
 # %% ../nbs/05b_tiles.ipynb #ed354c3a
 def tiling_for(backbone:Backbone,
                side:int=None, # of a window, in pixels; default what the model was trained on
-               overlap:float=.5 # of neighbouring windows, as a share of a side, in [0.1, 0.5]; less is faster, and seams show
+               overlap:float=.5 # of neighbouring windows, as a share of a side, in [0.1, 0.5]
               )->Tiling:
     "Windows for a model, their sides rounded to what it takes"
     native = backbone.native_size
