@@ -412,13 +412,14 @@ def predict(self:Backbone,
     with torch.set_grad_enabled(train or z_t.requires_grad): out = self._unet_output(z_t, t, c).float()
     return self.noising.epsilon(out, z_t, t)
 
-GOLDEN_SHIFT = .618034   # neighbouring timesteps get shifts far apart
+GOLDEN_SHIFT = .618034   # squares of timesteps, times this, are spread over [0, 1) like lots
 
 @patch
 def _unet_output(self:Backbone, z_t, t, c:PromptEmbeds):
     def ask(z): return self.network.ask(z.to(self.dtype), self.noising.told(t), c)
     if self.tiling is None: return ask(z_t)
-    return self._in_parts(ask, z_t, shift=float(t[0])*GOLDEN_SHIFT % 1)   # where parts meet changes from step to step
+    shift = float(t[0])**2*GOLDEN_SHIFT % 1   # where parts meet is elsewhere at every timestep
+    return self._in_parts(ask, z_t, shift=shift)
 
 # %% ../nbs/02_backbone.ipynb #904d794b
 MOST_ROWS = 24   # of a batch: more gain nothing on a processor, and cost memory everywhere

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LINE', 'seam_ratio', 'tile_starts', 'tile_weights', 'Tiling', 'tiling_for', 'tiled']
 
-# %% ../nbs/05b_tiles.ipynb #8315df01
+# %% ../nbs/05b_tiles.ipynb #f64eb22a
 import math
 from contextlib import contextmanager
 from itertools import product
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from .backbone import Backbone
 from .core import StylekitError, check_range, check_whole
 
-# %% ../nbs/05b_tiles.ipynb #80306a8a
+# %% ../nbs/05b_tiles.ipynb #8f2b7b32
 LINE = .02   # of a difference: the edge of a thing counts no more than a faint seam
 
 def seam_ratio(x:torch.Tensor, # picture (..., H, W) in [0, 1]
@@ -37,7 +37,7 @@ def seam_ratio(x:torch.Tensor, # picture (..., H, W) in [0, 1]
             beside += [steps[i] for i in places if 0 <= i < len(steps)]
     return float(torch.stack(at).mean()/torch.stack(beside).mean())
 
-# %% ../nbs/05b_tiles.ipynb #e11574c6
+# %% ../nbs/05b_tiles.ipynb #2dd20fb6
 def tile_starts(n:int, # places along one side
                 side:int, # of a window
                 overlap:int, # the least that two neighbours share
@@ -63,7 +63,7 @@ def tile_weights(n:int, side:int, overlap:int, # as of `tile_starts`
     for s in starts: total[s:s+len(w)] += w
     return [(s, w/total[s:s+len(w)]) for s in starts]
 
-# %% ../nbs/05b_tiles.ipynb #ec9e0e90
+# %% ../nbs/05b_tiles.ipynb #089f329b
 class Tiling:
     "Windows over large latents: the model answers one after the other, and the answers are blended"
     def __init__(self, side:int, # of a window, in latents
@@ -89,10 +89,12 @@ class Tiling:
                 shift:float=0. # as of `tile_starts`
                )->list: # (slice of rows, slice of columns, weights (h', w'))
         "The windows at a scale, and how much each place counts in them"
-        def along(n): return [(slice(s, s+len(a)), a) for s, a in tile_weights(n, self.side, self.overlap, scale, shift)]
+        def along(n):
+            each = tile_weights(n, self.side, self.overlap, scale, shift)
+            return [(slice(s, s+len(w)), w) for s, w in each]
         return [(rows, columns, wy[:, None]*wx) for (rows, wy), (columns, wx) in product(along(h), along(w))]
 
-# %% ../nbs/05b_tiles.ipynb #0c96a8c2
+# %% ../nbs/05b_tiles.ipynb #9a11702f
 @patch
 def blend(self:Tiling, f, # of a part of `x`
           x:torch.Tensor, # (B, C, H, W)
@@ -116,10 +118,10 @@ def _answer(f, x):
     "With a gradient to come, nothing is kept but the question: layers are computed again, window by window"
     return checkpoint(f, x, use_reentrant=False, preserve_rng_state=False) if torch.is_grad_enabled() else f(x)
 
-# %% ../nbs/05b_tiles.ipynb #0e608adf
+# %% ../nbs/05b_tiles.ipynb #ed354c3a
 def tiling_for(backbone:Backbone,
                side:int=None, # of a window, in pixels; default what the model was trained on
-               overlap:float=.25 # of neighbouring windows, as a share of a side, in [0.1, 0.5]
+               overlap:float=.5 # of neighbouring windows, as a share of a side, in [0.1, 0.5]
               )->Tiling:
     "Windows for a model, their sides rounded to what it takes"
     native = backbone.native_size
@@ -131,7 +133,7 @@ def tiling_for(backbone:Backbone,
     return Tiling(places, max(1, round(check_range('overlap', overlap, .1, .5)*places)))
 
 @contextmanager
-def tiled(backbone:Backbone, side:int=None, overlap:float=.25 # as of `tiling_for`
+def tiled(backbone:Backbone, side:int=None, overlap:float=.5 # as of `tiling_for`
          ): # Tiling
     "Encode, predict and decode through overlapping windows, while it is entered"
     before, backbone.tiling = backbone.tiling, tiling_for(backbone, side, overlap)

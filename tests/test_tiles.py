@@ -27,7 +27,7 @@ def test_a_run_in_windows_is_recorded_and_is_another_run(sdxl, style, tmp_path):
     from stylekit import read_output
     result = go(sdxl, style)
     assert result.image.size == WIDE.size and result.settings.tile == 64
-    assert result.info['tiles'] == dict(side=8, overlap=2, count=[2, 3])
+    assert result.info['tiles'] == dict(side=8, overlap=4, count=[2, 4])
     saved = read_output(result.save(tmp_path/'x.png')).run
     assert saved['settings']['tile'] == 64 and saved['tiles'] == result.info['tiles']
     assert go(sdxl, style, tile=96).info['run_id'] != result.info['run_id']
@@ -102,9 +102,9 @@ def test_a_learning_fake_score_learns_the_same(sdxl):
             return torch.autograd.grad(loss, [p for p in fake.params if p.requires_grad])
         finally: fake.close()
     def plain_blend(tiling):
-        def blend(f, x, reads=1, writes=1):
+        def blend(f, x, reads=1, writes=1, shift=0.):
             out = torch.zeros_like(x)
-            for rows, columns, weight in tiling.windows(*x.shape[-2:]):
+            for rows, columns, weight in tiling.windows(*x.shape[-2:], 1, shift):
                 part = torch.nn.functional.pad(weight*f(x[..., rows, columns]), (
                     columns.start, x.shape[-1]-columns.stop, rows.start, x.shape[-2]-rows.stop))
                 out = out+part
@@ -136,7 +136,27 @@ def test_progress_says_which_part(sdxl, style):
     bar = run.callbacks[-1]
     bar.on_tile = lambda i, n: heard.append((i, n))
     run.run()
-    assert heard[:6] == [(i+1, 6) for i in range(6)] and not len(heard) % 6
+    assert heard[0][0] == 1 and all(1 <= i <= n <= 15 for i, n in heard)
+
+def test_windows_move_with_the_timestep_and_only_with_it(sdxl):
+    "Two scores of a step look through the same windows, and so does a run that is resumed"
+    z, words, seen = torch.randn(1, 4, 16, 24), sdxl.encode_prompt('an owl'), []
+    with tiled(sdxl, 64) as tiling:
+        blend = tiling.blend
+        def watched(f, x, reads=1, writes=1, shift=0.):
+            seen.append(shift)
+            return blend(f, x, reads, writes, shift)
+        tiling.blend = watched
+        for t in (300, 301, 300): sdxl.predict(z, torch.tensor([t]), words)
+    assert seen[0] == seen[2] != seen[1] and all(0 <= s < 1 for s in seen)
+
+def test_a_seam_is_found_sharp_or_blurred():
+    from stylekit.tiles import seam_ratio
+    x = torch.rand(3, 96, 96, generator=torch.Generator().manual_seed(0))*.01
+    assert seam_ratio(x, [48], [48], 24, 1, 12) < 1.5
+    ramp = (torch.arange(96)-40.).clamp(0, 16)/16*.02
+    blurred = x+ramp[:, None]
+    assert seam_ratio(blurred, [48], width=12, pitch=24, reach=1) > 4 > 1.3 > seam_ratio(blurred, [48])
 
 def test_windows_cover_every_place():
     for n in range(1, 70):

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['RIDGES', 'fractal', 'landscape', 'draw_large', 'run_once', 'peak_memory']
 
-# %% ../../nbs/benchmarks/02_large.ipynb #de9dc115
-import json, subprocess, sys
-from pathlib import Path
+# %% ../../nbs/benchmarks/02_large.ipynb #fab186cf
+import json, subprocess, sys, tempfile
 import torch, torch.nn.functional as F
 from ..backbone import load_backbone
 from ..core import StylekitError
-from ..images import image_to_tensor, tensor_to_image
+from ..images import image_to_tensor, open_image, tensor_to_image
 from ..methods.sms import settings
 from ..lora import load_style
 from ..stylizer import Stylizer, stylize
 from ..tiles import seam_ratio, tiling_for
 
-# %% ../../nbs/benchmarks/02_large.ipynb #5093ed38
+# %% ../../nbs/benchmarks/02_large.ipynb #abb542c5
 def fractal(w:int, h:int, generator:torch.Generator,
             roughness:float=.55, # of each size beside the next coarser one
             coarsest:int=2 # cells of the coarsest noise
@@ -34,7 +33,7 @@ def _color(code:str)->torch.Tensor: return torch.tensor([int(code[i:i+2], 16)/25
 
 RIDGES = (.42, '7d90ab'), (.55, '56704f'), (.68, '3d5a2c'), (.8, '6b5a33')   # where from above, in which colour
 
-# %% ../../nbs/benchmarks/02_large.ipynb #b38efbab
+# %% ../../nbs/benchmarks/02_large.ipynb #e2c2716c
 def landscape(w:int=2048, h:int=1536, seed:int=0): # PIL
     "Hills under a sky with a sun and a cloud"
     g = torch.Generator().manual_seed(seed)
@@ -50,7 +49,7 @@ def landscape(w:int=2048, h:int=1536, seed:int=0): # PIL
     im = torch.lerp(im, _color('fff3c4').expand_as(im), sun)
     return tensor_to_image((im + .012*torch.randn(im.shape, generator=g)).clamp(0, 1))
 
-# %% ../../nbs/benchmarks/02_large.ipynb #68706ca4
+# %% ../../nbs/benchmarks/02_large.ipynb #84b5dd9c
 def draw_large(size:tuple=(2048, 1536), style:str='watercolour', steps:int=4, tile='auto', backbone=None,
                **how # to `stylize`
               )->tuple: # result; seam ratio of the result and of the picture, at the windows' ends
@@ -59,25 +58,31 @@ def draw_large(size:tuple=(2048, 1536), style:str='watercolour', steps:int=4, ti
     result = stylize(picture, style, 'mountains under a blue sky with a sun', backbone=b, steps=steps, tile=tile,
                      **dict(seed=1, adapt='none') | how)
     side = None if tile in (None, 'auto') else tile
-    cuts = tiling_for(b, side).cuts(*(n//b.vae_scale_factor for n in size[::-1]), b.vae_scale_factor)
-    return result, *(seam_ratio(image_to_tensor(im), **cuts) for im in (result.image, picture))
+    t, factor = tiling_for(b, side), b.vae_scale_factor
+    near = t.cuts(*(n//factor for n in size[::-1]), factor) | dict(reach=1, width=3*factor)
+    near['pitch'] = (t.side-t.overlap)*factor//2   # half-way to the next joint
+    return result, *(seam_ratio(image_to_tensor(im), **near) for im in (result.image, picture))
 
-# %% ../../nbs/benchmarks/02_large.ipynb #3f482071
-def run_once(size:tuple, # (width, height), multiples of what the model takes
+# %% ../../nbs/benchmarks/02_large.ipynb #67d4ddf2
+def run_once(picture:str, # file
              tile=None, backbone:str=None, style:str='ink', steps:int=1, **how)->dict: # MiB
     "One short run in this process, and the most memory the process ever had"
     import resource
     b = load_backbone(backbone)
     def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
-    loaded, (w, h) = most(), size
-    cfg = settings(steps=steps, adapt='none', resolution=round((w*h)**.5), tile=tile, **how)
-    Stylizer(b, load_style(style), cfg, [landscape(w, h)], ['mountains'], [0]).run()
-    return dict(size=list(size), tile=tile, loaded=loaded, most=most())
+    loaded, im = most(), open_image(picture)
+    cfg = settings(steps=steps, adapt='none', resolution=round((im.size[0]*im.size[1])**.5), tile=tile, **how)
+    Stylizer(b, load_style(style), cfg, [im], ['mountains'], [0]).run()
+    return dict(size=list(im.size), tile=tile, loaded=loaded, most=most())
 
-def peak_memory(**case # of `run_once`
+def peak_memory(size:tuple, # (width, height), multiples of what the model takes
+                **case # of `run_once`
                )->dict:
-    "`run_once` in a process of its own"
-    code = f'import json; from stylekit.studies.large import run_once; print(json.dumps(run_once(**{case!r})))'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    "`run_once` on a landscape, in a process of its own"
+    with tempfile.TemporaryDirectory() as folder:
+        case['picture'] = f'{folder}/landscape.png'
+        landscape(*size).save(case['picture'])
+        code = f'import json; from stylekit.studies.large import run_once; print(json.dumps(run_once(**{case!r})))'
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     if done.returncode: raise StylekitError(f'the run failed: {done.stderr.strip().splitlines()[-1:]}')
     return json.loads(done.stdout.strip().splitlines()[-1])
