@@ -1,4 +1,4 @@
-"Random weights in the real file layouts of SD 1.5, SD 2.1 (v-prediction) and SDXL: small channels, seconds on a CPU"
+"Random weights in the real file layouts of models that people have: small channels, seconds on a CPU"
 import json
 import pytest, torch
 
@@ -29,7 +29,8 @@ def _vae(xl):
 
 
 def _scheduler(prediction_type):
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    if prediction_type == 'flow_prediction': return FlowMatchEulerDiscreteScheduler(shift=3.)
     return DDIMScheduler(
         beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', steps_offset=1,
         clip_sample=False, set_alpha_to_one=False, prediction_type=prediction_type)
@@ -43,12 +44,14 @@ def _text_config(tok, width, **kw):
         bos_token_id=tok.bos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id, **kw)
 
 
-def _index(xl):
+PREDICTIONS = dict(sd21v='v_prediction', flow='flow_prediction')   # of the others: epsilon
+
+def _index(xl, scheduler='DDIMScheduler'):
     index = dict(
         _class_name='StableDiffusionXLPipeline' if xl else 'StableDiffusionPipeline', _diffusers_version='0.35.0',
         unet=['diffusers', 'UNet2DConditionModel'], vae=['diffusers', 'AutoencoderKL'],
         text_encoder=['transformers', 'CLIPTextModel'], tokenizer=['transformers', 'CLIPTokenizer'],
-        scheduler=['diffusers', 'DDIMScheduler'])
+        scheduler=['diffusers', scheduler])
     if not xl: return index
     return index | dict(
         text_encoder_2=['transformers', 'CLIPTextModelWithProjection'], tokenizer_2=['transformers', 'CLIPTokenizer'],
@@ -56,7 +59,7 @@ def _index(xl):
 
 
 def make_model(folder, kind):
-    "Write a diffusers folder shaped like `kind`: 'sd15', 'sd21v' or 'sdxl'"
+    "Write a diffusers folder shaped like `kind`: 'sd15', 'sd21v', 'sdxl', or 'flow', an sd15 that predicts velocities"
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
     from stylekit.mini.clip import train_tokenizer
     torch.manual_seed(0)
@@ -70,8 +73,9 @@ def make_model(folder, kind):
     if xl:
         CLIPTextModelWithProjection(_text_config(tok, 24, projection_dim=24)).save_pretrained(folder/'text_encoder_2')
         tok.save_pretrained(folder/'tokenizer_2')
-    _scheduler('v_prediction' if kind == 'sd21v' else 'epsilon').save_pretrained(folder/'scheduler')
-    (folder/'model_index.json').write_text(json.dumps(_index(xl)))
+    scheduler = _scheduler(PREDICTIONS.get(kind, 'epsilon'))
+    scheduler.save_pretrained(folder/'scheduler')
+    (folder/'model_index.json').write_text(json.dumps(_index(xl, type(scheduler).__name__)))
     return folder
 
 

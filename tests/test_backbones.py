@@ -189,10 +189,9 @@ def test_folders_that_hold_something_else(copy, tmp_path):
 
 @pytest.mark.parametrize('cls,changes,family', [
     ('EDMDPMSolverMultistepScheduler', {}, 'EDM'), ('EDMEulerScheduler', {}, 'EDM'),
-    ('FlowMatchEulerDiscreteScheduler', dict(shift=3.), 'flow matching'),
-    ('FlowMatchHeunDiscreteScheduler', {}, 'flow matching'),
+    ('FlowMatchEulerDiscreteScheduler', dict(invert_sigmas=True), 'flow matching'),
+    ('FlowMatchLCMScheduler', {}, 'flow matching'),
     ('UniPCMultistepScheduler', dict(use_flow_sigmas=True), 'flow matching'),
-    ('DPMSolverMultistepScheduler', dict(prediction_type='flow_prediction'), 'flow matching'),
     ('CogVideoXDDIMScheduler', {}, 'unknown'), ('DDPMWuerstchenScheduler', {}, 'unknown')])
 @pytest.mark.parametrize('where', ['both', 'index', 'config'])
 def test_schedulers_without_betas(copy, cls, changes, family, where):
@@ -200,6 +199,12 @@ def test_schedulers_without_betas(copy, cls, changes, family, where):
     if where != 'config': edit(f/'model_index.json', scheduler=['diffusers', cls])
     if where != 'index' or changes: edit(f/'scheduler'/'scheduler_config.json', _class_name=cls, **changes)
     refused(f, family, 'betas')
+
+
+def test_index_and_config_of_two_families(copy):
+    f = copy()
+    edit(f/'model_index.json', scheduler=['diffusers', 'FlowMatchEulerDiscreteScheduler'])
+    refused(f, 'FlowMatchEulerDiscreteScheduler', 'DDIMScheduler', 'download')
 
 
 @pytest.mark.parametrize('cls', [

@@ -13,7 +13,8 @@ import torch, torch.nn.functional as F
 from fastcore.basics import patch
 from ..backbone import Backbone, PromptEmbeds
 from ..core import check_range
-from ..scores import Score, ddim, ddim_timesteps, read_off, scores
+from ..noising import VP
+from ..scores import Score, ddim, ddim_timesteps, scores
 from .released import RELEASED, Released
 from .sms import METHODS, PRESETS, USUAL, Direction, Method, Settings, Step, randn_like
 
@@ -97,11 +98,11 @@ class PDS(DDS):
 @patch
 def step_noise(self:PDS, z, eps, t, noise, noise_prev)->torch.Tensor: # like z
     "ε̃ with x_{t−2} = μ(x_t, ε) + σ_t·ε̃"
-    b, before = self.backbone, (t-2).clamp(min=0)
+    b, before = VP(self.backbone.alphas_cumprod, self.backbone.betas), (t-2).clamp(min=0)   # of a flow, too
     A, A_prev = b.alpha_bar(t), b.alpha_bar(before)
     beta = b.betas[t].view(-1,1,1,1)
     z_t = b.add_noise(z, noise, t)
-    mean = A_prev.sqrt()*beta/(1-A)*read_off(z_t, eps, A) + (1-beta).sqrt()*(1-A_prev)/(1-A)*z_t
+    mean = A_prev.sqrt()*beta/(1-A)*b.read_off(z_t, eps, t) + (1-beta).sqrt()*(1-A_prev)/(1-A)*z_t
     return (b.add_noise(z, noise_prev, before)-mean)/((1-A_prev)/(1-A)*beta).sqrt()
 
 # %% ../../nbs/07_baselines.ipynb #12392bf8

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from ..backbone import Backbone, PromptEmbeds
 from ..core import StylekitError, changed, check_number, check_range, check_whole, one_line, plain_number
 from ..lora import ATTENTION, SCALES
-from ..scores import FakeScore, Score, read_off, scores
+from ..scores import FakeScore, Score, scores
 from ..spectrum import CutoffCurve, psr_grad
 
 # %% ../../nbs/06_sms.ipynb #070bd584
@@ -588,5 +588,5 @@ def finish(self:Method, z:torch.Tensor, generators:list)->torch.Tensor: # like z
         t = torch.full((len(z),), max(1, round(share*c.final_t)), device=z.device)
         noise = c.final_noise*randn_like(z, generators) if c.final_noise else torch.zeros_like(z)
         z_t = self.backbone.add_noise(z, noise, t)
-        z = read_off(z_t, style(z_t, t, self.conds.styled), self.backbone.alpha_bar(t))
+        z = self.backbone.read_off(z_t, style(z_t, t, self.conds.styled), t)
     return z
