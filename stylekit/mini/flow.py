@@ -190,17 +190,17 @@ def pack_flow(base:Path, unet:UNet2DConditionModel, dest:Path)->Path: # a model 
 @dataclass(frozen=True)
 class FlowPlan:
     "How long the twin and its styles learn, and from how much at once"
-    steps: int = 700
+    steps: int = 450
     batch: int = 16
     lr: float = 1e-3
     ema: float = .99      # decay of the average
     warmup: int = 30      # steps
-    every: int = 100      # steps between checkpoints
+    every: int = 50       # steps between checkpoints
     views: int = 1536     # pictures whose latents it learns from, a view each
     start: int = 64       # of them for the readout
     rounds: int = 500     # of the clock
     looks: tuple = ('flat', 'ink')
-    style_steps: int = 150
+    style_steps: int = 120
     style_batch: int = 8
     style_lr: float = 5e-4
     style_views: int = 384   # of a style's pictures, and as many of the base's
@@ -297,7 +297,7 @@ def ready_style(self:FlowBuild, twin:Backbone, look:str)->Path: # of `work/model
         how = FitSettings(plan.style_steps, plan.style_lr, .97, warmup=10, every=plan.every)
         teacher, pictures = VelocityTeacher(self.base, ('style',)), self.corpus.pictures('train', (look,))
         self.learn(twin.unet, teacher, self.style_lessons(look), how, plan.style_batch, look, torch.optim.AdamW)
-        write_style(twin, look, part, len(pictures), f'{plan.style_steps} of distillation')
+        write_style(twin, look, part, len(pictures), f'{plan.style_steps} of distillation', 'mini as a flow')
         for model in (self.base, twin): model.delete_adapter('style')
     return write_once(self.work/'styles'/look, write)
 
