@@ -6,7 +6,7 @@
 __all__ = ['AXES', 'KINDS', 'LARGEST', 'WHOLE', 'MOST_JSON', 'BASES', 'FAMILIES', 'OTHERS', 'Pair', 'mixed', 'loha', 'lokr',
            'check_slots', 'to_pair', 'check_product', 'to_offsets', 'split_key', 'gather', 'sgm_names', 'layer_shapes',
            'parameter_shapes', 'kohya_name', 'find_layer', 'layer_index', 'json_object', 'alpha_sources',
-           'config_alpha', 'LoraFile', 'read_lora', 'other_family', 'what_it_is']
+           'config_alpha', 'LoraFile', 'read_lora', 'writer_of', 'other_family', 'what_it_is', 'transformer_family']
 
 # %% ../nbs/03b_formats.ipynb #2b3d6d65
 import json, math, re
@@ -318,7 +318,7 @@ def find_layer(name:str, # as a file has it
               )->tuple: # (part, layer), or None
     "Which layer of this model a file means"
     rest, words = name.replace('.', '_'), set()
-    while m := _WORD.match(rest):
+    while (m := _WORD.match(rest)) and rest not in index.get('unet', {}):   # a layer may begin like a prefix
         rest = rest[m.end():]
         if m.lastgroup: words.add(m.lastgroup)
     meant = dict(second='text_encoder_2', first='text_encoder', unet='unet')
@@ -445,7 +445,7 @@ def read_lora(state:dict, # of the file
     "Every layer's update, and what found no place"
     layers, rest = gather(state)
     index, shapes = layer_index(parts), {p: parameter_shapes(m) for p, m in parts.items()}
-    f = LoraFile({}, _kind(layers), _writer(state), _base(layers), list(rest), {}, {}, ())
+    f = LoraFile({}, _kind(layers), writer_of(state), _base(layers), list(rest), {}, {}, ())
     seen, reading = set(), _Reading(sources, largest)
     for name, slots in layers.items():
         found = find_layer(name, index)
@@ -523,7 +523,9 @@ def _kind(layers):
         if roles & own: kinds.append(kind)
     return '+'.join(kinds) + (' (DoRA)' if roles & {'magnitude', 'dora_scale'} else '')
 
-def _writer(state):
+def writer_of(state:dict # of a LoRA file
+             )->str:
+    "Whose names it has: kohya, ComfyUI, PEFT or diffusers"
     k = next(iter(state))
     if k.startswith(('lora_unet_', 'lora_te', 'lycoris_')): return 'kohya'
     if k.startswith(('diffusion_model.', 'model.diffusion_model.')): return 'ComfyUI'
@@ -570,6 +572,8 @@ OTHERS = (
     (r'motion_modules|temporal_transformer', 'a motion module of AnimateDiff'),
     (r'^(emb_params|string_to_\w+.*|clip_[lg]|t5\w*|<[^.]*>|\*)$', 'an embedding (textual inversion)'),
     (r'joint_(transformer_)?blocks', 'a LoRA for Stable Diffusion 3 (SD3)'),
+    (r'to_qkv_mlp_proj|(double|single)_stream_modulation', 'a LoRA for FLUX.2'),
+    (r'single_transformer_blocks[._]\d+[._](attn[._](to_|norm)|proj_mlp)', 'a LoRA for Flux (FLUX.1)'),
     (r'double_blocks|single_(transformer_)?blocks|distilled_guidance', 'a LoRA for Flux'),
     (_PREFIX+r'transformer_blocks[._]\d+[._](img_|txt_)', 'a LoRA for Qwen-Image'),
     (_PREFIX+r'blocks[._]\d+[._](self_attn|cross_attn|ffn)', 'a LoRA for Wan'),
@@ -589,7 +593,8 @@ def what_it_is(state:dict # of a file that is no LoRA for this model
     loras = {k: split_key(k)[0] for k in state}
     for pattern, name in OTHERS:
         whole = name.startswith(('a whole', 'the weights', 'a text'))   # a LoRA has such names, too
-        if any(re.search(pattern, k) for k, lora in loras.items() if not (whole and lora)): return name
+        if not any(re.search(pattern, k) for k, lora in loras.items() if not (whole and lora)): continue
+        return name if name != 'a LoRA for Flux' else _which_flux(state)
     width = _transformer_width(state)
     if width: return f'a LoRA for {_WIDTHS.get(width, "a diffusion transformer")}'
     if any(re.search(r'(^|\.)(model\.)?layers\.\d+\.(self_attn|mlp)\.', k) for k in state):
@@ -601,3 +606,23 @@ def _transformer_width(state)->int: # 0 if there is none
     blocks = [k for k in state if re.match(_PREFIX+r'transformer_blocks[._]\d', k)]
     downs = [state[k] for k in blocks if split_key(k)[1]=='down']
     return next((v.shape[1] for v in downs if v.ndim==2), 0)
+
+# %% ../nbs/03b_formats.ipynb #d32a71ec
+# by how much a layer is wider than its input
+_WIDENS = {7: 'Flux (FLUX.1)', 4: 'Flux (FLUX.1)', 9: 'FLUX.2', 6: 'FLUX.2'}
+_TRANSFORMERS = {'SD3': 'Stable Diffusion 3', 'FLUX.1': 'FLUX.1', 'FLUX.2': 'FLUX.2', 'Flux': 'FLUX'}
+
+def _which_flux(state)->str:
+    "Both have the same names in their own code; what goes into the wide layers tells them apart"
+    def width(layer, role, axis):
+        return next((v.shape[axis] for k, v in state.items() if split_key(k)[:2] == (layer, role) and v.ndim == 2), 0)
+    wide = {split_key(k)[0] for k in state if re.search(r'linear1|img_mlp[._]0', k)}
+    found = {width(x, 'up', 0)/(width(x, 'down', 1) or 1) for x in wide}
+    return f'a LoRA for {next((_WIDENS[r] for r in found if r in _WIDENS), "Flux")}'
+
+def transformer_family(state:dict # of a LoRA file
+                      )->str: # 'Stable Diffusion 3', 'FLUX.1', 'FLUX.2', 'FLUX' for one of the two; '' for a UNet's
+    "For which transformer a LoRA was made, by its names"
+    name = what_it_is(state)
+    if not name.startswith('a LoRA'): return ''
+    return next((family for word, family in _TRANSFORMERS.items() if word in name), '')

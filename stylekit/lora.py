@@ -20,7 +20,7 @@ from .model_files import PICKLES, hub_copy
 from .core import (StylekitError, asset, atomic_path, check_range, digest, explain_errors, file_sha256,
                            user_path)
 from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family,
-                              parameter_shapes, read_lora, sgm_names, what_it_is)
+                              parameter_shapes, read_lora, sgm_names, transformer_family, what_it_is, writer_of)
 from .records import UNSEALED, check_sealed, save_sealed
 
 # %% ../nbs/04_lora.ipynb #6f6953fd
@@ -402,15 +402,34 @@ def _read(backbone, style):
     if family:
         raise StylekitError(f'{name} is of the family {family}, which is not read here: '
                             'LoRA, LoHa, LoKr, DoRA and whole weights are')
-    sources, largest = alpha_sources(meta, _beside(style.path)), float(torch.finfo(backbone.dtype).max)
-    try: f = read_lora(state, backbone.parts, sources, largest)
+    largest = float(torch.finfo(backbone.dtype).max)
+    _check_transformer(name, state, backbone)
+    named, sources, notes = _in_our_names(backbone, name, state, alpha_sources(meta, _beside(style.path)))
+    try: f = read_lora(named, backbone.parts, sources, largest)
     except StylekitError as e: raise StylekitError(f'{name} cannot be used: {e}') from e
-    made_for = f'{backbone.name}: it was made for {f.base or "another base model"}'
+    f = replace(f, writer=writer_of(state), notes=(*f.notes, *notes))
+    made_for = f'{backbone.name}: it was made for {transformer_family(state) or f.base or "another base model"}'
     _check_fit(name, f, made_for)
     if 'unet' not in f.layers: _refuse(name, f, state, made_for)
     if _negative(style.scale) and '(DoRA)' in f.kind:
         raise StylekitError(f'{name} is a DoRA, which cannot be turned round: give a strength of 0 or more')
     return f
+
+# %% ../nbs/04_lora.ipynb #90e9617f
+def _check_transformer(name, state, backbone):
+    "Two transformers may share names and sizes; then half of a wrong LoRA would load"
+    made_for, own = transformer_family(state), backbone.network.family
+    if not made_for or own == 'Stable Diffusion' or own.startswith(made_for): return
+    raise StylekitError(f'{name} is a LoRA for {made_for}, and {backbone.name} is {own}: take one that was made for it')
+
+def _in_our_names(backbone, name, state, sources)->tuple: # state, sources of α, notes
+    "A file of another program's names, by diffusers' converter, which folds α into the weights"
+    unread = f'{name} cannot be read as a LoRA for {backbone.network.family}'
+    with explain_errors(unread, 'save it with diffusers\' names'):
+        named, notes = backbone.network.lora_names(state)
+    was_folded = named is not state and any(k.endswith('.alpha') for k in state)
+    if was_folded: sources = [('tensor', dict(in_weights=True))]
+    return named, sources, notes
 
 # %% ../nbs/04_lora.ipynb #55123b53
 def _check_fit(name, f, made_for):
@@ -423,7 +442,7 @@ def _refuse(name, f, state, made_for):
     "Why a file changes nothing of this UNet"
     found = what_it_is(state)
     if found: raise StylekitError(f'{name} is {found}, not a style LoRA for this model')
-    if f.layers and not any(u.startswith(('lora_unet', 'unet')) for u in f.unmatched):
+    if f.layers and not any(u.startswith(('lora_unet', 'unet', 'transformer')) for u in f.unmatched):
         raise StylekitError(f'{name} only changes the text encoder: it holds no style that the UNet could draw')
     if not f.kind: raise StylekitError(f'{name} is not a LoRA: its keys look like {next(iter(state))[:80]!r}')
     raise StylekitError(f'{name}: none of its {len(f.unmatched)} layers exist in {made_for} '
@@ -572,7 +591,11 @@ def save_lora(backbone:Backbone,
     "Write an adapter as float16 safetensors, with a hash of the whole file in its header"
     if names not in WRITERS: raise StylekitError(f'names={names!r}: choose {" or ".join(WRITERS)}')
     state = _factors(backbone, adapter)
-    state = _kohya_state(backbone, state) if names=='kohya' else {f'unet.{k}': v for k, v in state.items()}
+    prefix = backbone.network.prefix
+    if names=='kohya' and prefix!='unet':
+        raise StylekitError(f'{backbone.name} is no UNet, and kohya has other layers there: '
+                            'write it with names="diffusers"')
+    state = _kohya_state(backbone, state) if names=='kohya' else {f'{prefix}.{k}': v for k, v in state.items()}
     state |= _whole(backbone, adapter, names)
     said = {'stylekit.words': trigger_words, 'modelspec.trigger_phrase': trigger_words}
     meta = {'format': 'pt', **(metadata or {}), **said}
@@ -608,7 +631,7 @@ def _whole(backbone, adapter, names): # what the adapter adds to whole parameter
     sgm = sgm_names(list(parameter_shapes(unet))) if backbone.is_xl else {}
     for parameter, total in added.items():
         layer, _, last = parameter.rpartition('.')
-        name = kohya_name('unet', sgm.get(layer, layer)) if names=='kohya' else f'unet.{layer}'
+        name = kohya_name('unet', sgm.get(layer, layer)) if names=='kohya' else f'{backbone.network.prefix}.{layer}'
         norm = layer not in layer_shapes(unet)
         role = dict(weight='w_norm', bias='b_norm')[last] if norm else dict(weight='diff', bias='diff_b')[last]
         out[f'{name}.{role}'] = (total-backbone.own_parameter('unet', parameter)).half().contiguous()

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PREDICTION_TYPES', 'FLOW', 'FLOW_SCHEDULERS', 'TIMESTEPS', 'NOISE_SCHEDULE', 'BETA_SCHEDULERS', 'FAMILIES', 'PARTS',
-           'TOKENIZER_FILES', 'CLIP_REPOS', 'PICKLES', 'HUB_SECONDS', 'STALL_SECONDS', 'read_config', 'config_value',
-           'is_flow', 'check_scheduler', 'noise_schedule', 'alpha_bars', 'family_of', 'refuse_family', 'part_classes',
-           'pipeline_index', 'check_unet', 'check_texts', 'check_vae', 'check_numbers', 'open_tensors', 'fill',
-           'build_part', 'load_tokenizer', 'check_tokenizer', 'merges_tokenizer', 'tokenizer_pair', 'tokenizer_files',
-           'weight_names', 'shard_names', 'ModelFiles', 'read_folder', 'check_model_folder', 'single_family',
-           'single_unet_config', 'single_vae_config', 'single_text', 'said_prediction', 'read_single', 'in_time',
-           'hub_names', 'hub_fetch', 'hub_copy', 'hub_folder', 'find_model', 'public_path']
+           'LAYOUTS', 'PIPELINES', 'TOKENIZER_FILES', 'CLIP_REPOS', 'PICKLES', 'HUB_SECONDS', 'STALL_SECONDS',
+           'read_config', 'config_value', 'is_flow', 'check_scheduler', 'noise_schedule', 'alpha_bars', 'family_of',
+           'refuse_family', 'part_classes', 'layout_of', 'pipeline_index', 'check_unet', 'check_texts', 'check_vae',
+           'check_transformer', 'check_numbers', 'open_tensors', 'fill', 'build_part', 'load_tokenizer',
+           'check_tokenizer', 'merges_tokenizer', 'tokenizer_pair', 'tokenizer_files', 'weight_names', 'shard_names',
+           'ModelFiles', 'read_folder', 'check_model_folder', 'single_family', 'single_unet_config',
+           'single_vae_config', 'single_text', 'said_prediction', 'read_single', 'in_time', 'hub_names', 'hub_fetch',
+           'hub_copy', 'hub_folder', 'find_model', 'public_path']
 
 # %% ../nbs/01b_model_files.ipynb #b1f00003
 import gzip, json, math, re, threading, warnings
@@ -177,7 +178,7 @@ FAMILIES = ( # in a class name, what it is; the first that matches
     ('Bert', 'a latent diffusion model that reads with BERT'))
 
 # %% ../nbs/01b_model_files.ipynb #5b1c7578
-_ALSO = 'choose Stable Diffusion 1.x, 2.x or SDXL (base, text to image)'
+_ALSO = 'choose Stable Diffusion 1.x, 2.x, SDXL or 3, FLUX.1 or FLUX.2 klein (base, text to image)'
 
 def family_of(class_name # of a pipeline or a part
              )->str: # '' if no other family has such a class
@@ -189,25 +190,41 @@ def refuse_family(name:str, family:str, why:str):
     raise StylekitError(f'{name} is {family} ({why[:80]}), with which stylekit cannot draw: {_ALSO}')
 
 # %% ../nbs/01b_model_files.ipynb #2e08722f
-PARTS = ('unet', 'vae', 'text_encoder', 'text_encoder_2')
-_CLASSES = dict(unet=('UNet2DConditionModel',),
-                vae=('AutoencoderKL', 'AutoencoderTiny'),
-                text_encoder=('CLIPTextModel', 'CLIPTextModelWithProjection'),
-                text_encoder_2=('CLIPTextModelWithProjection',),
-                tokenizer=('CLIPTokenizer', 'CLIPTokenizerFast'),
-                tokenizer_2=('CLIPTokenizer', 'CLIPTokenizerFast'))
+PARTS = ('unet', 'transformer', 'vae', 'text_encoder', 'text_encoder_2', 'text_encoder_3')
+_CLIP, _POOLED = 'CLIPTextModel', 'CLIPTextModelWithProjection'
+_CLIP_READERS, _T5_READERS = ('CLIPTokenizer', 'CLIPTokenizerFast'), ('T5TokenizerFast', 'T5Tokenizer')
+LAYOUTS = dict(   # kind of pipeline -> part -> classes that may stand there
+    sd=dict(unet=('UNet2DConditionModel',), vae=('AutoencoderKL', 'AutoencoderTiny'), text_encoder=(_CLIP, _POOLED),
+            text_encoder_2=(_POOLED,), tokenizer=_CLIP_READERS, tokenizer_2=_CLIP_READERS),
+    sd3=dict(transformer=('SD3Transformer2DModel',), vae=('AutoencoderKL',), text_encoder=(_POOLED,),
+             text_encoder_2=(_POOLED,), text_encoder_3=('T5EncoderModel',), tokenizer=_CLIP_READERS,
+             tokenizer_2=_CLIP_READERS, tokenizer_3=_T5_READERS),
+    flux=dict(transformer=('FluxTransformer2DModel',), vae=('AutoencoderKL',), text_encoder=(_CLIP,),
+              text_encoder_2=('T5EncoderModel',), tokenizer=_CLIP_READERS, tokenizer_2=_T5_READERS),
+    klein=dict(transformer=('Flux2Transformer2DModel',), vae=('AutoencoderKLFlux2',),
+               text_encoder=('Qwen3ForCausalLM',), tokenizer=('Qwen2TokenizerFast', 'Qwen2Tokenizer')))
+PIPELINES = dict(StableDiffusion3Pipeline='sd3', FluxPipeline='flux', Flux2KleinPipeline='klein')
+_CLASSES = LAYOUTS['sd']
 _UNUSED = ('safety_checker', 'feature_extractor', 'image_encoder', 'image_processor', 'watermark', 'scheduler')
 
+# %% ../nbs/01b_model_files.ipynb #8cf4a9f7
 def part_classes(index:dict, # of model_index.json
                  name:str # of the model
                 )->dict: # part -> class name
     "Which parts a pipeline has; other pipelines than ours are refused by their family"
     pipeline = index.get('_class_name')
-    if family := family_of(pipeline): refuse_family(name, family, str(pipeline))
+    layout = PIPELINES.get(pipeline, 'sd') if isinstance(pipeline, str) else 'sd'
+    if layout == 'sd' and (family := family_of(pipeline)): refuse_family(name, family, str(pipeline))
     classes = _index_classes(index, name)
-    _check_classes(classes, name)
-    _check_complete(classes, name)
+    _check_classes(classes, name, LAYOUTS[layout])
+    needed = [p for p in LAYOUTS[layout] if not p.endswith('_3')] if layout != 'sd' else _needed_parts(classes, name)
+    _check_complete(classes, name, needed)
     return classes
+
+def layout_of(classes:dict # of `part_classes`
+             )->str: # one of `LAYOUTS`
+    "Which kind of pipeline has these parts"
+    return next((k for k, parts in LAYOUTS.items() if classes.get('transformer') in parts.get('transformer', ())), 'sd')
 
 # %% ../nbs/01b_model_files.ipynb #ab5be08c
 def _index_classes(index:dict, name:str)->dict: # part -> class name
@@ -220,17 +237,21 @@ def _index_classes(index:dict, name:str)->dict: # part -> class name
         if entry[1]: classes[part] = entry[1]
     return classes
 
-def _check_classes(classes:dict, name:str):
+def _check_classes(classes:dict, name:str, known:dict):
     for part, cls in classes.items():
-        if part in _UNUSED or cls in _CLASSES.get(part, ()): continue
-        other = f'a model with {"another" if part in _CLASSES else "an unknown part,"} {part}'
+        if part in _UNUSED or cls in known.get(part, ()): continue
+        other = f'a model with {"another" if part in known else "an unknown part,"} {part}'
         refuse_family(name, family_of(cls) or other, f'{part}: {cls}')
 
-def _check_complete(classes:dict, name:str):
+def _needed_parts(classes:dict, name:str)->list: # of a UNet's pipeline
     two_texts = 'text_encoder_2' in classes
     if two_texts and 'text_encoder' not in classes: refuse_family(name, 'an SDXL refiner', 'only text_encoder_2')
-    needed = ['unet', 'vae', 'text_encoder', 'tokenizer', 'scheduler'] + ['tokenizer_2']*two_texts
-    missing = [p for p in needed if p not in classes]
+    return ['unet', 'vae', 'text_encoder', 'tokenizer'] + ['tokenizer_2']*two_texts
+
+def _check_complete(classes:dict, name:str, needed:list):
+    missing = [p for p in (*needed, 'scheduler') if p not in classes]
+    readers = [p.replace('text_encoder', 'tokenizer') for p in classes if p.startswith('text_encoder')]
+    missing += [p for p in readers if p not in classes and p not in missing]
     if missing:
         raise StylekitError(f'{name}: model_index.json names no {", ".join(missing)}: {_ALSO}, or download it again')
 
@@ -321,6 +342,32 @@ def check_vae(config:dict, name:str)->int: # latent channels
         for v in values: config_value({key: v}, key, float, what, lo, 1e4)
     return latent
 
+# %% ../nbs/01b_model_files.ipynb #244db982
+def check_transformer(layout:str, # one of `LAYOUTS`
+                      configs:dict, # part -> config
+                      name:str # of the model
+                     ):
+    "Refuse a transformer that does not fit its autoencoder or its text encoders"
+    what, c, texts = f'transformer/config.json of {name}', configs['transformer'], _text_widths(layout, configs, name)
+    latents = check_vae(configs['vae'], name)*(1 if layout == 'sd3' else 4)
+    fitting = dict(in_channels=latents, joint_attention_dim=texts['states'], pooled_projection_dim=texts['pooled'])
+    for key, want in fitting.items():
+        if want is None: continue
+        found = config_value(c, key, int, what, 1, 1<<20)
+        if found != want:
+            refuse_family(name, 'a model of parts that do not belong together', f'{key} is {found}, not {want}')
+    for key in ('num_layers', 'num_single_layers'):
+        if key in c: config_value(c, key, int, what, 0, 512)
+
+def _text_widths(layout:str, configs:dict, name:str)->dict: # of the states and of the pooled text; None: any
+    def width(part, key):
+        return config_value(configs[part], key, int, f'{part}/config.json of {name}', 1, 1<<16)
+    if layout == 'klein': return dict(states=3*width('text_encoder', 'hidden_size'), pooled=None)
+    t5 = 'text_encoder_3' if layout == 'sd3' else 'text_encoder_2'
+    states = width(t5, 'd_model') if t5 in configs else None
+    if layout == 'flux': return dict(states=states, pooled=width('text_encoder', 'hidden_size'))
+    return dict(states=states, pooled=width('text_encoder', 'projection_dim')+width('text_encoder_2', 'projection_dim'))
+
 # %% ../nbs/01b_model_files.ipynb #2401ee5c
 _MANY = ('layers_per_block', 'transformer_layers_per_block', 'reverse_transformer_layers_per_block',
          'num_hidden_layers', 'num_encoder_blocks', 'num_decoder_blocks')
@@ -388,19 +435,37 @@ def fill(model:torch.nn.Module, # on the meta device
         )->torch.nn.Module:
     "Give a network its weights: all of them, in the right shapes, finite"
     want = model.state_dict()
-    tensors = _modern(tensors, want)
+    tensors = _with_tied(model, _modern(tensors, want))
     _check_weights(tensors, want, what)
     ready = {}
     for k in want: # not the mapped file itself: that may change
-        ready[k] = torch.empty(want[k].shape, dtype=dtype, device=device).copy_(tensors[k])
+        kind = dtype if want[k].is_floating_point() else want[k].dtype
+        ready[k] = torch.empty(want[k].shape, dtype=kind, device=device).copy_(tensors[k])
         if not ready[k].isfinite().all():
             raise StylekitError(f'{what} has NaN or infinite weights in {dtype} (first: {k[:80]}): '
                                 'download it again, or use float32')
     model.load_state_dict(ready, assign=True)
-    for m in model.modules():
-        if getattr(m, 'position_ids', None) is None: continue
-        m.position_ids = torch.arange(m.position_ids.shape[-1], device=device)[None]
+    _count_again(model, device)
     return model.eval()
+
+# %% ../nbs/01b_model_files.ipynb #3d90f898
+def _with_tied(model, tensors:dict)->dict:
+    "One tensor under all the names that a network has for it; files hold it once"
+    names = {}
+    for k, p in model.named_parameters(remove_duplicate=False): names.setdefault(id(p), []).append(k)
+    tied = [group for group in names.values() if len(group) > 1]
+    found = {k: tensors[g] for group in tied for g in group if g in tensors for k in group}
+    return found | tensors
+
+def _count_again(model, device:str):
+    "What no file holds, as it can be counted: places of words, and the frequencies of their angles"
+    for m in model.modules():
+        if getattr(m, 'position_ids', None) is not None:
+            m.position_ids = torch.arange(m.position_ids.shape[-1], device=device)[None]
+        counted = [k for k, v in m.named_buffers(recurse=False) if v.is_meta and k not in m.state_dict()]
+        if 'inv_freq' not in counted: continue
+        fresh = type(m)(config=m.config)
+        for k in counted: setattr(m, k, getattr(fresh, k).to(device))
 
 # %% ../nbs/01b_model_files.ipynb #075837a0
 def _check_weights(tensors:dict, want:dict, what:str):
@@ -413,7 +478,7 @@ def _check_weights(tensors:dict, want:dict, what:str):
         found, asked = tuple(tensors[k].shape), tuple(w.shape)
         if found != asked:
             raise StylekitError(f'{what}: {k[:80]} has shape {found}, its config asks for {asked}: download both again')
-        if not tensors[k].is_floating_point():
+        if w.is_floating_point() and not tensors[k].is_floating_point():
             raise StylekitError(f'{what}: {k[:80]} is {tensors[k].dtype}, as in quantised models: '
                                 'use the model in float16, bfloat16 or float32')
 
@@ -442,35 +507,39 @@ def _empty_part(part:str, cls:str, config:dict)->torch.nn.Module:
 
 # %% ../nbs/01b_model_files.ipynb #7b7aea2a
 TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'merges.txt', 'tokenizer_config.json', 'special_tokens_map.json',
-                   'added_tokens.json')
+                   'added_tokens.json', 'chat_template.jinja', 'spiece.model')
 
-def load_tokenizer(folder # with tokenizer.json, or vocab.json and merges.txt
+def load_tokenizer(folder, # with tokenizer.json, or vocab.json and merges.txt
+                   cls:str='CLIPTokenizer' # or of T5 or Qwen
                   ):
-    "CLIP's tokenizer from its files"
-    from transformers import CLIPTokenizer
+    "A tokenizer from its files"
+    import transformers
     folder = Path(folder)
     what = '/'.join(folder.parts[-2:])
     files = {f.name for f in folder.iterdir()} if folder.is_dir() else set()
-    if not ('tokenizer.json' in files or {'vocab.json', 'merges.txt'} <= files):
+    if not ({'tokenizer.json', 'spiece.model'} & files or {'vocab.json', 'merges.txt'} <= files):
         raise StylekitError(f'{what} has neither tokenizer.json nor vocab.json and merges.txt: '
                             'without a vocabulary every word would be unknown; download it again')
     for f in TOKENIZER_FILES:
         if f in files and f.endswith('config.json'): read_config(folder/f)
     with explain_errors(f'the tokenizer in {what} cannot be read', 'download it again'):
-        return CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return getattr(transformers, cls).from_pretrained(str(folder), local_files_only=True)
 
 # %% ../nbs/01b_model_files.ipynb #92bfb913
 def check_tokenizer(tok, config:dict, # of its text encoder
                     what:str):
     "Refuse a tokenizer that does not read words, or not for this text encoder"
+    is_clip = config.get('model_type', 'clip_text_model') == 'clip_text_model'
     with explain_errors(what, 'download it again'):
-        _check_vocabulary(tok.get_vocab(), config, what)
-        _check_reading(tok, config, what)
+        _check_vocabulary(tok.get_vocab(), config, what, 'a</w>' if is_clip else '')
+        if is_clip: _check_reading(tok, config, what)
+        elif tok.unk_token_id in tok('a').input_ids:
+            raise StylekitError(f'{what} does not know the letter a: its vocabulary is missing; download it again')
 
-def _check_vocabulary(vocab:dict, config:dict, what:str):
+def _check_vocabulary(vocab:dict, config:dict, what:str, a:str): # the letter as a word; '' where it has many names
     n = config_value(config, 'vocab_size', int, what)
-    config_value(config, 'max_position_embeddings', int, what, 4, 1<<16)
-    if 'a</w>' not in vocab:
+    if a: config_value(config, 'max_position_embeddings', int, what, 4, 1<<16)
+    if a and a not in vocab:
         raise StylekitError(f'{what} does not know the letter a: its vocabulary is missing; download it again')
     most = max(vocab.values())
     if most >= n:
@@ -623,6 +692,7 @@ class ModelFiles:
     tokenizers: list
     files: dict                # name -> path, of all that draws
     zero_empty: bool = False   # SDXL's force_zeros_for_empty_prompt
+    distilled: bool = False    # FLUX.2's is_distilled: guidance is in the weights
 
     @property
     def parts(self)->list:
@@ -634,10 +704,13 @@ class ModelFiles:
 def check(self:ModelFiles)->ModelFiles:
     "Itself, if it is a model that stylekit can draw with"
     texts = [self.configs[p] for p in self.parts if p.startswith('text')]
-    check_unet(self.configs['unet'], check_vae(self.configs['vae'], self.name), self.name)
-    check_texts(self.configs['unet'], texts, self.name)
+    layout = layout_of(self.classes)
+    if layout != 'sd': check_transformer(layout, self.configs, self.name)
+    else:
+        check_unet(self.configs['unet'], check_vae(self.configs['vae'], self.name), self.name)
+        check_texts(self.configs['unet'], texts, self.name)
     for i, (tok, config) in enumerate(zip(self.tokenizers, texts)):
-        check_tokenizer(tok, config, f'tokenizer{"_2" if i else ""}/ of {self.name}')
+        check_tokenizer(tok, config, f'tokenizer{f"_{i+1}" if i else ""}/ of {self.name}')
     return self
 
 # %% ../nbs/01b_model_files.ipynb #fdc4a666
@@ -653,11 +726,11 @@ def read_folder(path, # with model_index.json
     configs = _part_configs(path, parts, classes)
     weights = _weight_files(path, parts)
     tensors = {p: open_tensors(files) for p, files in weights.items()}
-    toks, files = _model_tokenizers(path, parts, tokenizer)
+    toks, files = _model_tokenizers(path, classes, tokenizer)
     files |= {f.relative_to(path).as_posix(): f for part in weights.values() for f in part}
-    zero_empty = config_value(dict(force_zeros_for_empty_prompt=False) | index, 'force_zeros_for_empty_prompt', bool,
-                              f'model_index.json of {name}')
-    return ModelFiles(name, classes, configs, tensors, scheduler, toks, files, zero_empty)
+    def says(key): return config_value({key: False} | index, key, bool, f'model_index.json of {name}')
+    flags = says('force_zeros_for_empty_prompt'), says('is_distilled')
+    return ModelFiles(name, classes, configs, tensors, scheduler, toks, files, *flags)
 
 # %% ../nbs/01b_model_files.ipynb #38f3823c
 def _folder_scheduler(path:Path, cls:str)->dict: # its config, with the name of its class
@@ -674,10 +747,15 @@ def _part_configs(path:Path, parts:list, classes:dict)->dict: # part -> config
     for p, c in configs.items(): _check_class(c, classes[p], f'{p}/config.json of {path.name}')
     return configs
 
-def _model_tokenizers(path:Path, parts:list, tokenizer)->tuple: # as `tokenizer_pair`
-    if tokenizer: return tokenizer_pair(tokenizer, ['<|endoftext|>', '!'][:len(parts)-2], path.name)
-    homes = [path/p.replace('text_encoder', 'tokenizer') for p in parts if p.startswith('text')]
-    return [load_tokenizer(h) for h in homes], tokenizer_files(homes)
+# %% ../nbs/01b_model_files.ipynb #da1e7bb6
+def _model_tokenizers(path:Path, classes:dict, tokenizer)->tuple: # as `tokenizer_pair`
+    texts = [p for p in PARTS if p in classes and p.startswith('text')]
+    if tokenizer and layout_of(classes) == 'sd':
+        return tokenizer_pair(tokenizer, ['<|endoftext|>', '!'][:len(texts)], path.name)
+    if tokenizer: raise StylekitError(f'{path.name} has tokenizers of its own: leave tokenizer out')
+    readers = [p.replace('text_encoder', 'tokenizer') for p in texts]
+    toks = [load_tokenizer(path/r, classes[r]) for r in readers]
+    return toks, tokenizer_files([path/r for r in readers])
 
 # %% ../nbs/01b_model_files.ipynb #0b4ab064
 def _weight_files(path:Path, parts:list)->dict: # part -> its files
@@ -889,7 +967,7 @@ def read_single(path, # .safetensors in the names of the original code
     beside = path.parent/'tokenizer'
     pads = [_pad_of(p) for p in _TEXTS[family]]
     toks, files = tokenizer_pair(tokenizer or (beside if beside.is_dir() else None), pads, path.name)
-    for part, tok, (config, out) in zip(PARTS[2:], toks, texts):
+    for part, tok, (config, out) in zip(('text_encoder', 'text_encoder_2'), toks, texts):
         ids = {k: getattr(tok, k) for k in ('bos_token_id', 'eos_token_id', 'pad_token_id')}
         configs[part], networks[part] = config | ids, out
     scheduler = _single_scheduler(path, tensors, family)
@@ -1031,7 +1109,8 @@ def hub_folder(repo:str, # 'org/model'
 def _describes(name:str)->bool: # a file of a model on the hub
     "Is it the index, or a small file of a part that is read?"
     read = ('tokenizer', 'scheduler', *PARTS)
-    return name == 'model_index.json' or name.split('/')[0].startswith(read) and Path(name).suffix in ('.json', '.txt')
+    is_small = Path(name).suffix in ('.json', '.txt', '.jinja', '.model')
+    return name == 'model_index.json' or name.split('/')[0].startswith(read) and is_small
 
 # %% ../nbs/01b_model_files.ipynb #7ae1e798
 def find_model(name, # folder, file, hub id, or None for the embedded model

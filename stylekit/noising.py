@@ -42,10 +42,10 @@ def velocity_to_epsilon(v:torch.Tensor, # network output ε − z (B, C, h, w)
     return x + (1-sigma)*v
 
 def epsilon_to_velocity(eps:torch.Tensor, x:torch.Tensor, # a noise prediction, and the noisy latents
-                        sigma:torch.Tensor # σ < 1, broadcastable
+                        sigma:torch.Tensor # σ, broadcastable
                        )->torch.Tensor: # v (B, C, h, w)
-    "The velocity that a noise prediction means"
-    return (eps-x)/(1-sigma)
+    "The velocity that a noise prediction means; ε itself where x is noise alone"
+    return torch.where(sigma < 1, (eps-x)/(1-sigma), eps)
 
 # %% ../nbs/01e_noising.ipynb #409b5ff9
 def sigma_of(A:torch.Tensor # ᾱ
@@ -102,6 +102,13 @@ def timesteps(self:VP, sigma:torch.Tensor # flow's noise levels (B,)
     levels = sigma_of(self.alphas_cumprod)
     return (levels[None]-sigma.to(levels)[:, None]).abs().argmin(1)
 
+@patch
+def from_line(self:VP, x:torch.Tensor, # (1−σ)·z + σ·ε, as flows have it
+              t:torch.Tensor)->torch.Tensor: # z_t
+    "Noisy latents as this family's networks know them"
+    A = self.alpha_bar(t)
+    return x*(A.sqrt()+(1-A).sqrt())
+
 # %% ../nbs/01e_noising.ipynb #3aac2a8d
 LEVELS = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear',
               prediction_type='epsilon')   # what a timestep means, in every family
@@ -139,6 +146,11 @@ def read_off(self:Flow, z_t:torch.Tensor, eps:torch.Tensor, t:torch.Tensor)->tor
     "ẑ = (x − σ·ε)/(1 − σ); 0 where x is noise alone"
     sigma = self.sigma(t)
     return torch.where(sigma < 1, (z_t-sigma*eps)/(1-sigma), torch.zeros_like(z_t))
+
+@patch
+def from_line(self:Flow, x:torch.Tensor, t:torch.Tensor)->torch.Tensor:
+    "They are on the line already"
+    return x
 
 @patch
 def timesteps(self:Flow, sigma:torch.Tensor # (B,), in [0, 1]

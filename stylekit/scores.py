@@ -35,6 +35,9 @@ class Score:
     def __post_init__(self):
         if self.guidance!=1 and self.empty is None and not self.adapters:
             raise StylekitError('the base model cannot be guided away from itself: give `empty`')
+        if self.guidance!=1 and self.empty is not None and getattr(self.backbone, 'is_distilled', False):
+            raise StylekitError(f'{self.backbone.name} is distilled, its weights know no empty prompt to be guided '
+                                'away from: choose guidance_from="base", or guidance_scale=1')
 
     def __call__(self, z_t:torch.Tensor, t:torch.Tensor, cond:PromptEmbeds)->torch.Tensor: # ε (B, C, h, w), no graph
         return scores(t, (self, z_t, cond))[0]
@@ -46,6 +49,8 @@ def questions(self:Score, z_t:torch.Tensor, cond:PromptEmbeds
     "What the network is asked"
     styled = z_t, self.own or cond, self.adapters
     if self.guidance==1: return [styled]
+    if self.empty is not None and self.backbone.network.embeds_guidance:
+        return [(z_t, styled[1].guided(self.guidance), self.adapters)]   # an input of FLUX.1 dev
     away_from = (z_t, cond, ()) if self.empty is None else (z_t, self.empty, self.adapters)
     return [styled, away_from]
 

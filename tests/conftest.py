@@ -1,6 +1,7 @@
 "Random weights in the real file layouts of models that people have: small channels, seconds on a CPU"
 import json
 import pytest, torch
+from tiny_flows import TRANSFORMERS, make_flow
 
 
 def _unet(sample_size=8, cross=32, xl=False):
@@ -84,7 +85,8 @@ def models(tmp_path_factory):
     "kind -> folder, made when first asked for"
     made = {}
     def get(kind):
-        if kind not in made: made[kind] = make_model(tmp_path_factory.mktemp(kind), kind)
+        make = make_flow if kind in TRANSFORMERS else make_model
+        if kind not in made: made[kind] = make(tmp_path_factory.mktemp(kind), kind)
         return made[kind]
     return get
 

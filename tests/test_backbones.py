@@ -124,7 +124,8 @@ def test_more_channels_than_latents(copy, channels, family):
     (dict(_class_name='TextToVideoSDPipeline'), 'video'),
     (dict(_class_name='PixArtAlphaPipeline'), 'PixArt'),
     (dict(_class_name='HunyuanDiTPipeline'), 'Hunyuan'),
-    (dict(_class_name='FluxPipeline'), 'FLUX'),
+    (dict(_class_name='Flux2Pipeline'), 'FLUX'),
+    (dict(_class_name='FluxPipeline'), 'unet'),
     (dict(_class_name='KolorsPipeline'), 'Kolors'),
     (dict(_class_name='StableDiffusionUpscalePipeline'), 'upscaler'),
     (dict(text_encoder=['alt_diffusion', 'RobertaSeriesModelWithTransformation']), 'AltDiffusion'),
@@ -156,7 +157,7 @@ def test_refiner_transformer_and_cousins(copy):
     refused(f, 'transformer')
     sd3 = dict(transformer=['diffusers', 'SD3Transformer2DModel'], _class_name='StableDiffusion3Pipeline')
     edit(f/'model_index.json', **sd3)
-    refused(f, 'Stable Diffusion 3')
+    refused(f, 'another text_encoder', 'CLIPTextModel')
     f = copy('sd15', 'lcm')
     rebuild(f, time_cond_proj_dim=16)
     refused(f, 'latent consistency')

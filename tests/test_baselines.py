@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
 from stylekit import StylekitError, load_backbone, load_style, sample_image, settings, stylize
+from stylekit.methods.flows import FLOW_METHODS
 from stylekit.methods.rivals import METHODS, MOST_DRAWS, RIVALS, UNWANTED, img2img, patch_nce
 from stylekit.methods.released import RELEASED
 from stylekit.stylizer import LatentOptimizer
@@ -336,7 +337,7 @@ def test_a_resumed_rival_ends_alike(base, style, tmp_path, name):
 def test_methods_by_name(base, style):
     assert settings(method='dds') == settings('dds') == RIVALS['dds']
     assert settings('paper', method='released') == settings(method='released') == settings('paper') == RELEASED
-    assert set(METHODS) == {'sms', 'released', *RIVALS}
+    assert set(METHODS) == {'sms', 'released', *RIVALS, *FLOW_METHODS}
     with pytest.raises(StylekitError, match='is one of released, not of sms'): settings('paper', method='sms')
     with pytest.raises(StylekitError, match="no preset named 'magic'"): settings(method='magic')
     with pytest.raises(StylekitError, match='no terms named'):
