@@ -10,7 +10,8 @@ unexport PYTHONDONTWRITEBYTECODE
 STYLE ?= ink
 OUT   ?= out
 
-.PHONY: stylize app test slow tables limits control feedforward lint export readme docs demo dist constraints versions clean
+.PHONY: stylize app test slow tables limits control feedforward flow lint export readme docs demo dist constraints versions
+.PHONY: clean
 stylize: .venv/run
 	$(BIN)/stylekit stylize $(if $(IMAGE),"$(IMAGE)") --style "$(STYLE)" $(if $(CAPTION),--caption "$(CAPTION)") --out "$(OUT)" --seed 0
 
@@ -46,6 +47,10 @@ control: .venv/dev
 # the networks of one pass for the five styles, and what they are worth
 feedforward: .venv/dev
 	$(BIN)/python -c "from stylekit.studies.feedforward import make_networks; make_networks()"
+
+# the embedded model as a flow model, with its styles: an hour or two on a processor; goes on where it was stopped
+flow: .venv/dev
+	$(BIN)/python -c "from stylekit.mini.flow import build_flow; build_flow()"
 
 # lines that a person can step through
 lint: .venv/dev

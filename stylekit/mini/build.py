@@ -172,11 +172,12 @@ def learn_style(backbone, views:Views, words:str, # that name the style in a pro
 
 # %% ../../nbs/mini/04_build.ipynb #e71e645b
 def write_style(backbone, look:str, folder:Path, # of this style
-                pictures:int, steps:str # learnt from; '700 of 64'
+                pictures:int, steps:str, # learnt from; '700 of 64'
+                base:str='mini' # model that it belongs to
                )->Path: # of its weights
     "The adapter 'style' with its rights beside it"
     rights = style_rights(look)
-    about = {'stylekit.data': rights['source'], 'license': rights['licence'], 'stylekit.base': 'mini',
+    about = {'stylekit.data': rights['source'], 'license': rights['licence'], 'stylekit.base': base,
              'stylekit.images': str(pictures), 'stylekit.steps': steps, 'stylekit.ended': FINISHED}
     write_rights(Path(folder)/'rights.toml', id=look, title=look_words(look), **rights)
     return save_lora(backbone, 'style', Path(folder)/LORA_FILE, look_words(look), about)
