@@ -19,7 +19,7 @@ from ..backbone import Backbone, PromptEmbeds, load_backbone
 from ..core import asset, folder_lock
 from ..lora import LORA_FILE, adapter_parameters, add_style, load_style
 from ..noising import Flow, alpha_bar_of, epsilon_to_velocity
-from ..training import FitSettings, Muon, fit
+from ..training import FitSettings, Muon, drop_state, fit
 from .build import read_part, ready_corpus, style_views, write_once, write_style
 from .data import Corpus, look_words
 from .unet import Encoders, unet_copy
@@ -298,6 +298,7 @@ def ready_style(self:FlowBuild, twin:Backbone, look:str)->Path: # of `work/model
         teacher, pictures = VelocityTeacher(self.base, ('style',)), self.corpus.pictures('train', (look,))
         self.learn(twin.unet, teacher, self.style_lessons(look), how, plan.style_batch, look, torch.optim.AdamW)
         write_style(twin, look, part, len(pictures), f'{plan.style_steps} of distillation', 'mini as a flow')
+        drop_state(self.work/f'{look}.pt', 'training')   # of this twin: another one begins anew
         for model in (self.base, twin): model.delete_adapter('style')
     return write_once(self.work/'styles'/look, write)
 
