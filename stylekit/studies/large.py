@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RIDGES', 'fractal', 'landscape', 'draw_large', 'run_once', 'peak_memory']
 
-# %% ../../nbs/benchmarks/02_large.ipynb #fab186cf
+# %% ../../nbs/benchmarks/02_large.ipynb #6a2aa61e
 import json, subprocess, sys, tempfile
 import torch, torch.nn.functional as F
 from ..backbone import load_backbone
@@ -16,7 +16,7 @@ from ..lora import load_style
 from ..stylizer import Stylizer, stylize
 from ..tiles import seam_ratio, tiling_for
 
-# %% ../../nbs/benchmarks/02_large.ipynb #abb542c5
+# %% ../../nbs/benchmarks/02_large.ipynb #6696a97e
 def fractal(w:int, h:int, generator:torch.Generator,
             roughness:float=.55, # of each size beside the next coarser one
             coarsest:int=2 # cells of the coarsest noise
@@ -33,7 +33,7 @@ def _color(code:str)->torch.Tensor: return torch.tensor([int(code[i:i+2], 16)/25
 
 RIDGES = (.42, '7d90ab'), (.55, '56704f'), (.68, '3d5a2c'), (.8, '6b5a33')   # where from above, in which colour
 
-# %% ../../nbs/benchmarks/02_large.ipynb #e2c2716c
+# %% ../../nbs/benchmarks/02_large.ipynb #d6af6711
 def landscape(w:int=2048, h:int=1536, seed:int=0): # PIL
     "Hills under a sky with a sun and a cloud"
     g = torch.Generator().manual_seed(seed)
@@ -49,7 +49,7 @@ def landscape(w:int=2048, h:int=1536, seed:int=0): # PIL
     im = torch.lerp(im, _color('fff3c4').expand_as(im), sun)
     return tensor_to_image((im + .012*torch.randn(im.shape, generator=g)).clamp(0, 1))
 
-# %% ../../nbs/benchmarks/02_large.ipynb #84b5dd9c
+# %% ../../nbs/benchmarks/02_large.ipynb #8263f036
 def draw_large(size:tuple=(2048, 1536), style:str='watercolour', steps:int=4, tile='auto', backbone=None,
                **how # to `stylize`
               )->tuple: # result; seam ratio of the result and of the picture, at the windows' ends
@@ -63,7 +63,7 @@ def draw_large(size:tuple=(2048, 1536), style:str='watercolour', steps:int=4, ti
     near['pitch'] = (t.side-t.overlap)*factor//2   # half-way to the next joint
     return result, *(seam_ratio(image_to_tensor(im), **near) for im in (result.image, picture))
 
-# %% ../../nbs/benchmarks/02_large.ipynb #67d4ddf2
+# %% ../../nbs/benchmarks/02_large.ipynb #0f734ea0
 def run_once(picture:str, # file
              tile=None, backbone:str=None, style:str='ink', steps:int=1, **how)->dict: # MiB
     "One short run in this process, and the most memory the process ever had"
