@@ -2,9 +2,10 @@
 import functools
 import http.server
 import io
+import shutil
+import subprocess
 import sys
 import threading
-import urllib.error
 from pathlib import Path
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from stylekit.images import flatten
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT/'tools'))
-pytestmark = pytest.mark.skipif(not browser.CHROMIUM, reason='no Chromium')
+pytestmark = pytest.mark.skipif(not browser.CHROMIUM or not shutil.which('npm'), reason='no Chromium, or no npm')
 # Gives a file to the page as a drop or a paste does
 GIVE = '''([kind, bytes, name]) => {
   const given = new DataTransfer();
@@ -30,7 +31,7 @@ def address():
     "The page, served as `python -m http.server` does"
     from pages import BUILD, make_demo
     try: make_demo(BUILD/'demo')
-    except urllib.error.URLError as e: pytest.skip(f'the runtime cannot be fetched: {e}')
+    except subprocess.CalledProcessError as e: pytest.skip(f'the runtime cannot be fetched: {e}')
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(BUILD/'demo'))
     handler.func.log_message = lambda *_: None
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:

@@ -11,9 +11,10 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
-import urllib.request
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +49,13 @@ def fetch(name:str)->Path: # folder with the files of an npm package
     version, integrity, files = PACKAGES[name]
     folder = BUILD/'npm'/f'{name}-{version}'
     if folder.exists(): return folder
-    address = f'{name}/-/{name}-{version}.tgz'
-    with urllib.request.urlopen(address, timeout=120) as answer: data = answer.read()
+    if not shutil.which('npm'): raise SystemExit(f'npm is needed to fetch {name}: install Node.js')
+    with tempfile.TemporaryDirectory() as d:
+        subprocess.run(['npm', 'pack', f'{name}@{version}', '--silent', '--pack-destination', d], check=True,
+                       stdout=subprocess.DEVNULL)
+        data = next(Path(d).iterdir()).read_bytes()
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != integrity:
-        raise SystemExit(f'{address} is another file than was pinned')
+        raise SystemExit(f'{name}@{version} is another file than was pinned')
     tmp = folder.with_suffix('.tmp')
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
