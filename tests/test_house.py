@@ -145,3 +145,21 @@ def test_outputs_are_no_logs(notebook):
             text = ''.join(o.get('text', ()))
             assert o.get('name') != 'stderr' and '\r' not in text and str(ROOT) not in text, cell['id']
             assert max((len(''.join(v)) for v in o.get('data', {}).values()), default=0) < 1_500_000, cell['id']
+
+
+# ---- links ----
+
+PAGES = [*NOTEBOOKS, *ROOT.glob('*.md'), *(ROOT/'nbs').rglob('*.md'), *PACKAGE.rglob('*.md')]
+
+def links_of(page:Path)->set:
+    "Where Markdown points to, but for the web and places on the same page"
+    text = page.read_text(encoding='utf-8')
+    if page.suffix == '.ipynb':
+        text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+    found = re.findall(r'\]\(([^)\s]+)\)', text)
+    return {link.partition('#')[0] for link in found if not re.match(r'[a-z]+:|#', link)}
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_link_points_at_a_file(page):
+    lost = [link for link in links_of(page) if not (page.parent/link).exists()]
+    assert not lost
