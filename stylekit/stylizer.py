@@ -106,7 +106,7 @@ def step(self:LatentOptimizer, z:torch.Tensor, g:torch.Tensor)->torch.Tensor:
     size = m.pow(2).mean((1,2,3), keepdim=True) if kind=='rms' else g.pow(2)
     self.v = b2*self.v + (1-b2)*size
     v = self.v/(1-b2**self.k)
-    if kind=='adamw': z = z*(1-lr*.01)
+    if kind=='adamw' and g.any(): z = z*(1-lr*.01)   # a method that pulls nowhere stays where it is
     return z - lr*m/(v.sqrt()+eps)
 
 # %% ../nbs/08_stylizer.ipynb #57e90011
