@@ -1,4 +1,5 @@
 """The pages for those who carry on: their code runs, and they know every room"""
+import json
 import re
 import shlex
 from pathlib import Path
@@ -37,17 +38,29 @@ def test_every_room_is_named_in_its_order():
 
 GUIDES = [ROOT/'docs'/'guide'/name for name in ('pilot.md', 'pilot.ja.md')]
 
-def commands_of(page:Path)->list: # lines of its shell blocks, split as a shell does
-    blocks = re.findall(r'```sh\n(.*?)```', page.read_text(encoding='utf-8'), re.S)
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+PAGES = [ROOT/'README.md', *GUIDES, *sorted((ROOT/'nbs'/'tutorials').glob('*.ipynb'))]
 
-@pytest.mark.parametrize('page', GUIDES, ids=lambda p: p.name)
-def test_the_commands_of_a_guide_are_understood(page):
-    commands = commands_of(page)
-    assert len(commands) > 6
-    for program, name, *rest in commands:
-        assert program == 'stylekit'
+def text_of(page:Path)->str:
+    "Of a notebook the prose"
+    text = page.read_text(encoding='utf-8')
+    if page.suffix == '.md': return text
+    return '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+
+def commands_of(page:Path)->list: # lines of its shell blocks, split as a shell does
+    blocks = re.findall(r'```sh\n(.*?)```', text_of(page), re.S)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and line[0] == 'stylekit']
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda p: p.name)
+def test_the_commands_of_a_page_are_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'settings.json').write_text('{"a": {}}')   # one of them reads it
+    for program, name, *rest in commands_of(page):
         make_parser(COMMANDS[name], name).parse_args(rest)
+
+def test_commands_are_found():
+    found = {page.stem: {line[1] for line in commands_of(page)} for page in PAGES}
+    assert len(found['pilot.ja']) > 5 and len(found['quick_start']) > 12 and found['README'] == {'stylize'}
 
 def test_guides_say_the_same():
     "The same commands, figures, links and parts"

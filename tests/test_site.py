@@ -120,7 +120,7 @@ def served(site):
 @pytest.mark.slow
 @pytest.mark.parametrize('word, page', [
     ('kohya', 'nbs/03b_formats'), ('resume', 'nbs/08_stylizer'), ('transparent', 'nbs/00b_images'),
-    ('own style', 'nbs/08a_finetune'), ('protect', 'nbs/05a_regions')])
+    ('own style', 'nbs/tutorials/own_style'), ('protect', 'nbs/05a_regions')])
 def test_a_search_finds_the_right_page_first(served, chrome, word, page):
     tab = chrome.new_page()
     tab.goto(f'{served}search.html?q={word.replace(" ", "+")}')
