@@ -501,15 +501,18 @@ def record_attention(self:Backbone,
           layer:str, # 'attn1': pixels look at pixels; 'attn2': pixels look at words
           block:str='', # only in blocks of this name, as 'up_blocks'
           maps:bool=False, # attention maps (B, N, M), the heads' mean, instead of outputs (B, N, C)
+          parts:bool=False, # queries, keys and values instead, three of (B, heads, N, C/heads)
           pixels:int=None # only layers that see so many, N
          ):
-    "A list that fills with what attention layers give, of the whole picture, one tensor for each layer and prediction"
+    "A list that fills with what attention layers give, of the whole picture, once for each layer and prediction"
     seen, tiling = [], self.tiling
     self.tiling = None
     def record(attention, args, kw, out):
         h = args[0] if args else kw['hidden_states']
         if pixels not in (None, h.shape[1]): return
-        seen.append(_attention_map(attention, h, kw.get('encoder_hidden_states')) if maps else out)
+        words = kw.get('encoder_hidden_states')
+        if parts: out = _attention_parts(attention, h, h if words is None else words)
+        seen.append(_attention_map(attention, h, words) if maps else out)
     layers = [m for n, m in self.unet.named_modules() if n.startswith(block) and n.endswith('.'+layer)]
     if not layers:
         raise StylekitError(f'{self.name} is no UNet, and only a UNet\'s attention can be looked into: '
@@ -526,6 +529,12 @@ def _attention_map(attention, h, words)->torch.Tensor: # (B, N, M)
     q, k = attention.to_q(h), attention.to_k(h if words is None else words)
     scores = attention.get_attention_scores(attention.head_to_batch_dim(q), attention.head_to_batch_dim(k))
     return scores.unflatten(0, (len(h), -1)).mean(1)
+
+# %% ../nbs/02_backbone.ipynb #4033acbf
+def _attention_parts(attention, h, words)->tuple: # (B, heads, N or M, C/heads) each
+    "What looks, what is looked at, and what is seen there"
+    def by_head(x): return x.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+    return by_head(attention.to_q(h)), by_head(attention.to_k(words)), by_head(attention.to_v(words))
 
 # %% ../nbs/02_backbone.ipynb #42dcc658
 @patch

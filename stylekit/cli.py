@@ -553,7 +553,7 @@ def _judge_folder(o, done)->int: # FolderResult -> exit status
     return status or FAILS*bool(o.strict and made.failing)
 
 # %% ../nbs/16_cli.ipynb #1625ac4c
-METHOD = choice('sms', 'released', 'img2img', 'sds', 'dds', 'vsd', 'pds', 'csd', 'nfsd', 'cds', 'ssd', 'lusd',
+METHOD = choice('sms', 'released', 'img2img', 'sds', 'dds', 'vsd', 'pds', 'csd', 'nfsd', 'cds', 'ssd', 'lusd', 'ad',
                 'flowedit', 'dvrf', 'flowalign', 'rfds')
 PRESET = choice('fast', 'paper', *METHOD.choices[2:], 'flowedit_flux')
 

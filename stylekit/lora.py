@@ -21,6 +21,7 @@ from .core import (StylekitError, asset, atomic_path, check_range, digest, expla
                            user_path)
 from .formats import (MOST_JSON, alpha_sources, json_object, kohya_name, layer_shapes, mixed, other_family,
                               parameter_shapes, read_lora, sgm_names, transformer_family, what_it_is, writer_of)
+from .pictures import PICTURES
 from .records import UNSEALED, check_sealed, save_sealed
 
 # %% ../nbs/04_lora.ipynb #6f6953fd
@@ -28,10 +29,10 @@ SCALES = (-2, 4)   # strengths that make sense: sliders are turned round, or up
 
 @dataclass(frozen=True)
 class Style:
-    "A style LoRA on disk and how to call it; or a mix of several"
+    "A style LoRA on disk and how to call it; a mix of several; or a picture in the style, for a method that wants one"
     name: str
     trigger_words: str  # what a prompt says to ask for it
-    path: Path = None   # .safetensors; None for a mix
+    path: Path = None   # .safetensors, or a picture; None for a mix
     scale: object = 1.  # strength, -2 to 4; or {block: strength}, as {'up': .5, 'mid_block': 0}
     metadata: dict = field(default_factory=dict, repr=False)
     parts: tuple = ()   # of a mix: Styles
@@ -42,6 +43,10 @@ class Style:
         "Hash of its file; of a mix, of its parts and their strengths"
         if not self.parts: return file_sha256(self.path)
         return digest(*[(p.sha256, p.scale) for p in self.parts])
+    @property
+    def is_picture(self)->bool:
+        "Is it a picture, and no LoRA?"
+        return self.path is not None and self.path.suffix.lower() in PICTURES
 
 # %% ../nbs/04_lora.ipynb #bc7023a8
 @patch
@@ -284,6 +289,7 @@ def _from_file(style):
     if not isinstance(style, (str, Path)) or not str(style).strip():
         raise StylekitError(f'a style is a name, a path or a hub id, not {str(style)[:60]!r}')
     path, name = _find(style)
+    if path.suffix.lower() in PICTURES: return Style(path.stem, _phrase(_spaced(path.stem)) or 'style', path)
     _, meta = read_safetensors(path)
     if not name: name = path.absolute().parent.name if path.name in NAMELESS else path.stem
     words, guess = read_trigger_words(meta)
@@ -324,6 +330,10 @@ class Report:
     def has_text(self)->bool:
         "It changes how prompts are read, too"
         return any(b.startswith('text_encoder') for b in self.blocks)
+    @classmethod
+    def nothing(cls):
+        "Of a style that needs no place"
+        return cls(0, 0, '', {}, 'picture', '', '', ())
 
 # %% ../nbs/04_lora.ipynb #e93052cc
 @patch
@@ -452,6 +462,7 @@ def _refuse(name, f, state, made_for):
 def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     "Load a style, or a mix, as an adapter of the UNet and the text encoders; say what found its place"
     parts = style.parts or (style,)
+    for s in parts: _check_is_lora(s)
     for s in parts: _check_strength(s)
     files = [_read(backbone, s) for s in parts]   # a bad one is named before anything changes
     for s, f in zip(parts, files): _check_blocks(s, f)
@@ -461,6 +472,12 @@ def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     _put_on(backbone, adapter, pairs, offsets)
     backbone.set_adapters(())
     return report
+
+# %% ../nbs/04_lora.ipynb #f157b655
+def _check_is_lora(style:Style):
+    if not style.is_picture: return
+    raise StylekitError(f'{style.path.name} is a picture: one style picture is for method=\'ad\'; '
+                        'for the others learn a style from some (`train_lora`)')
 
 # %% ../nbs/04_lora.ipynb #678d01f9
 def _put_on(backbone, adapter, pairs, offsets):

@@ -477,13 +477,25 @@ def _set_up(self:Stylizer, size:tuple # (height, width) it works at
            )->Report: # how much of the style found its place
     "Adapters, prompts, and the method that uses them"
     cfg = self.cfg
-    report = add_style(self.backbone, self.style.scaled(cfg.style_scale))
-    conds = self._read_prompts(size, report)
     if cfg.method not in METHODS:
         raise StylekitError(f'no method named {cfg.method!r}: choose one of {", ".join(METHODS)}')
     make = METHODS[cfg.method]
+    if make.PICTURE: report, example = Report.nothing(), self._style_latents()
+    else: report, example = add_style(self.backbone, self.style.scaled(cfg.style_scale)), None
+    conds = replace(self._read_prompts(size, report), example=example)
     self.method = make(self.backbone, cfg, self.z_src, conds, self.generators, seed=self.seeds[0])
     return report
+
+# %% ../nbs/08_stylizer.ipynb #27ca7088
+@patch
+def _style_latents(self:Stylizer)->torch.Tensor: # (1, C, h, w)
+    "Those of a picture in the style, at a size of its own"
+    b, method = self.backbone, self.cfg.method
+    if not self.style.is_picture:
+        raise StylekitError(f'method={method!r} takes its style from one picture: give the path of that as style')
+    picture = open_image(self.style.path).rgb
+    _, size = working_size(*picture.size, b.native_size, b.multiple)
+    return b.encode(fit_image(picture, size, size))
 
 # %% ../nbs/08_stylizer.ipynb #7ef27818
 @patch

@@ -3,7 +3,8 @@ import json, math, shutil, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 import pytest, torch, torch.nn.functional as F
-from stylekit import StylekitError, load_backbone, load_style, sample_image, settings, stylize
+from stylekit import Checkpoint, StylekitError, load_backbone, load_style, sample_image, settings, stylize
+from stylekit.core import asset
 from stylekit.methods.flows import FLOW_METHODS
 from stylekit.methods.rivals import METHODS, MOST_DRAWS, RIVALS, UNWANTED, img2img, patch_nce
 from stylekit.methods.released import RELEASED
@@ -249,8 +250,13 @@ OTHER = dict(
     style_scale=.5, final_t=150, final_noise=.5, final_guidance=4., resolution=80,
     prompt='{caption}, {style}', edit_prompt='{style}!', negative_prompt='ugly')
 
+def suiting(method, style):
+    "A style that the method takes: one of the samples where it wants a picture"
+    return load_style(asset('samples', 'taxi.ink.png')) if METHODS[method].PICTURE else style
+
 def made(base, style, cfg):
     "The picture of two steps, whatever the method says it reads"
+    style = suiting(cfg.method, style)
     return stylize(owl(), style, 'an owl', backbone=base, preset=cfg, seed=1).image.tobytes()
 
 @pytest.fixture
@@ -279,11 +285,13 @@ def test_what_is_read_changes_the_picture(base, style, name, anything):
         if k == 'relevance' and cfg.relevance == 'grid': continue
         assert made(base, style, replace(cfg, **{k: OTHER[k]})) != whole, k
 
+_USUAL = dict(adapt='reach', fake_score='source_plain', guidance_from='uncond', sampler='uniform')
+
 @pytest.mark.parametrize('name', METHODS)
 def test_what_is_not_read_is_refused(name):
     cfg = settings(method=name)
     for k in set(OTHER)-METHODS[name].reads(cfg):
-        value = OTHER[k] if OTHER[k] != getattr(cfg, k) else {'adapt': 'reach', 'fake_score': 'source_plain'}[k]
+        value = OTHER[k] if OTHER[k] != getattr(cfg, k) else _USUAL[k]
         assert value != getattr(cfg, k), k
         with pytest.raises(StylekitError, match=f'^{k}='): settings(cfg, **{k: value})
         assert settings(cfg, **{k: getattr(cfg, k)}) == cfg     # as it is anyway
@@ -337,7 +345,7 @@ def test_a_resumed_rival_ends_alike(base, style, tmp_path, name):
 def test_methods_by_name(base, style):
     assert settings(method='dds') == settings('dds') == RIVALS['dds']
     assert settings('paper', method='released') == settings(method='released') == settings('paper') == RELEASED
-    assert set(METHODS) == {'sms', 'released', *RIVALS, *FLOW_METHODS}
+    assert set(METHODS) == {'sms', 'released', 'ad', *RIVALS, *FLOW_METHODS}
     with pytest.raises(StylekitError, match='is one of released, not of sms'): settings('paper', method='sms')
     with pytest.raises(StylekitError, match="no preset named 'magic'"): settings(method='magic')
     with pytest.raises(StylekitError, match='no terms named'):
@@ -371,7 +379,7 @@ def ends_in_noise(request, models, tmp_path_factory):
 
 @pytest.mark.parametrize('method', METHODS)
 def test_the_last_timestep_of_a_schedule_that_ends_in_noise(ends_in_noise, random_style, method):
-    style = load_style(random_style(ends_in_noise))
+    style = suiting(method, load_style(random_style(ends_in_noise)))
     with prepared(ends_in_noise, style, settings(method=method), n=2, steps=3) as run:
         z, _, noise = draws(run, 999)
         for t in ([999, 999], [999, 500], [998, 1]):
@@ -399,3 +407,51 @@ def test_runs_to_the_end_of_a_schedule_that_ends_in_noise(ends_in_noise, random_
         r = stylize(owl(), style, 'an owl', backbone=ends_in_noise, seed=0, steps=3, **kw)
     assert r.complete
     assert all(math.isfinite(v) for k, values in r.history.items() if k != 'fake' for v in values)
+
+
+# ---- a style from one picture ----
+
+INK_TAXI = asset('samples', 'taxi.ink.png')
+
+def attention_of(base, z, t, cond):
+    "Queries, keys and values of every self-attention of a UNet, read off its layers' inputs in plain torch"
+    seen = []
+    def keep(module, args, kw): seen.append((module, args[0] if args else kw['hidden_states']))
+    layers = [m for n, m in base.unet.named_modules() if n.endswith('.attn1')]
+    hooks = [m.register_forward_pre_hook(keep, with_kwargs=True) for m in layers]
+    base.predict(z, t, cond)
+    for h in hooks: h.remove()
+    def split(m, x): return torch.stack(x.chunk(m.heads, -1), 1)
+    return [tuple(split(m, f(h)) for f in (m.to_q, m.to_k, m.to_v)) for m, h in seen]
+
+def test_attention_distillation_is_its_formula(base):
+    cfg = settings(method='ad', terms=dict(layers=2, content=.7))
+    with prepared(base, load_style(INK_TAXI), cfg, n=2) as run:
+        z, t, noise = draws(run, 400)
+        example, empty = run.method.conds.example, run.method.conds.empty
+        x = z.clone().requires_grad_()
+        ours, theirs, content = (attention_of(base, v, t, empty)[-2:]
+                                 for v in (x, example.expand(2, -1, -1, -1), run.z_src))
+        loss = 0
+        for (q, k, v), (_, ks, vs), (qc, _, _) in zip(ours, theirs, content):
+            answer = torch.softmax(q@k.mT/math.sqrt(q.shape[-1]), -1)@v
+            target = torch.softmax(q@ks.mT/math.sqrt(q.shape[-1]), -1)@vs
+            loss = loss + (answer-target.detach()).abs().mean() + .7*(q-qc.detach()).abs().mean()
+        g, = torch.autograd.grad(loss, x)
+        got = run.method.direction(run.method.step(z, t, noise)).g
+        torch.testing.assert_close(got, g*z.numel(), rtol=1e-4, atol=1e-5)
+
+def test_one_picture_is_a_style_for_that_method_alone(base, style, tmp_path):
+    for name, given in (('sms', INK_TAXI), ('ad', style)):
+        with pytest.raises(StylekitError, match='picture'): stylize(owl(), given, 'an owl', backbone=base, method=name)
+    how = dict(backbone=base, method='ad', steps=2, seed=1)
+    r = stylize(owl(), INK_TAXI, 'an owl', **how)
+    assert r.image.tobytes() == stylize(owl(), INK_TAXI, 'an owl', **how).image.tobytes() != owl().tobytes()
+    assert r.info['style'] == 'taxi.ink' and r.info['style_coverage'] == '0/0'
+    assert not getattr(base.unet, 'peft_config', {})
+    held = stylize(owl(), INK_TAXI, 'an owl', **how, lam=5., lr=.2)
+    assert held.image.tobytes() != stylize(owl(), INK_TAXI, 'an owl', **how, lr=.2).image.tobytes()
+
+def test_no_attention_to_read_is_said(models):
+    with pytest.raises(StylekitError, match='is no UNet'):
+        stylize(owl(), INK_TAXI, 'an owl', backbone=load_backbone(models('sd3')), method='ad', steps=1)

@@ -15,6 +15,7 @@ from ..backbone import Backbone, PromptEmbeds
 from ..core import check_range
 from ..noising import VP
 from ..scores import Score, ddim, ddim_timesteps, scores
+from .attention import AD, DISTILLATION
 from .flows import FLOW_METHODS, FLOWS
 from .released import RELEASED, Released
 from .sms import METHODS, PRESETS, USUAL, Direction, Method, Settings, Step, randn_like
@@ -267,7 +268,7 @@ def draw_again(self:LUSD, step:Step)->tuple: # as `edit`
 
 # %% ../../nbs/07_baselines.ipynb #758e1511
 METHODS.update(released=Released, img2img=Img2Img, sds=SDS, dds=DDS, vsd=VSD, pds=PDS, csd=CSD, nfsd=NFSD,
-               cds=CDS, ssd=SSD, lusd=LUSD, **FLOW_METHODS)
+               cds=CDS, ssd=SSD, lusd=LUSD, ad=AD, **FLOW_METHODS)
 
 def _rival(name, **kw):
     "What the rivals share, and what one of them changes"
@@ -291,5 +292,5 @@ RIVALS = dict(
     nfsd=_rival('nfsd', **_adam, lr=.01, negative_prompt=UNWANTED),
     ssd=_rival('ssd'),
     lusd=_rival('lusd', steps=300, guidance_scale=1., t_min=50, t_max=949, lr=.488))
-PRESETS.update(paper=RELEASED, **RIVALS, **FLOWS)
+PRESETS.update(paper=RELEASED, ad=DISTILLATION, **RIVALS, **FLOWS)
 USUAL.update(released='paper')

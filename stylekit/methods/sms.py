@@ -293,6 +293,7 @@ class Conds:
     negative: PromptEmbeds = None   # what nobody wants
     own: PromptEmbeds = None        # `styled` as the style's own text encoder reads it
     words: torch.Tensor = None   # (B, tokens) bool: which tokens of `styled` are the style's
+    example: torch.Tensor = None # latents of the style's picture (1, C, h, w); of methods that take one
 
 # %% ../../nbs/06_sms.ipynb #57e90001
 @dataclass
@@ -323,6 +324,7 @@ class Method:
     TERMS = {}    # its own coefficients
     RANGES = {}   # and where they may lie
     NEEDS = {}    # settings that it cannot do without
+    PICTURE = False   # is its style a picture instead of a LoRA?
     def __init__(self, backbone:Backbone, cfg:Settings, z_src:torch.Tensor, conds:Conds,
                  generators:list, # one CPU generator per image
                  style:str='style', # name of the style's adapter
