@@ -1,0 +1,234 @@
+"The picture in a real browser: line, zoom, difference, tint, brush; dark themes; what axe-core finds. Pixels that are seen"
+import io
+from importlib.util import find_spec
+import pytest
+import browser
+
+if not browser.CHROMIUM:
+    pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
+for name in ('playwright', 'jupyterlab', 'voila'):
+    if not find_spec(name): pytest.skip(f'{name} is not installed: pip install -e ".[dev]"', allow_module_level=True)
+import numpy as np
+from PIL import Image
+
+def seen(p, css):
+    "What is on the screen there, as numbers (height, width, RGB)"
+    png = p.tab.locator(css).first.screenshot()
+    return np.asarray(Image.open(io.BytesIO(png)).convert('RGB')).astype(int)
+
+# Red before, blue now; the blue one has squares of 8 colours in its middle, a pixel each
+VIEW = '''
+from PIL import Image
+from stylekit.app.panels import Panel
+from stylekit.app.picture_view import BeforeAfter
+from stylekit.app.views import MaskBrush
+red, blue = Image.new('RGB', (64, 48), (200, 30, 30)), Image.new('RGB', (64, 48), (30, 30, 200))
+for x in range(24, 40):
+    for y in range(16, 32): blue.putpixel((x, y), ((x*y*37) % 256, (x*91) % 256, (y*53) % 256))
+panel = Panel()
+view = BeforeAfter(red, blue, label_before='take 1', label_after='take 2')
+brush = MaskBrush(image=view.after)
+panel.children = [panel.pulse, view, brush]
+panel
+'''
+
+@pytest.fixture(scope='module')
+def page(chrome, lab):
+    "The one notebook of the tests of the view"
+    with lab.notebook(chrome, VIEW, width=800) as p:
+        p.until("document.querySelector('.sk-preview')?.naturalWidth === 64")
+        yield p
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+def near(colour, what, tolerance=3): return (np.abs(colour-np.array(what)) <= tolerance).all()
+
+def column(p, share, css='.sk-stage'):
+    "Which picture is seen at a share of the width, near the lower edge"
+    x = seen(p, css)
+    at = x[int(.9*len(x)), int(share*x.shape[1])]
+    return 'before' if near(at, RED) else 'after' if near(at, BLUE) else tuple(at)
+
+def trait(p, name): return p.execute(f'print(view.{name})')
+
+def until(p, name, value):
+    for _ in range(50):
+        if trait(p, name) == str(value): return
+        p.tab.wait_for_timeout(50)
+    raise AssertionError((name, trait(p, name), value))
+
+def reset(p, **traits):
+    for name, value in (dict(mode='slide', position=50., zoom=0., tinted=False) | traits).items():
+        p.execute(f'view.{name} = {value!r}')
+    p.tab.wait_for_timeout(100)
+
+def test_line(page):
+    "Left of it is the picture before; it is moved by its grip, on the picture, and by keys; the labels are Python's"
+    p = page
+    reset(p, position=0.)
+    assert column(p, .03) == column(p, .97) == 'after' and p.tab.inner_text('.sk-tag-after') == 'take 2'
+    p.drag('.sk-handle', '.sk-stage', .6)
+    p.tab.wait_for_timeout(50)
+    assert [column(p, x) for x in (.03, .55, .65, .97)] == ['before', 'before', 'after', 'after']
+    assert 58 < float(trait(p, 'position')) < 62
+    p.tab.focus('.sk-handle')
+    for key in ('Home', *['Shift+ArrowRight']*3, 'ArrowRight', 'ArrowUp', 'ArrowLeft'): p.tab.keyboard.press(key)
+    until(p, 'position', 31.)
+    assert [column(p, x) for x in (.28, .34)] == ['before', 'after']
+    box = p.tab.locator('.sk-stage').bounding_box()
+    p.tab.mouse.click(box['x']+.8*box['width'], box['y']+20)
+    p.tab.wait_for_timeout(50)
+    assert [column(p, x) for x in (.75, .85)] == ['before', 'after']
+    slider = p.tab.get_by_role('slider', name='take 1')
+    assert slider.get_attribute('aria-valuenow') == '80'
+
+def squares(x, side, dx, dy):
+    "The colour of each square of `side` pixels, and how far colours differ within the squares"
+    h, w = ((n-d)//side*side for n, d in zip(x.shape, (dy, dx)))
+    cells = x[dy:dy+h, dx:dx+w].reshape(h//side, side, w//side, side, 3)
+    return cells[:, side//2, :, side//2], np.ptp(cells[:, 1:-1, :, 1:-1], axis=(1, 3)).max()
+
+def test_zoom_to_pixels(page):
+    "Each is a square of one colour, and the colours are the picture's own; keys, wheel and hand move the window"
+    p = page
+    reset(p, position=0.)
+    p.tab.focus('.sk-stage')
+    p.tab.keyboard.press('1')
+    until(p, 'zoom', 1.)
+    x = seen(p, '.sk-stage')
+    small = x[(np.abs(x-np.array(BLUE)).max(-1) > 3) & (np.abs(x-x[2, -40]).max(-1) > 8)]
+    for _ in range(4): p.tab.keyboard.press('+')
+    until(p, 'zoom', 16.)
+    p.tab.wait_for_timeout(100)
+    assert '1600 %' in p.tab.inner_text('.sk-zoomed') and '64 × 48 px' in p.tab.inner_text('.sk-zoomed')
+    own = {(x*y*37 % 256, x*91 % 256, y*53 % 256) for x in range(24, 40) for y in range(16, 32)}
+    middle = seen(p, '.sk-stage')[60:-60, 60:-60]
+    spread, found = min((squares(middle, 16, dx, dy)[::-1] for dx in range(16) for dy in range(16)), key=lambda s: s[0])
+    assert spread == 0 and {tuple(c) for c in found.reshape(-1, 3)} <= own | {BLUE} and len(small)
+    before = seen(p, '.sk-stage')
+    for key in ('ArrowRight', 'ArrowDown'): p.tab.keyboard.press(key)
+    p.tab.wait_for_timeout(50)
+    after = seen(p, '.sk-stage')
+    assert (after[60:-100, 60:-100] == before[100:-60, 100:-60]).all()           # by 40 pixels each way
+    p.drag('.sk-stage', '.sk-stage', .6)
+    p.tab.wait_for_timeout(50)
+    assert (seen(p, '.sk-stage')[60:-60, 60:-60] != after[60:-60, 60:-60]).any() and trait(p, 'position') == '0.0'
+    p.tab.keyboard.press('0')
+    until(p, 'zoom', 0.)
+    box = p.tab.locator('.sk-stage').bounding_box()
+    p.tab.mouse.move(box['x']+box['width']*.5, box['y']+box['height']*.5)
+    p.tab.keyboard.down('Control')
+    p.tab.mouse.wheel(0, -100)
+    p.tab.keyboard.up('Control')
+    p.tab.wait_for_timeout(50)
+    assert float(trait(p, 'zoom')) > 8
+    p.tab.click('.sk-fit')
+    until(p, 'zoom', 0.)
+
+def test_side_by_side(page):
+    "Each in its half, under its name"
+    p = page
+    reset(p)
+    p.tab.click('[data-mode=side]')
+    p.tab.wait_for_timeout(100)
+    assert [column(p, x) for x in (.05, .45, .55, .95)] == ['before', 'before', 'after', 'after']
+    tags = [p.tab.locator(f'.sk-tag-{n}').bounding_box()['x'] for n in ('before', 'after')]
+    stage = p.tab.locator('.sk-stage').bounding_box()
+    assert tags[0] < stage['x']+stage['width']/2 < tags[1] and p.tab.is_hidden('.sk-handle')
+
+def test_difference(page):
+    "Made in Python when it is asked for, amplified about grey; its scale is said"
+    p = page
+    p.execute('view.begin(red, Image.new("RGB", red.size, (203, 30, 24)))')
+    reset(p)
+    assert trait(p, 'difference') == "b''"
+    p.tab.click('[data-mode=difference]')
+    p.until("document.querySelector('img.sk-difference')?.naturalWidth === 64")
+    p.tab.wait_for_timeout(100)
+    assert near(seen(p, '.sk-stage')[100, 100], (128+16*3, 128, 128-16*6))
+    assert '16 ×' in p.tab.inner_text('.sk-scale') and '7 of 255' in p.tab.inner_text('.sk-scale')
+    p.execute('view.begin(red)')
+    p.until("document.querySelector('.sk-scale').innerText.includes('same')")
+    assert near(seen(p, '.sk-stage')[100, 100], (128, 128, 128))
+    p.execute('view.begin(red, blue)')
+    reset(p)
+
+def test_every_frame_is_acknowledged(page):
+    "Python sends the next picture when the last one is seen"
+    p = page
+    reset(p)
+    for shade in (40, 80, 120): p.execute(f'view.show(Image.new("RGB", red.size, ({shade}, 0, 0)))')
+    until(p, 'ready', True)
+    p.execute('view.begin(red, blue)')
+    until(p, 'ready', True)
+
+MASK = """
+import base64, io
+mask = Image.new('L', red.size); mask.paste(255, (0, 0, 32, 48)); mask.save(f := io.BytesIO(), 'PNG')
+view.mask = 'data:image/png;base64,' + base64.b64encode(f.getvalue()).decode()
+"""
+
+def test_what_is_protected_is_tinted(page):
+    "Half of the picture, when somebody asks for it"
+    p = page
+    reset(p, position=0.)
+    p.execute(MASK)
+    p.until("!document.querySelector('.sk-tinted').disabled")
+    assert column(p, .2) == 'after'
+    p.tab.click('.sk-tinted')
+    p.until("!document.querySelector('.sk-pane-after canvas').hidden")
+    p.tab.wait_for_timeout(100)
+    assert column(p, .2)[0] > 100 and column(p, .7) == 'after'
+    p.tab.click('.sk-tinted')
+    p.tab.wait_for_timeout(100)
+    assert column(p, .2) == 'after'
+    p.execute("view.mask = ''")
+
+# The brush's mask, as Python has it, in numbers
+PAINTED = """
+import base64, io, numpy as np
+def painted():
+    if not brush.mask: return np.zeros((48, 64), int)
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(brush.mask.partition(',')[2]))).convert('L')).astype(int)
+"""
+
+def test_brush(page):
+    "A box by dragging; strengths; undo and redo; its size by keys"
+    p, value = page, lambda x, y: int(p.execute(f'print(painted()[{y}, {x}])'))
+    p.execute(PAINTED)
+    p.until("document.querySelector('.sk-brush canvas').width === 64")
+    box = p.tab.locator('.sk-brush canvas').bounding_box()
+    def drag(*points):
+        at = [(box['x']+x*box['width'], box['y']+y*box['height']) for x, y in points]
+        p.tab.mouse.move(*at[0])
+        p.tab.mouse.down()
+        for xy in at[1:]: p.tab.mouse.move(*xy)
+        p.tab.mouse.up()
+        p.tab.wait_for_timeout(100)
+    p.tab.click('.sk-box')
+    drag((.25, .25), (.4, .4), (.75, .75))
+    inside = p.execute('print((painted() > 250).nonzero()[0].min(), (painted() > 250).nonzero()[0].max(), '
+                       '(painted() > 250).nonzero()[1].min(), (painted() > 250).nonzero()[1].max())')
+    assert inside == '12 35 16 47' and value(2, 2) == 0                          # of 48 × 64 pixels
+    p.tab.click('.sk-box')
+    p.execute('brush.strength = 50')
+    p.tab.wait_for_timeout(50)
+    drag((.5, .5), (.6, .5), (.5, .5))                         # over itself: no stronger for that
+    assert abs(value(32, 24)-128) < 4 and value(18, 14) == 255
+    p.tab.focus('.sk-brush canvas')
+    p.tab.keyboard.press('z')
+    p.tab.wait_for_timeout(100)
+    assert value(32, 24) == 255
+    p.tab.keyboard.press('y')
+    p.tab.wait_for_timeout(100)
+    assert abs(value(32, 24)-128) < 4
+    size = int(p.execute('print(brush.brush)'))
+    for key in ']][': p.tab.keyboard.press(key)
+    p.tab.wait_for_timeout(100)
+    assert int(p.execute('print(brush.brush)')) == size+2
+    p.tab.click('.sk-erase')
+    drag((.5, .5), (.6, .5))
+    assert value(32, 24) == 0 and value(18, 14) == 255
+    for _ in range(3): p.tab.click('.sk-undo')
+    p.tab.wait_for_timeout(100)
+    assert value(18, 14) == 0 and p.tab.is_disabled('.sk-undo') and p.execute('print(brush.mask)') == ''
