@@ -216,6 +216,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'stylekit/app/lora_panel.py'),
                                          'stylekit.app.lora_panel.LoraPanel._make_views': ( 'lora_panel.html#lorapanel._make_views',
                                                                                             'stylekit/app/lora_panel.py'),
+                                         'stylekit.app.lora_panel.LoraPanel._plot': ( 'lora_panel.html#lorapanel._plot',
+                                                                                      'stylekit/app/lora_panel.py'),
                                          'stylekit.app.lora_panel.LoraPanel._report': ( 'lora_panel.html#lorapanel._report',
                                                                                         'stylekit/app/lora_panel.py'),
                                          'stylekit.app.lora_panel.LoraPanel._start': ( 'lora_panel.html#lorapanel._start',

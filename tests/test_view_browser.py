@@ -3,6 +3,7 @@ import io
 from importlib.util import find_spec
 import pytest
 import browser
+from browser import BEYOND, Page, Server, pale, unnamed, violations
 
 if not browser.CHROMIUM:
     pytest.skip('no Chromium on this machine (Debian: apt-get install chromium)', allow_module_level=True)
@@ -15,6 +16,88 @@ def seen(p, css):
     "What is on the screen there, as numbers (height, width, RGB)"
     png = p.tab.locator(css).first.screenshot()
     return np.asarray(Image.open(io.BytesIO(png)).convert('RGB')).astype(int)
+
+# ---- themes, and what axe-core finds ----
+
+ALL = """
+from pathlib import Path
+from IPython.display import display
+import stylekit as s
+from stylekit.backbone import load_backbone
+from stylekit.clip.control_clip import ControlClip
+from stylekit.pilot.study import make_study
+for folder, looks in dict(source='render', a='flat', b='ink').items():
+    Path(folder).mkdir()
+    for name in ('owl', 'taxi'): s.sample_image(name, looks).save(f'{folder}/{name}.png')
+make_study(Path('study'), dict(a=Path('a'), b=Path('b')), Path('b'), Path('source'))
+s.stylize_folder('source', 'out', feedforward=NETWORK)
+model = load_backbone()
+control = ControlClip(model.text_encoders[0], model.tokenizers[0], mode='adapter')
+panel = s.StylizePanel(steps=2, limits='edge_f1=.999', backbone=model)
+grid = s.ControlClipPanel(control, styles=('soft cartoon',), steps=2, backbone=model)
+review, lora, spectrum = s.ReviewPanel('out', style='ink'), s.LoraPanel(), s.SpectrumPanel()
+panel.start.click(), panel.wait(), panel.safely(lambda: 1/0)()
+panel.view.position = 50
+review._open('reasons')
+for fold in (panel.stay, panel.colors, panel.limits): fold.button.value = True
+shown = dict(stylize=panel, spectrum=spectrum, compare=s.ComparePanel(), lora=lora, control=grid, review=review,
+             vote=s.VotePanel('study', 'ann'))
+display(*shown.values())
+"""
+THEME = "(name) => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })"
+LETTERS = 'button, b, li, label, span, small, p, h2, input:not([type=range], [type=checkbox], [type=file]), select, .sk-text, .sk-hint, .sk-error'
+PLOTS = """async (css) => Promise.all([...document.querySelectorAll(css)].filter((i) => i.src).map(async (img) => {
+  await img.decode();
+  const c = Object.assign(document.createElement('canvas'), { width: img.naturalWidth, height: img.naturalHeight });
+  const x = c.getContext('2d');
+  x.drawImage(img, 0, 0);
+  const { data } = x.getImageData(0, 0, c.width, c.height);
+  const seen = [];
+  for (let i = 0; i < data.length; i += 4) if (data[i + 3] === 255) seen.push(data[i] + data[i + 1] + data[i + 2]);
+  return [data[3], Math.min(...seen), Math.max(...seen)];      // of the corner's ground; of letters and lines
+}))"""
+
+def test_all_panels_in_both_themes(chrome, lab, small_network):
+    "No serious violation, nothing pale, nothing without a name or past the edge; plots have the theme's ground"
+    with lab.notebook(chrome, ALL.replace('NETWORK', repr(str(small_network)))) as p:
+        p.until("document.querySelectorAll('.sk-panel').length === 7")
+        p.until("document.querySelector('.sk-vote')?.dataset.open === 'true'")
+        p.command('application:toggle-left-area')
+        for theme in ('Dark', 'Light'):
+            p.tab.evaluate(THEME, f'JupyterLab {theme}')
+            p.until(f"document.querySelectorAll('.sk-panel.sk-dark').length === {7*(theme == 'Dark')}")
+            for width in (1300, 800, 400):
+                p.resize(width, 200)
+                assert p.tab.evaluate(BEYOND) == [], (theme, width)
+                assert violations(p.tab, '.sk-panel') == [], (theme, width)
+            assert pale(p.tab, 'body', f'.sk-panel :is({LETTERS})') == [], theme
+            p.until("document.querySelectorAll('.sk-plot img[src]').length > 1")
+            for ground, darkest, lightest in p.tab.evaluate(PLOTS, '.sk-panel .sk-plot img'):
+                assert ground == 0 and (lightest > 600 if theme == 'Dark' else darkest < 100), theme
+        assert unnamed(p.tab, 'body') == []
+
+def test_the_page_follows_the_system(chrome, tmp_path):
+    "Light or dark, as the reader's system has it; its main part is a landmark"
+    with Server(tmp_path, ['--silence', 30]) as app:
+        p = Page(chrome, app.url)
+        p.see('.sk-panel img.sk-preview')
+        for name in ('stay', 'colours', 'limits'): p.open_fold(name)
+        for scheme in ('light', 'dark'):
+            p.tab.emulate_media(color_scheme=scheme)
+            p.until(f"!!document.querySelector('.sk-panel.sk-dark') === {str(scheme == 'dark').lower()}")
+            ground = seen(p, '#rendered_cells')[2, 2]
+            assert (ground < 60).all() if scheme == 'dark' else (ground == 255).all()
+            assert pale(p.tab, '.sk-panel', LETTERS) == []
+            for width in (1300, 800, 400):
+                p.resize(width, 200)
+                assert violations(p.tab, 'html', ('serious', 'critical', 'moderate')) == [], (scheme, width)
+                assert p.tab.evaluate(BEYOND) == [], (scheme, width)
+                p.shot(f'page-{scheme}-{width}')
+        assert p.tab.locator('[role=main] h2').count() == 1
+        p.close()
+
+
+# ---- the picture ----
 
 # Red before, blue now; the blue one has squares of 8 colours in its middle, a pixel each
 VIEW = '''
@@ -233,3 +316,17 @@ def test_brush(page):
     for _ in range(3): p.tab.click('.sk-undo')
     p.tab.wait_for_timeout(100)
     assert value(18, 14) == 0 and p.tab.is_disabled('.sk-undo') and p.execute('print(brush.mask)') == ''
+
+def test_a_dark_ground_with_dark_letters(page):
+    "As in VS Code, whose theme is not JupyterLab's: letters are made light, by its own colours where it says them"
+    p = page
+    p.tab.evaluate("""() => {
+      const box = document.querySelector('.sk-panel').parentElement;
+      box.style.background = '#1e1e1e';
+      box.style.setProperty('--vscode-editor-foreground', 'rgb(212, 212, 212)');
+    }""")
+    p.until("document.querySelector('.sk-panel.sk-night.sk-dark')")
+    assert pale(p.tab, '.sk-panel', LETTERS) == [] and violations(p.tab, '.sk-panel') == []
+    assert p.tab.evaluate("getComputedStyle(document.querySelector('.sk-zoomed')).color") == 'rgb(212, 212, 212)'
+    p.tab.evaluate("() => document.querySelector('.sk-panel').parentElement.removeAttribute('style')")
+    p.until("!document.querySelector('.sk-panel.sk-dark')")

@@ -62,6 +62,7 @@ def _make_views(self:LoraPanel):
     self.plot = named(Picture(alt='curves of the error on learnt and held-out pictures'), 'plot')
     left = [self.folder, self.name, row(self.start, self.good, self.stop_), self.status, self.plot]
     self.children = [self.pulse, columns(left, [self.view, self.strip])]
+    self.pulse.observe(self.safely(lambda _: self._plot()), 'dark')
 
 # %% ../../nbs/15bf_lora_panel.ipynb #64c8d9e3
 @patch
@@ -157,6 +158,12 @@ def _train(self:LoraPanel):
 @patch
 def _report(self:LoraPanel, rec):
     self.checks.append(rec)
+    self._plot()
+
+@patch
+def _plot(self:LoraPanel):
+    "The errors so far, in the theme's colours"
+    if not self.checks: return
     png = figure_png(lambda ax: draw_errors(ax, self.checks), dark=self.pulse.dark)
     self.show(lambda: setattr(self.plot, 'value', png))
 
