@@ -62,6 +62,11 @@ class Picture(anywidget.AnyWidget):
     _esm, _css = script('picture').values()
 
 # %% ../../nbs/15a_views.ipynb #0e2082af
+_CURVE_WORDS = dict(
+    curve='Cut-off curve: how fine the structure is that is held, at each timestep', least='t = 0', most='1000 (noise)',
+    all='all', none='none', corner='corner of the curve', mid='shape of the slope',
+    held='from t = {t} on, {share} percent of the spectrum is held', power='power {power}')
+
 class CutoffEditor(anywidget.AnyWidget):
     "The cut-off curve over t, with two points to drag"
     t_cutoff = T.Int(500).tag(sync=True)      # 1 to 1000
@@ -69,6 +74,7 @@ class CutoffEditor(anywidget.AnyWidget):
     power = T.Float(1.).tag(sync=True)        # dragged: in [.1, 8]
     disabled = T.Bool(False).tag(sync=True)
     now = T.Int(-1).tag(sync=True)            # timestep to mark; -1: none
+    words = T.Dict(_CURVE_WORDS).tag(sync=True)
     _esm, _css = script('curve').values()
 
 # %% ../../nbs/15a_views.ipynb #e90a43db
@@ -77,8 +83,9 @@ _BRUSH_WORDS = dict(
     clear='Clear', box_tip='Drag from corner to corner', erase_tip='Take paint away',
     undo_tip='Back to before the last stroke', redo_tip='The stroke that was taken back, again',
     clear_tip='Nothing is protected any more',
-    canvas='Paint what must not change. Arrows move a box, with Shift they make it larger or smaller, B begins another, '
-           'D draws boxes with the mouse, E is the eraser, brackets change the brush, Z takes back, Y redoes, Delete clears',
+    canvas='Paint what must not change. Arrows move a box, with Shift they make it larger or smaller, B begins '
+           'another, D draws boxes with the mouse, E is the eraser, brackets change the brush, Z takes back, '
+           'Y redoes, Delete clears',
     keys='Keys: arrows move a box · Shift and arrows: its size · B: another box · D: draw boxes · E: rub out · '
          '[ and ]: the brush · Z: back · Y: again · Del: clear')
 
