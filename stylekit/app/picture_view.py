@@ -68,7 +68,7 @@ class BeforeAfter(anywidget.AnyWidget):
     position = T.Float(0.).tag(sync=True)         # share of the width that shows `before`, in percent
     zoom = T.Float(0.).tag(sync=True)             # screen pixels for a pixel of the picture; 0: all of it is seen
     tinted = T.Bool(False).tag(sync=True)         # is the mask seen?
-    listens = T.Bool(True).tag(sync=True)         # to keys? Not where a panel has its own
+    listens = T.Bool(True).tag(sync=True)         # to keys? Where a panel has its own, only the line does, and + and −
     frame = T.Int(0).tag(sync=True)               # last picture sent
     shown = T.Int(0).tag(sync=True)               # last picture seen
     words = T.Dict(_WORDS).tag(sync=True)
@@ -77,19 +77,19 @@ class BeforeAfter(anywidget.AnyWidget):
         super().__init__(**kw)
         self.pictures = None, None
         self.observe(lambda _: self._compare(), 'mode')
-        if before is not None: self.begin(before, after)
+        if before is not None: self.begin(before, before if after is None else after)
     @property
     def ready(self)->bool: return self.shown >= self.frame
 
 # %% ../../nbs/15ab_picture_view.ipynb #ab51c011
+def _file(image)->bytes: return b'' if image is None else exact(image)
+
 @patch
-def begin(self:BeforeAfter, before, after=None): # PIL; None: there is no picture
+def begin(self:BeforeAfter, before, after): # PIL; None: there is no such picture
     "Other pictures, both of them"
-    after = before if after is None else after
     with self.hold_sync():
-        self.before = b'' if before is None else exact(before)
-        self._put(before, after, self.before if after is before else exact(after))
-        self.zoom = 0.
+        self.before, self.zoom = _file(before), 0.
+        self._put(before, after, self.before if after is before else _file(after))
 
 @patch
 def show(self:BeforeAfter, image, # PIL
@@ -109,6 +109,7 @@ def _put(self:BeforeAfter, before, after, data:bytes): # PIL, PIL; the second as
 @patch
 def _compare(self:BeforeAfter):
     "The difference, if somebody looks at it"
-    if self.mode != 'difference' or self.pictures[0] is None: return
-    picture, factor = difference_picture(*self.pictures)
-    with self.hold_sync(): self.difference, self.factor = exact(picture), factor
+    if self.mode != 'difference': return
+    lacking = any(picture is None for picture in self.pictures)
+    picture, factor = (None, 0) if lacking else difference_picture(*self.pictures)
+    with self.hold_sync(): self.difference, self.factor = _file(picture), factor

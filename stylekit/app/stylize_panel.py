@@ -307,7 +307,8 @@ def _no_picture(self:StylizePanel, why:str):
 
 @patch
 def _show_picture(self:StylizePanel, picture:bytes): # JPEG; b'' for none
-    self.view.begin(self.picture if picture else None)
+    shown = self.picture if picture else None
+    self.view.begin(shown, shown)
     self.stay.take(self.opened, picture)
     self.colors.picture, self.caption.value, self.proved.value = self.picture, '', ''
 

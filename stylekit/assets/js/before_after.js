@@ -75,7 +75,7 @@ function render({ model, el }) {
     if (w) {
       const wide = (mode === 'side' ? 2 : 1) * w;
       stage.style.aspectRatio = `${wide} / ${h}`;
-      stage.style.maxWidth = `max(200px, calc(80vh * ${wide / h}))`;
+      stage.style.maxWidth = `max(200px, calc(var(--sk-most, 80vh) * ${wide / h}))`;
     }
     const scale = zoom() / density(), style = {};
     const axes = [['x', w * scale, pane.clientWidth], ['y', h * scale, pane.clientHeight]];
@@ -218,15 +218,16 @@ function render({ model, el }) {
     zoomTo(zoom() * 2 ** clamp(-e.deltaY / 100, -1, 1), ...share(e));
   }, { passive: false });
   stage.addEventListener('keydown', (e) => {
-    if (e.ctrlKey || e.metaKey || e.altKey || !get('listens')) return;
+    if (e.ctrlKey || e.metaKey || e.altKey) return;
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[e.key];
     const at = get('position'), far = e.shiftKey ? 10 : 1;
     const ends = { Home: 0, End: 100, PageDown: at - 10, PageUp: at + 10 };
-    const act = { '+': closer, '=': closer, '-': farther, 0: () => zoomTo(0), 1: one }[e.key];
+    const all = get('listens') ? { 0: () => zoomTo(0), 1: one } : {};
+    const act = { '+': closer, '=': closer, '-': farther, ...all }[e.key];
     if (act) act();
     else if (e.target === handle && way) moveTo(at + far * (way[0] - way[1]));
     else if (e.target === handle && e.key in ends) moveTo(ends[e.key]);
-    else if (way && get('zoom')) pan(-40 * way[0], -40 * way[1]);
+    else if (way && get('zoom') && get('listens')) pan(-40 * way[0], -40 * way[1]);
     else return;
     e.preventDefault();
     e.stopPropagation();
