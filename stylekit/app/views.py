@@ -109,7 +109,7 @@ class Heartbeat(anywidget.AnyWidget):
     period = T.Int(1000).tag(sync=True)       # milliseconds
     going = T.Bool(False).tag(sync=True)      # a run goes on
     always = T.Bool(False).tag(sync=True)     # beat even if nothing goes on
-    dark = T.Bool(False).tag(sync=True)       # the page's theme
+    dark = T.Bool(None, allow_none=True).tag(sync=True)   # the page's theme; None: not heard of yet
     key = T.Unicode('').tag(sync=True)        # of this heart, among all of a page
     _esm, _css = script('pulse').values()
     def __init__(self, **kw):
@@ -225,9 +225,9 @@ def darken(fig): # matplotlib Figure
 # %% ../../nbs/15a_views.ipynb #4b3347db
 def figure_png(draw, # draw(axes): what to draw
                n:int=1, size:tuple=(3.2, 1.9), # axes side by side; inches of each
-               dark:bool=False # for a dark page
+               dark:bool=None # for a dark page, or a light one; None: for any, on white
               )->bytes:
-    "A small figure as PNG on a transparent ground, without pyplot"
+    "A small figure as PNG, without pyplot; on the ground of the page, if that is known"
     from matplotlib.figure import Figure
     fig = Figure(figsize=(size[0]*n, size[1]), dpi=100, layout='constrained')
     axs = fig.subplots(1, n)
@@ -237,7 +237,7 @@ def figure_png(draw, # draw(axes): what to draw
         if dark: ax.set_prop_cycle(color=_BRIGHT)
     draw(axs)
     if dark: darken(fig)
-    fig.savefig(f := io.BytesIO(), format='png', transparent=True)
+    fig.savefig(f := io.BytesIO(), format='png', transparent=dark is not None)
     return f.getvalue()
 
 # %% ../../nbs/15a_views.ipynb #f10713d2
