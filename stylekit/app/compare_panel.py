@@ -127,6 +127,7 @@ def look(self:ComparePanel, cell:tuple): # (λ, guidance)
     self.looked = cell
     self.view.begin(before, self.results[cell].image)   # picture out
     self.view.label_before, self.view.label_after = label, _cell_name(cell)
+    self.view.position = self.view.position or 50.
 
 # %% ../../nbs/15be_compare_panel.ipynb #2e342e1c
 @patch

@@ -44,9 +44,8 @@ function render({ model, el }) {
       img.removeAttribute('src');
       return place();
     }
-    const last = img.src;
+    URL.revokeObjectURL(img.src);
     img.onload = () => {
-      if (last) URL.revokeObjectURL(last);
       place();
       if (then) then();
     };
@@ -129,27 +128,28 @@ function render({ model, el }) {
     return 100 * (e.clientX - r.left - stage.clientLeft) / stage.clientWidth;
   };
 
-  // What is said
+  // What is said; a text that stays is not written again, as it would be announced again
+  const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   function tell(w, h) {
     const label = { before: get('label_before'), after: get('label_after') };
     for (const name of ['before', 'after']) {
-      find(`.sk-tag-${name}`).textContent = label[name];
+      write(find(`.sk-tag-${name}`), label[name]);
       pictures[name].alt = word('alt', { label: label[name] });
     }
     pictures.difference.alt = word('difference_alt', label);
     stage.setAttribute('aria-label', word('stage', label));
     handle.setAttribute('aria-label', word('handle', label));
-    const shown = get('mode') === 'difference' && w;
-    find('.sk-scale').textContent = !shown ? '' : get('factor')
-      ? word('scale', { factor: get('factor'), span: Math.floor(127 / get('factor')), ...label }) : word('same', label);
+    const shown = get('mode') === 'difference' && get('difference').byteLength;
+    const scale = { factor: get('factor'), span: Math.floor(127 / (get('factor') || 1)), ...label };
+    write(find('.sk-scale'), shown ? word(get('factor') ? 'scale' : 'same', scale) : '');
     for (const button of el.querySelectorAll('[data-mode]')) {
-      button.textContent = word(button.dataset.mode);
+      write(button, word(button.dataset.mode));
       button.title = word(`${button.dataset.mode}_tip`);
       button.setAttribute('aria-pressed', button.dataset.mode === get('mode'));
     }
     for (const name of ['tinted', 'farther', 'closer', 'fit', 'one']) {
       const button = find(`.sk-${name}`);
-      button.textContent = word(name);
+      write(button, word(name));
       button.title = word(`${name}_tip`);
       if (word(name).length < 2) button.setAttribute('aria-label', word(`${name}_tip`));
       button.disabled = !w;
@@ -158,7 +158,7 @@ function render({ model, el }) {
     find('.sk-tinted').disabled = !get('mask');
     find('.sk-fit').setAttribute('aria-pressed', !get('zoom'));
     find('.sk-one').setAttribute('aria-pressed', get('zoom') === 1);
-    find('.sk-zoomed').textContent = w ? word('zoomed', { width: w, height: h, percent: Math.round(100 * zoom()) }) : '';
+    write(find('.sk-zoomed'), w ? word('zoomed', { width: w, height: h, percent: Math.round(100 * zoom()) }) : '');
   }
 
   // What is protected, as a tint

@@ -56,15 +56,23 @@ function render({ model, el }) {
       button.title = words[`${name}_tip`] || '';
     }
   }
-  function show() {
-    seen.globalCompositeOperation = 'copy';
+  const whole = () => [0, 0, paint.width, paint.height];
+  function see(area = whole()) {                                 // of a large picture a stroke changes little
+    seen.save();
+    seen.beginPath();
+    seen.rect(...area);
+    seen.clip();
+    seen.clearRect(...area);
     seen.drawImage(paint, 0, 0);
-    seen.globalCompositeOperation = 'source-over';
     if (held) seen.drawImage(held, 0, 0);
     seen.globalCompositeOperation = 'source-in';
     seen.fillStyle = stripes(seen);
-    seen.fillRect(0, 0, view.width, view.height);
+    seen.fillRect(...area);
+    seen.restore();
     if (box) outline();
+  }
+  function show() {
+    see();
     const off = model.get('disabled');
     for (const css of ['.sk-box', '.sk-erase', '.sk-clear']) find(css).disabled = off;
     find('.sk-undo').disabled = off || !past.length;
@@ -102,14 +110,19 @@ function render({ model, el }) {
     future.length = 0;
     i.clearRect(0, 0, ink.width, ink.height);
   }
-  function lay() {                                               // the ink over what was there, at its strength
-    p.putImageData(under, 0, 0);
+  function lay(area = whole()) {                                 // the ink over what was there, at its strength
+    p.putImageData(under, 0, 0, ...area);
+    p.save();
+    p.beginPath();
+    p.rect(...area);
+    p.clip();
     p.globalCompositeOperation = 'destination-out';
     p.drawImage(ink, 0, 0);
     p.globalCompositeOperation = 'lighter';
     p.globalAlpha = erasing ? 0 : model.get('strength') / 100;
     p.drawImage(ink, 0, 0);
-    Object.assign(p, { globalCompositeOperation: 'source-over', globalAlpha: 1 });
+    p.restore();
+    see(area);
   }
   async function read() {                                        // what is protected already, say after a reload
     const mask = model.get('mask');
@@ -156,15 +169,15 @@ function render({ model, el }) {
     i.lineTo(...b);
     i.stroke();
     i.shadowBlur = 0;
-    lay();
-    show();
+    const [left, top] = [0, 1].map((n) => Math.floor(Math.min(a[n], b[n]) - width));
+    const [right, low] = [0, 1].map((n) => Math.ceil(Math.max(a[n], b[n]) + width));
+    lay([left, top, right - left, low - top]);
   }
   function fillBox() {
     i.clearRect(0, 0, ink.width, ink.height);
     i.fillStyle = '#fff';
     i.fillRect(Math.round(box.x), Math.round(box.y), Math.round(box.w), Math.round(box.h));
     lay();
-    show();
   }
   function corners([ax, ay], [bx, by]) {                         // of a box that is drawn, within the picture
     const cut = (v, most) => Math.min(most, Math.max(0, v));
