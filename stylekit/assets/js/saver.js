@@ -14,7 +14,9 @@ function save(name, bytes) {
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([bytes]));
   link.download = name;
+  document.body.append(link);                                    // VS Code follows no link that is not in the page
   link.click();
+  link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 1e4);
 }
 function render({ model, el }) {
