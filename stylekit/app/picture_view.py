@@ -22,7 +22,7 @@ def exact(image, # PIL
          )->bytes:
     "A picture as PNG, or, if it is large, as the best JPEG"
     image, f = to_rgb(image), io.BytesIO()
-    if image.width*image.height <= most: image.save(f, 'PNG', compress_level=3)
+    if image.width*image.height <= most: image.save(f, 'PNG', compress_level=1)
     else: image.save(f, 'JPEG', quality=95, subsampling=0)
     return f.getvalue()
 
@@ -36,7 +36,7 @@ def difference_picture(before, after # PIL, of one size; else `before` is scaled
     a, b = (np.asarray(x, np.int16) for x in (to_rgb(before).resize(after.size), after))
     d = b-a
     if not d.any(): return Image.new('RGB', after.size, (128,)*3), 0
-    high = np.quantile(np.abs(d), .999)
+    high = np.searchsorted(np.bincount(np.abs(d).ravel()).cumsum(), .999*d.size)   # much faster than a quantile
     factor = next((f for f in FACTORS if f*high <= 127), 1)
     return Image.fromarray((128+factor*d).clip(0, 255).astype(np.uint8)), factor
 
