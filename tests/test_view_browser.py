@@ -166,6 +166,26 @@ def test_line(page):
     slider = p.tab.get_by_role('slider', name='take 1')
     assert slider.get_attribute('aria-valuenow') == '80'
 
+def touch(p, *points):
+    "A finger is put down on the picture at shares of its width and height, moved, and lifted"
+    box, fingers = p.tab.locator('.sk-stage').bounding_box(), p.tab.context.new_cdp_session(p.tab)
+    at = [dict(x=box['x']+x*box['width'], y=box['y']+y*box['height']) for x, y in points]
+    for kind, where in (('touchStart', at[:1]), *(('touchMove', [xy]) for xy in at[1:]), ('touchEnd', [])):
+        fingers.send('Input.dispatchTouchEvent', dict(type=kind, touchPoints=where))
+    p.tab.wait_for_timeout(100)
+
+def test_line_by_touch(page):
+    "On the grip; and when the picture is near, a finger beside it moves the window"
+    p = page
+    reset(p)
+    touch(p, (.5, .5), (.4, .5), (.25, .52))
+    assert 23 < float(trait(p, 'position')) < 27 and [column(p, x) for x in (.2, .3)] == ['before', 'after']
+    reset(p, zoom=32.)
+    p.tab.wait_for_timeout(100)
+    first = seen(p, '.sk-stage')
+    touch(p, (.8, .2), (.75, .3), (.7, .4))
+    assert trait(p, 'position') == '50.0' and (seen(p, '.sk-stage') != first).any()
+
 def squares(x, side, dx, dy):
     "The colour of each square of `side` pixels, and how far colours differ within the squares"
     h, w = ((n-d)//side*side for n, d in zip(x.shape, (dy, dx)))
