@@ -1,5 +1,8 @@
 "A real browser on JupyterLab and on the page of `stylekit app`: what a person does there, and what they see"
+import base64
 import contextlib
+import hashlib
+import io
 import itertools
 import json
 import os
@@ -8,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -81,6 +86,13 @@ PALE = '''([css, letters]) => {
     return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), e.innerText];
   }).filter(([ratio]) => ratio < 4.5);
 }'''
+# axe-core (MPL-2.0) comes from npm, once, as it was when it was looked at; it is kept outside the repository
+AXE, AXE_SHA512 = '4.14.1', 'FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=='
+AXE_RUN = '''async ([css, impacts]) => {
+  const { violations } = await axe.run(css, { resultTypes: ['violations'] });
+  return violations.filter((v) => impacts.includes(v.impact)).flatMap((v) => v.nodes.map((n) =>
+    `${v.id} (${v.impact}): ${n.html.slice(0, 160)} ${n.failureSummary.split('\\n')[1] || ''}`));
+}'''
 OPEN = '''async (path) => {
   await window.jupyterapp.restored;
   await window.jupyterapp.commands.execute('docmanager:open', { path });
@@ -109,6 +121,29 @@ def unnamed(tab, css):
 def pale(tab, css, letters):
     "What can hardly be read below an element, of what `letters` selects"
     return tab.evaluate(PALE, [css, letters])
+
+def axe_core():
+    "Its JavaScript; the test is skipped where npm or its registry is out of reach"
+    import pytest
+    cache = Path(os.environ.get('XDG_CACHE_HOME', Path.home()/'.cache'))/'stylekit-tests'/f'axe-{AXE}.min.js'
+    if cache.exists(): return cache.read_text(encoding='utf-8')
+    if not shutil.which('npm'): pytest.skip('axe-core comes by npm, which is not installed')
+    with tempfile.TemporaryDirectory() as d:
+        pack = ['npm', 'pack', f'axe-core@{AXE}', '--silent', '--fetch-retries=0', '--pack-destination', d]
+        try: subprocess.run(pack, check=True, capture_output=True, timeout=60)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired): pytest.skip('npm cannot fetch axe-core')
+        data = next(Path(d).iterdir()).read_bytes()
+    assert base64.b64encode(hashlib.sha512(data).digest()).decode() == AXE_SHA512, 'not the axe-core that was pinned'
+    with tarfile.open(fileobj=io.BytesIO(data)) as t: code = t.extractfile('package/axe.min.js').read()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as f: f.write(code)
+    os.replace(f.name, cache)                                  # whole or not at all: tests run side by side
+    return code.decode('utf-8')
+
+def violations(tab, css, impacts=('serious', 'critical')):
+    "What axe-core finds below an element"
+    if not tab.evaluate("typeof axe !== 'undefined'"): tab.evaluate(axe_core())
+    return tab.evaluate(AXE_RUN, [css, list(impacts)])
 
 def write_notebook(path, cells):
     "A notebook of code cells"

@@ -164,9 +164,9 @@ def lab(tmp_path_factory):
     with Server(tmp_path_factory.mktemp('lab')) as server: yield server
 
 
-LONG = ('test_browser', 'test_review_browser', 'test_kill', 'test_stylizer', 'test_baselines', 'test_transformers',
-        'test_site', 'test_backbones', 'test_flow_rivals', 'test_cli', 'test_finetune', 'test_evaluate', 'test_folders',
-        'test_captions', 'test_control_clip', 'test_flow')
+LONG = ('test_browser', 'test_review_browser', 'test_view_browser', 'test_kill', 'test_stylizer', 'test_baselines',
+        'test_transformers', 'test_site', 'test_backbones', 'test_flow_rivals', 'test_cli', 'test_finetune',
+        'test_evaluate', 'test_folders', 'test_captions', 'test_control_clip', 'test_flow')
 
 def pytest_collection_modifyitems(items):
     "Files that take long begin, so that all workers end at about the same time"

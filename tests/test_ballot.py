@@ -1,20 +1,17 @@
 """A ballot: what the page tells and forbids; votes cast in a browser without a network, brought home once"""
 import base64, hashlib, json, os, re, signal
-from pathlib import Path
 import pytest
 from PIL import Image
 import browser
+from browser import violations
 from stylekit import StylekitError
 from stylekit.cli import main
 from stylekit.pilot.ballot import make_ballot
 from stylekit.pilot.study import QUESTIONS, VoteLog, Voting, analyse, make_study, merge_votes, read_votes
 from stylekit.pilot.study import standing_votes
 
-ROOT = Path(__file__).parents[1]
-# axe-core, where npm has put it: the tests load nothing
-AXE = next((p for p in (Path(os.environ.get('STYLEKIT_AXE', '')), ROOT/'node_modules'/'axe-core'/'axe.min.js')
-            if p.is_file()), None)
 SHOTS = browser.SHOTS
+ALL = ('minor', 'moderate', 'serious', 'critical')               # of axe-core
 
 def flat(path, colour):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,13 +74,6 @@ def test_command(study, folders, capsys):
 # Pictures that are not shown, of all
 UNSEEN = "[...document.querySelectorAll('.sk-vote img')].filter((e) => !e.naturalWidth).length"
 
-def violations(tab, of='document'):
-    "What axe-core finds, where it is installed"
-    if AXE is None: return []
-    tab.evaluate(AXE.read_text(encoding='utf-8'))
-    found = tab.evaluate(f'axe.run({of})')['violations']
-    return [(v['id'], v['nodes'][0]['html'][:200], v['nodes'][0]['failureSummary']) for v in found]
-
 class Rater:
     "A person at a ballot, from a file, without a network"
     def __init__(self, context, page):
@@ -135,7 +125,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     "By keys and buttons, undo, a skip, a reload in the middle; the file counts once and only here"
     pytest.importorskip('playwright.sync_api')
     ann = Rater(context, make_ballot(study, tmp_path/'ballot.html'))
-    assert violations(ann.tab) == []
+    assert violations(ann.tab, 'html', ALL) == []
     ann.enter(' Zoë  猫 ')
     asks = Voting(study, 'Zoë 猫', tmp_path/'none').asks
     for ask in (asks[0], asks[2]):                               # of two trials
@@ -151,7 +141,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     assert ann.count() == 3
     ann.press('s')
     ann.tab.keyboard.type('bat')                                 # letters that are keys elsewhere
-    assert violations(ann.tab) == []
+    assert violations(ann.tab, 'html', ALL) == []
     ann.tab.keyboard.press('Enter')
     ann.ready()
     half = ann.save(tmp_path/'half.jsonl')
@@ -165,7 +155,7 @@ def test_votes_come_home(study, folders, context, tmp_path):
     assert ann.count() == 4
     ann.tab.click('button[lang=ja]')
     ann.ready()
-    assert violations(ann.tab) == [] and '回答済み' in ann.tab.inner_text('.sk-count')
+    assert violations(ann.tab, 'html', ALL) == [] and '回答済み' in ann.tab.inner_text('.sk-count')
     ann.shot('ballot-ja')
     of = len(study.trials)*2
     ann.tab.evaluate('''() => new Promise((done) => {            // as fast as it opens
@@ -208,7 +198,7 @@ class Panelist:
     def __init__(self, page): self.page, self.tab = page, page.tab
     def enter(self, name):
         self.page.see('.sk-who input')
-        assert violations(self.tab, "'.sk-panel'") == [] == browser.unnamed(self.tab, '.sk-panel')
+        assert violations(self.tab, '.sk-panel', ALL) == [] == browser.unnamed(self.tab, '.sk-panel')
         self.tab.fill('.sk-who input', name)
         self.tab.press('.sk-who input', 'Enter')
         self.page.see('.sk-vote[data-open=true]')
@@ -231,7 +221,7 @@ class Panelist:
             self.page.resize(width)
             self.page.shot(f'{name}-{width}')
             assert self.tab.evaluate(browser.BEYOND) == []
-        assert violations(self.tab, "'.sk-panel'") == [] == browser.pale(self.tab, '.sk-vote', LETTERS)
+        assert violations(self.tab, '.sk-panel', ALL) == [] == browser.pale(self.tab, '.sk-vote', LETTERS)
 
 LETTERS = 'button, h2, p, figcaption, label span'
 
@@ -278,7 +268,7 @@ def by_ballot(context, study, home):
     eve.tab.click('button[lang=ja]')
     eve.ready()
     assert '2 問に回答済み' in eve.tab.inner_text('.sk-count')
-    assert violations(eve.tab) == [] == browser.unnamed(eve.tab, 'body')
+    assert violations(eve.tab, 'html', ALL) == [] == browser.unnamed(eve.tab, 'body')
     assert browser.pale(eve.tab, 'body', LETTERS) == []
     eve.press('a')
     assert not [u for u in eve.asked if not u.startswith(('data:', 'blob:', 'file:'))]

@@ -81,7 +81,7 @@ def in_lab(chrome, lab, out, how):
     cell = f'from stylekit import ReviewPanel\npanel = ReviewPanel({str(out)!r}, "ann", **{how!r})\npanel'
     with lab.notebook(chrome, cell) as p:
         def enter():
-            p.see('.sk-side img[src]')
+            p.see('.sk-before[src]')
             p.tab.click('.jp-Cell >> nth=0 >> .jp-InputPrompt')
             for _ in range(40):
                 if p.tab.evaluate(FOCUSED): break
@@ -109,7 +109,7 @@ def on_page(chrome, home, out, how):
     with Server(home, options, 'review') as server:
         p = Page(chrome, server.url)
         def enter():
-            p.see('.sk-side img[src]')
+            p.see('.sk-before[src]')
             p.until(FOCUSED)                                   # it has the focus from the beginning
         def kill():
             for pid in kernels_of(server): os.kill(pid, signal.SIGKILL)
@@ -175,7 +175,7 @@ def test_two_reviewers_at_once(chrome, out, tmp_path):
         pages = [Page(chrome, server.url, 800) for _ in range(2)]
         people = [Keys(p, out, who) for p, who in zip(pages, ('ann', 'ben'))]
         for keys, p in zip(people, pages):
-            p.see('.sk-side img[src]')
+            p.see('.sk-before[src]')
             p.tab.fill('.sk-who input', keys.who)
             p.tab.keyboard.press('Enter')
             p.tab.focus('.sk-keys')
@@ -199,7 +199,7 @@ def test_a_second_press_is_not_for_the_next_picture(chrome, lab, out):
     cells = 'window.jupyterapp.shell.currentWidget.content.widgets.length'
     cell = f'from stylekit import ReviewPanel\npanel = ReviewPanel({str(out)!r}, style="ink")\npanel'
     with lab.notebook(chrome, cell) as p:
-        p.see('.sk-side img[src]')
+        p.see('.sk-before[src]')
         n, keys = p.tab.evaluate(cells), Keys(p, out)
         p.tab.focus('.sk-keys')
         before = keys.turn()
@@ -256,7 +256,7 @@ def test_what_is_seen(chrome, lab, out):
             'proof={"b/thing 1.png": dict(score=0, sentences=["letters: 2 of 4 kept"])}, style="ink")\npanel')
     theme = "(name) => window.jupyterapp.commands.execute('apputils:change-theme', { theme: name })"
     with lab.notebook(chrome, cell) as p:
-        p.see('.sk-side img[src]')
+        p.see('.sk-before[src]')
         p.tab.focus('.sk-keys')
         for name in ('JupyterLab Dark', 'JupyterLab Light'):
             p.tab.evaluate(theme, name)

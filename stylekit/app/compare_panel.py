@@ -13,6 +13,7 @@ from ..images import open_image, sample_image
 from .live import LiveRun, engine_for, jpeg
 from .panels import Panel, grid_box, named, row
 from .stylize_panel import StylizePanel
+from .picture_view import BeforeAfter
 from .views import Picture
 
 # %% ../../nbs/15be_compare_panel.ipynb #e29495c3
@@ -38,19 +39,22 @@ class ComparePanel(Panel):
         self.cells = {(l, g): (base | dict(lam=l, guidance_scale=g)) for l in lam for g in guidance_scale}
         self.style, self.caption = style, caption or ('an owl' if image is None else '')
         self.backbone, self.now = backbone, None
-        self.results = {}
+        self.results, self.looked = {}, None
         self._make(len(guidance_scale))
         self.say('λ grows downwards, guidance to the right.')
 
 # %% ../../nbs/15be_compare_panel.ipynb #d0a3b421
+def _cell_name(cell:tuple)->str: return f'λ {cell[0]:g} · guidance {cell[1]:g}'   # (λ, guidance)
+
 @patch
 def _make(self:ComparePanel, n:int): # columns
     "The widgets"
-    self.views, self.picks = {}, {}
+    self.views, self.picks, self.looks = {}, {}, {}
     boxes = [self._cell(c) for c in self.cells]
     self.start = self.button('Start', self._start, 'Draw every picture of the grid', 'start')
     self.stop_ = self.button('Stop', self._stop, 'End here and keep what is there', 'stop', disabled=True)
-    self.children = [self.pulse, row(self.start, self.stop_), self.status, grid_box(boxes, n, 220)]
+    self.view = BeforeAfter(self.picture)
+    self.children = [self.pulse, row(self.start, self.stop_), self.status, grid_box(boxes, n, 220), self.view]
 
 @patch
 def _cell(self:ComparePanel, cell:tuple): # (λ, guidance)
@@ -58,8 +62,10 @@ def _cell(self:ComparePanel, cell:tuple): # (λ, guidance)
     self.views[cell] = Picture(value=jpeg(self.picture), alt=f'λ {lam:g}, guidance {scale:g}')
     self.picks[cell] = self.button('Adopt', lambda: self.adopt(cell), f'Use λ {lam:g} and guidance {scale:g}', 'adopt',
                                    disabled=True)
-    label = W.HTML(f'<small>λ {lam:g} · guidance {scale:g}</small>')
-    return named(W.VBox([self.views[cell], row(label, self.picks[cell])]), 'cell')
+    self.looks[cell] = self.button('Look', lambda: self.look(cell), 'Below the grid, over what was looked at before',
+                                   'look', disabled=True)
+    label = W.HTML(f'<small>{_cell_name(cell)}</small>')
+    return named(W.VBox([self.views[cell], row(label, self.looks[cell], self.picks[cell])]), 'cell')
 
 # %% ../../nbs/15be_compare_panel.ipynb #b9b28a62
 @patch(as_prop=True)
@@ -112,6 +118,17 @@ def adopt(self:ComparePanel, cell:tuple): # (λ, guidance)
         for field, value in self.chosen.items(): controls[field].value = value
     self.say(f'Adopted: λ {cell[0]:g}, guidance {cell[1]:g}.')
 
+# %% ../../nbs/15be_compare_panel.ipynb #be51c001
+@patch
+def look(self:ComparePanel, cell:tuple): # (λ, guidance)
+    "Put a cell's picture below the grid, over the one that was looked at before; at first over the source"
+    if cell == self.looked: return
+    before, label = self.view.pictures[1], _cell_name(self.looked) if self.looked else 'before'
+    self.looked = cell
+    self.view.begin(before, self.results[cell].image)   # picture out
+    self.view.label_before, self.view.label_after = label, _cell_name(cell)
+    self.view.position = self.view.position or 50.
+
 # %% ../../nbs/15be_compare_panel.ipynb #2e342e1c
 @patch
 def _start(self:ComparePanel):
@@ -132,7 +149,8 @@ def _stop(self:ComparePanel): self.engine.stop()
 def _keep(self:ComparePanel, cell, run):
     if run.state != 'done': return
     self.results[cell] = run.result
-    self.views[cell].value, self.picks[cell].disabled = jpeg(run.result.image), False
+    self.views[cell].value = jpeg(run.result.image)
+    self.looks[cell].disabled = self.picks[cell].disabled = False
     run.let_go()
     self.say(f'{len(self.results)} of {len(self.cells)} pictures.')
 

@@ -15,7 +15,8 @@ from ..images import load_image, sample_image
 from .live import claim, halting, jpeg, release, shared_backbone
 from .panels import WIDE, Panel, columns, named, row
 from .run_plots import draw_errors
-from .views import BeforeAfter, Picture, figure_png
+from .picture_view import BeforeAfter
+from .views import Picture, figure_png
 
 # %% ../../nbs/15bf_lora_panel.ipynb #503b54b9
 class LoraPanel(Panel):
@@ -57,10 +58,11 @@ def _make_fields(self:LoraPanel, folder:str, name:str):
 
 @patch
 def _make_views(self:LoraPanel):
-    self.view, self.strip = BeforeAfter(before=jpeg(self.watched), after=jpeg(self.watched)), row()
+    self.view, self.strip = BeforeAfter(self.watched), row()
     self.plot = named(Picture(alt='curves of the error on learnt and held-out pictures'), 'plot')
     left = [self.folder, self.name, row(self.start, self.good, self.stop_), self.status, self.plot]
     self.children = [self.pulse, columns(left, [self.view, self.strip])]
+    self.pulse.observe(self.safely(lambda _: self._plot()), 'dark')
 
 # %% ../../nbs/15bf_lora_panel.ipynb #64c8d9e3
 @patch
@@ -156,6 +158,12 @@ def _train(self:LoraPanel):
 @patch
 def _report(self:LoraPanel, rec):
     self.checks.append(rec)
+    self._plot()
+
+@patch
+def _plot(self:LoraPanel):
+    "The errors so far, in the theme's colours"
+    if not self.checks: return
     png = figure_png(lambda ax: draw_errors(ax, self.checks), dark=self.pulse.dark)
     self.show(lambda: setattr(self.plot, 'value', png))
 

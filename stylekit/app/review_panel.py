@@ -16,7 +16,8 @@ from ..images import open_image
 from ..marks import signing
 from .live import DeviceLock, claim, in_words, jpeg, release
 from .panels import Panel, in_voila, named, row
-from .views import MaskBrush, Picture, script
+from .picture_view import BeforeAfter
+from .views import MaskBrush, script
 
 # %% ../../nbs/15bh_review_panel.ipynb #302ee95f
 class KeyBar(anywidget.AnyWidget):
@@ -63,7 +64,7 @@ def _has_turn(lock:DeviceLock, device:str, owner)->bool:
     return True
 
 # %% ../../nbs/15bh_review_panel.ipynb #47a1f3ee
-LARGEST = 1024        # pixels of a side, as shown
+LARGEST = 1024        # pixels of a side, to paint on
 SOON = .35            # seconds after which a click is meant for the picture that is shown now
 AWAY = 300.           # seconds of looking that are written down at most: longer than that nobody looks
 _KEYS = dict(a='accept', r='reject', s='more style', k='keep more', o='other seed', p='protect', z='undo', v='version',
@@ -106,9 +107,7 @@ class ReviewPanel(Panel):
 @patch
 def _make(self:ReviewPanel):
     "The widgets"
-    self.sides = {n: Picture(alt=n) for n in ('before', 'after')}
-    self.labels = {n: W.HTML() for n in self.sides}
-    sides = [named(W.VBox([self.labels[n], self.sides[n]]), 'side') for n in self.sides]
+    self.view = BeforeAfter(mode='side', listens=False)
     self.title, self.proof = named(W.HTML(), 'title'), named(W.HTML(), 'proof')
     self.bar = W.IntProgress(0, 0, len(self.review.items), layout=dict(width='98%'))
     self.name = named(W.Text(self.review.who, description='Reviewer', continuous_update=False,
@@ -116,7 +115,7 @@ def _make(self:ReviewPanel):
     self.name.observe(self.safely(lambda ch: self._rename(ch['new'])), 'value')
     self.keybar = KeyBar(self.safely(self._press, clears=True), grab=in_voila(),
                          listens=[*dict.fromkeys(sum(_MODES.values(), []))])
-    self.children = [self.pulse, self.keybar, self.bar, self.title, named(W.HBox(sides), 'sides'), self.proof,
+    self.children = [self.pulse, self.keybar, self.bar, self.title, self.view, self.proof,
                      *self._make_buttons(), self._make_reasons(), self._make_brush(), self.status, self.name]
 
 @patch
@@ -174,9 +173,8 @@ def _make_brush(self:ReviewPanel)->W.VBox:
     return self.painting
 
 # %% ../../nbs/15bh_review_panel.ipynb #37e025ad
-def _small(path)->bytes: # JPEG; b'' if there is no picture
-    "A picture as large as it is shown, on white where it is transparent"
-    if path is None or not path.is_file(): return b''
+def _small(path)->bytes: # JPEG
+    "A picture as large as one paints on, on white where it is transparent"
     image = open_image(path).rgb
     image.thumbnail((LARGEST, LARGEST))
     return jpeg(image, 90)
@@ -189,10 +187,9 @@ def _look(self:ReviewPanel, moved:bool=True): # is another picture shown now?
     review, item = self.review, self.item
     s, rounds = review.state(item), review.rounds(item)
     n = self._last = self.round if self.round in rounds else s.round
-    if moved: self._show_pictures(review.before(item), rounds.get(n))
-    here = review.round_name(s.item, n)
-    self.labels['before'].value = f'<b>Before</b> {_safe(review.all[item].picture)}'
-    self.labels['after'].value = f'<b>After</b> {here}'
+    if moved: self.view.begin(self._picture(review.before(item)), self._picture(rounds.get(n)))
+    self.view.label_before = f'Before: {review.all[item].picture}'
+    self.view.label_after = f'After {review.round_name(s.item, n)}'.strip()
     self.title.value = self._title(s)
     said = review.proof(item, n).sentences
     self.proof.value = '<ul>'+''.join(f'<li>{_safe(t)}</li>' for t in said)+'</ul>' if said else ''
@@ -201,14 +198,12 @@ def _look(self:ReviewPanel, moved:bool=True): # is another picture shown now?
 
 # %% ../../nbs/15bh_review_panel.ipynb #dcdd4fdf
 @patch
-def _show_pictures(self:ReviewPanel, before, after):
-    for name, path in dict(before=before, after=after).items():
-        side = self.sides[name]
-        try: side.value = _small(path)
-        except StylekitError as e:   # the others can be looked at all the same
-            side.value = b''
-            self.say(str(e), error=True)
-        side.alt = f'{name}: {self.item}'
+def _picture(self:ReviewPanel, path): # PIL, on white where it is transparent; None if there is none
+    if path is None or not path.is_file(): return None
+    try: return open_image(path).rgb
+    except StylekitError as e:   # the other can be looked at all the same
+        self.say(str(e), error=True)
+        return None
 
 @patch
 def _title(self:ReviewPanel, s)->str: # of an ItemState; HTML

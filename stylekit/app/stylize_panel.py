@@ -21,7 +21,8 @@ from .panels import WIDE, Panel, columns, in_voila, named, row, slide
 from .protect_controls import ProtectControls
 from .run_plots import draw_losses, draw_relevance, draw_spectra, picture_latents
 from .setting_controls import controls, read_controls, switch_controls, unread, write_controls
-from .views import BeforeAfter, CutoffEditor, DownloadButton, Picture, PictureDrop
+from .picture_view import BeforeAfter
+from .views import CutoffEditor, DownloadButton, Picture, PictureDrop
 from .views import Slider, figure_png
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #3f00c729
@@ -80,7 +81,7 @@ def _start_pictures(self:StylizePanel, image, references):
 def _make_wishes(self:StylizePanel, match_color, limits, search:bool):
     "What a run is asked for besides its settings"
     model = lambda: shared_backbone(self.model, self.device)
-    self.stay = ProtectControls(self, lambda: self._want(), model)
+    self.stay = ProtectControls(self, lambda: self._stay_changed(), model)
     self.colors = ColorControls(self, lambda: self._recolor(), match_color)
     self.limits = LimitControls(self, lambda: self._limits_changed(), limits, search)
     self.proved = named(W.HTML(), 'proof')
@@ -153,7 +154,7 @@ _PLOTS = dict(Losses='curves of the pulls of style and spectrum, step by step', 
 @patch
 def _make_views(self:StylizePanel):
     picture = jpeg(self.picture)
-    self.view = BeforeAfter(before=picture, after=picture)
+    self.view = BeforeAfter(self.picture)
     self.stay.take(self.opened, picture)
     self.colors.picture = self.picture
     self.plots = {n: named(Picture(alt=alt), 'plot') for n, alt in _PLOTS.items()}
@@ -306,7 +307,8 @@ def _no_picture(self:StylizePanel, why:str):
 
 @patch
 def _show_picture(self:StylizePanel, picture:bytes): # JPEG; b'' for none
-    self.view.before = self.view.after = picture
+    shown = self.picture if picture else None
+    self.view.begin(shown, shown)
     self.stay.take(self.opened, picture)
     self.colors.picture, self.caption.value, self.proved.value = self.picture, '', ''
 
@@ -348,6 +350,11 @@ def _want(self:StylizePanel):
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #a4da8203
 @patch
+def _stay_changed(self:StylizePanel):
+    self.view.mask = self.stay.protection.text
+    self._want()
+
+@patch
 def _hear_caption(self:StylizePanel):
     "Words are looked for in what the picture shows"
     self.stay.caption = self.caption.value
@@ -359,7 +366,7 @@ def _recolor(self:StylizePanel):
     if not run or run.opened is not self.opened or run.going and run.seeking: return   # not of what is shown
     run.recolor(self.colors.match)
     if run.state == 'running' or not run.run: return           # its next preview has them
-    self.view.show(run.picture(), 92)                          # picture out
+    self.view.show(run.picture(), final=True)                  # picture out
     if run.result: self._tell_proof(anew=bool(self.proved.value))
 
 @patch
@@ -492,6 +499,7 @@ def _buttons(self:StylizePanel):
     self.back.disabled = self.to.disabled = not (run and run.run)
     self.pause.description = 'Resume' if going and run.state=='paused' else 'Pause'
     for s in self.savers: s.enabled = bool(self.result)
+    self.savers[0].note = '{} × {} px'.format(*self.result.image.size) if self.result else ''
     self.prove_.disabled = not self.result
     seeking = going and run.seeking
     self.stay.switch(going, seeking)
@@ -578,7 +586,7 @@ def _prove(self:StylizePanel):
 @patch
 def _look_last(self:StylizePanel, run:LiveRun):
     "How it ended"
-    if run.result: self.view.show(run.result.image, 92)   # picture out
+    if run.result: self.view.show(run.result.image, final=True)   # picture out
     self.shown_state = (run.state, run.has_turn)
     if run.state=='error':
         self.say(f'Ended after step {run.k}.')

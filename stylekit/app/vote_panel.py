@@ -9,7 +9,7 @@ __all__ = ['VoteView', 'VotePanel']
 import anywidget, ipywidgets as W, traitlets as T
 from fastcore.basics import patch
 from .panels import Panel, in_voila, named
-from ..core import asset
+from .views import script
 from ..pilot.ballot import PAGE_TEXTS, TEXTS, check_language
 from ..pilot.study import Voting, open_study
 
@@ -19,8 +19,7 @@ class VoteView(anywidget.AnyWidget):
     now = T.Dict().tag(sync=True)       # texts, lang, question, ids of pictures, answered, of, undo, turn; {}: nothing
     pictures = T.Dict().tag(sync=True)  # id -> bytes of a WebP
     grab = T.Bool(False).tag(sync=True) # take the focus at once: on a page that has nothing else
-    _esm = ''.join(asset('js', f'{name}.js').read_text('utf-8') for name in ('vote', 'vote_panel'))
-    _css = asset('js', 'vote.css').read_text('utf-8')
+    _esm, _css = script('vote', 'vote_panel').values()
     def __init__(self, press, **kw): # press(what, seconds, reason)
         super().__init__(**kw)
         self.press = press

@@ -1,5 +1,6 @@
 // The cut-off curve over t: `cutoff·min(1, t/t_cutoff)^power`, with two points to drag.
 const WIDTH = 300, HEIGHT = 120, LEFT = 34, BOTTOM = 22, TOP = 10;
+const fill = (text, values) => text.replace(/\{(\w+)\}/g, (all, name) => values[name]);
 const clip = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
 const X = (t) => LEFT + WIDTH * t / 1000;
 const Y = (c) => TOP + HEIGHT * (1 - c);
@@ -7,19 +8,19 @@ const Y = (c) => TOP + HEIGHT * (1 - c);
 function render({ model, el }) {
   el.classList.add('sk-curve');
   el.innerHTML = `
-    <svg viewBox="0 0 ${WIDTH + LEFT + 8} ${HEIGHT + BOTTOM + 14}" role="group"
-      aria-label="Cut-off curve: how fine the structure is that is held, at each timestep">
+    <svg viewBox="0 0 ${WIDTH + LEFT + 8} ${HEIGHT + BOTTOM + 14}" role="group">
       <rect x="${LEFT}" y="${TOP}" width="${WIDTH}" height="${HEIGHT}" class="bg"/>
       <path class="area"/><path class="line"/><line class="now" y1="${TOP}" y2="${HEIGHT + TOP}"/>
-      <text x="${LEFT}" y="${HEIGHT + BOTTOM + 6}">t = 0</text>
-      <text x="${LEFT + WIDTH}" y="${HEIGHT + BOTTOM + 6}" text-anchor="end">1000 (noise)</text>
-      <text x="2" y="16">all</text><text x="2" y="${HEIGHT + TOP}">none</text>
-      <circle r="8" class="mid" tabindex="0" role="slider" aria-label="shape of the slope" aria-valuemin="0" aria-valuemax="1"/>
-      <circle r="8" class="corner" tabindex="0" role="slider" aria-label="corner of the curve" aria-valuemin="0" aria-valuemax="1"/>
+      <text x="${LEFT}" y="${HEIGHT + BOTTOM + 6}" data-word="least"></text>
+      <text x="${LEFT + WIDTH}" y="${HEIGHT + BOTTOM + 6}" text-anchor="end" data-word="most"></text>
+      <text x="2" y="16" data-word="all"></text><text x="2" y="${HEIGHT + TOP}" data-word="none"></text>
+      <circle r="8" class="mid" tabindex="0" role="slider" aria-valuemin="0" aria-valuemax="1"/>
+      <circle r="8" class="corner" tabindex="0" role="slider" aria-valuemin="0" aria-valuemax="1"/>
     </svg>`;
   const find = (css) => el.querySelector(css);
   const get = (name) => model.get(name);
   const svg = find('svg');
+  const word = (name, values = {}) => fill(get('words')[name] || '', values);
   const curve = (t) => get('cutoff') * Math.pow(Math.min(1, t / get('t_cutoff')), get('power'));
 
   function handle(circle, t, c, text) {
@@ -33,9 +34,12 @@ function render({ model, el }) {
     for (let t = 0; t <= 1000; t += 10) path += `${t ? 'L' : 'M'}${X(t)},${Y(curve(t))}`;
     find('.line').setAttribute('d', path);
     find('.area').setAttribute('d', path + `L${X(1000)},${Y(0)}L${X(0)},${Y(0)}Z`);
-    const share = Math.round(100 * get('cutoff'));
-    handle(find('.corner'), get('t_cutoff'), get('cutoff'), `from t = ${get('t_cutoff')} on, ${share} percent of the spectrum is held`);
-    handle(find('.mid'), get('t_cutoff') / 2, curve(get('t_cutoff') / 2), `power ${get('power').toFixed(2)}`);
+    const held = { t: get('t_cutoff'), share: Math.round(100 * get('cutoff')), power: get('power').toFixed(2) };
+    handle(find('.corner'), get('t_cutoff'), get('cutoff'), word('held', held));
+    handle(find('.mid'), get('t_cutoff') / 2, curve(get('t_cutoff') / 2), word('power', held));
+    svg.setAttribute('aria-label', word('curve'));
+    for (const name of ['mid', 'corner']) find(`.${name}`).setAttribute('aria-label', word(name));
+    for (const text of el.querySelectorAll('text')) text.textContent = word(text.dataset.word);
     find('.now').style.display = get('now') < 0 ? 'none' : '';
     el.classList.toggle('sk-off', get('disabled'));
     for (const circle of el.querySelectorAll('circle')) {
@@ -82,7 +86,7 @@ function render({ model, el }) {
   drag(find('.mid'), (t, c) => mid(c));
   keys(find('.corner'), (dt, dc) => corner(get('t_cutoff') + dt, get('cutoff') + dc));
   keys(find('.mid'), (dt, dc) => mid(curve(get('t_cutoff') / 2) + dc + dt / 1000));
-  for (const name of ['t_cutoff', 'cutoff', 'power', 'now', 'disabled']) model.on(`change:${name}`, draw);
+  for (const name of ['t_cutoff', 'cutoff', 'power', 'now', 'disabled', 'words']) model.on(`change:${name}`, draw);
   draw();
 }
 export default { render };

@@ -1,16 +1,21 @@
 // The heart-beat of a panel, both ways. The page tells Python that somebody has it open and whether its view was taken
 // away; Python answers, and a kernel that no longer answers is shown as gone. It is also where the panel's own box gets
-// what ipywidgets cannot give it: notebook shortcuts are kept out, and dark themes are known.
+// what ipywidgets cannot give it: notebook shortcuts are kept out, dark themes are known, and a page of its own has its main
+// part named and follows the colours that the reader's system prefers.
 const AWAKE = 5 * 60e3;            // without a run, for so long after somebody touched the panel; then kernels may be culled
 const SILENCE = 10;                // seconds without an answer
 
+const numbers = (colour) => (colour.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number);
+const dim = ([r, g, b]) => .3 * r + .59 * g + .11 * b < 110;
 function dark(node) {
   for (; node; node = node.parentElement) {
-    const [r, g, b, a = 1] = (getComputedStyle(node).backgroundColor.match(/[\d.]+/g) || [0, 0, 0, 0]).map(Number);
-    if (a > .5) return .3 * r + .59 * g + .11 * b < 110;
+    const [r, g, b, a = 1] = numbers(getComputedStyle(node).backgroundColor);
+    if (a > .5) return dim([r, g, b]);
   }
   return false;
 }
+const night = matchMedia('(prefers-color-scheme: dark)');
+const page = () => document.body.hasAttribute('data-voila');     // nothing else is on it
 
 function render({ model, el }) {
   el.classList.add('sk-pulse');
@@ -38,11 +43,18 @@ function render({ model, el }) {
     quiet(panel);                                                // and whatever has the focus: selectors may match it itself
     panel.addEventListener('focusin', (e) => quiet(e.target), true);
     for (const name of ['pointerdown', 'keydown']) panel.addEventListener(name, () => { touched = Date.now(); }, true);
+    if (page()) panel.setAttribute('role', 'main');
     model.send({ kind: 'came' });
   }
   function theme() {
-    if (!panel || model.get('dark') === dark(panel)) return;
-    model.set('dark', dark(panel));
+    if (!panel) return;
+    if (page()) document.documentElement.classList.toggle('sk-night', night.matches);
+    const found = dark(panel);
+    panel.classList.toggle('sk-dark', found);
+    panel.classList.remove('sk-night');                          // letters of the theme that are dark as well: not ours then
+    panel.classList.toggle('sk-night', found && dim(numbers(getComputedStyle(el).color)));
+    if (model.get('dark') === found) return;
+    model.set('dark', found);
     model.save_changes();
   }
   function beat() {

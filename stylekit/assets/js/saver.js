@@ -14,16 +14,20 @@ function save(name, bytes) {
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([bytes]));
   link.download = name;
+  document.body.append(link);                                    // VS Code follows no link that is not in the page
   link.click();
+  link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 1e4);
 }
 function render({ model, el }) {
   const button = Object.assign(document.createElement('button'), { type: 'button', className: 'sk-saver' });
-  el.append(button);
+  const note = Object.assign(document.createElement('span'), { className: 'sk-saver-note' });
+  el.append(button, note);
   function look() {
     button.textContent = model.get('label');
     button.title = model.get('tip');
     button.disabled = !model.get('enabled');
+    note.textContent = model.get('note');
   }
   button.addEventListener('click', () => model.send('make'));
   model.on('msg:custom', async (message, buffers) => {
@@ -32,7 +36,7 @@ function render({ model, el }) {
     button.textContent = 'Copied';
     setTimeout(look, 1200);
   });
-  for (const key of ['label', 'tip', 'enabled']) model.on(`change:${key}`, look);
+  for (const key of ['label', 'tip', 'enabled', 'note']) model.on(`change:${key}`, look);
   look();
 }
 export default { render };
