@@ -285,6 +285,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                        'stylekit/app/protect_controls.py'),
                                                'stylekit.app.protect_controls.ProtectControls.ready': ( 'protect_controls.html#protectcontrols.ready',
                                                                                                         'stylekit/app/protect_controls.py'),
+                                               'stylekit.app.protect_controls.ProtectControls.recall': ( 'protect_controls.html#protectcontrols.recall',
+                                                                                                         'stylekit/app/protect_controls.py'),
                                                'stylekit.app.protect_controls.ProtectControls.regions': ( 'protect_controls.html#protectcontrols.regions',
                                                                                                           'stylekit/app/protect_controls.py'),
                                                'stylekit.app.protect_controls.ProtectControls.restore': ( 'protect_controls.html#protectcontrols.restore',
