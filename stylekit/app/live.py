@@ -314,7 +314,8 @@ def _clear(self:LiveRun, snapshots:int):
     self.state = 'ready'     # waiting, loading, running, paused; then stopped, done or error
     self.note, self.trouble = '', ''
     self.listeners, self.keepers = [], []   # keepers: f(result, recipe) of a picture that the run leaves behind
-    self.take, self.came_at = 0, None       # number of the last picture that was kept; where a rewind went on from
+    self.take, self.kept = 0, None          # number of the last picture that is a take; the result that is one
+    self.came_at = None                     # step from which a rewind went on
     self.run, self.result = None, None
     self._recipe = None
     self._lock, self._wanted = threading.Lock(), {}
