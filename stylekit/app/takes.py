@@ -196,8 +196,8 @@ def add(self:Takes, result, # StylizeResult
        )->Take:
     "Keep a picture, whole or not at all; the oldest that are not pinned make room for it"
     with self._mutex, explain_errors('this take cannot be kept'):
-        self.empty()
         number = self._claim()
+        self.empty()
         try: take = self._write(number, result, recipe, about, marks)
         except BaseException:
             shutil.rmtree(self._home(number), ignore_errors=True)

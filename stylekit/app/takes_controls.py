@@ -69,7 +69,7 @@ def _make_widgets(self:TakesControls):
                              tooltip='What you call it', style=dict(description_width='50px'),
                              layout=dict(width='220px')), 'take-name')
     self.name.observe(panel.safely(lambda ch: self._rename(ch['new'])), 'value')
-    self.compare.observe(panel.safely(lambda ch: self._compare(ch['new']), clears=True), 'value')
+    self.compare.observe(panel.safely(lambda ch: self._pair(ch['new']), clears=True), 'value')
     own = row(self.use_, self.compare, self.back, self.pin, self.delete_, self.undo_, self.save, self.name)
     self.box = W.VBox([self.strip, own])
 
@@ -212,7 +212,7 @@ def choose(self:TakesControls, number:int, show:bool=True):
     self.refresh()
 
 @patch
-def _compare(self:TakesControls, on:bool):
+def _pair(self:TakesControls, on:bool):
     if on and not self.other:
         self.panel.say('Choose the other take.' if self.number else 'Choose two takes, one after the other.')
     if on or not self.other: return

@@ -68,15 +68,15 @@ function render({ model, el }) {
     choose();
     if (focused && at) optionOf(at).focus({ preventScroll: true });
   }
-  function go(id) {
-    at = id;
-    choose();
-    optionOf(id).focus();
-  }
+  const go = (id) => optionOf(id).focus();
   function rows() {                                              // how many stand beside each other
     const tops = options().map((node) => node.offsetTop);
     return Math.max(1, tops.filter((top) => top === tops[0]).length);
   }
+  list.addEventListener('focusin', (e) => {
+    at = e.target.closest('[role=option]').dataset.id;
+    choose();
+  });
   list.addEventListener('keydown', (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || !at) return;
     const ids = options().map((node) => node.dataset.id), i = ids.indexOf(at);
