@@ -217,4 +217,5 @@ def test_settings_of_a_style_that_is_not_here_change_nothing(tmp_path):
     data = json.loads(json.dumps(RECIPE_OF.to_json())) | dict(style=[['mine', 1.]])
     panel.seed.value = 7
     panel.safely(panel.use_recipe)(Recipe.from_json(data))
-    assert 'the style mine is not here' in panel.status.error and (panel.seed.value, panel.styles['ink'].value) == (7, 1.)
+    assert 'the style mine is not here' in panel.status.error
+    assert (panel.seed.value, panel.styles['ink'].value) == (7, 1.)
