@@ -417,7 +417,7 @@ def test_takes(chrome, lab, tmp_path):
         p.says('Variant 2 of 3, λ = 0.15')
         takes(4)
         p.enabled('start')
-        assert p.tab.evaluate(f"[...{TAKES}].map((e) => e.querySelector('small').innerText)")[0] == 'λ 0.15 → 0.47'
+        assert p.tab.evaluate(f"[...{TAKES}].map((e) => e.querySelector('small').innerText)")[0] == 'λ 0.15 → 0.9'
         take(4).click()
         p.until("document.querySelector('.sk-take-shown').innerText.startsWith('Take 4')")
         p.click('take-use')
@@ -426,7 +426,7 @@ def test_takes(chrome, lab, tmp_path):
         p.click('start')
         takes(5)
         p.enabled('start')
-        assert p.recipe()['settings']['lam'] == .47 and 'style strength 1 → 2' in take(5).inner_text()
+        assert p.recipe()['settings']['lam'] == .9 and 'style strength 1 → 2' in take(5).inner_text()
         take(1).click()
         p.click('take-compare')
         take(5).focus()

@@ -373,11 +373,10 @@ def lam_ladder(lam:float, # where it stands
                n:int=3, # rungs
                most:float=100. # the highest
               )->list:
-    "Values of λ around one, a factor of √10 apart; from 0, those where it begins to act"
-    if not lam: return [0., .05, .15, .5, 1.5][:n]
-    down = (n-1)//2
-    if lam*10**((n-1-down)/2) > most: down = n-1
-    return [lam if k == down else float(f'{lam*10**((k-down)/2):.2g}') for k in range(n)]
+    "Values of λ around one, a factor of six apart; from 0, those where it begins to act"
+    if not lam: return [0., .15, .9, 5.4, 32.][:n]
+    down = next((k for k in range(1, n) if lam*6**(n-1-k) <= most), n-1)
+    return [lam if k == down else float(f'{lam*6.**(k-down):.2g}') for k in range(n)]
 
 def variants_of(what:str, # 'lam' or 'seed'
                 cfg, # Settings
