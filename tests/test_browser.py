@@ -402,6 +402,66 @@ def test_votes_in_a_notebook(chrome, lab, tmp_path):
     said = [(v.answer, v.reason) for v in Voting(study, 'ann').log.records]
     assert said == [('B', ''), ('tie', ''), ('undo', ''), ('skip', 'add')]
 
+TAKES = "document.querySelectorAll('.sk-takes [role=option]')"
+
+def test_takes(chrome, lab, tmp_path):
+    "Variants, one of which is gone on from; two beside each other; settings come back; keys; and after a restart"
+    folder = str(tmp_path/'takes')
+    with lab.notebook(chrome, panel('steps=2', f'takes={folder!r}')) as p:
+        def takes(n): p.until(f'{TAKES}.length === {n}')
+        def take(number): return p.tab.locator(f'.sk-takes [data-id="{number}"]')
+        p.click('start')
+        takes(1)
+        p.tab.select_option('.sk-vary-count select', '3')
+        p.click('vary')
+        p.says('Variant 2 of 3, λ = 0.15')
+        takes(4)
+        p.enabled('start')
+        assert p.tab.evaluate(f"[...{TAKES}].map((e) => e.querySelector('small').innerText)")[0] == 'λ 0.15 → 0.9'
+        take(4).click()
+        p.until("document.querySelector('.sk-take-shown').innerText.startsWith('Take 4')")
+        p.click('take-use')
+        p.says('what Take 4 was made with')
+        p.number('guidance', 2)
+        p.click('start')
+        takes(5)
+        p.enabled('start')
+        assert p.recipe()['settings']['lam'] == .9 and 'style strength 1 → 2' in take(5).inner_text()
+        take(1).click()
+        p.click('take-compare')
+        take(5).focus()
+        p.tab.keyboard.press('Enter')
+        p.until("/Left: Take 1 .* Right: Take 5/.test(document.querySelector('.sk-take-shown').innerText)")
+        p.tab.wait_for_function(f'async () => await ({DISTANCE})() > 1', polling=100)
+        for width in (1300, 400):
+            p.resize(width)
+            assert p.tab.evaluate(BEYOND) == [], width
+            p.shot(f'lab-takes-{width}')
+        assert browser.unnamed(p.tab, '.sk-takes-box') == []
+        assert browser.pale(p.tab, '.sk-takes-box', 'b, small') == []
+        p.click('take-back')
+        take(5).focus()
+        for key in ('End', 'Enter'): p.tab.keyboard.press(key)
+        p.until("document.querySelector('.sk-take-shown').innerText.startsWith('Take 1')")
+        p.click('take-use')
+        p.says('what Take 1 was made with')
+        assert p.tab.input_value('.sk-guidance input[type=number]') == '1'
+        assert p.tab.input_value('.sk-lam input[type=number]') == '0.15'
+        assert p.download('take-save') == (tmp_path/'takes'/'0001'/'picture.png').read_bytes()
+        take(1).press('p')
+        take(1).press('n')
+        p.tab.keyboard.type('the first')
+        p.tab.keyboard.press('Enter')
+        p.until(f"[...{TAKES}].at(-1).innerText.startsWith('★ the first')")
+        take(2).press('Delete')
+        takes(4)
+        p.click('take-undo')
+        takes(5)
+        p.run_all()                                            # another panel, as after a restart
+        p.says('Ready')
+        p.until(f"[...{TAKES}].at(-1)?.innerText.startsWith('★ the first')")
+        assert not p.error()
+
 def test_what_is_seen_of_all_panels(chrome, lab):
     "12: no broken picture, none without words, nothing past the edge"
     with lab.notebook(chrome, ALL) as p:

@@ -64,7 +64,7 @@ def _asked(self:ColorControls): # ColorMatch; None: the style's
 
 # %% ../../nbs/15bab_color_controls.ipynb #352233b6
 @patch
-def _read(self:ColorControls):
+def _read(self:ColorControls, tell:bool=True):
     "What the controls say from now on"
     if self._quiet: return
     match = self._asked()                                      # or a refusal: what was said before holds
@@ -73,11 +73,13 @@ def _read(self:ColorControls):
     shown = match.palette if own and match else ()
     self.swatches.value = ''.join(f'<span class="sk-swatch" style="background:{c}" title="{c}"></span>' for c in shown)
     self.tell(self.how.label if match else '')
-    self.changed()
+    if tell: self.changed()
 
 # %% ../../nbs/15bab_color_controls.ipynb #87c809ca
 @patch
-def give(self:ColorControls, match): # as `stylize(match_color=)`
+def give(self:ColorControls, match, # as `stylize(match_color=)`
+         tell:bool=True # are they wanted of the picture that is there?
+        ):
     "Show these"
     from stylekit.color import ColorMatch, parse_match
     match = parse_match(match)
@@ -89,7 +91,7 @@ def give(self:ColorControls, match): # as `stylize(match_color=)`
     self.palette.value = ', '.join(match.palette) if match else ''
     self.how.value = how
     self._quiet = False
-    self._read()
+    self._read(tell)
 
 # %% ../../nbs/15bab_color_controls.ipynb #7ee5a57f
 @patch

@@ -313,7 +313,9 @@ def _clear(self:LiveRun, snapshots:int):
     self.image = self.opened.rgb
     self.state = 'ready'     # waiting, loading, running, paused; then stopped, done or error
     self.note, self.trouble = '', ''
-    self.listeners = []
+    self.listeners, self.keepers = [], []   # keepers: f(result, recipe) of a picture that the run leaves behind
+    self.take, self.kept = 0, None          # number of the last picture that is a take; the result that is one
+    self.came_at = None                     # step from which a rewind went on
     self.run, self.result = None, None
     self._recipe = None
     self._lock, self._wanted = threading.Lock(), {}
@@ -337,7 +339,8 @@ def _take_limits(self:LiveRun, limits, search:bool):
 @patch
 def update(self:LiveRun, **changes): # fields of LIVE; mix: a factor for each style; protect: mask, '' for none
     "Other settings from the next step on; the latest wins"
-    if self.seeking and self.going: raise StylekitError('nothing can be turned while λ is sought: press Stop first')
+    if self.seeking and self.going:
+        raise StylekitError('nothing can be turned while λ is sought, or variants are made: press Stop first')
     with self._lock: self._wanted |= changes
 
 @patch
@@ -541,11 +544,20 @@ def _rewind(self:LiveRun, back:int)->dict: # what held before, and shall hold no
     if shot is None: return {}
     held = self._held()
     if self._steps is None: self._start()
+    else: self._leave_picture()
     self.run.load_state_dict(shot)
+    self.came_at = shot['k']
     self.run.complete, self.run.stopped = False, False
     self.run.note, self.result = '', None
     self._shots = [s for s in self._shots if s['k'] <= shot['k']]
     return held
+
+@patch
+def _leave_picture(self:LiveRun):
+    "To whoever keeps such, before it is gone"
+    if not self.keepers or not self.k: return
+    result, = self.run.results()   # picture out
+    for keep in list(self.keepers): keep(result, self.recipe)
 
 # %% ../../nbs/15_live.ipynb #510e9c5f
 @patch
@@ -777,7 +789,7 @@ def let_go(self:LiveRun):
     self._recipe = self.recipe
     self.run, self.model, self._best = None, None, None
     self._shots, self._steps = [], None
-    self.listeners = []
+    self.listeners, self.keepers = [], []
 
 # %% ../../nbs/15_live.ipynb #ef095251
 class ThreadEngine:

@@ -76,7 +76,7 @@ class BeforeAfter(anywidget.AnyWidget):
     def __init__(self, before=None, after=None, **kw): # PIL; `after` is `before` until there is another
         super().__init__(**kw)
         self.pictures = None, None
-        self.observe(lambda _: self._compare(), 'mode')
+        self.observe(lambda _: self._look_closer(), 'mode')
         if before is not None: self.begin(before, before if after is None else after)
     @property
     def ready(self)->bool: return self.shown >= self.frame
@@ -104,10 +104,10 @@ def _put(self:BeforeAfter, before, after, data:bytes): # PIL, PIL; the second as
     self.pictures = before, after
     if data != self.after: self.frame += 1        # else the browser has no news to acknowledge
     self.after = data
-    self._compare()
+    self._look_closer()
 
 @patch
-def _compare(self:BeforeAfter):
+def _look_closer(self:BeforeAfter):
     "The difference, if somebody looks at it"
     if self.mode != 'difference': return
     lacking = any(picture is None for picture in self.pictures)

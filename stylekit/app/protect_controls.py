@@ -168,6 +168,15 @@ def restore(self:ProtectControls, state:tuple):
     self._quiet = False
     self.seek()
 
+# %% ../../nbs/15baa_protect_controls.ipynb #a9c20001
+@patch
+def recall(self:ProtectControls, regions:list, mask:str): # of a `live.Recipe` of this picture
+    "What stayed in a run: what has a control is ticked or written, the rest is painted"
+    words = [r.removeprefix('words: ') for r in regions if r.startswith('words: ') and not {',', '('} & {*r}]
+    letters, alpha = any(r.startswith('letters: ') for r in regions) and not letters_missing(), 'alpha' in regions
+    whole = len(words)+letters+alpha == len(regions)
+    self.restore((', '.join(words), letters, alpha, '' if whole else mask))
+
 # %% ../../nbs/15baa_protect_controls.ipynb #743125fe
 @patch
 def give(self:ProtectControls, protect): # as `stylize` takes it

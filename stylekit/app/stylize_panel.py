@@ -11,17 +11,18 @@ from pathlib import Path
 import ipywidgets as W
 import traitlets as T
 from fastcore.basics import patch
-from ..core import StylekitError, caller_seeds, changed
+from ..core import StylekitError, caller_seeds, changed, explain_errors
 from ..images import load_image, open_image, sample_image
 from ..marks import signing
 from .color_controls import ColorControls
 from .limit_controls import LimitControls, proof_html
-from .live import Budget, LiveRun, engine_for, in_words, jpeg, shared_backbone
+from .live import Budget, LiveRun, engine_for, in_words, jpeg, pixels_sha256, shared_backbone
 from .panels import WIDE, Panel, columns, in_voila, named, row, slide
 from .protect_controls import ProtectControls
 from .run_plots import draw_losses, draw_relevance, draw_spectra, picture_latents
-from .setting_controls import controls, read_controls, switch_controls, unread, write_controls
 from .picture_view import BeforeAfter
+from .setting_controls import controls, preset_of, read_controls, switch_controls, unread, write_controls
+from .takes_controls import TakesControls, mix_of
 from .views import CutoffEditor, DownloadButton, Picture, PictureDrop
 from .views import Slider, figure_png
 
@@ -46,6 +47,7 @@ class StylizePanel(Panel):
                  patience:float=60., # seconds, see `LiveRun`
                  silence:float=90., # under Voilà: seconds without a pulse of the page after which the run stops
                  use:str='internal', # what pictures are for: a style whose rights forbid it is refused
+                 takes=None, # folder of what was made before; default: see `takes_controls.default_folder`
                  sign=None, # files of certificate and key (PEM): what is saved is signed, see `marks.Signer`
                  **changes # fields of Settings
                 ):
@@ -57,6 +59,7 @@ class StylizePanel(Panel):
         cfg = self._start_settings(preset, changes)
         self._start_pictures(image, references)
         self._make_wishes(match_color, limits, search)
+        self.takes = TakesControls(self, self._start, self.use_recipe, takes)
         self._build(cfg, style, caption or ('an owl' if image is None else ''), seed)
         self.stay.caption = self.caption.value
         self.stay.give(protect)
@@ -221,7 +224,7 @@ def _simple_columns(self:StylizePanel)->tuple: # widgets to the left, to the rig
     left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self._make_choice(),
             self.controls['guidance_scale'], self.controls['lam'], self._make_detail(),
             self.stay, self.colors, self.limits, row(self.start, self.pause, self.stop_), self.bar, self.status]
-    return left, [self.view, row(*self.savers[:2], self.prove_), self.proved]
+    return left, [self.view, row(*self.savers[:2], self.prove_), self.proved, self.takes]
 
 @patch
 def _full_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
@@ -229,7 +232,7 @@ def _full_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
             W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve,
             self.stay, self.colors, self.limits]
     right = [row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status, self.view,
-             row(*self.savers, self.prove_), self.proved, self.tabs]
+             row(*self.savers, self.prove_), self.proved, self.takes, self.tabs]
     return left, right
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #accc1e11
@@ -337,6 +340,30 @@ def _use_preset(self:StylizePanel, preset):
     left = {*self.fixed}-{*self.kept_fixed(preset)}
     if left: self.say(f'The preset {cfg.preset} does not use {", ".join(sorted(left))}: left out.')
 
+# %% ../../nbs/15bc_stylize_panel.ipynb #a9e40002
+@patch
+def use_recipe(self:StylizePanel, recipe):
+    "The controls say what a picture was made with"
+    from stylekit.color import ColorMatch
+    mix = mix_of(recipe, self.styles)
+    self._use_settings(recipe.settings)
+    self.caption.value, self.seed.value = recipe.caption, recipe.seed
+    if self.simple: self.choice.value = max(mix, key=mix.get)
+    for name, s in self.styles.items(): s.value = mix.get(name, 0.)
+    self.colors.give(recipe.match_color and ColorMatch.from_json(recipe.match_color), tell=False)
+    if pixels_sha256(self.picture) == recipe.image_sha256: self.stay.recall(recipe.regions, recipe.protect)
+
+@patch
+def _use_settings(self:StylizePanel, given:dict):
+    from stylekit.methods.sms import Settings
+    with explain_errors('the settings of this take'): cfg = Settings(**given)
+    self.fixed = {f: getattr(cfg, f) for f in self.fixed}
+    preset = preset_of(cfg, [p for _, p in self.presets.options], self.kept_fixed, self.controls)
+    if preset is None: self.presets.options = [*(dict(self.presets.options) | {'as in the take': cfg}).items()]
+    self.preset = self.presets.value = cfg if preset is None else preset
+    write_controls(cfg, self.controls, self.curve)
+    self._switch_settings()
+
 # %% ../../nbs/15bc_stylize_panel.ipynb #49ae7802
 @patch
 def _mix(self:StylizePanel)->list: return [(n, s.value) for n,s in self.styles.items() if s.value]
@@ -397,19 +424,20 @@ def _settings_now(self:StylizePanel): # Settings
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #9d7c7188
 @patch
-def _start(self:StylizePanel):
+def _start(self:StylizePanel, make=LiveRun): # or as that is called
     self._check_ready()
     protect = self.stay.ready()
-    if self.run: self.run.let_go()
+    self.let_go()
     wanted = self.kept_fixed(self.preset) | read_controls(self.controls, self.curve)
-    self.run = LiveRun(self.opened, self._mix(), self.caption.value, backbone=self.model, device=self.device,
-                       preset=self.preset, seed=self.seed.value, protect=protect if any(protect.urls) else None,
-                       match_color=self.colors.match, limits=self.limits.limits, search=self.limits.search.value,
-                       queue=self.queue, patience=self.patience, **wanted)
+    self.run = make(self.opened, self._mix(), self.caption.value, backbone=self.model, device=self.device,
+                    preset=self.preset, seed=self.seed.value, protect=protect if any(protect.urls) else None,
+                    match_color=self.colors.match, limits=self.limits.limits, search=self.limits.search.value,
+                    queue=self.queue, patience=self.patience, **wanted)
     self.begun_preset, self.begun_stay = self.preset, self.stay.state
     self.run.abandoned = self.unseen
     self.to.max = self.to.highest = self.bar.max = self.run.cfg.steps
     self.run.listeners.append(self._look)
+    self.takes.begin(self.run)
     self.engine = engine_for(self.run)
     self._begin()
 
@@ -486,7 +514,8 @@ def _show_as_begun(self:StylizePanel):
 # %% ../../nbs/15bc_stylize_panel.ipynb #699acb79
 @patch
 def let_go(self:StylizePanel):
-    "Give back the run's tensors"
+    "Keep the picture, and give back the run's tensors"
+    self.takes.keep(self.run)
     if self.run: self.run.let_go()
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #afacf11b
@@ -496,7 +525,7 @@ def _buttons(self:StylizePanel):
     going = bool(run) and run.going
     self.start.disabled, self.pause.disabled = going, not going
     self.stop_.disabled = not going
-    self.back.disabled = self.to.disabled = not (run and run.run)
+    self.back.disabled = self.to.disabled = not (run and run.run) or going and run.seeking
     self.pause.description = 'Resume' if going and run.state=='paused' else 'Pause'
     for s in self.savers: s.enabled = bool(self.result)
     self.savers[0].note = '{} × {} px'.format(*self.result.image.size) if self.result else ''
@@ -505,6 +534,7 @@ def _buttons(self:StylizePanel):
     self.stay.switch(going, seeking)
     self.colors.switch(seeking)
     self.limits.switch(seeking)
+    self.takes.switch(going)
     self._switch_settings()
     for w in (self.upload, self.caption, self.presets, self.seed): w.disabled = going
     if self.simple: self.choice.disabled = going
@@ -564,6 +594,7 @@ def _in_words(self:StylizePanel, run:LiveRun)->str:
 # %% ../../nbs/15bc_stylize_panel.ipynb #2d361403
 @patch
 def _which_try(self:StylizePanel, run:LiveRun)->str: # '' unless λ is sought
+    if getattr(run, 'where', ''): return f'{run.where}: '       # of variants
     if not run.seeking or not run.search: return ''
     lam = f', λ = {run.cfg.lam:g}' if run.search.lams else ''
     return f'Try {len(run.search.kept)+1} of at most {run.search.tries}{lam}: '
@@ -594,6 +625,7 @@ def _look_last(self:StylizePanel, run:LiveRun):
     elif run.searched: self.say(f'{run.state.capitalize()}. {run.note}')
     elif run.state=='done': self.say(f'Done: {run.k} steps.')
     else: self.say(f'Stopped after step {run.k}. {"" if "interrupted" in run.note else run.note}'.strip())
+    self.takes.keep(run)
     self._log()
     if run.searched: write_controls(run.cfg, self.controls, self.curve)
     self._buttons()
