@@ -16,7 +16,8 @@ function render({ model, el }) {
       <text x="2" y="16">all</text><text x="2" y="${HEIGHT + TOP}">none</text>
       <circle r="8" class="mid" tabindex="0" role="slider" aria-label="shape of the slope" aria-valuemin="0" aria-valuemax="1"/>
       <circle r="8" class="corner" tabindex="0" role="slider" aria-label="corner of the curve" aria-valuemin="0" aria-valuemax="1"/>
-    </svg>`;
+    </svg>
+    <small class="sk-note" role="status"></small>`;
   const find = (css) => el.querySelector(css);
   const get = (name) => model.get(name);
   const svg = find('svg');
@@ -38,6 +39,8 @@ function render({ model, el }) {
     handle(find('.mid'), get('t_cutoff') / 2, curve(get('t_cutoff') / 2), `power ${get('power').toFixed(2)}`);
     find('.now').style.display = get('now') < 0 ? 'none' : '';
     el.classList.toggle('sk-off', get('disabled'));
+    el.classList.toggle('sk-faint', get('faint'));
+    find('.sk-note').textContent = get('note');
     for (const circle of el.querySelectorAll('circle')) {
       circle.setAttribute('aria-disabled', get('disabled'));
       circle.setAttribute('tabindex', get('disabled') ? -1 : 0);
@@ -82,7 +85,7 @@ function render({ model, el }) {
   drag(find('.mid'), (t, c) => mid(c));
   keys(find('.corner'), (dt, dc) => corner(get('t_cutoff') + dt, get('cutoff') + dc));
   keys(find('.mid'), (dt, dc) => mid(curve(get('t_cutoff') / 2) + dc + dt / 1000));
-  for (const name of ['t_cutoff', 'cutoff', 'power', 'now', 'disabled']) model.on(`change:${name}`, draw);
+  for (const name of ['t_cutoff', 'cutoff', 'power', 'now', 'disabled', 'faint', 'note']) model.on(`change:${name}`, draw);
   draw();
 }
 export default { render };
