@@ -124,5 +124,5 @@ def start_shown(cfg, # Settings of a preset
                 c:dict, curve:CutoffEditor)->str: # '' for none of them
     "Which start the controls show"
     said = read_controls(c, curve)
-    shows = lambda name: all(getattr(start_settings(cfg, name), f) == v for f, v in said.items())
+    shows = lambda name: said.items() <= vars(start_settings(cfg, name)).items()
     return next((name for name in ('balanced', 'gentle', 'bold') if shows(name)), '')
