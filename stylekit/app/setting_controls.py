@@ -15,7 +15,7 @@ from ..core import changed
 # %% ../../nbs/15ba_setting_controls.ipynb #a5626b9b
 # of a slider; the released arithmetic has a mean where ours has a sum
 def _lam_ends(cfg)->tuple: return (1e-5, .1) if cfg.method == 'released' else (.05, 50.)
-def _lr_ends(cfg)->tuple: return (.03, .8) if cfg.method == 'sms' and cfg.optimizer == 'rms' else (1e-3, 1.)
+def _lr_ends(cfg)->tuple: return (.03, .6) if cfg.method == 'sms' and cfg.optimizer == 'rms' else (1e-3, 1.)
 
 CURVE = dict(cutoff='cutoff', t_cutoff='t_cutoff', cutoff_power='power')   # setting -> trait of the curve
 MAIN = ('style_scale', 'lam')                                    # seen at once; the others are for who wants more
@@ -111,7 +111,7 @@ def read_controls(c:dict, curve:CutoffEditor)->dict: # for `LiveRun.update`
     return said
 
 # %% ../../nbs/15ba_setting_controls.ipynb #ba5e0006
-STARTS = dict(gentle=dict(lam=10., style_scale=.8), balanced={}, bold=dict(lam=.3, style_scale=1.4))   # factors
+STARTS = dict(gentle=dict(lam=10., style_scale=.8), balanced={}, bold=dict(lam=.3, style_scale=1.25))   # factors
 
 def start_settings(cfg, # Settings of a preset
                    name:str # of `STARTS`

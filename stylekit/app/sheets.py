@@ -22,7 +22,7 @@ def sample_caption(name:str # one of `list_samples()`
     words = name.replace('-', ' ')
     return f'{"an" if words[0] in "aeiou" else "a"} {words}'
 
-# %% ../../nbs/15bad_sheets.ipynb #5304d793
+# %% ../../nbs/15bad_sheets.ipynb #2e1234ef
 SHEET = 'sheet.webp'       # beside a shipped style's weights
 SHOWN = ('owl', 'taxi', 'microscope', 'penguin')
 SIDE = 96                  # pixels of each
@@ -33,7 +33,8 @@ def paste_sheet(pictures, # PIL, as many as `SHOWN`
     "Pictures two by two"
     from PIL import Image
     sheet = Image.new('RGB', (2*side, 2*side), 'white')
-    for i, picture in enumerate(pictures): sheet.paste(picture.resize((side, side), Image.LANCZOS), (i%2*side, i//2*side))
+    small = [picture.resize((side, side), Image.LANCZOS) for picture in pictures]
+    for i, picture in enumerate(small): sheet.paste(picture, (i%2*side, i//2*side))
     return sheet
 
 # %% ../../nbs/15bad_sheets.ipynb #8cabb157

@@ -9,7 +9,6 @@ __all__ = ['StylizePanel']
 import html, tempfile, time
 from pathlib import Path
 import ipywidgets as W
-import traitlets as T
 from fastcore.basics import patch
 from ..core import StylekitError, caller_seeds, changed
 from ..images import load_image, open_image, sample_image
@@ -23,8 +22,7 @@ from .protect_controls import ProtectControls
 from .run_plots import draw_losses, draw_relevance, draw_spectra, picture_latents
 from .setting_controls import MAIN, controls, detail_slider, dim_curve, read_controls, start_settings
 from .setting_controls import start_shown, switch_controls, unread, write_controls
-from .views import BeforeAfter, CutoffEditor, DownloadButton, Picture, PictureDrop
-from .views import Slider, figure_png
+from .views import BeforeAfter, CutoffEditor, DownloadButton, Picture, figure_png
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #3f00c729
 class StylizePanel(Panel):
