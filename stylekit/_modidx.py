@@ -3949,6 +3949,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'stylekit.scores.scores': ('scores.html#scores', 'stylekit/scores.py')},
             'stylekit.sketches': { 'stylekit.sketches.Sketcher': ('sketches.html#sketcher', 'stylekit/sketches.py'),
                                    'stylekit.sketches.Sketcher.__init__': ('sketches.html#sketcher.__init__', 'stylekit/sketches.py'),
+                                   'stylekit.sketches.Sketcher._add': ('sketches.html#sketcher._add', 'stylekit/sketches.py'),
                                    'stylekit.sketches.Sketcher.draw': ('sketches.html#sketcher.draw', 'stylekit/sketches.py'),
                                    'stylekit.sketches.Sketcher.learn': ('sketches.html#sketcher.learn', 'stylekit/sketches.py'),
                                    'stylekit.sketches._features': ('sketches.html#_features', 'stylekit/sketches.py'),

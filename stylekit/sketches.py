@@ -21,7 +21,7 @@ def _patches(x:torch.Tensor, h:int, w:int)->torch.Tensor: # (B, 3, H, W) -> (B·
     small = F.interpolate(x, size=(h*_SIDE, w*_SIDE), mode='area')
     return F.pixel_unshuffle(small, _SIDE).permute(0, 2, 3, 1).flatten(0, 2)
 
-# %% ../nbs/02a_sketches.ipynb #1b0a214f
+# %% ../nbs/02a_sketches.ipynb #b26a8746
 class Sketcher:
     "Latents to a picture without the decoder: the last picture, and a linear map of what has changed since"
     def __init__(self):
@@ -32,12 +32,14 @@ class Sketcher:
               x:torch.Tensor # what the decoder makes of it, (B, 3, H, W) in [0, 1]
              ):
         "Fit the map to one picture more, and go on from that"
-        self.z, self.x = z.detach().float().clone(), x.detach().float().to(z.device)
-        a, y = _features(self.z), _patches(self.x, *z.shape[-2:])
-        a, y = a-a.mean(0), y-y.mean(0)
-        self.energy, self.shared = self.energy+a.T@a, self.shared+a.T@y
+        z, x = z.detach().float().clone(), x.detach().float().to(z.device)
+        a, y = _features(z), _patches(x, *z.shape[-2:])
+        self._add(a-a.mean(0), y-y.mean(0))
+        if self.z is not None: self._add(_features(z-self.z), _patches(x-self.x, *z.shape[-2:]))
+        self.z, self.x = z, x
         ridge = _RIDGE*self.energy.diagonal().mean()*torch.eye(len(self.energy), device=z.device)
         self.map = torch.linalg.solve(self.energy+ridge, self.shared)
+    def _add(self, a, y): self.energy, self.shared = self.energy+a.T@a, self.shared+a.T@y
     def draw(self, z:torch.Tensor)->torch.Tensor: # like `x`, in [0, 1]
         "About what the decoder would make of these latents"
         n, _, h, w = z.shape
