@@ -54,7 +54,7 @@ function render({ model, el }) {
   }
   function look() {
     legend.textContent = get('label');
-    note.textContent = get('note');
+    if (note.textContent !== get('note')) note.textContent = get('note');
     for (const e of entries) {
       e.input.disabled = get('disabled');
       e.input.checked = e.value === get('value');

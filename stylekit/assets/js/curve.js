@@ -40,7 +40,8 @@ function render({ model, el }) {
     find('.now').style.display = get('now') < 0 ? 'none' : '';
     el.classList.toggle('sk-off', get('disabled'));
     el.classList.toggle('sk-faint', get('faint'));
-    find('.sk-note').textContent = get('note');
+    const note = find('.sk-note');                               // a live region: written only when it changes
+    if (note.textContent !== get('note')) note.textContent = get('note');
     for (const circle of el.querySelectorAll('circle')) {
       circle.setAttribute('aria-disabled', get('disabled'));
       circle.setAttribute('tabindex', get('disabled') ? -1 : 0);

@@ -42,7 +42,8 @@ function render({ model, el }) {
     range.setAttribute('aria-valuetext', String(v));
     box.setAttribute('aria-label', `${get('label')}, exact number`);
     const beyond = v > get('max') || v < get('min') && !(first() && v === 0);
-    note.textContent = get('note') || (beyond ? 'beyond the end of the slider' : '');
+    const said = get('note') || (beyond ? 'beyond the end of the slider' : '');
+    if (note.textContent !== said) note.textContent = said;
   }
   let waiting = null;
   function put(v) {
