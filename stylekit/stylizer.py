@@ -602,10 +602,11 @@ def run(self:Stylizer)->list: # a StylizeResult for each image
 # %% ../nbs/08_stylizer.ipynb #34a2fd0d
 @patch
 def images(self:Stylizer,
-           finished:bool=False # in the colours that were asked for, too
+           finished:bool=False, # in the colours that were asked for, too
+           decode=None # decode(latents) -> (B, 3, H, W) in [0, 1]; default the backbone's
           )->list: # PIL
     "The images as they are now, at their own sizes"
-    with explain_memory(MEMORY_LEVER): x = self.backbone.decode(self.z).cpu()
+    with explain_memory(MEMORY_LEVER): x = (decode or self.backbone.decode)(self.z).cpu()
     out = [unfit_image(*fitted) for fitted in zip(x, self.inner, self.sizes)]
     if finished and self.match: out = [finish_color(*each, self.match) for each in zip(out, self._images)]
     kept = self._kept_masks() if self.restore else None

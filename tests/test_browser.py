@@ -1,4 +1,5 @@
 "The panels and the page in a real browser, on the embedded model. Each fault that people met has a test"
+import base64
 import io
 import json
 import os
@@ -16,6 +17,7 @@ for name in ('playwright', 'jupyterlab', 'voila'):
 from PIL import Image
 from stylekit import read_output, sample_image, stylize
 from stylekit.app.live import pixels_sha256, replay
+from stylekit.app.setting_controls import start_settings
 from stylekit.methods.sms import PRESETS
 from stylekit.pilot.study import Voting, make_study
 
@@ -57,6 +59,7 @@ def test_a_run_is_steered(chrome, lab):
         p.logs('lam')
         nearer = f'async () => await ({DISTANCE})() < {.8*free}'    # to the content
         p.tab.wait_for_function(nearer, polling=200)
+        p.open_fold('advanced')
         p.drag('.sk-curve .corner', '.sk-curve .bg', .3)
         p.logs('cutoff 0')
         p.tab.focus('.sk-curve .corner')
@@ -101,6 +104,46 @@ def test_a_run_is_steered(chrome, lab):
         p.past(5)
         p.click('stop')
         p.says('Stopped after step')
+
+# A picture file dropped on an element, or pasted there
+GIVE = '''async ([css, kind, url]) => {
+  const carried = new DataTransfer();
+  carried.items.add(new File([await (await fetch(url)).blob()], `${kind}.png`, { type: 'image/png' }));
+  const about = { bubbles: true, cancelable: true };
+  const event = kind === 'drop' ? new DragEvent('drop', { ...about, dataTransfer: carried })
+    : new ClipboardEvent('paste', { ...about, clipboardData: carried });
+  document.querySelector(css).dispatchEvent(event);
+}'''
+
+def as_url(image):
+    image.save(f := io.BytesIO(), 'PNG')
+    return f'data:image/png;base64,{base64.b64encode(f.getvalue()).decode()}'
+
+def test_choosing_by_looking(chrome, lab):
+    "A sample, a style and a start by their pictures, with keys too; a picture dropped or pasted anywhere in the panel"
+    with lab.notebook(chrome, panel('steps=8')) as p:
+        for kind, css, side in (('drop', '.sk-tabs', 60), ('paste', '.sk-status', 90)):
+            p.tab.evaluate(GIVE, [css, kind, as_url(sample_image('owl').resize((side, side)))])
+            p.says(f'{side} × {side} pixels')
+        p.tab.click('.sk-samples button >> text=taxi')
+        p.until("document.querySelector('.sk-caption input').value === 'a taxi'")
+        p.tab.focus('.sk-choice input[value=ink]')
+        p.tab.keyboard.press('ArrowRight')
+        p.until("document.querySelector('.sk-choice input[value=flat]').checked")
+        p.tab.click('.sk-choice label >> text=pixel')
+        p.tab.click('.sk-starts label >> text=bold')
+        bold = start_settings(PRESETS['fast'], 'bold')
+        p.until(f"+document.querySelector('.sk-strength input[type=number]').value === {bold.style_scale}")
+        first = p.preview()
+        p.click('start')
+        p.until(f"document.querySelector('img.sk-preview').src !== '{first}'")
+        p.says('Done')
+        recipe = p.recipe()
+        p.number('lam', 3)                                     # no longer one of the three
+        p.until("!document.querySelector('.sk-starts input:checked')")
+    assert recipe['style'] == [['pixel', 1.]] and recipe['caption'] == 'a taxi' and recipe['changes'] == []
+    assert recipe['image_sha256'] == pixels_sha256(sample_image('taxi'))
+    assert all(recipe['settings'][f] == getattr(bold, f) for f in ('lam', 'style_scale', 'lr', 'guidance_scale'))
 
 @pytest.mark.parametrize('preset', ['fast', 'paper'])
 def test_an_untouched_panel_is_stylize(chrome, lab, preset):
@@ -359,6 +402,7 @@ def test_keys_stay_in_the_panel(chrome, lab):
     cells = 'window.jupyterapp.shell.currentWidget.content.widgets.length'
     with lab.notebook(chrome, panel('steps=3')) as p:
         n = p.tab.evaluate(cells)
+        p.open_fold('advanced')
         for css in ('.sk-curve .corner', '.sk-lam input[type=range]', 'button.sk-start'):
             if not p.tab.locator(css).count(): continue
             p.tab.focus(css)
@@ -534,6 +578,7 @@ def test_what_is_not_read_cannot_be_turned(chrome, lab):
     "Without a map of relevance there is no focus: that control is off, and turning the others does no harm"
     focused = panel("preset=settings('fast', relevance='grid')", 'steps=400', 'relevance_floor=.5')
     with lab.notebook(chrome, f'from stylekit import settings\n{focused}') as p:
+        p.open_fold('advanced')
         focus = p.tab.locator('.sk-relevance input[type=range]')
         assert focus.is_enabled()
         p.tab.select_option('.sk-preset select', 'paper')
@@ -583,18 +628,18 @@ def test_page_for_people_who_do_not_code(chrome, tmp_path):
         p.enabled('pause')
         p.click('pause')                                       # while the model is loaded
         p.says('Paused')
-        assert p.tab.is_disabled('.sk-choice select')
+        assert p.tab.is_disabled('.sk-choice input[value=flat]')
         p.tab.evaluate('''() => {
-          const select = document.querySelector('.sk-choice select');
-          select.selectedIndex = (select.selectedIndex + 1) % select.options.length;
-          select.dispatchEvent(new Event('change', { bubbles: true }));
+          const other = document.querySelector('.sk-choice input[value=flat]');
+          other.disabled = false;
+          other.click();
         }''')                                                  # as a browser's extension may
         p.says('this picture is made in the style ink')
         p.click('pause')
         p.says('Done')
         recipe = p.recipe()
         assert recipe['style'] == [['ink', 1.]] and recipe['changes'] == []
-        assert p.tab.locator('.sk-choice select').evaluate('(s) => s.selectedOptions[0].innerText') == 'ink'
+        assert p.tab.input_value('.sk-choice input:checked') == 'ink'
         assert recipe['image_sha256'] == pixels_sha256(sample_image('taxi'))
         assert p.preview() != first and p.tab.evaluate(CONTRAST) > 5
         (tmp_path/'out.png').write_bytes(p.download('save'))

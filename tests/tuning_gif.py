@@ -35,6 +35,7 @@ def play(page, frames):
     watch(1, 40)
     page.slide('lam', .95)
     watch(41, 80)
+    page.open_fold('advanced')
     page.drag('.sk-curve .corner', '.sk-curve .bg', .75, .85)
     watch(81, 120)
     page.slide('lam', .3)

@@ -323,6 +323,7 @@ def _clear(self:LiveRun, snapshots:int):
     self._turn, self._paused = None, 0.
     self._shots, self._steps = [], None
     self.search, self._best = None, None
+    self._sketcher = None
     self._prover, self._proved = None, (None, None)   # of a mask; the proof of a result
     self._every = max(1, self.cfg.steps//snapshots)
 
@@ -653,11 +654,30 @@ def recolor(self:LiveRun, match_color): # as in `stylize`
     self.run.recolor(self.match)
     if self.result: self.result, = self.run.results()   # picture out
 
+# %% ../../nbs/15_live.ipynb #a1c05e02
 @patch
-def picture(self:LiveRun): # PIL; None before the first step
+def picture(self:LiveRun, quick:bool=False # near enough to see it move, in a fraction of a step's time
+           ): # PIL; None before the first step
     "As it is now, in its colours"
     if self.result: return self.result.image   # picture out
-    return self.run.images(finished=True)[0] if self.run else None   # picture out
+    if not self.run: return None
+    decode = self._sketch if quick else self._decode
+    return self.run.images(finished=True, decode=decode)[0]   # picture out
+
+@patch
+def _decode(self:LiveRun, z): # latents -> (1, 3, H, W)
+    from stylekit.sketches import Sketcher
+    decode = self.run.backbone.decode
+    if self._sketcher is None:
+        self._sketcher = Sketcher()
+        self._sketcher.learn(self.run.z_src, decode(self.run.z_src))
+    x = decode(z)
+    self._sketcher.learn(z, x)
+    return x
+
+@patch
+def _sketch(self:LiveRun, z): # likewise
+    return self._sketcher.draw(z) if self._sketcher else self._decode(z)
 
 # %% ../../nbs/15_live.ipynb #fbd1b5e3
 @patch
@@ -789,6 +809,7 @@ def let_go(self:LiveRun):
     self._recipe = self.recipe
     self.run, self.model, self._best = None, None, None
     self._shots, self._steps = [], None
+    self._sketcher = None
     self.listeners, self.keepers = [], []
 
 # %% ../../nbs/15_live.ipynb #ef095251

@@ -9,22 +9,22 @@ __all__ = ['StylizePanel']
 import html, tempfile, time
 from pathlib import Path
 import ipywidgets as W
-import traitlets as T
 from fastcore.basics import patch
 from ..core import StylekitError, caller_seeds, changed, explain_errors
 from ..images import load_image, open_image, sample_image
 from ..marks import signing
+from .choose_controls import ChooseControls
 from .color_controls import ColorControls
 from .limit_controls import LimitControls, proof_html
-from .live import Budget, LiveRun, engine_for, in_words, jpeg, pixels_sha256, shared_backbone
-from .panels import WIDE, Panel, columns, in_voila, named, row, slide
+from .live import Budget, LiveRun, engine_for, jpeg, pixels_sha256, shared_backbone
+from .panels import Fold, Panel, columns, in_voila, named, row, slide
+from .picture_view import BeforeAfter
 from .protect_controls import ProtectControls
 from .run_plots import draw_losses, draw_relevance, draw_spectra, picture_latents
-from .picture_view import BeforeAfter
-from .setting_controls import controls, preset_of, read_controls, switch_controls, unread, write_controls
+from .setting_controls import MAIN, controls, detail_slider, dim_curve, preset_of, read_controls
+from .setting_controls import start_settings, start_shown, switch_controls, unread, write_controls
 from .takes_controls import TakesControls, mix_of
-from .views import CutoffEditor, DownloadButton, Picture, PictureDrop
-from .views import Slider, figure_png
+from .views import CutoffEditor, DownloadButton, Picture, figure_png
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #3f00c729
 class StylizePanel(Panel):
@@ -55,7 +55,7 @@ class StylizePanel(Panel):
         self.model, self.device = backbone, device
         self.simple, self.max_upload = simple, max_upload
         self.queue, self.patience, self.use = queue, patience, use
-        self.silence, self.missing, self.marks = silence, '', signing(sign)
+        self.silence, self.marks = silence, signing(sign)
         cfg = self._start_settings(preset, changes)
         self._start_pictures(image, references)
         self._make_wishes(match_color, limits, search)
@@ -129,14 +129,23 @@ def wait(self:StylizePanel, timeout:float=None):
 @patch
 def _make(self:StylizePanel, cfg, mix, caption, seed):
     "The widgets"
-    self._make_what(mix, caption, seed)
+    self._make_choice(mix, caption, seed)
     self.controls, self.curve = controls(cfg), named(CutoffEditor(), 'cutoff')
     write_controls(cfg, self.controls, self.curve)
+    self.detail = detail_slider(self.curve)
     self._make_buttons()
     self.to = slide('to step', 'to', 0, 0, max(1, cfg.steps), 1, 'The step to go back to', whole=True)
     self.bar = W.IntProgress(0, 0, cfg.steps, layout=dict(width='98%'))
     self._make_views()
     self._make_savers()
+
+@patch
+def _make_choice(self:StylizePanel, mix, caption, seed):
+    "What a run begins with; the rest of the panel knows these controls by their own names"
+    c = self.choose = ChooseControls(self, {str(s): w for s, w in mix}, self.preset, caption, seed,
+                                     self.simple, self.max_upload)
+    self.upload, self.caption, self.styles = c.upload, c.caption, c.styles
+    self.presets, self.seed = c.presets, c.seed
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #3ad6219a
 @patch
@@ -177,37 +186,6 @@ def _make_savers(self:StylizePanel):
 def _saver(self:StylizePanel, make, name, label, file, plain)->DownloadButton:
     return named(DownloadButton(self.safely(make), label=label, name=file, tip=plain, enabled=False), name)
 
-# %% ../../nbs/15bc_stylize_panel.ipynb #db223759
-@patch
-def _make_what(self:StylizePanel, mix, caption, seed):
-    "What is fixed at Start: picture, caption, styles, preset, seed"
-    heard = [self.safely(f) for f in (self._coming, self._uploaded, self._no_picture)]
-    self.upload = named(PictureDrop(*heard, max_bytes=self.max_upload,
-                                    tip='A picture file; it may be dropped or pasted here as well'), 'upload')
-    self.caption = named(W.Text(caption, description='Shows', placeholder='a cat face',
-                                tooltip='What the picture shows, in a few words, without the style', **WIDE), 'caption')
-    self._make_styles({str(s): w for s,w in mix})
-    self._make_presets()
-    self.seed = named(W.IntText(seed, description='Seed', tooltip='The same seed and recipe give the same picture',
-                                style=dict(description_width='50px'), layout=dict(width='180px')), 'seed')
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #ab636474
-@patch
-def _make_styles(self:StylizePanel, given:dict): # name -> strength
-    from stylekit.lora import list_styles
-    self.styles = {n: slide(n, f'style-{Path(n).stem}', given.get(n, 0.), 0, 1.5, .05,
-                            f'How much of the style {n}; 0: not at all', lowest=0., highest=2.)
-                   for n in dict.fromkeys([*given, *list_styles()])}
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #55bad822
-@patch
-def _make_presets(self:StylizePanel):
-    known = {'fast': 'fast', 'paper': 'paper'}
-    own = self.preset if isinstance(self.preset, str) else 'as given'
-    if self.preset not in known.values(): known = {own: self.preset} | known
-    self.presets = named(W.Dropdown(options=[*known.items()], value=self.preset, description='Preset',
-                                    tooltip='Settings to start from', **WIDE), 'preset')
-
 # %% ../../nbs/15bc_stylize_panel.ipynb #3ee98dd1
 @patch
 def _arrange(self:StylizePanel):
@@ -221,93 +199,48 @@ def _arrange(self:StylizePanel):
 # %% ../../nbs/15bc_stylize_panel.ipynb #6c9a70cc
 @patch
 def _simple_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
-    left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self._make_choice(),
-            self.controls['guidance_scale'], self.controls['lam'], self._make_detail(),
+    left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.choose, *self._main_sliders(),
             self.stay, self.colors, self.limits, row(self.start, self.pause, self.stop_), self.bar, self.status]
     return left, [self.view, row(*self.savers[:2], self.prove_), self.proved, self.takes]
 
 @patch
 def _full_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
-    left = [row(self.upload, self.seed), self.caption, *self.styles.values(), self.presets, *self.controls.values(),
-            W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve,
-            self.stay, self.colors, self.limits]
+    left = [self.choose, *self._main_sliders(), self._make_advanced(), self.stay, self.colors, self.limits]
     right = [row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status, self.view,
              row(*self.savers, self.prove_), self.proved, self.takes, self.tabs]
     return left, right
+
+@patch
+def _main_sliders(self:StylizePanel)->list: return [*(self.controls[f] for f in MAIN), self.detail]
+
+@patch
+def _make_advanced(self:StylizePanel)->Fold:
+    rest = [w for f, w in self.controls.items() if f not in MAIN]
+    return Fold('Advanced', [row(self.presets, self.seed), *rest,
+                             W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve],
+                'advanced', 'Preset, seed, and what the three sliders above leave out')
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #accc1e11
 @patch
 def _listen(self:StylizePanel):
     "Who listens to whom"
-    want = self.safely(lambda _: self._want())
+    want = self.safely(lambda _: self._turned())
     plot = self.safely(lambda _: self._plot())
-    for w in (*self.controls.values(), *self.styles.values()): w.observe(want, 'value')
+    for w in self.controls.values(): w.observe(want, 'value')
     self.curve.observe(want, ['t_cutoff', 'cutoff', 'power'])
     self.caption.observe(self.safely(lambda _: self._hear_caption()), 'value')
-    self.presets.observe(self.safely(lambda ch: self._use_preset(ch['new'])), 'value')
     self.tabs.observe(plot, 'selected_index')
     self.pulse.observe(plot, 'dark')
 
-# %% ../../nbs/15bc_stylize_panel.ipynb #bc8683de
-@patch
-def _make_choice(self:StylizePanel)->W.Dropdown:
-    "One style instead of a mix"
-    chosen = max(self.styles, key=lambda n: self.styles[n].value)
-    self.choice = named(W.Dropdown(options=list(self.styles), value=chosen, description='Style',
-                                   tooltip='Fixed while a picture is made', **WIDE), 'choice')
-    self.choice.observe(self.safely(lambda ch: self._choose(ch['new'], ch['old'])), 'value')
-    return self.choice
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #fc941037
-@patch
-def _choose(self:StylizePanel, name:str, before:str):
-    going = self.run and self.run.going
-    if going and name not in dict(self.run.mix):
-        self.choice.value = before
-        raise StylekitError(f'this picture is made in the style {before}: press Stop, then choose another')
-    if going: return
-    for n, s in self.styles.items(): s.value = float(n==name)
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #3ba29a03
-@patch
-def _make_detail(self:StylizePanel)->Slider:
-    "The height of the cut-off curve instead of its shape"
-    self.detail = slide('Hold details', 'detail', self.curve.cutoff, 0, 1, .05,
-                        'To the right: fine structure is held as well, not only coarse shapes.', 'cut-off')
-    T.link((self.detail, 'value'), (self.curve, 'cutoff'))
-    return self.detail
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #1d05f366
-@patch
-def _coming(self:StylizePanel, name:str):
-    self.missing = f'{name} has not arrived yet'
-    self.say(f'Reading {name}…')
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #a79559ee
-@patch
-def _uploaded(self:StylizePanel, name:str, data:bytes, note:str=''):
-    try: opened = open_image(data)
-    except Exception as e: return self._no_picture(in_words(e))
-    self._take_picture(opened)
-    self.say('', error=True)
-    size = f'{self.picture.width} × {self.picture.height} pixels'
-    self.say(f'{size}{", " if note else ""}{note}. Say what the picture shows, and press Start.')
-
 # %% ../../nbs/15bc_stylize_panel.ipynb #d030d18d
 @patch
-def _take_picture(self:StylizePanel, opened):
+def took(self:StylizePanel, opened): # OpenedImage; None: the last one could not be had, and the old one is not meant
+    "Another picture"
+    if opened is None: return self._show_picture(b'')
     self.opened, self.picture = opened, opened.rgb
-    self.missing = ''
     self._show_picture(jpeg(self.picture))
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #fa907508
-@patch
-def _no_picture(self:StylizePanel, why:str):
-    self.missing = 'there is no picture: the last one could not be taken'
-    self._show_picture(b'')
-    self.say('No picture.')
-    self.say(why, error=True)
-
 @patch
 def _show_picture(self:StylizePanel, picture:bytes): # JPEG; b'' for none
     shown = self.picture if picture else None
@@ -327,7 +260,8 @@ def kept_fixed(self:StylizePanel, preset # name, or Settings
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #73931769
 @patch
-def _use_preset(self:StylizePanel, preset):
+def use_preset(self:StylizePanel, preset): # name, or Settings
+    "Begin from other settings"
     from stylekit.methods.sms import settings
     if preset == self.preset: return
     try: cfg = settings(preset, **self.kept_fixed(preset))
@@ -337,8 +271,24 @@ def _use_preset(self:StylizePanel, preset):
     self.preset = preset
     write_controls(cfg, self.controls, self.curve)
     self._switch_settings()
+    self._show_start()
     left = {*self.fixed}-{*self.kept_fixed(preset)}
     if left: self.say(f'The preset {cfg.preset} does not use {", ".join(sorted(left))}: left out.')
+
+@patch
+def use_start(self:StylizePanel, name:str): # of `setting_controls.STARTS`
+    "Gentler or bolder: the preset's settings with other values of the main sliders"
+    from stylekit.methods.sms import settings
+    cfg = settings(self.preset, **self.kept_fixed(self.preset))
+    write_controls(start_settings(cfg, name), self.controls, self.curve)
+    self._switch_settings()
+    self._show_start()
+
+@patch
+def _show_start(self:StylizePanel):
+    from stylekit.methods.sms import settings
+    cfg = settings(self.preset, **self.kept_fixed(self.preset))
+    self.choose.show_start(start_shown(cfg, self.controls, self.curve))
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #a9e40002
 @patch
@@ -348,7 +298,6 @@ def use_recipe(self:StylizePanel, recipe):
     mix = mix_of(recipe, self.styles)
     self._use_settings(recipe.settings)
     self.caption.value, self.seed.value = recipe.caption, recipe.seed
-    if self.simple: self.choice.value = max(mix, key=mix.get)
     for name, s in self.styles.items(): s.value = mix.get(name, 0.)
     self.colors.give(recipe.match_color and ColorMatch.from_json(recipe.match_color), tell=False)
     if pixels_sha256(self.picture) == recipe.image_sha256: self.stay.recall(recipe.regions, recipe.protect)
@@ -363,13 +312,19 @@ def _use_settings(self:StylizePanel, given:dict):
     self.preset = self.presets.value = cfg if preset is None else preset
     write_controls(cfg, self.controls, self.curve)
     self._switch_settings()
+    self._show_start()
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #49ae7802
 @patch
-def _mix(self:StylizePanel)->list: return [(n, s.value) for n,s in self.styles.items() if s.value]
+def _turned(self:StylizePanel):
+    if not self.children: return                               # not built yet
+    dim_curve(self._settings_now(), self.controls, self.curve, self.detail)
+    self._show_start()
+    self.want()
 
 @patch
-def _want(self:StylizePanel):
+def want(self:StylizePanel):
+    "What the controls say shall hold from the next step on"
     if not self.run or self.run.ended or self.run.seeking: return      # a rewind asks again
     factors = tuple(self.styles[n].value/w for n,w in self.run.mix)
     self.run.update(**read_controls(self.controls, self.curve), mix=factors,
@@ -414,7 +369,7 @@ def _switch_settings(self:StylizePanel):
         self.controls['lam'].disabled, self.controls['lam'].note = True, 'the limits find this: untick that to turn it'
     self.curve.disabled |= seeking
     for w in self.controls.values(): w.disabled |= seeking
-    if self.simple: self.detail.disabled = self.curve.disabled
+    dim_curve(cfg, self.controls, self.curve, self.detail)
 
 @patch
 def _settings_now(self:StylizePanel): # Settings
@@ -426,10 +381,11 @@ def _settings_now(self:StylizePanel): # Settings
 @patch
 def _start(self:StylizePanel, make=LiveRun): # or as that is called
     self._check_ready()
+    self.choose.stop_drawing()
     protect = self.stay.ready()
     self.let_go()
     wanted = self.kept_fixed(self.preset) | read_controls(self.controls, self.curve)
-    self.run = make(self.opened, self._mix(), self.caption.value, backbone=self.model, device=self.device,
+    self.run = make(self.opened, self.choose.mix, self.caption.value, backbone=self.model, device=self.device,
                     preset=self.preset, seed=self.seed.value, protect=protect if any(protect.urls) else None,
                     match_color=self.colors.match, limits=self.limits.limits, search=self.limits.search.value,
                     queue=self.queue, patience=self.patience, **wanted)
@@ -445,17 +401,17 @@ def _start(self:StylizePanel, make=LiveRun): # or as that is called
 @patch
 def _check_ready(self:StylizePanel):
     if self.run and self.run.going: raise StylekitError('a run is going on here: stop it first')
-    if self.missing: raise StylekitError(f'{self.missing}: choose one, then press Start')
+    if self.choose.missing: raise StylekitError(f'{self.choose.missing}: choose one, then press Start')
     if self.limits.search.value and not self.limits.limits:
         raise StylekitError('λ is to be found within limits, and none is ticked: say what must hold')
-    if not self._mix(): raise StylekitError('no style is chosen: give one of them a strength above 0')
+    if not self.choose.mix: raise StylekitError('no style is chosen: give one of them a strength above 0')
     self._check_rights()
 
 @patch
 def _check_rights(self:StylizePanel):
     "No is no; a doubt is said, but for what stays in the house"
     from stylekit.licensing import check_rights, refuse_blocked
-    checks = [check_rights(name, self.use) for name, _ in self._mix()]
+    checks = [check_rights(name, self.use) for name, _ in self.choose.mix]
     refuse_blocked([c for c in checks if c.status == 'block'])
     doubts = [str(c) for c in checks if c.status == 'warn']
     if doubts and self.use != 'internal': self.say('; '.join(doubts), error=True)
@@ -464,7 +420,7 @@ def _check_rights(self:StylizePanel):
 @patch
 def _begin(self:StylizePanel):
     "The engine goes, and the views count anew"
-    self.previews, self.looks = Budget(.05), Budget(.02, .5)
+    self.previews, self.sketches, self.looks = Budget(.05), Budget(.03), Budget(.02, .5)
     self.begun, self.last_said = time.monotonic(), 0.
     self.shown_state, self.logged = '', 0
     self.proved.value = ''
@@ -489,7 +445,7 @@ def _rewind(self:StylizePanel):
     was_over = self.run.ended
     if was_over: self._show_as_begun()
     self.run.rewind(self.to.value)
-    self._want()
+    self.want()
     if was_over: self._begin()
     elif self.run.state == 'paused': self.engine.resume()
 
@@ -498,8 +454,8 @@ def _rewind(self:StylizePanel):
 def _show_as_begun(self:StylizePanel):
     "Picture, what stays, colours, caption, seed, preset and styles of the run, whatever has been chosen since"
     run = self.run
-    moved = self.missing or self.opened is not run.opened
-    if moved: self._take_picture(run.opened)
+    moved = self.choose.missing or self.opened is not run.opened
+    if moved: self.choose.take(run.opened)
     self.caption.value, self.seed.value = run.caption, run.seed
     if moved:
         self.stay.restore(self.begun_stay)
@@ -536,9 +492,7 @@ def _buttons(self:StylizePanel):
     self.limits.switch(seeking)
     self.takes.switch(going)
     self._switch_settings()
-    for w in (self.upload, self.caption, self.presets, self.seed): w.disabled = going
-    if self.simple: self.choice.disabled = going
-    for n, s in self.styles.items(): s.disabled = seeking or going and n not in dict(run.mix)
+    self.choose.switch(going, seeking, [n for n, _ in run.mix] if going else ())
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #8a888251
 @patch
@@ -560,11 +514,15 @@ def _look(self:StylizePanel, run:LiveRun):
 # %% ../../nbs/15bc_stylize_panel.ipynb #121e1303
 @patch
 def _preview(self:StylizePanel, run:LiveRun, now:float): # seconds, as of `time.monotonic`
-    "The picture so far, if views have time for it and the page has shown the last one"
-    if not self.previews.due() or not run.run or not run.has_turn or run.state!='running': return
-    if not self.view.ready and now-self.seen_at <= 2: return
-    with self.previews: self.view.show(run.picture())   # picture out
-    self.seen_at = now
+    "The picture so far, if the page has shown the last one: decoded where views have time for it, else sketched"
+    if not run.run or not run.has_turn: return
+    still = run.state == 'paused' and self.sketched
+    if not still and (run.state != 'running' or not self.view.ready and now-self.seen_at <= 2): return
+    whole = still or self.previews.due()
+    budget = self.previews if whole else self.sketches
+    if not still and not budget.due(): return
+    with budget: self.view.show(run.picture(quick=not whole))   # picture out
+    self.seen_at, self.sketched = now, not whole
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #36706c46
 @patch
@@ -635,6 +593,7 @@ def _look_last(self:StylizePanel, run:LiveRun):
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #ef0a09d9
 StylizePanel.seen_at, StylizePanel.begun = 0., 0.
+StylizePanel.sketched = False      # is what is shown less than a decoded picture?
 StylizePanel.logged, StylizePanel.shown_state = 0, ''
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #1825789b

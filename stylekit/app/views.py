@@ -73,6 +73,8 @@ class CutoffEditor(anywidget.AnyWidget):
     cutoff = T.Float(1.).tag(sync=True)       # in [0, 1]
     power = T.Float(1.).tag(sync=True)        # dragged: in [.1, 8]
     disabled = T.Bool(False).tag(sync=True)
+    faint = T.Bool(False).tag(sync=True)      # it can be dragged, and is hardly felt
+    note = T.Unicode('').tag(sync=True)       # below it: why
     now = T.Int(-1).tag(sync=True)            # timestep to mark; -1: none
     words = T.Dict(_CURVE_WORDS).tag(sync=True)
     _esm, _css = script('curve').values()
@@ -154,6 +156,7 @@ class PictureDrop(anywidget.AnyWidget):
     "A picture from a file, dropped or pasted"
     label = T.Unicode('Picture…').tag(sync=True)
     tip = T.Unicode('').tag(sync=True)
+    hint = T.Unicode('').tag(sync=True)       # below it, always seen
     max_bytes = T.Int(20_000_000).tag(sync=True)   # larger ones are scaled down in the browser
     max_side = T.Int(4096).tag(sync=True)          # to so many pixels, or fewer
     disabled = T.Bool(False).tag(sync=True)

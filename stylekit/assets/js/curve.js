@@ -16,7 +16,8 @@ function render({ model, el }) {
       <text x="2" y="16" data-word="all"></text><text x="2" y="${HEIGHT + TOP}" data-word="none"></text>
       <circle r="8" class="mid" tabindex="0" role="slider" aria-valuemin="0" aria-valuemax="1"/>
       <circle r="8" class="corner" tabindex="0" role="slider" aria-valuemin="0" aria-valuemax="1"/>
-    </svg>`;
+    </svg>
+    <small class="sk-note" role="status"></small>`;
   const find = (css) => el.querySelector(css);
   const get = (name) => model.get(name);
   const svg = find('svg');
@@ -42,6 +43,9 @@ function render({ model, el }) {
     for (const text of el.querySelectorAll('text')) text.textContent = word(text.dataset.word);
     find('.now').style.display = get('now') < 0 ? 'none' : '';
     el.classList.toggle('sk-off', get('disabled'));
+    el.classList.toggle('sk-faint', get('faint'));
+    const note = find('.sk-note');                               // a live region: written only when it changes
+    if (note.textContent !== get('note')) note.textContent = get('note');
     for (const circle of el.querySelectorAll('circle')) {
       circle.setAttribute('aria-disabled', get('disabled'));
       circle.setAttribute('tabindex', get('disabled') ? -1 : 0);
@@ -86,7 +90,8 @@ function render({ model, el }) {
   drag(find('.mid'), (t, c) => mid(c));
   keys(find('.corner'), (dt, dc) => corner(get('t_cutoff') + dt, get('cutoff') + dc));
   keys(find('.mid'), (dt, dc) => mid(curve(get('t_cutoff') / 2) + dc + dt / 1000));
-  for (const name of ['t_cutoff', 'cutoff', 'power', 'now', 'disabled', 'words']) model.on(`change:${name}`, draw);
+  const traits = ['t_cutoff', 'cutoff', 'power', 'now', 'disabled', 'faint', 'note', 'words'];
+  for (const name of traits) model.on(`change:${name}`, draw);
   draw();
 }
 export default { render };

@@ -1,5 +1,7 @@
 // A native range input, and a box with the exact number. The number is the truth: the handle shows where it lies
-// and writes only when a person moves it, so that nothing is rounded, cut or changed by being looked at.
+// and writes only when a person moves it, so that nothing is rounded, cut or changed by being looked at. While it is
+// dragged Python hears of it some ten times a second: each message takes time from the run.
+const OFTEN = 80;                                                // milliseconds between two messages of a drag
 function render({ model, el }) {
   el.classList.add('sk-slider');
   const name = document.createElement('span');
@@ -40,18 +42,29 @@ function render({ model, el }) {
     range.setAttribute('aria-valuetext', String(v));
     box.setAttribute('aria-label', `${get('label')}, exact number`);
     const beyond = v > get('max') || v < get('min') && !(first() && v === 0);
-    note.textContent = get('note') || (beyond ? 'beyond the end of the slider' : '');
+    const said = get('note') || (beyond ? 'beyond the end of the slider' : '');
+    if (note.textContent !== said) note.textContent = said;
   }
-  function put(v, sync = true) {
+  let waiting = null;
+  function put(v) {
     model.set('value', setting(v));
-    if (sync) model.save_changes();
+    waiting = waiting || setTimeout(send, OFTEN);
     look();
   }
+  function send() {
+    clearTimeout(waiting);
+    waiting = null;
+    model.save_changes();
+  }
   range.addEventListener('input', () => put(+range.value < first() ? 0 : at((range.value - first()) / steps())));
+  range.addEventListener('change', send);                        // let go: at once
   box.addEventListener('change', () => {
     const [lo, hi, typed] = [get('lowest'), get('highest'), box.value];
     const v = get('whole') ? Math.round(+typed) : +typed;
-    if (typed !== '' && Number.isFinite(v) && v >= lo && v <= hi) return put(v);
+    if (typed !== '' && Number.isFinite(v) && v >= lo && v <= hi) {
+      put(v);
+      return send();
+    }
     look();
     note.textContent = `${typed || 'that'} is not taken: it must be a number from ${lo} to ${hi}`;
   });

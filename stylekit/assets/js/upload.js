@@ -40,20 +40,23 @@ function render({ model, el }) {
   const button = Object.assign(document.createElement('button'), { type: 'button' });
   const input = Object.assign(document.createElement('input'), { type: 'file', hidden: true, accept: 'image/*' });
   input.setAttribute('aria-label', 'picture file');
-  el.append(button, input);
-  const off = () => model.get('disabled');
+  const hint = document.createElement('small');
+  el.append(button, input, hint);
+  const get = (key) => model.get(key);
+  const off = () => get('disabled');
   function look() {
-    button.textContent = model.get('label');
-    button.title = model.get('tip');
+    button.textContent = get('label');
+    button.title = get('tip');
     button.disabled = off();
+    hint.textContent = get('hint');
   }
   async function take(file) {
     if (!file || off()) return;
     const id = crypto.getRandomValues(new Uint32Array(2)).join('-');
     model.send({ kind: 'begin', id, name: file.name });          // from here on the picture before does not count
     try {
-      const { blob, note } = file.size <= model.get('max_bytes') ? { blob: file, note: '' }
-        : await shrink(file, model.get('max_bytes'), model.get('max_side'));
+      const { blob, note } = file.size <= get('max_bytes') ? { blob: file, note: '' }
+        : await shrink(file, get('max_bytes'), get('max_side'));
       const of = Math.max(1, Math.ceil(blob.size / PIECE));
       for (let n = 0; n < of; n++) {
         const piece = await blob.slice(n * PIECE, (n + 1) * PIECE).arrayBuffer();
@@ -68,15 +71,37 @@ function render({ model, el }) {
     take(input.files[0]);
     input.value = '';                                            // so that the same file can be chosen again
   });
-  for (const name of ['dragover', 'drop']) {
-    el.addEventListener(name, (e) => {
-      e.preventDefault();
-      e.stopPropagation();
-      if (name === 'drop') take(e.dataTransfer.files[0]);
-    });
+  const files = (e) => e.dataTransfer && [...e.dataTransfer.types].includes('Files');
+  function carried(e) {                                          // over the panel: text that is dragged is not meant
+    if (!files(e)) return;
+    e.preventDefault();
+    e.stopPropagation();
+    panel.classList.toggle('sk-dropping', e.type === 'dragover' && !off());
+    if (e.type === 'drop') take(e.dataTransfer.files[0]);
   }
-  el.addEventListener('paste', (e) => take(e.clipboardData.files[0]));
-  for (const key of ['label', 'tip', 'disabled']) model.on(`change:${key}`, look);
+  function pasted(e) {                                           // with the focus in the panel, or nowhere on its page
+    const nowhere = e.target === document.body && document.querySelectorAll('.sk-panel').length === 1;
+    const file = (e.clipboardData || {}).files?.[0];
+    if (!file || !nowhere && !panel.contains(e.target)) return;
+    e.preventDefault();
+    take(file);
+  }
+  let panel = null, over = false;
+  function attach() {                                            // once it is in the page
+    panel = el.closest('.sk-panel');
+    if (!panel) return over || requestAnimationFrame(attach);
+    if (!panel.hasAttribute('tabindex')) panel.tabIndex = -1;    // so that a click into it makes it the target of a paste
+    for (const name of ['dragover', 'dragleave', 'drop']) panel.addEventListener(name, carried);
+    document.addEventListener('paste', pasted);
+  }
+  attach();
+  for (const key of ['label', 'tip', 'hint', 'disabled']) model.on(`change:${key}`, look);
   look();
+  return () => {
+    over = true;
+    document.removeEventListener('paste', pasted);
+    if (!panel) return;
+    for (const name of ['dragover', 'dragleave', 'drop']) panel.removeEventListener(name, carried);
+  };
 }
 export default { render };
