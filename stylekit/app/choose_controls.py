@@ -50,8 +50,7 @@ class ChooseControls(W.VBox):
         self._make_picture(caption, max_upload)
         self._make_styles(mix)
         self._make_starts(preset, seed)
-        shown = [self.upload, self.samples, self.caption, self.choice, self.draw, self.starts]
-        super().__init__(shown if simple else [*shown, self.mixer])
+        super().__init__([self.upload, self.samples, self.caption, self.choice, self.draw, self.starts, self.mixer])
         named(self, 'chooser')
         self._listen()
         self.look_for_sheets()
@@ -166,6 +165,7 @@ def _show_mix(self:ChooseControls):
     self.choice.value = mix[0][0] if len(mix) == 1 else ''
     self._quiet = was
     plain = len(mix) == 1 and mix[0][1] == 1
+    if self.simple: self.mixer.layout.display = 'none' if plain else None   # a take may have brought a mix
     self.mixer.tell('' if plain else ', '.join(f'{Path(n).stem} {w:g}' for n, w in mix) or 'none')
 
 @patch

@@ -334,7 +334,7 @@ def want(self:StylizePanel):
 @patch
 def _stay_changed(self:StylizePanel):
     self.view.mask = self.stay.protection.text
-    self._want()
+    self.want()
 
 @patch
 def _hear_caption(self:StylizePanel):
