@@ -65,7 +65,7 @@ def fits_in(most:int, # bytes of a run
 def gib(n:float # bytes
        )->str:
     "Bytes as people say them"
-    return f'{n/GIB:.1f} GiB' if n >= .05*GIB else f'{max(1, round(n/MIB))} MiB'
+    return f'{n/GIB:.1f} GiB' if n >= GIB/2 else f'{max(1, round(n/MIB))} MiB'
 
 def known_table(card:float=16e9 # bytes of a GPU
                )->str:

@@ -122,13 +122,18 @@ def _show(self:BackboneChoice, given):
     self._tell()
 
 @patch(as_prop=True)
+def named(self:BackboneChoice)->bool:
+    "Is it said which model is meant?"
+    return self.list.value not in OTHERS or bool(self.where.value.strip())
+
+@patch(as_prop=True)
 def source(self:BackboneChoice):
     "What is chosen; a refusal where nothing is named yet"
     name = self.list.value
     if name in KNOWN and name != 'Embedded': return KNOWN[name].source
     if name == 'Embedded': return self.given if hasattr(self.given, 'native_size') and self.given.name == 'mini' else None
     if name not in OTHERS: return self.given
-    if not self.where.value.strip(): raise StylekitError(f'no model is named: give {OTHERS[name]}')
+    if not self.named: raise StylekitError(f'no model is named: give {OTHERS[name]}')
     return self.where.value.strip()
 
 # %% ../../nbs/15bad_backbone_choice.ipynb #d528bb17
@@ -146,7 +151,7 @@ def _tell(self:BackboneChoice):
     text = self.where.value.strip()
     source = (text or None) if name in OTHERS else getattr(self.source, 'source', self.source)
     self.tell(text if name in OTHERS else name)
-    said = about_model(source) if source or name not in OTHERS else f'Give {OTHERS[name]}.'
+    said = about_model(source) if self.named else f'Give {OTHERS[name]}.'
     self.about.value = f'<p>{html.escape(said)}</p>'
 
 @patch
