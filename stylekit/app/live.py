@@ -592,6 +592,18 @@ def _held(self:LiveRun)->dict: # what could be wanted -> what holds
         held |= {f: v for f,v in c.items() if f in ('mix', 'protect')}
     return {f: getattr(self.run.cfg, f) for f in LIVE} | held
 
+# %% ../../nbs/15_live.ipynb #83a1f7c2
+@patch
+def adopt(self:LiveRun, state:dict): # as of `Stylizer.state_dict`
+    "Stand where another kernel's run was; goes on from there when advanced"
+    self._shots, self.state = [state], 'paused'
+    self.rewind(state['k'])
+
+@patch(as_prop=True)
+def last_state(self:LiveRun)->dict: # None: there is none
+    "The newest snapshot"
+    return self._shots[-1] if self._shots else None
+
 # %% ../../nbs/15_live.ipynb #9b638dfe
 @patch
 def advance(self:LiveRun)->bool: # is there more to do?
@@ -612,6 +624,7 @@ def _advance(self:LiveRun)->bool:
         self.tell('loading')
         self._start()
     with self._lock: stop, self._stop = self._stop, False
+    if stop and self._back is not None: self._take_orders()   # it ends where it was to go on
     return self._end('stopped') if stop else self._step()
 
 # %% ../../nbs/15_live.ipynb #e57cf291
