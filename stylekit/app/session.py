@@ -108,7 +108,8 @@ def _bring_back_run(self:Session, panel, recipe):
     from stylekit.methods.sms import Settings
     from stylekit.regions import Protection
     kept = Protection((recipe.protect,), (recipe.regions or ['a mask'],)) if recipe.protect else None
-    run = LiveRun(panel.opened, [tuple(s) for s in recipe.style], recipe.caption, backbone=panel.model,
+    mix = [(name, w) for (name, _), (_, w) in zip(panel._mix(), recipe.style)]   # by their whole paths
+    run = LiveRun(panel.opened, mix, recipe.caption, backbone=panel.model,
                   device=panel.device, preset=Settings(**recipe.settings), seed=recipe.seed, protect=kept,
                   match_color=panel.colors.match, queue=panel.queue, patience=panel.patience)
     if (self/'run.pt').is_file():
