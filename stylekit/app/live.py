@@ -775,15 +775,15 @@ def _mine(self:LiveRun)->bool:
     self._turn = self._turn or DeviceLock(pick_device(self.device))
     if self._turn.overdue(self.patience) and self._turn.waiting(): self._turn.give()
     if self._turn.take(): return True
-    note = self._queue_note(self._turn.ahead())
+    note = self._queue_note(self._turn.ahead(), self._turn.waiting())
     if (self.state, self.note) != ('waiting', note): self.tell('waiting', note)
     return False
 
 @patch
-def _queue_note(self:LiveRun, ahead:int)->str: # how many wait before it
-    before = f' {ahead} wait before it.' if ahead > 1 else ' One waits before it.' if ahead else ''
-    return (f'Another picture is being made; this one goes on when it is done, '
-            f'or after {self.patience:g} seconds of each.{before}')
+def _queue_note(self:LiveRun, ahead:int, others:int)->str: # how many wait before it; how many besides it
+    place = f'this one is number {ahead+1} of {others+1} that wait, and' if others else 'this one is next and'
+    return (f'Another picture is being made; {place} goes on when its turn comes, '
+            f'after {self.patience:g} seconds of each before it at the latest.')
 
 # %% ../../nbs/15_live.ipynb #97abe8f2
 @patch
