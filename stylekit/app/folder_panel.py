@@ -84,7 +84,7 @@ def _make(self:FolderPanel, folder:str, out:str):
     self.stop_ = self.button('Stop', self.stop_work, 'End at once; Start goes on with the rest', 'folder-stop')
     self.open = self.button('Review the results', self._review, 'Accept, reject or redo each of them', 'folder-review')
     self.bar = W.IntProgress(0, 0, 1, layout=dict(width='98%'))
-    self.grid, self.wrong = grid_box([], 6, 140), named(W.HTML(), 'wrong')
+    self.grid, self.wrong = grid_box([], 6, 160), named(W.HTML(), 'wrong')
     self.shown = []     # paths of the results whose thumbnails are there
     self.below = W.VBox()
     self.children = [self.pulse, self.folder, self.out, row(self.start, self.stop_, self.open), self.bar,

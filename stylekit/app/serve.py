@@ -270,6 +270,7 @@ def options(self:Serving)->dict:
     "For Voilà"
     return {'Voila.ip': self.host, 'Voila.port': self.port, 'Voila.port_retries': 0, 'Voila.open_browser': False,
             'VoilaConfiguration.http_header_envs': f"['{VISITOR}']", 'VoilaConfiguration.show_tracebacks': False, 'VoilaConfiguration.file_allowlist': '[]',
+            'KernelManager.autorestart': False,     # an empty kernel is of no use to a page, and would be nobody's
             'MappingKernelManager.cull_idle_timeout': max(1, round(self.silence)),
             'MappingKernelManager.cull_interval': max(1, round(self.silence/4)),
             'Voila.tornado_settings': f"{{'websocket_max_message_size': {2*self.max_upload}}}"}
