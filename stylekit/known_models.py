@@ -9,7 +9,6 @@ __all__ = ['GIB', 'MIB', 'KNOWN', 'SPARE', 'KnownModel', 'fits_in', 'gib', 'know
 from dataclasses import dataclass
 from fastcore.basics import patch
 from .core import StylekitError, user_path
-from .model_files import read_config
 
 # %% ../nbs/01g_known_models.ipynb #85bb2fa1
 @dataclass(frozen=True)
@@ -70,7 +69,8 @@ def gib(n:float # bytes
 def known_table(card:float=16e9 # bytes of a GPU
                )->str:
     "The models and what they cost, as Markdown; one picture of a model's own size, with `fast`"
-    lines = [f'| base | licence | download | most memory | with `low_memory=True` | on {card/1e9:.0f} GB |', '|---'*6+'|']
+    named = f'| base | licence | download | most memory | with `low_memory=True` | on {card/1e9:.0f} GB |'
+    lines = [named, '|---'*6+'|']
     for m in [m for m in KNOWN.values() if m.source]:
         plain, low = m.most(m.native**2), m.most(m.native**2, low_memory=True)
         where = 'yes' if fits_in(plain, card) else 'with `low_memory`' if fits_in(low, card) else 'no'
@@ -83,6 +83,7 @@ _BUILT_AS = {'768': 'Stable Diffusion 1.5', '2048': 'SDXL'}   # width of the wor
 def known_model(source # hub id, folder, a loaded `Backbone`, or None for the embedded model
                )->KnownModel: # None: not known
     "What is known of a model before it is loaded"
+    from stylekit.model_files import read_config   # torch comes with it
     if getattr(source, 'name', source) in (None, '', 'mini'): return KNOWN['Embedded']
     if hasattr(source, 'configs'): return _built_as(source.configs.get('unet', {}))
     found = next((m for m in KNOWN.values() if m.source == str(source)), None)

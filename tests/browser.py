@@ -155,7 +155,8 @@ def page_command(how, **serving):
     "Makes the command that serves a page with arguments that the command line does not have"
     def made(port):
         asked = f'Serving(port={port}, browser=False, **{serving!r})'
-        return ['-c', f'from stylekit.app.serve import Serving, serve_panel; serve_panel("PagePanel", {how!r}, {asked})']
+        run = f'serve_panel("PagePanel", {how!r}, {asked})'
+        return ['-c', f'from stylekit.app.serve import Serving, serve_panel; {run}']
     return made
 
 def _wait_for(process, port, log):

@@ -69,7 +69,8 @@ def test_a_folder_goes_on_after_a_kill(chrome, page, tmp_path):
         p.resize(width)
         assert p.tab.evaluate(BEYOND) == [], width
         p.shot(f'page-folder-{width}')
-    assert unnamed(p.tab, '.sk-view-folder') == [] and pale(p.tab, '.sk-view-folder', 'button, label, li, .sk-status') == []
+    assert unnamed(p.tab, '.sk-view-folder') == []
+    assert pale(p.tab, '.sk-view-folder', 'button, label, li, .sk-status') == []
     p.click('folder-review')
     p.until("document.querySelector('.sk-review .sk-title')?.innerText.includes('picture 1 of 4')")
     p.shot('page-review-400')
@@ -104,7 +105,7 @@ def test_people_wait_and_see_nothing_of_each_other(chrome, page, tmp_path):
     two.click('start')
     two.says('this one is next')
     two.shot('page-waits-800')
-    two.says('Done', 25)
+    two.says('Done')
     one.says('Others may have the turn')
     one.tab.wait_for_timeout(1200)                             # the session is kept once a second
     one.tab.reload(wait_until='commit')
@@ -114,7 +115,8 @@ def test_people_wait_and_see_nothing_of_each_other(chrome, page, tmp_path):
     one.click('pause')                                         # Resume
     one.says('Done: 6 steps')
     assert one.recipe()['caption'] == 'a secret thing'
-    with Image.open(io.BytesIO(one.download('save'))) as made: assert made.mode == 'RGBA' and made.getpixel((5, 5))[3] == 0
+    with Image.open(io.BytesIO(one.download('save'))) as made:
+        assert made.mode == 'RGBA' and made.getpixel((5, 5))[3] == 0
     two.tab.reload(wait_until='commit')
     two.says('this is the last picture')
     assert two.tab.input_value('.sk-caption input') == 'an owl' and two.tab.evaluate(RED) == 0

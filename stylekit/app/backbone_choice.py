@@ -83,13 +83,15 @@ def about_model(source # hub id, path, None for the embedded model
 def _about_known(known)->str:
     most = f'{gib(known.most(known.native**2))} of memory for {known.native} × {known.native} pixels, computed'
     if known.source is None: return f'Licence: {known.licence}. It comes along, nothing is downloaded. {most}.'
-    get = 'It is on this machine.' if is_here(known.source) else f'Download: {gib(known.download)}, when Start is pressed.'
+    get = f'Download: {gib(known.download)}, when Start is pressed.'
+    if is_here(known.source): get = 'It is on this machine.'
     return f'Licence: {known.licence}. {get} {most}.'
 
 def _about_folder(path:Path, known)->str:
     files = [path] if path.is_file() else [f for f in path.rglob('*.safetensors') if f.is_file()]
     like = f' It is built as {known.name}.' if known else ''
-    return f'On this machine, {gib(sum(f.stat().st_size for f in files))} of weights.{like} Its licence is where it comes from.'
+    size = gib(sum(f.stat().st_size for f in files))
+    return f'On this machine, {size} of weights.{like} Its licence is where it comes from.'
 
 # %% ../../nbs/15bad_backbone_choice.ipynb #96762d22
 OTHERS = {'A folder or file…': 'a folder of diffusers, or a .safetensors file', 'Another of the hub…': 'org/model'}
@@ -131,7 +133,7 @@ def source(self:BackboneChoice):
     "What is chosen; a refusal where nothing is named yet"
     name = self.list.value
     if name in KNOWN and name != 'Embedded': return KNOWN[name].source
-    if name == 'Embedded': return self.given if hasattr(self.given, 'native_size') and self.given.name == 'mini' else None
+    if name == 'Embedded': return self.given if getattr(self.given, 'name', '') == 'mini' else None
     if name not in OTHERS: return self.given
     if not self.named: raise StylekitError(f'no model is named: give {OTHERS[name]}')
     return self.where.value.strip()

@@ -117,7 +117,8 @@ def _look(self:FolderPanel):
 def _say_how_far(self:FolderPanel, there:int, of:int):
     if not self.folder.value.strip(): return self.say('Say where the pictures are.')
     if not there: return self.say(f'{of} pictures. Start makes one after the other.')
-    self.say(f'{there} of {of} pictures are there. ' + ('Start makes the rest.' if there < of else 'Nothing is left to do.'))
+    rest = 'Start makes the rest.' if there < of else 'Nothing is left to do.'
+    self.say(f'{there} of {of} pictures are there. {rest}')
 
 # %% ../../nbs/15bha_folder_panel.ipynb #285f5d67
 @patch
@@ -191,7 +192,8 @@ def _work(self:FolderPanel, folder:Path, out:Path, given:dict):
             with halting(model, lambda: self._stopping):
                 self.result = stylize_folder(folder, out, report=self._report,
                                              **self.changes | given | dict(backbone=model))
-        self.say(f'Done: {self.result.there} of {len(self.result.records)} pictures are there, {self.result.made} made now.')
+        r = self.result
+        self.say(f'Done: {r.there} of {len(r.records)} pictures are there, {r.made} made now.')
     except KeyboardInterrupt: self.say('Stopped. Start goes on with the rest.')
     except Exception:
         self.say('Not finished. Start goes on with the rest.')

@@ -40,8 +40,8 @@ class PagePanel(Panel):
 @patch
 def _make(self:PagePanel):
     "The buttons, and an empty box for each view"
-    self.tabs = named(W.ToggleButtons(options=[(label, name) for name, label in TABS.items()], tooltips=[*TABS.values()]),
-                      'views')
+    options = [(label, name) for name, label in TABS.items()]
+    self.tabs = named(W.ToggleButtons(options=options, tooltips=[*TABS.values()]), 'views')
     self.boxes = {name: named(W.VBox(), f'view-{name}') for name in TABS}
     self.boxes['one'].children = [self.one]
     self.tabs.observe(self.safely(lambda ch: self._open(ch['new']), clears=True), 'value')
@@ -80,8 +80,8 @@ def how(self:PagePanel)->dict: # style, preset, backbone
     one = self.one
     mix = [(n, s.value) for n, s in one.styles.items() if s.value]
     style = mix[0][0] if len(mix) == 1 and mix[0][1] == 1 else mix
-    set_ = one.kept_fixed(one.preset) | read_controls(one.controls, one.curve)
-    return dict(style=style, preset=one.preset, backbone=one.model) | set_
+    settings = one.kept_fixed(one.preset) | read_controls(one.controls, one.curve)
+    return dict(style=style, preset=one.preset, backbone=one.model) | settings
 
 # %% ../../nbs/15bj_page_panel.ipynb #d31b6881
 @patch

@@ -15,7 +15,6 @@ from fastcore.basics import patch
 from .live import Budget, LiveRun
 from .panels import Panel, in_voila
 from ..known_models import gib
-from ..training import duration
 
 # %% ../../nbs/15bbb_run_status.ipynb #d315edab
 class Pace:
@@ -86,6 +85,7 @@ def step_words(run:LiveRun, left:float=None, # seconds
                memory:str='' # of `memory_words`
               )->str:
     "The step, the time left and the memory in use"
+    from stylekit.training import duration   # torch comes with it
     of_this = ' of this try' if run.seeking else ''
     time_left = f', about {duration(left)} left{of_this}' if left is not None else ''
     return f'{which_try(run)}Step {run.k} of {run.cfg.steps}{time_left}' + (f'. {memory}' if memory else '')

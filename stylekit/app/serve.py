@@ -142,8 +142,8 @@ def refusal(self:Gate, request)->tuple: # status and a sentence; None: come in
     if self.has_place(request):
         self.line.pop(visitor, None)
         return None
-    return 503, (f'All {self.max_kernels} places are taken.{self.wait_in_line(visitor)} This page asks again by itself; '
-                 'a place is free when somebody closes theirs.')
+    return 503, (f'All {self.max_kernels} places are taken.{self.wait_in_line(visitor)} '
+                 'This page asks again by itself; a place is free when somebody closes theirs.')
 
 # %% ../../nbs/15c_app.ipynb #df2d9274
 def _page(text:str)->str:
@@ -269,7 +269,8 @@ def secret(self:Serving)->str:
 def options(self:Serving)->dict:
     "For Voilà"
     return {'Voila.ip': self.host, 'Voila.port': self.port, 'Voila.port_retries': 0, 'Voila.open_browser': False,
-            'VoilaConfiguration.http_header_envs': f"['{VISITOR}']", 'VoilaConfiguration.show_tracebacks': False, 'VoilaConfiguration.file_allowlist': '[]',
+            'VoilaConfiguration.http_header_envs': f"['{VISITOR}']",
+            'VoilaConfiguration.show_tracebacks': False, 'VoilaConfiguration.file_allowlist': '[]',
             'KernelManager.autorestart': False,     # an empty kernel is of no use to a page, and would be nobody's
             'MappingKernelManager.cull_idle_timeout': max(1, round(self.silence)),
             'MappingKernelManager.cull_interval': max(1, round(self.silence/4)),
@@ -303,7 +304,8 @@ def _link(host, port, token)->str:
 
 def _say_where(host, port, token):
     "The link, and who can use it"
-    who = 'whoever has this link can use the page' if token else f'anybody who can reach {host}:{port} can use this page'
+    who = f'anybody who can reach {host}:{port} can use this page'
+    if token: who = 'whoever has this link can use the page'
     print(f'stylekit: {who}: {_link(host, port, token)}', file=sys.stderr, flush=True)
 
 # %% ../../nbs/15c_app.ipynb #7b3521e9
@@ -311,7 +313,8 @@ def _open_browser(s, secret:str, folder:Path): # Serving; a folder of this user'
     "The link in a browser, once the page is there"
     import webbrowser
     file = folder/'open.html'
-    file.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={html.escape(_link(s.host, s.port, secret))}">')
+    link = html.escape(_link(s.host, s.port, secret))
+    file.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={link}">')
     file.chmod(0o600)
     def look():
         for _ in range(600):

@@ -244,7 +244,8 @@ def _arrange(self:StylizePanel):
 def _simple_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
     left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.upload, self.caption, self._make_choice(),
             self.controls['guidance_scale'], self.controls['lam'], self._make_detail(),
-            self.stay, self.colors, self.limits, self.cost, row(self.start, self.pause, self.stop_), self.bar, self.status]
+            self.stay, self.colors, self.limits, self.cost, row(self.start, self.pause, self.stop_), self.bar,
+            self.status]
     return left, [self.view, row(*self.savers[:2], self.prove_), self.proved]
 
 @patch
@@ -252,8 +253,8 @@ def _full_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
     left = [row(self.upload, self.seed), self.caption, *self.styles.values(), self.presets, *self.controls.values(),
             W.HTML('<b>Cut-off</b>: how fine the held structure is, at each timestep'), self.curve,
             self.stay, self.colors, self.limits, self.base]
-    right = [self.cost, row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status, self.view,
-             row(*self.savers, self.prove_), self.proved, self.tabs]
+    right = [self.cost, row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status,
+             self.view, row(*self.savers, self.prove_), self.proved, self.tabs]
     return left, right
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #accc1e11
