@@ -90,14 +90,14 @@ def test_people_wait_and_see_nothing_of_each_other(chrome, page, tmp_path):
     red = Image.new('RGBA', (128, 128), '#e00000')
     red.paste((0, 0, 0, 0), (0, 0, 30, 30))
     ImageDraw.Draw(red).ellipse((40, 40, 100, 100), fill='#e0e000')
-    red.save(tmp_path/'secret.png')
+    red.save(tmp_path/'xylo4711.png')
     one, two = (Page(chrome, page.link, 800, 'commit') for _ in range(2))
     for p in (one, two): p.see('.sk-panel img.sk-preview')
     three = Page(chrome, page.link, 800)
     assert 'You are number 1 of 1 who wait' in three.tab.inner_text('main')
-    one.choose_picture(tmp_path/'secret.png')
+    one.choose_picture(tmp_path/'xylo4711.png')
     one.says('128 × 128')
-    one.caption('a secret thing')
+    one.caption('a thing of xylo4711')
     one.click('start')
     one.enabled('pause')
     one.click('pause')
@@ -110,20 +110,20 @@ def test_people_wait_and_see_nothing_of_each_other(chrome, page, tmp_path):
     one.tab.wait_for_timeout(1200)                             # the session is kept once a second
     one.tab.reload(wait_until='commit')
     one.says('The page was loaded again. The picture was at step')
-    assert one.tab.input_value('.sk-caption input') == 'a secret thing' and one.tab.evaluate(RED) > .3
+    assert one.tab.input_value('.sk-caption input') == 'a thing of xylo4711' and one.tab.evaluate(RED) > .3
     one.shot('page-again-800')
     one.click('pause')                                         # Resume
     one.says('Done: 6 steps')
-    assert one.recipe()['caption'] == 'a secret thing'
+    assert one.recipe()['caption'] == 'a thing of xylo4711'
     with Image.open(io.BytesIO(one.download('save'))) as made:
         assert made.mode == 'RGBA' and made.getpixel((5, 5))[3] == 0
     two.tab.reload(wait_until='commit')
     two.says('this is the last picture')
     assert two.tab.input_value('.sk-caption input') == 'an owl' and two.tab.evaluate(RED) == 0
-    assert 'secret' not in two.tab.content()
+    assert 'xylo4711' not in two.tab.content()
     one.tab.wait_for_timeout(1200)
     one.tab.reload(wait_until='commit')
     one.says('this is the last picture')                       # and can be saved
-    assert one.recipe()['caption'] == 'a secret thing'
+    assert one.recipe()['caption'] == 'a thing of xylo4711'
     for p in (three, one, two): leave(p)
     page.until_kernels(0)
