@@ -35,6 +35,8 @@ _NAMES = {
     'app.lora_panel': 'LoraPanel',
     'app.control_clip_panel': 'ControlClipPanel',
     'app.review_panel': 'ReviewPanel',
+    'app.folder_panel': 'FolderPanel',
+    'app.page_panel': 'PagePanel',
     'app.vote_panel': 'VotePanel',
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

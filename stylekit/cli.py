@@ -1133,14 +1133,15 @@ def app(port:whole(1, 65535)=8866, # where the page is served
         silence:number(1, 86400)=90., # seconds after which the run of a closed tab ends
         patience:number(1, 86400)=60., # seconds; nobody has the device longer while others wait
         max_kernels:whole(1, 1000)=4, # people at a time; each takes 250 to 600 MB, and more on a GPU
-        token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
+        token:TEXT=None, # the link's secret; default a fresh one; '' for none
         hosts:several(TEXT)=None, # more names by which the page may be asked for, behind a proxy
         use:USE='internal', # what its pictures are for: a style whose rights forbid that is refused
+        folders:FOLDER=None, # whose folders may be named on the page; default any, and none where others reach it
         sign:SIGN=None # sign pictures as they are saved (C2PA): certificates and key of P-256, both PEM
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app.serve import app as run
-    run(style, backbone, device, patience, use, sign, port=port, host=host, browser=not no_browser,
+    run(style, backbone, device, patience, use, sign, folders, port=port, host=host, browser=not no_browser,
         max_upload=max_upload, silence=silence, max_kernels=max_kernels, token=token, hosts=hosts or ())
 
 # %% ../nbs/16_cli.ipynb #9dc45927
@@ -1178,7 +1179,7 @@ def review(out:FOLDER, # folder of results, as stylize left it
            no_browser:bool=False, # do not open a browser
            silence:number(1, 86400)=90., # seconds after which the kernel of a closed tab ends
            max_kernels:whole(1, 1000)=4, # reviewers at a time
-           token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
+           token:TEXT=None, # the link's secret; default a fresh one; '' for none
            hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
           )->int: # exit status
     "Go through a folder of results: accept, reject, redo; by keys, on a page"
@@ -1254,7 +1255,7 @@ def vote(study:PATH, # folder of a study, as `stylekit study` made it
          no_browser:bool=False, # do not open a browser
          silence:number(1, 86400)=90., # seconds after which the kernel of a closed tab ends
          max_kernels:whole(1, 1000)=4, # raters at a time
-         token:TEXT=None, # the link's secret; default a fresh one off this machine, none on it; '' for none
+         token:TEXT=None, # the link's secret; default a fresh one; '' for none
          hosts:several(TEXT)=None # more names by which the page may be asked for, behind a proxy
         )->int: # exit status
     "Vote on a study: which of two pictures? By keys, on a page; answers go into the study's log"

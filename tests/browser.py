@@ -154,14 +154,14 @@ def write_notebook(path, cells):
     book = dict(cells=made, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
     path.write_text(json.dumps(book))
 
-def count_kernels(server):
-    "How many kernels a server has: processes below it"
+def kernels_of(server):
+    "Process ids of a server's kernels: processes below it"
     parents, commands = {}, {}
     listed = subprocess.run(['ps', '-e', '-o', 'pid=,ppid=,args='], capture_output=True, text=True).stdout
     for line in listed.splitlines():
         pid, parents[pid], commands[pid] = line.split(None, 2)
     def below(pid): return pid == str(server) or pid in parents and below(parents[pid])
-    return sum('ipykernel_launcher' in command and below(pid) for pid, command in commands.items())
+    return [int(pid) for pid, command in commands.items() if 'ipykernel_launcher' in command and below(pid)]
 
 def ask(url, method='GET', body=None, **headers):
     "Status and text of an answer"
@@ -183,7 +183,16 @@ def _lab(home, port):
 
 def _app(options, port, command='app'):
     run = 'import sys; from stylekit.cli import main; sys.exit(main())'
-    return ['-c', run, command, '--port', str(port), '--no-browser', *map(str, options)]
+    token = [] if '--token' in options else ['--token', '']    # most tests have no use for one
+    return ['-c', run, command, '--port', str(port), '--no-browser', *token, *map(str, options)]
+
+def page_command(how, **serving):
+    "Makes the command that serves a page with arguments that the command line does not have"
+    def made(port):
+        asked = f'Serving(port={port}, browser=False, **{serving!r})'
+        run = f'serve_panel("PagePanel", {how!r}, {asked})'
+        return ['-c', f'from stylekit.app.serve import Serving, serve_panel; {run}']
+    return made
 
 def _wait_for(process, port, log):
     for _ in range(600):
@@ -198,12 +207,13 @@ def _end(process):
     except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
 
 class Server:
-    "JupyterLab (`options` is None) or a page of `stylekit`, in a home of its own"
+    "JupyterLab (`options` is None) or a page of `stylekit` (or of a `page_command`), in a home of its own"
     def __init__(self, home, options=None, command='app'):
         with socket.socket() as s:
             s.bind(('127.0.0.1', 0))
             port = s.getsockname()[1]
-        command = _lab(home, port) if options is None else _app(options, port, command)
+        made = command if callable(command) else lambda port: _app(options, port, command)
+        command = _lab(home, port) if options is None else made(port)
         own = dict(PYTHONPATH=UNDER_TEST, JUPYTER_CONFIG_DIR=home/'cfg', JUPYTER_DATA_DIR=home/'d', TMPDIR=home,
                    JUPYTER_RUNTIME_DIR=home/'r', IPYTHONDIR=home/'i')
         self.home, self.log, self.url = home, home/'log', f'http://127.0.0.1:{port}/'
@@ -215,7 +225,12 @@ class Server:
         _wait_for(self.process, port, self.log)
     def __enter__(self): return self
     def __exit__(self, *_): _end(self.process)
-    def kernels(self): return count_kernels(self.process.pid)
+    def kernels(self): return len(kernels_of(self.process.pid))
+    def kill_kernels(self):
+        "As the system does when memory runs out; how many"
+        found = kernels_of(self.process.pid)
+        for pid in found: os.kill(pid, signal.SIGKILL)
+        return len(found)
     def until_kernels(self, most, seconds=60):
         "Wait until there are no more kernels than that"
         deadline = time.monotonic()+seconds

@@ -6,20 +6,22 @@
 __all__ = ['StylizePanel']
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #ba6ac2ed
-import html, tempfile, time
+import html, tempfile
 from pathlib import Path
 import ipywidgets as W
 from fastcore.basics import patch
-from ..core import StylekitError, caller_seeds, changed, explain_errors
+from ..core import StylekitError, caller_seeds, changed, explain_errors, pick_device
 from ..images import load_image, open_image, sample_image
 from ..marks import signing
+from .backbone_choice import BackboneChoice, cost_words
 from .choose_controls import ChooseControls
 from .color_controls import ColorControls
 from .limit_controls import LimitControls, proof_html
-from .live import Budget, LiveRun, engine_for, jpeg, pixels_sha256, shared_backbone
-from .panels import Fold, Panel, columns, in_voila, named, row, slide
+from .live import LiveRun, engine_for, jpeg, pixels_sha256, shared_backbone
+from .panels import Fold, Panel, columns, named, row, slide
 from .picture_view import BeforeAfter
 from .protect_controls import ProtectControls
+from .run_status import RunStatus, gpu_memory
 from .run_plots import draw_losses, draw_relevance, draw_spectra, picture_latents
 from .setting_controls import MAIN, controls, detail_slider, dim_curve, preset_of, read_controls
 from .setting_controls import start_settings, start_shown, switch_controls, unread, write_controls
@@ -55,10 +57,11 @@ class StylizePanel(Panel):
         self.model, self.device = backbone, device
         self.simple, self.max_upload = simple, max_upload
         self.queue, self.patience, self.use = queue, patience, use
-        self.silence, self.marks = silence, signing(sign)
+        self.marks = signing(sign)
         cfg = self._start_settings(preset, changes)
         self._start_pictures(image, references)
         self._make_wishes(match_color, limits, search)
+        self._make_status(silence, cfg.steps)
         self.takes = TakesControls(self, self._start, self.use_recipe, takes)
         self._build(cfg, style, caption or ('an owl' if image is None else ''), seed)
         self.stay.caption = self.caption.value
@@ -83,11 +86,34 @@ def _start_pictures(self:StylizePanel, image, references):
 @patch
 def _make_wishes(self:StylizePanel, match_color, limits, search:bool):
     "What a run is asked for besides its settings"
+    self.base = BackboneChoice(self, lambda: self._rebase(), self.model)
     model = lambda: shared_backbone(self.model, self.device)
     self.stay = ProtectControls(self, lambda: self._stay_changed(), model)
     self.colors = ColorControls(self, lambda: self._recolor(), match_color)
     self.limits = LimitControls(self, lambda: self._limits_changed(), limits, search)
     self.proved = named(W.HTML(), 'proof')
+
+# %% ../../nbs/15bc_stylize_panel.ipynb #f8ddf72b
+@patch
+def _make_status(self:StylizePanel, silence:float, steps:int):
+    "What is said of a run, and before it"
+    plot = lambda: self._plot()
+    self.progress = RunStatus(self, steps, lambda run, changed: self._at_step(run, changed),
+                              lambda run: self._at_end(run), plot, silence)
+    self.bar, self.cost = self.progress.bar, named(W.HTML(), 'cost')
+
+@patch
+def _tell_cost(self:StylizePanel):
+    "What the picture will cost, before Start"
+    memory = gpu_memory(pick_device(self.device))
+    said = cost_words(self.model, self.picture.size, self._settings_now(), memory and memory[1])
+    self.cost.value = f'<small>{html.escape(said)}</small>'
+
+@patch
+def _rebase(self:StylizePanel):
+    "Another model is chosen: the next Start loads it"
+    if self.base.named: self.model = self.base.source
+    self._tell_cost()
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #41ad3041
 @patch
@@ -135,7 +161,6 @@ def _make(self:StylizePanel, cfg, mix, caption, seed):
     self.detail = detail_slider(self.curve)
     self._make_buttons()
     self.to = slide('to step', 'to', 0, 0, max(1, cfg.steps), 1, 'The step to go back to', whole=True)
-    self.bar = W.IntProgress(0, 0, cfg.steps, layout=dict(width='98%'))
     self._make_views()
     self._make_savers()
 
@@ -199,15 +224,15 @@ def _arrange(self:StylizePanel):
 # %% ../../nbs/15bc_stylize_panel.ipynb #6c9a70cc
 @patch
 def _simple_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
-    left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.choose, *self._main_sliders(),
-            self.stay, self.colors, self.limits, row(self.start, self.pause, self.stop_), self.bar, self.status]
+    left = [W.HTML('<h2>Change the look, keep the thing</h2>'), self.choose, *self._main_sliders(), self.stay,
+            self.colors, self.limits, self.cost, row(self.start, self.pause, self.stop_), self.bar, self.status]
     return left, [self.view, row(*self.savers[:2], self.prove_), self.proved, self.takes]
 
 @patch
 def _full_columns(self:StylizePanel)->tuple: # widgets to the left, to the right
-    left = [self.choose, *self._main_sliders(), self._make_advanced(), self.stay, self.colors, self.limits]
-    right = [row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status, self.view,
-             row(*self.savers, self.prove_), self.proved, self.takes, self.tabs]
+    left = [self.choose, *self._main_sliders(), self._make_advanced(), self.stay, self.colors, self.limits, self.base]
+    right = [self.cost, row(self.start, self.pause, self.stop_), row(self.back, self.to), self.bar, self.status,
+             self.view, row(*self.savers, self.prove_), self.proved, self.takes, self.tabs]
     return left, right
 
 @patch
@@ -239,6 +264,7 @@ def took(self:StylizePanel, opened): # OpenedImage; None: the last one could not
     if opened is None: return self._show_picture(b'')
     self.opened, self.picture = opened, opened.rgb
     self._show_picture(jpeg(self.picture))
+    self._tell_cost()
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #fa907508
 @patch
@@ -365,6 +391,7 @@ def _switch_settings(self:StylizePanel):
     run, cfg = self.run, self._settings_now()
     seeking = bool(run) and run.going and run.seeking
     switch_controls(cfg, self.controls, self.curve)
+    self._tell_cost()
     if self.limits.search.value and not self.controls['lam'].disabled and not (run and run.going and not seeking):
         self.controls['lam'].disabled, self.controls['lam'].note = True, 'the limits find this: untick that to turn it'
     self.curve.disabled |= seeking
@@ -391,8 +418,8 @@ def _start(self:StylizePanel, make=LiveRun): # or as that is called
                     queue=self.queue, patience=self.patience, **wanted)
     self.begun_preset, self.begun_stay = self.preset, self.stay.state
     self.run.abandoned = self.unseen
-    self.to.max = self.to.highest = self.bar.max = self.run.cfg.steps
-    self.run.listeners.append(self._look)
+    self.to.max = self.to.highest = self.run.cfg.steps
+    self.run.listeners.append(self.progress.look)
     self.takes.begin(self.run)
     self.engine = engine_for(self.run)
     self._begin()
@@ -402,6 +429,7 @@ def _start(self:StylizePanel, make=LiveRun): # or as that is called
 def _check_ready(self:StylizePanel):
     if self.run and self.run.going: raise StylekitError('a run is going on here: stop it first')
     if self.choose.missing: raise StylekitError(f'{self.choose.missing}: choose one, then press Start')
+    self.model = self.base.source
     if self.limits.search.value and not self.limits.limits:
         raise StylekitError('λ is to be found within limits, and none is ticked: say what must hold')
     if not self.choose.mix: raise StylekitError('no style is chosen: give one of them a strength above 0')
@@ -420,10 +448,8 @@ def _check_rights(self:StylizePanel):
 @patch
 def _begin(self:StylizePanel):
     "The engine goes, and the views count anew"
-    self.previews, self.sketches, self.looks = Budget(.05), Budget(.03), Budget(.02, .5)
-    self.begun, self.last_said = time.monotonic(), 0.
-    self.shown_state, self.logged = '', 0
-    self.proved.value = ''
+    self.progress.begin(self.run.cfg.steps)
+    self.logged, self.proved.value = 0, ''
     run = self.run
     self.engine.start()
     self.go(lambda: run.going)
@@ -491,72 +517,30 @@ def _buttons(self:StylizePanel):
     self.colors.switch(seeking)
     self.limits.switch(seeking)
     self.takes.switch(going)
+    self.base.switch(going)
     self._switch_settings()
     self.choose.switch(going, seeking, [n for n, _ in run.mix] if going else ())
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #8a888251
 @patch
-def _look(self:StylizePanel, run:LiveRun):
-    now = time.monotonic()
-    if self.closed or run is not self.run: return
-    unheard = now-max(self.pulse.last, self.begun) > self.silence
-    if in_voila() and unheard and not run.ended: run.stop()
-    if run.trouble:
-        self.say(run.trouble, error=True)
-        run.trouble = ''
-    if run.ended: return self._look_last(run)
-    self._preview(run, now)
-    changed = self.shown_state != (run.state, run.has_turn)
-    if changed or now-self.last_said > .1: self._look_at_step(run, changed)
-    if self.looks.due() and run.has_turn:
-        with self.looks: self._plot()
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #121e1303
-@patch
-def _preview(self:StylizePanel, run:LiveRun, now:float): # seconds, as of `time.monotonic`
-    "The picture so far, if the page has shown the last one: decoded where views have time for it, else sketched"
-    if not run.run or not run.has_turn: return
-    still = run.state == 'paused' and self.sketched
-    if not still and (run.state != 'running' or not self.view.ready and now-self.seen_at <= 2): return
-    whole = still or self.previews.due()
-    budget = self.previews if whole else self.sketches
-    if not still and not budget.due(): return
-    with budget: self.view.show(run.picture(quick=not whole))   # picture out
-    self.seen_at, self.sketched = now, not whole
-
-# %% ../../nbs/15bc_stylize_panel.ipynb #36706c46
-@patch
-def _look_at_step(self:StylizePanel, run:LiveRun, changed:bool):
-    "Text, bar, curve and log"
-    self.last_said, self.shown_state = time.monotonic(), (run.state, run.has_turn)
-    self.say(self._in_words(run), announce=changed)
-    self.bar.value = run.k
+def _at_step(self:StylizePanel, run:LiveRun, changed:bool):
+    "Curve, log and buttons"
     if run.run and run.run.records: self.curve.now = int(run.run.records[-1]['t'][0])
     if len(run.run.changes if run.run else ()) != self.logged: self._log()
     if changed: self._buttons()
 
-# %% ../../nbs/15bc_stylize_panel.ipynb #865d31b1
 @patch
-def _in_words(self:StylizePanel, run:LiveRun)->str:
-    "The state of a run that has not ended"
-    if run.state=='waiting': return run.note
-    if run.state=='loading': return 'Loading the model…'
-    at = self._which_try(run)
-    if run.state=='measuring': return f'{at}measuring'
-    if run.state!='paused': return f'{at}Step {run.k} of {run.cfg.steps}'
-    paused = f'{at}Paused after step {run.k} of {run.cfg.steps}.'
-    if not run.queue: return paused
-    if not run.has_turn: return f'{paused} Others may have the turn now; Resume gets in line again.'
-    return f'{paused} After {run.patience:g} seconds the turn goes to whoever waits.'
+def _at_end(self:StylizePanel, run:LiveRun):
+    "Takes, log, controls, buttons, plot and proof"
+    self.takes.keep(run)
+    self._log()
+    if run.searched: write_controls(run.cfg, self.controls, self.curve)
+    self._buttons()
+    self._plot()
+    self.to.value = run.k
+    if run.result and run.limits: self.safely(self._tell_proof)()
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #2d361403
-@patch
-def _which_try(self:StylizePanel, run:LiveRun)->str: # '' unless λ is sought
-    if getattr(run, 'where', ''): return f'{run.where}: '       # of variants
-    if not run.seeking or not run.search: return ''
-    lam = f', λ = {run.cfg.lam:g}' if run.search.lams else ''
-    return f'Try {len(run.search.kept)+1} of at most {run.search.tries}{lam}: '
-
 @patch
 def _tell_proof(self:StylizePanel, anew:bool=True): # else only what is already known is said
     "What was kept, under the picture"
@@ -571,30 +555,8 @@ def _tell_proof(self:StylizePanel, anew:bool=True): # else only what is already 
 def _prove(self:StylizePanel):
     self._tell_proof()
 
-# %% ../../nbs/15bc_stylize_panel.ipynb #3ac443b9
-@patch
-def _look_last(self:StylizePanel, run:LiveRun):
-    "How it ended"
-    if run.result: self.view.show(run.result.image, final=True)   # picture out
-    self.shown_state = (run.state, run.has_turn)
-    if run.state=='error':
-        self.say(f'Ended after step {run.k}.')
-        self.say(run.note, error=True)
-    elif run.searched: self.say(f'{run.state.capitalize()}. {run.note}')
-    elif run.state=='done': self.say(f'Done: {run.k} steps.')
-    else: self.say(f'Stopped after step {run.k}. {"" if "interrupted" in run.note else run.note}'.strip())
-    self.takes.keep(run)
-    self._log()
-    if run.searched: write_controls(run.cfg, self.controls, self.curve)
-    self._buttons()
-    self._plot()
-    self.bar.value = self.to.value = run.k
-    if run.result and run.limits: self.safely(self._tell_proof)()
-
 # %% ../../nbs/15bc_stylize_panel.ipynb #ef0a09d9
-StylizePanel.seen_at, StylizePanel.begun = 0., 0.
-StylizePanel.sketched = False      # is what is shown less than a decoded picture?
-StylizePanel.logged, StylizePanel.shown_state = 0, ''
+StylizePanel.logged = 0
 
 # %% ../../nbs/15bc_stylize_panel.ipynb #1825789b
 def _short(value)->str: # of a change

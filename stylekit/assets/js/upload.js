@@ -38,7 +38,7 @@ async function shrink(file, limit, side) {
 function render({ model, el }) {
   el.classList.add('sk-drop');
   const button = Object.assign(document.createElement('button'), { type: 'button' });
-  const input = Object.assign(document.createElement('input'), { type: 'file', hidden: true, accept: 'image/*' });
+  const input = Object.assign(document.createElement('input'), { type: 'file', hidden: true, accept: 'image/*,.heic,.heif,.tif,.tiff' });
   input.setAttribute('aria-label', 'picture file');
   const hint = document.createElement('small');
   el.append(button, input, hint);
