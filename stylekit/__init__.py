@@ -1,5 +1,5 @@
 "Balanced image stylisation: change the look of an image, keep what it shows"
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Names are fetched when first used, so that `import stylekit` and `stylekit --help` need not wait for torch.
 _NAMES = {
