@@ -466,11 +466,14 @@ def test_takes(chrome, lab, tmp_path):
         p.until("document.querySelector('.sk-take-shown').innerText.startsWith('Take 4')")
         p.click('take-use')
         p.says('what Take 4 was made with')
-        p.number('guidance', 2)
+        p.number('strength', 1.5)
+        p.open_fold('stay')
+        p.drag('.sk-brush canvas', '.sk-brush canvas', .7)
         p.click('start')
         takes(5)
         p.enabled('start')
-        assert p.recipe()['settings']['lam'] == .9 and 'style strength 1 → 2' in take(5).inner_text()
+        recipe, said = p.recipe(), take(5).inner_text()
+        assert recipe['settings']['lam'] == .9 and recipe['protect'] and 'style strength 1 → 1.5' in said
         take(1).click()
         p.click('take-compare')
         take(5).focus()
@@ -489,7 +492,8 @@ def test_takes(chrome, lab, tmp_path):
         p.until("document.querySelector('.sk-take-shown').innerText.startsWith('Take 1')")
         p.click('take-use')
         p.says('what Take 1 was made with')
-        assert p.tab.input_value('.sk-guidance input[type=number]') == '1'
+        assert p.tab.input_value('.sk-strength input[type=number]') == '1'
+        assert not p.tab.evaluate(PAINTED)[0]                  # nothing stayed in the first
         assert p.tab.input_value('.sk-lam input[type=number]') == '0.15'
         assert p.download('take-save') == (tmp_path/'takes'/'0001'/'picture.png').read_bytes()
         take(1).press('p')

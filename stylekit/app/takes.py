@@ -19,7 +19,8 @@ from ..records import Record, limited, lock_file, read_json, utc_now, write_json
 from .live import LiveRun, Recipe, jpeg, load_recipe
 
 # %% ../../nbs/15aa_takes.ipynb #f133095c
-_WORDS = dict(lam='λ', guidance_scale='style strength', relevance_floor='focus', lr='step size', cutoff='cut-off',
+_WORDS = dict(lam='λ', style_scale='style strength', guidance_scale='guidance', relevance_floor='focus',
+              lr='step size', cutoff='cut-off',
               t_cutoff='cut-off at t', cutoff_power='bend of the cut-off')   # setting -> as the panel calls it
 
 def _value(name:str, value)->str: # of a setting
