@@ -11,8 +11,6 @@ from pathlib import Path
 from .live import LiveRun
 from ..core import StylekitError, atomic_path
 from ..images import sample_image
-from ..licensing import carried_rights
-from ..lora import Style, built_in_styles, load_style, user_home
 from ..rights import xmp_packet
 
 # %% ../../nbs/15bad_sheets.ipynb #73015777
@@ -57,6 +55,8 @@ def draw_sheet(style, # name, path or Style
                begun=lambda run: None # begun(run): each `LiveRun`, which may be stopped
               )->Path: # None: it was stopped
     "Draw shipped samples in a style with the default preset, as one small picture"
+    from stylekit.licensing import carried_rights   # torch comes with them
+    from stylekit.lora import load_style
     style, drawn = load_style(style), []
     for name in SHOWN:
         run = LiveRun(sample_image(name), style, sample_caption(name), backbone=backbone, device=device,
@@ -69,18 +69,21 @@ def draw_sheet(style, # name, path or Style
     return save_sheet(paste_sheet(drawn), path, carried_rights(style.path).get('attribution', ''))
 
 # %% ../../nbs/15bad_sheets.ipynb #f7d3b526
-def shipped_sheet(style:Style)->Path: # None: it has none
+def shipped_sheet(style # Style
+                 )->Path: # None: it has none
     "The sheet beside a style's weights"
     path = style.path and style.path.with_name(SHEET)
     return path if path and path.exists() else None
 
-def own_sheet(style:Style # one file, no mix
+def own_sheet(style # Style of one file, no mix
              )->Path: # which may not be there yet
     "Where the sheet of a style of one's own is kept, by the hash of its weights"
+    from stylekit.lora import user_home
     return user_home()/'sheets'/f'{style.sha256}.webp'
 
 # %% ../../nbs/15bad_sheets.ipynb #94208bb9
 def ship_sheets(backbone=None # default the embedded model
                )->list: # paths
     "Draw the sheets of all shipped styles again, beside their weights"
+    from stylekit.lora import built_in_styles, load_style
     return [draw_sheet(n, load_style(n).path.with_name(SHEET), backbone) for n in built_in_styles()]
