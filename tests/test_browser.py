@@ -679,7 +679,7 @@ def test_who_may_use_the_page(chrome, tmp_path):
         one.says('Paused')
         two.click('start')
         two.says('Another picture is being made')
-        two.says('Done', 25)
+        two.says('Done', 55)                                   # by its patience: silence would last longer
         one.says('Others may have the turn')
         one.click('pause')
         one.says('Done')                                       # it goes on where it was
