@@ -693,6 +693,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'stylekit.app.serve.app_command': ('app.html#app_command', 'stylekit/app/serve.py'),
                                     'stylekit.app.serve.is_known': ('app.html#is_known', 'stylekit/app/serve.py'),
                                     'stylekit.app.serve.known_hosts': ('app.html#known_hosts', 'stylekit/app/serve.py'),
+                                    'stylekit.app.serve.prefers': ('app.html#prefers', 'stylekit/app/serve.py'),
                                     'stylekit.app.serve.review_page': ('app.html#review_page', 'stylekit/app/serve.py'),
                                     'stylekit.app.serve.serve': ('app.html#serve', 'stylekit/app/serve.py'),
                                     'stylekit.app.serve.serve_panel': ('app.html#serve_panel', 'stylekit/app/serve.py'),

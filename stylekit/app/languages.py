@@ -25,7 +25,7 @@ def read_texts()->dict: # English -> Japanese
     return json.loads(asset('locale', 'ja.json').read_text('utf-8'))
 
 _VALUE = re.compile(r'\{(\w+)(:d)?\}')   # in a template
-_NUMBER, _ANY = r'[-+]?\d[\d.,e+-]*', r'(?:(?!\.\s).)+?'
+_NUMBER, _ANY = r'[-+]?\d(?:[\d.,e+-]*\d)?', r'(?:(?!\.\s).)+?'
 
 # %% ../../nbs/15ac_languages.ipynb #b36d5b1a
 def text_pattern(template:str # with values in braces, as a key of the table
@@ -34,7 +34,7 @@ def text_pattern(template:str # with values in braces, as a key of the table
     pattern, end = '', 0
     for m in _VALUE.finditer(template):
         pattern += re.escape(template[end:m.start()])
-        kind = _NUMBER if m[2] else '.+' if m[1].endswith('_') else _ANY
+        kind = _NUMBER if m[2] else '.+?' if m[1].endswith('_') else _ANY
         pattern += f'(?P<{m[1]}>{kind})'
         end = m.end()
     return re.compile(pattern+re.escape(template[end:]), re.S)
@@ -50,7 +50,7 @@ _CUTS = [(re.compile(r'(?<=[.!?…])\s+(?=\S)'), ' '), (re.compile(r'(?<=[:;])\s
          (re.compile(r', '), '、')]      # where a text is cut, and what stands there in Japanese; the first that helps
 
 def _whole(text:str)->str: # None: not in the table
-    known = read_texts().get(text)
+    known = read_texts().get(text) or read_texts().get(text[:1].upper()+text[1:])
     if known is not None: return known
     for pattern, japanese in _templates():
         if m := pattern.fullmatch(text):

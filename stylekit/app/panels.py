@@ -55,13 +55,11 @@ class Panel(W.VBox):
 def speak(self:Panel, lang:str): # 'en' or 'ja'
     "All that is seen, in another language"
     self.speaker.speak(check_panel_language(lang))
-    self.pulse.speaks = lang
 
 @patch
 def _listen_to_browser(self:Panel):
     "Its language, unless one was asked for; and every widget that will be in the panel"
     adopt(self.speaker, self)
-    self.pulse.speaks = self.speaker.lang
     def hear(change):
         if self.asked is None and change['new']: self.speak(change['new'])
     self.pulse.observe(self.safely(hear), 'lang')

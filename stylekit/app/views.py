@@ -109,7 +109,8 @@ class MaskBrush(anywidget.AnyWidget):
     _esm, _css = script('mask', 'brush').values()
 
 # %% ../../nbs/15a_views.ipynb #956b52a5
-_GONE_WORDS = dict(
+_PULSE_WORDS = dict(
+    lang='en',   # of the panel: the table of texts has another for another language
     gone_run='The kernel is gone, and the run with it. What you see is old: run the cell again, or load the page again.',
     gone='No answer from the kernel: it is gone, or busy with another cell. If this stays, run the cell again, or load '
          'the page again.')
@@ -124,8 +125,7 @@ class Heartbeat(anywidget.AnyWidget):
     dark = T.Bool(None, allow_none=True).tag(sync=True)   # the page's theme; None: not heard of yet
     key = T.Unicode('').tag(sync=True)        # of this heart, among all of a page
     lang = T.Unicode('').tag(sync=True)       # which of our languages the browser prefers; '': not heard of yet
-    speaks = T.Unicode('en').tag(sync=True)   # which the panel has
-    words = T.Dict(_GONE_WORDS).tag(sync=True)
+    words = T.Dict(_PULSE_WORDS).tag(sync=True)
     _esm, _css = script('words', 'pulse').values()
     def __init__(self, **kw):
         super().__init__(key=uuid.uuid4().hex, **kw)

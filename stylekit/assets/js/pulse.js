@@ -48,7 +48,7 @@ function render({ model, el }) {
     model.send({ kind: 'came' });
   }
   function tongue() {                                            // which language the panel has, and which the reader prefers
-    for (const node of [panel, page() && document.documentElement]) if (node) node.lang = model.get('speaks');
+    for (const node of [panel, page() && document.documentElement]) if (node) node.lang = word('lang');
     const prefers = navigator.language.toLowerCase().startsWith('ja') ? 'ja' : 'en';
     if (model.get('lang') === prefers) return;
     model.set('lang', prefers);
@@ -80,8 +80,7 @@ function render({ model, el }) {
   }
   model.on('change:answer', answered);
   model.on('change:going', answered);
-  model.on('change:speaks', () => { if (panel) tongue(); });
-  model.on('change:words', look);
+  model.on('change:words', () => { look(); if (panel) tongue(); });
   const timer = setInterval(beat, model.get('period'));
   let over = false;
   function soon() {                                              // before a key can be pressed
