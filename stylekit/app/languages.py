@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LANGUAGES', 'SHOWN', 'ERROR', 'check_panel_language', 'read_texts', 'text_pattern', 'translate', 'translate_html',
-           'shown_texts', 'is_html', 'text_traits', 'in_japanese', 'Speaker', 'adopt', 'untranslated']
+           'shown_texts', 'is_html', 'text_traits', 'in_japanese', 'Speaker', 'adopt', 'untranslated', 'is_english']
 
 # %% ../../nbs/15ac_languages.ipynb #489f7695
 import html, json, re, weakref
@@ -46,16 +46,17 @@ def _templates()->list: # of (pattern, Japanese), the one with the most letters 
     return [(text_pattern(t), _VALUE.sub(r'{\1}', read_texts()[t])) for t in found]
 
 # %% ../../nbs/15ac_languages.ipynb #0018e778
-_CUTS = [(re.compile(r'(?<=[.!?…])\s+(?=\S)'), ' '), (re.compile(r'(?<=[:;])\s+(?=\S)'), ' '),
-         (re.compile(r', '), '、')]      # where a text is cut, and what stands there in Japanese; the first that helps
+_CUTS = [(re.compile(r'(?<=[.!?…])\s+(?=\S)'), ' '), (re.compile(': '), '：'), (re.compile('; '), '；'),
+         (re.compile(', '), '、')]      # where a text is cut, and what stands there in Japanese; the first that helps
 
 def _whole(text:str)->str: # None: not in the table
-    known = read_texts().get(text) or read_texts().get(text[:1].upper()+text[1:])
+    known = read_texts().get(text) or read_texts().get(text[:1].upper()+text[1:])   # “Edges kept”, in a list small
     if known is not None: return known
     for pattern, japanese in _templates():
         if m := pattern.fullmatch(text):
             return japanese.format(**{k: translate(v) if k.endswith('_') else v for k, v in m.groupdict().items()})
-    return None
+    found = _whole(text[:-1]) if text.endswith('.') else None
+    return found and found+'。'
 
 def _in_parts(parts:list, between:str)->str: # None: none of them is known
     if len(parts) < 2: return None
@@ -86,8 +87,9 @@ def translate_html(text:str # HTML
     return ''.join(p if p.startswith('<') else html.escape(translate(html.unescape(p)), quote=False) for p in parts)
 
 # %% ../../nbs/15ac_languages.ipynb #604e85ac
-SHOWN = frozenset('description label tip tooltip tooltips placeholder title titles note alt hint text said unit error words '
-                  'label_before label_after options items _options_labels'.split())   # traits that are read by people
+SHOWN = frozenset(
+    'description label tip tooltip tooltips placeholder title titles note alt hint text said unit error words '
+    'label_before label_after options items _options_labels'.split())   # traits that are read by people
 _KEPT = ('id', 'value')    # of an option or an item: never seen
 
 def shown_texts(value)->list: # of texts, in whatever holds them
@@ -167,19 +169,24 @@ def _adopt_all(speaker:Speaker, widgets):
     for w in widgets: adopt(speaker, w)
 
 # %% ../../nbs/15ac_languages.ipynb #810d90ec
+def _told(widget, trait:str)->list: # of texts
+    value = getattr(widget, trait)
+    if not is_html(widget, trait) or value in read_texts(): return shown_texts(value)
+    return [html.unescape(t) for t in re.split(r'<[^>]*>', value)]
+
 def untranslated(speaker:Speaker, names=() # texts that are the same in every language: styles, files
                 )->list: # of texts
     "What is seen and is not in the table; letters only count"
     found = []
     for w in [*speaker.widgets]:
         for trait in text_traits(w):
-            value = getattr(w, trait)
-            texts = re.split(r'<[^>]*>', value) if is_html(w, trait) and value not in read_texts() else shown_texts(value)
-            found += [t for t in map(html.unescape, texts) if trait != 'error' and _is_english(t, names)]
+            if trait != 'error': found += [t for t in _told(w, trait) if is_english(t, names)]
     for follower in [*speaker.followers]: found += untranslated(follower, names)
     return [*dict.fromkeys(found)]
 
-def _is_english(text:str, names)->bool:
+def is_english(text:str, names=() # as of `untranslated`
+              )->bool:
+    "Is a text still English, or half so, when it goes out?"
     left = translate(text)
     for name in sorted(names, key=len, reverse=True): left = left.replace(name, '')
     return bool(re.search('[a-z]{2,} [a-z]{2,}', left) or left == text and re.search('[A-Za-z]{2}', left))

@@ -111,7 +111,8 @@ class MaskBrush(anywidget.AnyWidget):
 # %% ../../nbs/15a_views.ipynb #956b52a5
 _PULSE_WORDS = dict(
     lang='en',   # of the panel: the table of texts has another for another language
-    gone_run='The kernel is gone, and the run with it. What you see is old: run the cell again, or load the page again.',
+    gone_run='The kernel is gone, and the run with it. What you see is old: run the cell again, or load the page '
+             'again.',
     gone='No answer from the kernel: it is gone, or busy with another cell. If this stays, run the cell again, or load '
          'the page again.')
 
