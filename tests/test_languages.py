@@ -8,8 +8,8 @@ from stylekit.app.panels import Panel
 from stylekit.known_models import KNOWN
 
 # The same in every language: styles, models, presets, files, what is typed as an example
-NAMES = [*s.list_styles(), *KNOWN, 'fast', 'paper', 'soft cartoon', 'px', 'pictures/', '#e4002b, white', 'English', '日本語',
-         'a cat face', 'the label', 'stylekit stylize', 'owl.png', 'taxi.png']
+NAMES = [*s.list_styles(), *KNOWN, 'fast', 'paper', 'soft cartoon', 'px', 'pictures/', '#e4002b, white', 'English',
+         '日本語', 'a cat face', 'the label', 'stylekit stylize', 'owl.png', 'taxi.png']
 SOURCES = Path(s.__file__).parent
 
 @pytest.fixture

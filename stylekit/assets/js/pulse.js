@@ -43,7 +43,7 @@ function render({ model, el }) {
     quiet(panel);                                                // and whatever has the focus: selectors may match it itself
     panel.addEventListener('focusin', (e) => quiet(e.target), true);
     for (const name of ['pointerdown', 'keydown']) panel.addEventListener(name, () => { touched = Date.now(); }, true);
-    if (page()) panel.setAttribute('role', 'main');
+    if (page() && !panel.parentElement.closest('.sk-panel')) panel.setAttribute('role', 'main');
     tongue();
     model.send({ kind: 'came' });
   }
