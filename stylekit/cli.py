@@ -1137,11 +1137,12 @@ def app(port:whole(1, 65535)=8866, # where the page is served
         hosts:several(TEXT)=None, # more names by which the page may be asked for, behind a proxy
         use:USE='internal', # what its pictures are for: a style whose rights forbid that is refused
         folders:FOLDER=None, # whose folders may be named on the page; default any, and none where others reach it
+        lang:choice('en', 'ja')=None, # of the page; default that of each browser
         sign:SIGN=None # sign pictures as they are saved (C2PA): certificates and key of P-256, both PEM
        ):
     "A page for people who do not code: upload, choose, three sliders, download"
     from stylekit.app.serve import app as run
-    run(style, backbone, device, patience, use, sign, folders, port=port, host=host, browser=not no_browser,
+    run(style, backbone, device, patience, use, sign, folders, lang, port=port, host=host, browser=not no_browser,
         max_upload=max_upload, silence=silence, max_kernels=max_kernels, token=token, hosts=hosts or ())
 
 # %% ../nbs/16_cli.ipynb #9dc45927

@@ -1,6 +1,7 @@
 "The picture in a real browser, by its pixels: line, zoom, difference, tint, brush; dark themes; what axe-core finds"
 import io
 from importlib.util import find_spec
+from types import SimpleNamespace
 import pytest
 import browser
 from browser import BEYOND, Page, Server, pale, unnamed, violations
@@ -95,6 +96,29 @@ def test_the_page_follows_the_system(chrome, tmp_path):
                 assert p.tab.evaluate(BEYOND) == [], (scheme, width)
                 p.shot(f'page-{scheme}-{width}')
         assert p.tab.locator('[role=main] h2').count() == 1
+        p.close()
+
+def test_the_page_in_japanese(chrome, tmp_path):
+    "In the language of the browser: labels, a run's line, errors' first word; nothing runs past the edge"
+    japanese = SimpleNamespace(new_page=lambda: chrome.new_page(locale='ja-JP'))
+    with Server(tmp_path, ['--silence', 30]) as app:
+        p = Page(japanese, app.url)
+        p.until("document.querySelector('button.sk-start')?.innerText === '開始'")
+        assert p.tab.evaluate("document.querySelector('.sk-panel .sk-panel').lang") == 'ja'
+        for name in ('stay', 'colours', 'limits'): p.open_fold(name)
+        for width in (1300, 400):
+            p.resize(width, 200)
+            assert p.tab.evaluate(BEYOND) == [], width
+            p.shot(f'page-ja-{width}')
+        p.click('start')
+        p.says('ステップ')
+        p.click('stop')
+        p.says('停止しました')
+        p.resize(400, 200)
+        assert p.tab.evaluate(BEYOND) == []
+        p.shot('page-ja-run-400')
+        p.resize(1300, 200)
+        p.shot('page-ja-run-1300')
         p.close()
 
 

@@ -29,9 +29,10 @@ class ComparePanel(Panel):
                  device:str=None, # of the model
                  preset:str='fast', # of the settings
                  seed:int=0, # of all pictures
+                 lang:str=None, # 'en', 'ja'; None: that of the browser
                  **changes # fields of Settings
                 ):
-        super().__init__()
+        super().__init__(lang)
         self.opened = open_image(image if image is not None else sample_image('owl'))
         self.picture = self.opened.rgb
         self.chosen, self.target = None, target

@@ -26,10 +26,11 @@ class ControlClipPanel(Panel):
                  guidance_scale:float=4., # of the sampler
                  seed:int=0, # of all pictures
                  backbone=None, # see `load_backbone`
-                 device:str=None # of the model
+                 device:str=None, # of the model
+                 lang:str=None # 'en', 'ja'; None: that of the browser
                 ):
         from stylekit.clip.control_clip import load_control_clip   # the model's libraries come with the first panel
-        super().__init__()
+        super().__init__(lang)
         self.backbone = shared_backbone(backbone, device)
         self.control = load_control_clip(control, self.backbone)
         self.cells = [(s, c) for s in styles for c in categories]

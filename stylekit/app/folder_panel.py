@@ -58,9 +58,10 @@ class FolderPanel(Panel):
                  use:str='internal', # what the results are for: a style whose rights forbid it is refused
                  sign=None, # files of certificate and key (PEM), see `marks.Signer`
                  batch:int=1, # pictures at a time
+                 lang:str=None, # 'en', 'ja'; None: that of the browser
                  **changes # more arguments of `stylize_folder`, and fields of Settings
                 ):
-        super().__init__()
+        super().__init__(lang)
         self.given, self.how = dict(style=style, preset=preset, backbone=backbone), how
         self.device, self.root, self.use, self.review = device, root, use, review
         self.changes = dict(seed=seed, batch=batch, marks=signing(sign)) | changes

@@ -29,9 +29,10 @@ class LoraPanel(Panel):
                  backbone=None, # see `load_backbone`
                  device:str=None, # of the model
                  out='styles', # folder for styles
+                 lang:str=None, # 'en', 'ja'; None: that of the browser
                  **changes # to `train_lora`
                 ):
-        super().__init__()
+        super().__init__(lang)
         self.watched = load_image(watch) if watch is not None else sample_image('owl')
         self.words, self.strength = caption, strength
         self.backbone, self.how = backbone, dict(device=device, out=out) | changes

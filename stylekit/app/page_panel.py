@@ -27,9 +27,10 @@ class PagePanel(Panel):
     "What `stylekit app` shows: `panel.one`, and beside it a folder and its review"
     def __init__(self, folders=None, # True: any folder may be named; a path: those in it; None: only single pictures
                  sessions=None, # folder in which the sessions of visitors are kept
+                 lang:str=None, # 'en', 'ja'; None: that of the browser
                  **how # of `StylizePanel`
                 ):
-        super().__init__()
+        super().__init__(lang)
         self.one, self.folders = StylizePanel(simple=True, **how), folders
         self.folder = self.review = self.session = None
         self.sign = how.get('sign')

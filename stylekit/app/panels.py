@@ -10,6 +10,7 @@ import hashlib, os, re, threading, time, weakref
 from functools import wraps
 import ipywidgets as W
 from fastcore.basics import patch
+from .languages import Speaker, adopt, check_panel_language
 from .live import TickEngine, free_memory, in_colab, in_words, out_of_memory
 from .views import Heartbeat, Slider, Status, tip
 
@@ -33,20 +34,36 @@ def _place(panel)->str: # '' outside a notebook
 # %% ../../nbs/15b_panels.ipynb #826f0340
 class Panel(W.VBox):
     "A box with a heart-beat and a line that shows errors"
-    def __init__(self, **kw):
+    def __init__(self, lang:str=None, # 'en', 'ja'; None: that of the browser
+                 **kw):
         super().__init__(**kw)
         self.add_class('sk-panel')
+        self.asked, self.speaker = check_panel_language(lang), Speaker(lang or 'en')
         self.status, self.engine = Status(), None
         self._pending, self.closed = [], False
         self.pulse = Heartbeat(period=250 if in_colab() else 1000, always=in_colab() or in_voila())
         self.pulse.observe(self.safely(lambda _: self._beat()), 'beat')
         self.pulse.on_msg(lambda w, content, buffers: self._view(content))
         self._replace()
+        self._listen_to_browser()
         if in_colab():
             from google.colab import output
             output.enable_custom_widget_manager()
 
 # %% ../../nbs/15b_panels.ipynb #89d8be77
+@patch
+def speak(self:Panel, lang:str): # 'en' or 'ja'
+    "All that is seen, in another language"
+    self.speaker.speak(check_panel_language(lang))
+
+@patch
+def _listen_to_browser(self:Panel):
+    "Its language, unless one was asked for; and every widget that will be in the panel"
+    adopt(self.speaker, self)
+    def hear(change):
+        if self.asked is None and change['new']: self.speak(change['new'])
+    self.pulse.observe(self.safely(hear), 'lang')
+
 @patch
 def _replace(self:Panel):
     "End the panel that was made here before"

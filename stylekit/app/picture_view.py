@@ -72,7 +72,7 @@ class BeforeAfter(anywidget.AnyWidget):
     frame = T.Int(0).tag(sync=True)               # last picture sent
     shown = T.Int(0).tag(sync=True)               # last picture seen
     words = T.Dict(_WORDS).tag(sync=True)
-    _esm, _css = script('mask', 'before_after').values()
+    _esm, _css = script('mask', 'words', 'before_after').values()
     def __init__(self, before=None, after=None, **kw): # PIL; `after` is `before` until there is another
         super().__init__(**kw)
         self.pictures = None, None

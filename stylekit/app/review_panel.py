@@ -27,7 +27,8 @@ class KeyBar(anywidget.AnyWidget):
     text = T.Unicode('').tag(sync=True)          # what is shown
     grab = T.Bool(False).tag(sync=True)          # take the focus at once: on a page that has nothing else
     asks = T.Unicode('').tag(sync=True)          # `model_id` of a brush whose mask goes along with Enter; '': none
-    _esm, _css = script('keys').values()
+    words = T.Dict(dict(keys='keys: {text}')).tag(sync=True)
+    _esm, _css = script('words', 'keys').values()
     def __init__(self, pressed, **kw): # pressed(key, text): with Enter what is written or painted, else None
         super().__init__(**kw)
         self.pressed = pressed
@@ -89,9 +90,10 @@ class ReviewPanel(Panel):
                  backbone=None, # of redos
                  device:str=None, # of redos
                  sign=None, # files of certificate and key (PEM): redos are signed, see `marks.Signer`
+                 lang:str=None, # 'en', 'ja'; None: that of the browser
                  **changes): # of Settings, for redos
         from stylekit.review import Review   # the model's libraries come with the first panel
-        super().__init__()
+        super().__init__(lang)
         self.review = out if isinstance(out, Review) else Review(
             out, source, who, proof, style=style, backbone=backbone, device=device, marks=signing(sign), **changes)
         self.add_class('sk-review')

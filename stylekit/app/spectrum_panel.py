@@ -19,8 +19,9 @@ class SpectrumPanel(Panel):
     "What a cut-off keeps of one picture, or of two"
     def __init__(self, *images, # paths, PIL images, arrays or tensors; default: a sample in two looks
                  cutoff:float=.1, # share of the spectrum that is kept, in [0, 1]
-                 side:int=256): # pixels of the longer side that are looked at
-        super().__init__()
+                 side:int=256, # pixels of the longer side that are looked at
+                 lang:str=None): # 'en', 'ja'; None: that of the browser
+        super().__init__(lang)
         self.pictures = [load_image(i) for i in images] or [sample_image('owl', 'shaded'), sample_image('owl', 'ink')]
         for p in self.pictures: p.thumbnail((side, side))
         self._make(cutoff)

@@ -51,9 +51,10 @@ class StylizePanel(Panel):
                  use:str='internal', # what pictures are for: a style whose rights forbid it is refused
                  takes=None, # folder of what was made before; default: see `takes_controls.default_folder`
                  sign=None, # files of certificate and key (PEM): what is saved is signed, see `marks.Signer`
+                 lang:str=None, # 'en', 'ja'; None: that of the browser
                  **changes # fields of Settings
                 ):
-        super().__init__()
+        super().__init__(lang)
         self.model, self.device = backbone, device
         self.simple, self.max_upload = simple, max_upload
         self.queue, self.patience, self.use = queue, patience, use

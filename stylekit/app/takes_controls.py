@@ -77,10 +77,11 @@ def _make_widgets(self:TakesControls):
 def _make_variants(self:TakesControls):
     plain = 'Several pictures that differ in one thing, made one after the other; Stop ends all of them'
     self.vary = self.panel.button('Variants', self._vary, plain, 'vary')
-    self.what = named(W.Dropdown(options=[('that differ in λ', 'lam'), ('that differ in the seed', 'seed')],
-                                 tooltip='In what they differ', layout=dict(width='190px')), 'vary-what')
-    self.count = named(W.Dropdown(options=[*range(3, MOST_VARIANTS+1)], tooltip='How many',
-                                  layout=dict(width='60px')), 'vary-count')
+    labelled = dict(style=dict(description_width='auto'))
+    self.what = named(W.Dropdown(options=[('λ', 'lam'), ('the seed', 'seed')], description='differ in',
+                                 tooltip='In what they differ', layout=dict(width='170px'), **labelled), 'vary-what')
+    self.count = named(W.Dropdown(options=[*range(3, MOST_VARIANTS+1)], description='how many', tooltip='How many',
+                                  layout=dict(width='130px'), **labelled), 'vary-count')
 
 # %% ../../nbs/15bad_takes_controls.ipynb #2e474815
 @patch

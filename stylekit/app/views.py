@@ -22,6 +22,9 @@ def script(*names:str # of files in stylekit/assets/js, without suffix, in the o
     return dict(_esm=''.join((home/f'{name}.js').read_text('utf-8') for name in names), _css=''.join(sheets))
 
 # %% ../../nbs/15a_views.ipynb #041d5dcd
+_REFUSED = '“{typed}” is not taken: it must be a number from {lo} to {hi}'
+_SLIDER_WORDS = dict(exact='{label}, exact number', beyond='beyond the end of the slider', refused=_REFUSED)
+
 class Slider(anywidget.AnyWidget):
     "A native range input and the exact number"
     value = T.Float(0.).tag(sync=True)        # kept as it is, in the range or not
@@ -38,7 +41,8 @@ class Slider(anywidget.AnyWidget):
     tip = T.Unicode('').tag(sync=True)
     note = T.Unicode('').tag(sync=True)       # below it: why it is off
     disabled = T.Bool(False).tag(sync=True)
-    _esm, _css = script('slider').values()
+    words = T.Dict(_SLIDER_WORDS).tag(sync=True)
+    _esm, _css = script('words', 'slider').values()
 
 # %% ../../nbs/15a_views.ipynb #d6d39c88
 class Tick(anywidget.AnyWidget):
@@ -52,7 +56,8 @@ class Tick(anywidget.AnyWidget):
     tip = T.Unicode('').tag(sync=True)
     note = T.Unicode('').tag(sync=True)       # below it: why it is off
     disabled = T.Bool(False).tag(sync=True)
-    _esm, _css = script('tick').values()
+    words = T.Dict(dict(number='{label}, the number', refused=_REFUSED)).tag(sync=True)
+    _esm, _css = script('words', 'tick').values()
 
 # %% ../../nbs/15a_views.ipynb #91324e83
 class Picture(anywidget.AnyWidget):
@@ -77,7 +82,7 @@ class CutoffEditor(anywidget.AnyWidget):
     note = T.Unicode('').tag(sync=True)       # below it: why
     now = T.Int(-1).tag(sync=True)            # timestep to mark; -1: none
     words = T.Dict(_CURVE_WORDS).tag(sync=True)
-    _esm, _css = script('curve').values()
+    _esm, _css = script('words', 'curve').values()
 
 # %% ../../nbs/15a_views.ipynb #e90a43db
 _BRUSH_WORDS = dict(
@@ -104,6 +109,13 @@ class MaskBrush(anywidget.AnyWidget):
     _esm, _css = script('mask', 'brush').values()
 
 # %% ../../nbs/15a_views.ipynb #956b52a5
+_PULSE_WORDS = dict(
+    lang='en',   # of the panel: the table of texts has another for another language
+    gone_run='The kernel is gone, and the run with it. What you see is old: run the cell again, or load the page '
+             'again.',
+    gone='No answer from the kernel: it is gone, or busy with another cell. If this stays, run the cell again, or load '
+         'the page again.')
+
 class Heartbeat(anywidget.AnyWidget):
     "The heart-beat between a panel and its page"
     beat = T.Int(0).tag(sync=True)            # counted by the page
@@ -113,7 +125,9 @@ class Heartbeat(anywidget.AnyWidget):
     always = T.Bool(False).tag(sync=True)     # beat even if nothing goes on
     dark = T.Bool(None, allow_none=True).tag(sync=True)   # the page's theme; None: not heard of yet
     key = T.Unicode('').tag(sync=True)        # of this heart, among all of a page
-    _esm, _css = script('pulse').values()
+    lang = T.Unicode('').tag(sync=True)       # which of our languages the browser prefers; '': not heard of yet
+    words = T.Dict(_PULSE_WORDS).tag(sync=True)
+    _esm, _css = script('words', 'pulse').values()
     def __init__(self, **kw):
         super().__init__(key=uuid.uuid4().hex, **kw)
         self.last, self.left = time.monotonic(), None     # when the page was heard of; when its view was taken away
@@ -136,7 +150,8 @@ class DownloadButton(anywidget.AnyWidget):
     name = T.Unicode('').tag(sync=True)       # of the file; '': copy as text
     enabled = T.Bool(True).tag(sync=True)
     note = T.Unicode('').tag(sync=True)       # beside it: what will be saved
-    _esm, _css = script('saver').values()
+    words = T.Dict(dict(copied='Copied')).tag(sync=True)
+    _esm, _css = script('words', 'saver').values()
     def __init__(self, make, **kw): # make() -> bytes or text
         super().__init__(**kw)
         self.make = make
@@ -152,6 +167,11 @@ def press(self:DownloadButton):
     else: self.send(dict(name=self.name), [out.encode() if isinstance(out, str) else out])
 
 # %% ../../nbs/15a_views.ipynb #095f9e26
+_DROP_WORDS = dict(
+    file='picture file', scaled='scaled down from {width} × {height} pixels ({size})',
+    unreadable='{name} has {size}, and this browser cannot open it to make it smaller: at most {most} are taken',
+    too_large='{name} cannot be made small enough: at most {most} are taken')
+
 class PictureDrop(anywidget.AnyWidget):
     "A picture from a file, dropped or pasted"
     label = T.Unicode('Picture…').tag(sync=True)
@@ -160,7 +180,8 @@ class PictureDrop(anywidget.AnyWidget):
     max_bytes = T.Int(20_000_000).tag(sync=True)   # larger ones are scaled down in the browser
     max_side = T.Int(4096).tag(sync=True)          # to so many pixels, or fewer
     disabled = T.Bool(False).tag(sync=True)
-    _esm, _css = script('upload').values()
+    words = T.Dict(_DROP_WORDS).tag(sync=True)
+    _esm, _css = script('words', 'upload').values()
     def __init__(self, begun, took, failed, **kw): # begun(name); took(name, bytes, note); failed(sentence)
         super().__init__(**kw)
         self.begun, self.took = begun, took
@@ -204,7 +225,8 @@ class Status(anywidget.AnyWidget):
     text = T.Unicode('').tag(sync=True)       # seen
     said = T.Unicode('').tag(sync=True)       # announced by screen readers
     error = T.Unicode('').tag(sync=True)
-    _esm, _css = script('status').values()
+    words = T.Dict(dict(close='Close', close_tip='close this message')).tag(sync=True)
+    _esm, _css = script('words', 'status').values()
     @property
     def value(self)->str: return f'{self.text}\n{self.error}'.strip()   # all that is seen
     def tell(self, text:str, announce:bool=True):

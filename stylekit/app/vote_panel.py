@@ -49,7 +49,7 @@ class VotePanel(Panel):
                  log=None, # path; default votes.jsonl in the study's folder
                  lang:str=None # 'en' or 'ja'; default both, with a switch
                 ):
-        super().__init__()
+        super().__init__(lang)
         self.languages, self.study, self.votes = check_language(lang), open_study(study), log
         self.lang, self.voting, self.ask = self.languages[0], None, None
         self.add_class('sk-voting')
@@ -73,12 +73,18 @@ def _make(self:VotePanel):
     self._speak(self.lang)
 
 @patch
+def speak(self:VotePanel, lang:str):
+    "In the browser's language, if the study may be shown in it"
+    if lang in self.languages: self.switch.value = lang
+
+@patch
 def _type(self:VotePanel, said:dict): # a message of the text field: Enter was pressed
     if said.get('event') == 'submit': self.enter(self.name.value)
 
 @patch
 def _speak(self:VotePanel, lang:str):
     "Everything in another language"
+    super(VotePanel, self).speak(lang)
     self.lang, told = lang, self.study.study.instructions
     self.instructions.value = f'<p lang="{lang}">{told.get(lang, told["en"])}</p>'
     self.name.description = TEXTS[lang]['rater']

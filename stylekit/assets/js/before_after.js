@@ -1,11 +1,10 @@
 // Two pictures of one size, and three ways to look at them: a line between them that stands on the picture, side by side,
 // or what differs. All are seen through one window, which can be moved and brought near until pixels are squares. Needs
-// mask.js before it. The window is a matter of the view; mode, line and zoom are told to Python.
+// mask.js and words.js before it. The window is a matter of the view; mode, line and zoom are told to Python.
 const SQUARES = 2;                                               // beyond this zoom a pixel is a square, not a blur
 const CLOSEST = 64;                                              // screen pixels of a picture's pixel
 const MODES = ['slide', 'side', 'difference'];
 const clamp = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (all, name) => values[name]);
 
 function render({ model, el }) {
   el.classList.add('sk-compare');
@@ -31,7 +30,7 @@ function render({ model, el }) {
   const pictures = { after: find('.sk-preview'), before: find('.sk-before'), difference: find('.sk-difference') };
   const tints = [...el.querySelectorAll('canvas')];
   const middle = { x: .5, y: .5 };                               // of the window, as a share of the picture
-  const word = (name, values = {}) => fill(get('words')[name] || '', values);
+  const word = speaker(model);
 
   function save(values) {
     for (const key in values) model.set(key, values[key]);

@@ -1,6 +1,5 @@
 // The cut-off curve over t: `cutoff·min(1, t/t_cutoff)^power`, with two points to drag.
 const WIDTH = 300, HEIGHT = 120, LEFT = 34, BOTTOM = 22, TOP = 10;
-const fill = (text, values) => text.replace(/\{(\w+)\}/g, (all, name) => values[name]);
 const clip = (v, lo, hi) => Math.min(hi, Math.max(lo, v));
 const X = (t) => LEFT + WIDTH * t / 1000;
 const Y = (c) => TOP + HEIGHT * (1 - c);
@@ -21,7 +20,7 @@ function render({ model, el }) {
   const find = (css) => el.querySelector(css);
   const get = (name) => model.get(name);
   const svg = find('svg');
-  const word = (name, values = {}) => fill(get('words')[name] || '', values);
+  const word = speaker(model);
   const curve = (t) => get('cutoff') * Math.pow(Math.min(1, t / get('t_cutoff')), get('power'));
 
   function handle(circle, t, c, text) {

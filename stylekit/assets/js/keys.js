@@ -1,5 +1,6 @@
 // The keys of a panel, wherever in it the focus is. Each press says for which view it was meant: a second press that comes
-// before the next picture is shown does nothing to that one. What takes text keeps its letters.
+// before the next picture is shown does nothing to that one. What takes text keeps its letters. Needs words.js
+// before it.
 function render({ model, el }) {
   el.classList.add('sk-keys');
   Object.assign(el, { tabIndex: 0 });
@@ -34,7 +35,7 @@ function render({ model, el }) {
   function look() {
     el.textContent = model.get('text');
     el.dataset.turn = model.get('turn');
-    el.setAttribute('aria-label', `keys: ${model.get('text')}`);
+    el.setAttribute('aria-label', fill(model.get('words').keys, { text: model.get('text') }));
     requestAnimationFrame(keep);
   }
   function attach() {
@@ -57,7 +58,7 @@ function render({ model, el }) {
     };
     if (focus) go();
   });
-  for (const key of ['listens', 'turn', 'text']) model.on(`change:${key}`, look);
+  for (const key of ['listens', 'turn', 'text', 'words']) model.on(`change:${key}`, look);
   let over = false;
   function soon() {
     if (!panel) attach();

@@ -2,6 +2,7 @@
 // away; Python answers, and a kernel that no longer answers is shown as gone. It is also where the panel's own box gets
 // what ipywidgets cannot give it: notebook shortcuts are kept out, dark themes are known, and a page of its own has its main
 // part named and follows the colours that the reader's system prefers.
+// Needs words.js before it.
 const AWAKE = 5 * 60e3;            // without a run, for so long after somebody touched the panel; then kernels may be culled
 const SILENCE = 10;                // seconds without an answer
 
@@ -25,14 +26,13 @@ function render({ model, el }) {
   banner.setAttribute('role', 'alert');
   el.append(banner);
   let panel = null, home = null, touched = Date.now(), misses = 0;
+  const word = speaker(model);
 
   const listening = () => model.get('always') || model.get('going') || Date.now() - touched < AWAKE;
   function look() {
     const gone = misses * model.get('period') / 1000 >= SILENCE;
     if (panel) panel.classList.toggle('sk-dead', gone);
-    const text = !gone ? '' : model.get('going')
-      ? 'The kernel is gone, and the run with it. What you see is old: run the cell again, or load the page again.'
-      : 'No answer from the kernel: it is gone, or busy with another cell. If this stays, run the cell again, or load the page again.';
+    const text = !gone ? '' : word(model.get('going') ? 'gone_run' : 'gone');
     if (banner.textContent !== text) banner.textContent = text;
   }
   function attach() {                                            // once the box is in the page
@@ -43,8 +43,16 @@ function render({ model, el }) {
     quiet(panel);                                                // and whatever has the focus: selectors may match it itself
     panel.addEventListener('focusin', (e) => quiet(e.target), true);
     for (const name of ['pointerdown', 'keydown']) panel.addEventListener(name, () => { touched = Date.now(); }, true);
-    if (page()) panel.setAttribute('role', 'main');
+    if (page() && !panel.parentElement.closest('.sk-panel')) panel.setAttribute('role', 'main');
+    tongue();
     model.send({ kind: 'came' });
+  }
+  function tongue() {                                            // which language the panel has, and which the reader prefers
+    for (const node of [panel, page() && document.documentElement]) if (node) node.lang = word('lang');
+    const prefers = navigator.language.toLowerCase().startsWith('ja') ? 'ja' : 'en';
+    if (model.get('lang') === prefers) return;
+    model.set('lang', prefers);
+    model.save_changes();
   }
   function theme() {
     if (!panel) return;
@@ -72,6 +80,7 @@ function render({ model, el }) {
   }
   model.on('change:answer', answered);
   model.on('change:going', answered);
+  model.on('change:words', () => { look(); if (panel) tongue(); });
   const timer = setInterval(beat, model.get('period'));
   let over = false;
   function soon() {                                              // before a key can be pressed

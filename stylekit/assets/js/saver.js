@@ -19,7 +19,7 @@ function save(name, bytes) {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 1e4);
 }
-function render({ model, el }) {
+function render({ model, el }) {                                 // needs words.js before it
   const button = Object.assign(document.createElement('button'), { type: 'button', className: 'sk-saver' });
   const note = Object.assign(document.createElement('span'), { className: 'sk-saver-note' });
   el.append(button, note);
@@ -33,7 +33,7 @@ function render({ model, el }) {
   model.on('msg:custom', async (message, buffers) => {
     if (message.text === undefined) return save(message.name, buffers[0]);
     await copy(message.text);
-    button.textContent = 'Copied';
+    button.textContent = speaker(model)('copied');
     setTimeout(look, 1200);
   });
   for (const key of ['label', 'tip', 'enabled', 'note']) model.on(`change:${key}`, look);

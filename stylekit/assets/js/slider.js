@@ -2,7 +2,7 @@
 // and writes only when a person moves it, so that nothing is rounded, cut or changed by being looked at. While it is
 // dragged Python hears of it some ten times a second: each message takes time from the run.
 const OFTEN = 80;                                                // milliseconds between two messages of a drag
-function render({ model, el }) {
+function render({ model, el }) {                                 // needs words.js before it
   el.classList.add('sk-slider');
   const name = document.createElement('span');
   const range = Object.assign(document.createElement('input'), { type: 'range', min: 0, step: 1 });
@@ -10,7 +10,7 @@ function render({ model, el }) {
   const note = Object.assign(document.createElement('small'), { className: 'sk-note' });
   note.setAttribute('role', 'status');
   el.append(name, range, box, note);
-  const get = (key) => model.get(key);
+  const get = (key) => model.get(key), word = speaker(model);
   const tidy = (v, digits) => Number(v.toPrecision(digits));
   const shown = (v) => (get('reverse') ? tidy(1 - v, 12) : v);   // what a person reads; the setting is 1 minus it
   const setting = shown;                                         // its own inverse
@@ -40,9 +40,9 @@ function render({ model, el }) {
     for (const input of [range, box]) input.disabled = get('disabled');
     range.setAttribute('aria-label', get('label'));
     range.setAttribute('aria-valuetext', String(v));
-    box.setAttribute('aria-label', `${get('label')}, exact number`);
+    box.setAttribute('aria-label', word('exact', { label: get('label') }));
     const beyond = v > get('max') || v < get('min') && !(first() && v === 0);
-    const said = get('note') || (beyond ? 'beyond the end of the slider' : '');
+    const said = get('note') || (beyond ? word('beyond') : '');
     if (note.textContent !== said) note.textContent = said;
   }
   let waiting = null;
@@ -66,9 +66,9 @@ function render({ model, el }) {
       return send();
     }
     look();
-    note.textContent = `${typed || 'that'} is not taken: it must be a number from ${lo} to ${hi}`;
+    note.textContent = word('refused', { typed, lo, hi });
   });
-  for (const key of ['value', 'label', 'tip', 'min', 'max', 'step', 'log', 'zero', 'note', 'disabled']) model.on(`change:${key}`, look);
+  for (const key of ['value', 'label', 'tip', 'min', 'max', 'step', 'log', 'zero', 'note', 'disabled', 'words']) model.on(`change:${key}`, look);
   look();
 }
 export default { render };

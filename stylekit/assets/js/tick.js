@@ -1,5 +1,5 @@
 // A thing that is wanted or not, with a number where there is one: "Edges kept, at least [0.8]".
-function render({ model, el }) {
+function render({ model, el }) {                                 // needs words.js before it
   el.classList.add('sk-tick');
   el.innerHTML = `
     <label><input type="checkbox"> <span></span></label>
@@ -8,7 +8,7 @@ function render({ model, el }) {
   const [box, number] = el.querySelectorAll('input');
   const [name, unit] = el.querySelectorAll('span');
   const note = el.querySelector('small');
-  const get = (key) => model.get(key);
+  const get = (key) => model.get(key), word = speaker(model);
 
   function look() {
     name.textContent = get('label');
@@ -18,7 +18,7 @@ function render({ model, el }) {
     number.hidden = unit.hidden = !numbered;
     number.value = get('number');
     number.disabled = get('disabled') || !get('value');
-    number.setAttribute('aria-label', `${get('label')}, the number`);
+    number.setAttribute('aria-label', word('number', { label: get('label') }));
     unit.textContent = get('unit');
     note.textContent = get('note');
   }
@@ -32,9 +32,9 @@ function render({ model, el }) {
     const [lo, hi, typed] = [get('lowest'), get('highest'), number.value];
     if (typed !== '' && +typed >= lo && +typed <= hi) return put('number', +typed);
     look();
-    note.textContent = `${typed || 'that'} is not taken: it must be a number from ${lo} to ${hi}`;
+    note.textContent = word('refused', { typed, lo, hi });
   });
-  for (const key of ['value', 'number', 'label', 'tip', 'unit', 'note', 'disabled', 'lowest', 'highest']) model.on(`change:${key}`, look);
+  for (const key of ['value', 'number', 'label', 'tip', 'unit', 'note', 'disabled', 'lowest', 'highest', 'words']) model.on(`change:${key}`, look);
   look();
 }
 export default { render };

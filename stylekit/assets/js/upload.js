@@ -1,5 +1,6 @@
 // A picture from a file, dropped or pasted. Websockets have limits (10 MB in JupyterLab), so it is sent in pieces; what
-// is larger than Python takes is scaled down here first. Either the picture arrives or there is a sentence why not.
+// is larger than Python takes is scaled down here first. Either the picture arrives or there is a sentence why not. Needs
+// words.js before it.
 const PIECE = 512 * 1024;
 const SMALLEST = 256;                                            // pixels of the longer side
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
@@ -20,31 +21,31 @@ function transparent(bitmap) {
   for (let i = 3; i < data.length; i += 4) if (data[i] < 255) return true;
   return false;
 }
-async function shrink(file, limit, side) {
+async function shrink(file, limit, side, word) {
+  const sizes = { name: file.name, size: megabytes(file.size), most: megabytes(limit) };
   const bitmap = await createImageBitmap(file).catch(() => null);
-  if (!bitmap) throw new Error(`${file.name} has ${megabytes(file.size)}, and this browser cannot open it to make it smaller: `
-    + `at most ${megabytes(limit)} are taken`);
+  if (!bitmap) throw new Error(word('unreadable', sizes));
   const type = transparent(bitmap) ? 'image/png' : 'image/jpeg'; // PNG keeps what is transparent
   for (; side >= SMALLEST; side = Math.round(side / 1.5)) {
     const canvas = draw(bitmap, side);
     const blob = await new Promise((done) => canvas.toBlob(done, type, .92));
     if (blob && blob.size <= limit) {
-      return { blob, note: `scaled down from ${bitmap.width} × ${bitmap.height} pixels (${megabytes(file.size)})` };
+      return { blob, note: word('scaled', { width: bitmap.width, height: bitmap.height, ...sizes }) };
     }
   }
-  throw new Error(`${file.name} cannot be made small enough: at most ${megabytes(limit)} are taken`);
+  throw new Error(word('too_large', sizes));
 }
 
 function render({ model, el }) {
   el.classList.add('sk-drop');
   const button = Object.assign(document.createElement('button'), { type: 'button' });
   const input = Object.assign(document.createElement('input'), { type: 'file', hidden: true, accept: 'image/*,.heic,.heif,.tif,.tiff' });
-  input.setAttribute('aria-label', 'picture file');
   const hint = document.createElement('small');
   el.append(button, input, hint);
-  const get = (key) => model.get(key);
+  const get = (key) => model.get(key), word = speaker(model);
   const off = () => get('disabled');
   function look() {
+    input.setAttribute('aria-label', word('file'));
     button.textContent = get('label');
     button.title = get('tip');
     button.disabled = off();
@@ -56,7 +57,7 @@ function render({ model, el }) {
     model.send({ kind: 'begin', id, name: file.name });          // from here on the picture before does not count
     try {
       const { blob, note } = file.size <= get('max_bytes') ? { blob: file, note: '' }
-        : await shrink(file, get('max_bytes'), get('max_side'));
+        : await shrink(file, get('max_bytes'), get('max_side'), word);
       const of = Math.max(1, Math.ceil(blob.size / PIECE));
       for (let n = 0; n < of; n++) {
         const piece = await blob.slice(n * PIECE, (n + 1) * PIECE).arrayBuffer();
@@ -95,7 +96,7 @@ function render({ model, el }) {
     document.addEventListener('paste', pasted);
   }
   attach();
-  for (const key of ['label', 'tip', 'hint', 'disabled']) model.on(`change:${key}`, look);
+  for (const key of ['label', 'tip', 'hint', 'disabled', 'words']) model.on(`change:${key}`, look);
   look();
   return () => {
     over = true;
