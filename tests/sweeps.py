@@ -15,14 +15,14 @@ HUGE = (2**63, -10**400, 'x'*1_000_000)
 ODD = (None, True, 3, -1, .5, 'x', '', [], {}, [None], {'x': 1})
 
 
-def places(data, path=()):
-    "The path of every key and of the first and last item of every list"
+def places(data, path=(), deep=None):
+    "The path of every key and of the first and last item of every list, `deep` levels down"
     if isinstance(data, dict): items = list(data.items())
     elif isinstance(data, (list, tuple)) and data: items = list({0: data[0], len(data)-1: data[-1]}.items())
     else: items = []
     for key, value in items:
         yield (*path, key)
-        yield from places(value, (*path, key))
+        if len(path)+1 != deep: yield from places(value, (*path, key), deep)
 
 def changed_at(data, path, change):
     "A copy with `change(container, key)` made at `path`; tuples become lists on the way"
@@ -54,10 +54,10 @@ def other_tensors(t):
     yield 'another type', t.to(torch.int64 if t.is_floating_point() else torch.float32)
     if t.is_floating_point() and t.numel(): yield 'NaN', torch.full_like(t, torch.nan)
 
-def json_mutants(data, tensors:bool=False):
+def json_mutants(data, deep=None): # how many levels down; None: all
     """(what was done, changed copy) for every key of an object of JSON, or of a torch state:
     missing, null, of another type, huge, NaN; and one key too many"""
-    for path in places(data):
+    for path in places(data, deep=deep):
         name, old = '.'.join(map(str, path)), at(data, path)
         yield f'{name}: missing', changed_at(data, path, lambda c, k: c.__delitem__(k))
         others = [*ODD, *HUGE, math.nan, math.inf]

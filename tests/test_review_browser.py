@@ -27,13 +27,6 @@ NOTE = f'''() => {{
   document.addEventListener('keydown', () => {{ window.noted = [{TURN}, {TITLE}]; }}, true);
 }}'''
 
-# What is shown at each press, before the panel hears it
-NOTE = f'''() => {{
-  if (window.noted) return;
-  window.noted = [];
-  document.addEventListener('keydown', () => {{ window.noted = [{TURN}, {TITLE}]; }}, true);
-}}'''
-
 class Keys:
     "A person at a review, who has nothing but keys; what they have decided"
     def __init__(self, page, out, who='ann'):
