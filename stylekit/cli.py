@@ -438,6 +438,15 @@ def _say_rights(style):
     check = style and check_rights(style)
     if check and check.status != 'ok': SAY.note(check)
 
+def _style_of(o): # Style
+    "Of the kind that the method takes; a word if it is not cleared"
+    from stylekit import load_style, settings
+    from stylekit.stylizer import check_style_kind
+    style = load_style(o.style or 'ink', o.trigger_words)
+    check_style_kind(style, settings(**_settings_of(o)).method)
+    _say_rights(style)
+    return style
+
 # %% ../nbs/16_cli.ipynb #0cda9f6b
 def _marks(o)->dict: # of `save_output`
     "A certificate that has run out is named before any work"
@@ -455,11 +464,9 @@ def _sample_image()->str: return str(asset('samples', f'{SAMPLE}.shaded.png'))
 def _stylize_images(o)->int: # exit status
     "One picture after the other"
     from stylekit.backbone import load_backbone
-    from stylekit import load_style
     from stylekit.stylizer import stylize as run
     if not o.images: o.images, o.caption = [_sample_image()], o.caption or SAMPLE_CAPTION
-    style, captions = load_style(o.style or 'ink', o.trigger_words), _captions(o)
-    _say_rights(style)
+    style, captions = _style_of(o), _captions(o)
     paths = out_paths(o.images, style.name, o.out, o.overwrite, ('.gif',)*o.gif)
     pictures = _opened(o.images, paths)
     regions, model = _protected(o, pictures), load_backbone(o.backbone, o.device)
@@ -506,11 +513,9 @@ def _say_folder(done, out:str): # a FolderResult
 # %% ../nbs/16_cli.ipynb #2ee4a111
 def _stylize_folder(o)->int: # exit status
     "Folder in, folder out"
-    from stylekit import load_style
     from stylekit.folders import stylize_folder
     from stylekit.training import place
-    style = load_style(o.style or 'ink', o.trigger_words) if not (o.feedforward or o.like) else o.style
-    if not (o.feedforward or o.like): _say_rights(style)
+    style = o.style if o.feedforward or o.like else _style_of(o)
     given = 'feedforward like seed backbone device overwrite captions caption caption_model protect'
     options = _given(o, given) | _settings_of(o) | _proof_of(o)
     options |= dict(workers=o.workers or 1, batch=o.batch or 8, template=o.template or '{}', variants=o.variants or 1)

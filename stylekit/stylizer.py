@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MEMORY_LEVER', 'CONTROL', 'LIVE', 'working_size', 'fit_image', 'unfit_image', 'LatentOptimizer', 'advance', 'refine',
            'Callback', 'Interrupted', 'NaNGuard', 'Progress', 'Preview', 'Moments', 'RunState', 'check_state',
-           'Checkpoint', 'StylizeResult', 'recorded_run', 'recorded_style', 'Stylizer', 'check_control', 'Changes',
-           'stylize', 'check_limits']
+           'Checkpoint', 'StylizeResult', 'recorded_run', 'recorded_style', 'Stylizer', 'check_style_kind',
+           'check_control', 'Changes', 'stylize', 'check_limits']
 
 # %% ../nbs/08_stylizer.ipynb #fc52868b
 import json, math, warnings
@@ -106,7 +106,7 @@ def step(self:LatentOptimizer, z:torch.Tensor, g:torch.Tensor)->torch.Tensor:
     size = m.pow(2).mean((1,2,3), keepdim=True) if kind=='rms' else g.pow(2)
     self.v = b2*self.v + (1-b2)*size
     v = self.v/(1-b2**self.k)
-    if kind=='adamw' and g.any(): z = z*(1-lr*.01)   # a method that pulls nowhere stays where it is
+    if kind=='adamw': z = torch.where(g.any(), z*(1-lr*.01), z)   # a method that pulls nowhere stays where it is
     return z - lr*m/(v.sqrt()+eps)
 
 # %% ../nbs/08_stylizer.ipynb #57e90011
@@ -480,6 +480,7 @@ def _set_up(self:Stylizer, size:tuple # (height, width) it works at
     if cfg.method not in METHODS:
         raise StylekitError(f'no method named {cfg.method!r}: choose one of {", ".join(METHODS)}')
     make = METHODS[cfg.method]
+    check_style_kind(self.style, cfg.method)
     if make.PICTURE: report, example = Report.nothing(), self._style_latents()
     else: report, example = add_style(self.backbone, self.style.scaled(cfg.style_scale)), None
     conds = replace(self._read_prompts(size, report), example=example)
@@ -487,13 +488,20 @@ def _set_up(self:Stylizer, size:tuple # (height, width) it works at
     return report
 
 # %% ../nbs/08_stylizer.ipynb #27ca7088
+def check_style_kind(style:Style, # see `load_style`
+                     method:str # one of `METHODS`
+                    ):
+    "Refuse a picture where a LoRA is wanted, and the other way round"
+    wants_picture = METHODS[method].PICTURE
+    if style.is_picture == wants_picture: return
+    if wants_picture: raise StylekitError(f'method={method!r} takes its style from one picture: give its path as style')
+    raise StylekitError(f'{style.path.name} is a picture: one style picture is for method=\'ad\'; '
+                        'for the others learn a style from some (`train_lora`)')
+
 @patch
 def _style_latents(self:Stylizer)->torch.Tensor: # (1, C, h, w)
     "Those of a picture in the style, at a size of its own"
-    b, method = self.backbone, self.cfg.method
-    if not self.style.is_picture:
-        raise StylekitError(f'method={method!r} takes its style from one picture: give the path of that as style')
-    picture = open_image(self.style.path).rgb
+    b, picture = self.backbone, open_image(self.style.path).rgb
     _, size = working_size(*picture.size, b.native_size, b.multiple)
     return b.encode(fit_image(picture, size, size))
 

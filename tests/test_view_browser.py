@@ -1,5 +1,6 @@
 "The picture in a real browser, by its pixels: line, zoom, difference, tint, brush; dark themes; what axe-core finds"
 import io
+import time
 from importlib.util import find_spec
 from types import SimpleNamespace
 import pytest
@@ -339,6 +340,8 @@ def test_brush(page):
         p.tab.wait_for_timeout(100)
     p.tab.click('.sk-box')
     drag((.25, .25), (.4, .4), (.75, .75))
+    patient = time.monotonic()+20
+    while p.execute('print(painted().any())') != 'True' and time.monotonic() < patient: time.sleep(.1)   # on its way
     inside = p.execute('print((painted() > 250).nonzero()[0].min(), (painted() > 250).nonzero()[0].max(), '
                        '(painted() > 250).nonzero()[1].min(), (painted() > 250).nonzero()[1].max())')
     assert inside == '12 35 16 47' and value(2, 2) == 0                          # of 48 × 64 pixels

@@ -1,6 +1,6 @@
 """What a panel keeps: thirty runs in one panel leave nothing behind; snapshots are few and in main memory;
 the page is for those who have its link"""
-import gc, os, time
+import gc, os, time, weakref
 import pytest, torch
 from ipywidgets.widgets import widget
 from stylekit import StylizePanel, load_backbone
@@ -21,9 +21,11 @@ def run_once(panel):
 def test_thirty_runs_leave_nothing(models, random_style):
     small = load_backbone(models('small'))
     panel = StylizePanel(style=str(random_style(small)), backbone=small, simple=True, steps=1, resolution=32, final_t=0)
-    def runs_held():
+    def held():
         gc.collect()
-        return sum(isinstance(o, LiveRun) for o in gc.get_objects())
+        return [o for o in gc.get_objects() if isinstance(o, LiveRun)]
+    others = weakref.WeakSet(held())                           # of tests before this one
+    def runs_held(): return sum(run not in others for run in held())
     def counts():
         patient = time.monotonic()+20                          # what answers the page knows its run for a second more
         while (runs := runs_held()) > 1 and time.monotonic() < patient: time.sleep(.5)

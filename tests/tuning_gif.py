@@ -7,7 +7,7 @@ from browser import CHROMIUM, FLAGS, Server
 
 def record(out):
     # Short steps, to see the picture move
-    cell = 'from stylekit import StylizePanel\nStylizePanel(steps=200, lr=.02, lam=0.)'
+    cell = 'from stylekit import StylizePanel\nStylizePanel(steps=120, lr=.05, lam=0.)'
     frames = []
     with sync_playwright() as pw, Server(Path(tempfile.mkdtemp())) as lab:
         browser = pw.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -17,30 +17,36 @@ def record(out):
     small[0].save(out, save_all=True, append_images=small[1:], duration=durations, loop=0, optimize=True)
 
 def play(page, frames):
-    "Turn λ up, then the curve, then λ down; keep what is seen"
+    "A sample, a style, Start; the structure is held more in mid-run; the line is drawn over the result"
     page.command('application:toggle-left-area')
     page.tab.wait_for_timeout(1000)
     box = page.tab.locator('.sk-panel').first.bounding_box()
-    clip = dict(x=box['x'], y=box['y'], width=box['width'], height=600)
-    size = 520, round(600*520/box['width'])
-    def shot():
+    clip = dict(x=box['x'], y=box['y'], width=box['width'], height=740)
+    size = 520, round(740*520/box['width'])
+    def shot(times=1):
         png = page.tab.screenshot(clip=clip)
-        frames.append(Image.open(io.BytesIO(png)).convert('RGB').resize(size, Image.LANCZOS))
-    def watch(first, last):
-        for step in range(first, last, 12):
-            page.past(step)
-            shot()
-    shot()
+        frames.extend([Image.open(io.BytesIO(png)).convert('RGB').resize(size, Image.LANCZOS)]*times)
+    def press(css):
+        page.tab.click(css)
+        page.tab.wait_for_timeout(300)
+        shot(2)
+    shot(2)
+    press('.sk-samples button >> text=taxi')
+    press('.sk-choice label >> text=flat')
     page.click('start')
-    watch(1, 40)
-    page.slide('lam', .95)
-    watch(41, 80)
-    page.open_fold('advanced')
-    page.drag('.sk-curve .corner', '.sk-curve .bg', .75, .85)
-    watch(81, 120)
-    page.slide('lam', .3)
-    watch(121, 190)
+    for step in range(1, 60, 10):
+        page.past(step)
+        shot()
+    page.slide('lam', .85)
+    for step in range(61, 118, 10):
+        page.past(step)
+        shot()
     page.says('Done')
-    shot()
+    shot(2)
+    page.tab.focus('.sk-handle')
+    for _ in range(5):
+        for key in ('Shift+ArrowRight',): page.tab.keyboard.press(key)
+        page.tab.wait_for_timeout(200)
+        shot()
 
 if __name__ == '__main__': record(sys.argv[1])
