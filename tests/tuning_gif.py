@@ -45,7 +45,7 @@ def play(page, frames):
     shot(2)
     page.tab.focus('.sk-handle')
     for _ in range(5):
-        for key in ('Shift+ArrowRight',): page.tab.keyboard.press(key)
+        page.tab.keyboard.press('Shift+ArrowRight')
         page.tab.wait_for_timeout(200)
         shot()
 
