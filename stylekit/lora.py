@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCALES', 'STYLES', 'LORA_FILE', 'NAMELESS', 'SEAL', 'LONGEST_WORDS', 'ATTENTION', 'FEED_FORWARD', 'WRITERS', 'Style',
            'user_home', 'styles_in', 'built_in_styles', 'find_styles', 'list_styles', 'read_styles', 'read_safetensors',
-           'parse_style', 'read_trigger_words', 'load_style', 'Report', 'add_style', 'new_adapter',
+           'parse_style', 'read_trigger_words', 'load_style', 'Report', 'add_style', 'check_is_lora', 'new_adapter',
            'adapter_parameters', 'save_lora']
 
 # %% ../nbs/04_lora.ipynb #aea5cde6
@@ -462,7 +462,7 @@ def _refuse(name, f, state, made_for):
 def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     "Load a style, or a mix, as an adapter of the UNet and the text encoders; say what found its place"
     parts = style.parts or (style,)
-    for s in parts: _check_is_lora(s)
+    for s in parts: check_is_lora(s)
     for s in parts: _check_strength(s)
     files = [_read(backbone, s) for s in parts]   # a bad one is named before anything changes
     for s, f in zip(parts, files): _check_blocks(s, f)
@@ -474,7 +474,9 @@ def add_style(backbone:Backbone, style:Style, adapter:str='style')->Report:
     return report
 
 # %% ../nbs/04_lora.ipynb #f157b655
-def _check_is_lora(style:Style):
+def check_is_lora(style:Style # no mix
+                 ):
+    "Refuse a picture where a LoRA is wanted"
     if not style.is_picture: return
     raise StylekitError(f'{style.path.name} is a picture: one style picture is for method=\'ad\'; '
                         'for the others learn a style from some (`train_lora`)')

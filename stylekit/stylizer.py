@@ -28,7 +28,7 @@ from .color import ColorMatch, finish_color, parse_match
 from .pictures import warn_weights
 from .regions import Protection, fitting_mask, mask_pixels, protect_pictures, restore_pixels
 from .licensing import note_rights
-from .lora import Report, Style, add_style, load_style
+from .lora import Report, Style, add_style, check_is_lora, load_style
 from .records import check_run, load_state
 from .rights import read_output, save_output
 from .tiles import tiled
@@ -492,11 +492,10 @@ def check_style_kind(style:Style, # see `load_style`
                      method:str # one of `METHODS`
                     ):
     "Refuse a picture where a LoRA is wanted, and the other way round"
-    wants_picture = METHODS[method].PICTURE
-    if style.is_picture == wants_picture: return
-    if wants_picture: raise StylekitError(f'method={method!r} takes its style from one picture: give its path as style')
-    raise StylekitError(f'{style.path.name} is a picture: one style picture is for method=\'ad\'; '
-                        'for the others learn a style from some (`train_lora`)')
+    if not METHODS[method].PICTURE:
+        for part in style.parts or (style,): check_is_lora(part)
+    elif not style.is_picture:
+        raise StylekitError(f'method={method!r} takes its style from one picture: give its path as style')
 
 @patch
 def _style_latents(self:Stylizer)->torch.Tensor: # (1, C, h, w)
