@@ -1,11 +1,14 @@
 """How the house is kept: a module imports only what stands above it, in the notebooks' own order and within functions
 too; cells and functions are short, and what is public says what it is"""
-import ast, json, re
+import ast, json, re, sys
 from functools import cache
 from pathlib import Path
 import numpy as np, pytest
 
 ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT/'docs'/'_ext'))
+from definitions import patched_class
+
 PACKAGE = ROOT/'stylekit'
 LATER = ['mini', 'studies']   # these wings stand below all rooms of nbs/, in this order
 BY_HAND = ['__init__', '__main__']   # no notebook; they fetch names when asked
@@ -128,6 +131,14 @@ def test_no_statement_is_an_expression_for_its_effect():
     kinds = ast.ListComp, ast.SetComp, ast.Tuple, ast.BoolOp
     found = [f'{name}:{n.lineno}' for name, n in definitions(ast.Expr) if isinstance(n.value, kinds)]
     assert not found
+
+def test_a_class_grows_in_its_own_module():
+    "Else it depends on what has been imported what an object can do, and the reference has no page for it"
+    for name in FILES:
+        classes = {n.name for n in tree_of(name).body if isinstance(n, ast.ClassDef)}
+        for node in tree_of(name).body:
+            owner = patched_class(node)
+            assert not owner or owner in classes, f'{name}.{node.name} is a method of {owner}'
 
 def test_no_private_helper_crosses_a_room():
     found = [f'{name}: {a.name}' for name, n in definitions(ast.ImportFrom) if n.level or 'stylekit' in (n.module or '')
