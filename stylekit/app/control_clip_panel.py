@@ -6,15 +6,15 @@
 __all__ = ['BLOCKS_OF_UNET', 'ControlClipPanel']
 
 # %% ../../nbs/15bg_control_clip_panel.ipynb #d3bb6701
-import html, threading
+import html
 import ipywidgets as W
 from fastcore.basics import patch
 from .live import claim, halting, jpeg, release, shared_backbone
-from .panels import Panel, columns, grid_box, named, row, slide
+from .panels import ThreadPanel, columns, grid_box, named, row, slide
 from .views import Picture
 
 # %% ../../nbs/15bg_control_clip_panel.ipynb #2f1aaff7
-class ControlClipPanel(Panel):
+class ControlClipPanel(ThreadPanel):
     "Style × category, drawn with two encoders; α and per-block α live"
     def __init__(self, control, # ControlClip, or the folder of one
                  styles=('soft cartoon', '3d render'), # words
@@ -36,9 +36,9 @@ class ControlClipPanel(Panel):
         self.cells = [(s, c) for s in styles for c in categories]
         self.template, self.combine = template, combine
         self.steps, self.scale = steps, guidance_scale
-        self.seed, self.thread = seed, None
+        self.seed = seed
         self.images, self._drawn = {}, {}
-        self._version, self._halt = 0, False
+        self._version = 0
         self._make_sliders(alpha)
         self._make_grid(len(categories))
         self.say('Press Draw.')
@@ -77,34 +77,11 @@ def wait(self:ControlClipPanel, timeout:float=None):
 def draw(self:ControlClipPanel):
     "Draw the grid, again if something changed meanwhile"
     from stylekit.core import pick_device
-    self._version, self._halt = self._version+1, False
+    self._version, self.stopping = self._version+1, False
     if not self.ended: return
     claim(pick_device(self.backbone.device.type), self)
-    self.thread = threading.Thread(target=self.safely(self._work), daemon=True, name='stylekit grid')
-    self.thread.start()
     self.stop_.disabled = False
-    self.go(lambda: not self.ended)
-
-# %% ../../nbs/15bg_control_clip_panel.ipynb #a0ca038a
-@patch(as_prop=True)
-def ended(self:ControlClipPanel)->bool:
-    "Is nothing drawn?"
-    return self.thread is None or not self.thread.is_alive()
-
-@patch
-def stop_work(self:ControlClipPanel):
-    "End the drawing after the step in progress"
-    self._halt = True
-
-@patch
-def stop(self:ControlClipPanel):
-    "End the drawing after the step in progress"
-    self.stop_work()
-
-@patch
-def abandoned(self:ControlClipPanel)->bool:
-    "Does nobody look at the drawing any more?"
-    return self.unseen()
+    self.begin(self._work)
 
 # %% ../../nbs/15bg_control_clip_panel.ipynb #82f7a00f
 @patch
@@ -123,7 +100,7 @@ def _show_cell(self:ControlClipPanel, cell):
 @patch
 def _work(self:ControlClipPanel):
     try:
-        with halting(self.backbone, lambda: self._halt or self.closed):
+        with halting(self.backbone, lambda: self.stopping or self.closed):
             while cell := self._next_cell():
                 version = self._version
                 self.images[cell] = self._one(*cell)

@@ -6,12 +6,12 @@
 __all__ = ['MOST_SHOWN', 'folder_below', 'thumbnail', 'FolderPanel']
 
 # %% ../../nbs/15bha_folder_panel.ipynb #22a7ea05
-import html, threading
+import html
 from pathlib import Path
 import ipywidgets as W
 from fastcore.basics import patch
 from .live import halting, jpeg, shared_backbone
-from .panels import WIDE, Panel, grid_box, named, row
+from .panels import WIDE, ThreadPanel, grid_box, named, row
 from .review_panel import ReviewPanel, device_turn
 from .views import Picture
 from ..core import StylekitError, user_path
@@ -43,7 +43,7 @@ def thumbnail(path, # of a picture
     return jpeg(image)
 
 # %% ../../nbs/15bha_folder_panel.ipynb #8c37adae
-class FolderPanel(Panel):
+class FolderPanel(ThreadPanel):
     "Stylise a folder: `panel.result` is what became of it, `panel.wait()` waits for the end"
     def __init__(self, folder='', # of pictures
                  out='', # folder for the results; default beside it, with -stylized
@@ -65,8 +65,7 @@ class FolderPanel(Panel):
         self.given, self.how = dict(style=style, preset=preset, backbone=backbone), how
         self.device, self.root, self.use, self.review = device, root, use, review
         self.changes = dict(seed=seed, batch=batch, marks=signing(sign)) | changes
-        self.result, self.thread, self.reviewing = None, None, None
-        self._stopping, self.abandoned = False, self.unseen
+        self.result = self.reviewing = None
         self._make(str(folder), str(out))
         self._look()
 
@@ -161,23 +160,15 @@ def _switch(self:FolderPanel):
     self.stop_.disabled, self.open.disabled = not going, going or not there
 
 # %% ../../nbs/15bha_folder_panel.ipynb #0d089f61
-@patch(as_prop=True)
-def ended(self:FolderPanel)->bool:
-    "Does nothing go on?"
-    return self.thread is None or not self.thread.is_alive()
-
 @patch
 def _start(self:FolderPanel):
     from stylekit.licensing import check_rights, refuse_blocked
     if not self.ended: raise StylekitError('this folder is being made: stop it first')
     given, (folder, out) = self.how() if self.how else self.given, self.places()
     refuse_blocked([c for c in [check_rights(given['style'], self.use)] if c.status == 'block'])
-    self._stopping, self.result, self._errors = False, None, []
-    self.thread = threading.Thread(target=self.safely(self._work), args=(folder, out, given), daemon=True,
-                                   name='stylekit folder')
-    self.thread.start()
+    self.result, self._errors = None, []
+    self.begin(self._work, folder, out, given)
     self._switch()
-    self.go(lambda: not self.ended)
 
 # %% ../../nbs/15bha_folder_panel.ipynb #e8c0e258
 @patch
@@ -186,11 +177,11 @@ def _work(self:FolderPanel, folder:Path, out:Path, given:dict):
     from stylekit.folders import stylize_folder
     try:
         self.say('Waiting for the device…')
-        with device_turn(lambda: self._stopping, self.device, self.stop_work):
-            if self._stopping: raise KeyboardInterrupt
+        with device_turn(lambda: self.stopping, self.device, self.stop_work):
+            if self.stopping: raise KeyboardInterrupt
             self.say('Loading the model…')
             model = shared_backbone(given['backbone'], self.device)
-            with halting(model, lambda: self._stopping):
+            with halting(model, lambda: self.stopping):
                 self.result = stylize_folder(folder, out, report=self._report,
                                              **self.changes | given | dict(backbone=model))
         r = self.result
@@ -227,13 +218,8 @@ def _errors_html(errors)->str: # (picture, what is wrong)
 @patch
 def stop_work(self:FolderPanel):
     "End at once"
-    self._stopping = True
+    self.stop()
     if self.reviewing: self.reviewing.shut()
-
-@patch
-def stop(self:FolderPanel):
-    "The same, for whoever needs the device"
-    self._stopping = True
 
 @patch
 def wait(self:FolderPanel, timeout:float=None): # FolderResult; None if it was stopped

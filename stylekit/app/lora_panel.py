@@ -6,20 +6,19 @@
 __all__ = ['LoraPanel']
 
 # %% ../../nbs/15bf_lora_panel.ipynb #0e008b4f
-import threading
 from pathlib import Path
 import ipywidgets as W
 from fastcore.basics import patch
 from ..core import StylekitError, safe_name
 from ..images import load_image, sample_image
 from .live import claim, halting, jpeg, release, shared_backbone
-from .panels import WIDE, Panel, columns, named, row
+from .panels import WIDE, ThreadPanel, columns, named, row
 from .run_plots import draw_errors
 from .picture_view import BeforeAfter
 from .views import Picture, figure_png
 
 # %% ../../nbs/15bf_lora_panel.ipynb #503b54b9
-class LoraPanel(Panel):
+class LoraPanel(ThreadPanel):
     "Learn a style from a folder, and watch"
     def __init__(self, folder='', # of pictures
                  name:str='', # of the style; default the folder's
@@ -36,9 +35,9 @@ class LoraPanel(Panel):
         self.watched = load_image(watch) if watch is not None else sample_image('owl')
         self.words, self.strength = caption, strength
         self.backbone, self.how = backbone, dict(device=device, out=out) | changes
-        self.style, self.thread = None, None
+        self.style = None
         self.frames, self.checks = [], []
-        self._enough, self._stopping = False, False
+        self._enough = False
         self.trained = '', ''    # folder and name of the training
         self._make_fields(str(folder), name)
         self._make_views()
@@ -77,27 +76,6 @@ def _good(self:LoraPanel):
     self._enough = True
     self.say('Ends at the next check.')
 
-# %% ../../nbs/15bf_lora_panel.ipynb #4e161c0e
-@patch
-def stop_work(self:LoraPanel):
-    "End the training at its next check"
-    self._stopping = True
-
-@patch(as_prop=True)
-def ended(self:LoraPanel)->bool:
-    "Does no training go on?"
-    return self.thread is None or not self.thread.is_alive()
-
-@patch
-def stop(self:LoraPanel):
-    "End the training at its next check"
-    self.stop_work()
-
-@patch
-def abandoned(self:LoraPanel)->bool:
-    "Does nobody look at the training any more?"
-    return self.unseen()
-
 # %% ../../nbs/15bf_lora_panel.ipynb #77403a3c
 @patch
 def _start(self:LoraPanel):
@@ -106,13 +84,11 @@ def _start(self:LoraPanel):
     claim(pick_device(self.how.get('device')), self)
     folder = Path(self.folder.value).expanduser()
     self.trained = folder, safe_name(self.name.value.strip() or folder.resolve().name)
-    self._enough, self._stopping = False, False
+    self._enough = False
     self.checks, self.frames = [], []
     self.style = None
     self._busy(True)
-    self.thread = threading.Thread(target=self.safely(self._train), daemon=True, name='stylekit training')
-    self.thread.start()
-    self.go(lambda: not self.ended)
+    self.begin(self._train)
 
 @patch
 def _busy(self:LoraPanel, busy:bool):
@@ -135,7 +111,7 @@ def _learn(self:LoraPanel):
     self.backbone = shared_backbone(self.backbone, self.how.get('device'))
     if step := self.kept_step(): self.say(f'Going on from step {step}.')
     listeners = dict(report=self._report, watch=self._watch)
-    with halting(self.backbone, lambda: self._stopping):
+    with halting(self.backbone, lambda: self.stopping):
         self.style = train_lora(folder, name, backbone=self.backbone, **listeners, **self.how)
     self.say(f'Done: the style {self.style.name} can be used by this name.')
 
