@@ -115,7 +115,7 @@ def _rescaling(lo:float, hi:float)->str: # least and greatest
     if -1.1 < lo < 0 and hi < 1.1: return 'from [-1, 1] use x/2 + 0.5'
     return 'rescale it'
 
-def _to_uint8(a, # array of any shape: uint8, bool, or float in [0, 1]
+def _to_uint8(a, # array (H, W) or (H, W, C): uint8, bool, or float in [0, 1]
               name:str):
     "Values to bytes; refuses what would have to be guessed"
     import numpy as np
@@ -126,7 +126,9 @@ def _to_uint8(a, # array of any shape: uint8, bool, or float in [0, 1]
     lo, hi = (check_finite(a, name).min(), a.max()) if a.size else (0, 0)
     if lo < -1e-3 or hi > 1+1e-3: # a little overshoot is rounding
         raise StylekitError(f'{name} holds values from {lo:.3g} to {hi:.3g}, not 0–1: {_rescaling(lo, hi)}')
-    return (a.astype(np.float32).clip(0, 1)*255).round().astype(np.uint8)
+    out = np.empty(a.shape, np.uint8)
+    for row, made in zip(a, out): made[...] = (row.astype(np.float32).clip(0, 1)*255).round()   # no second large copy
+    return out
 
 # %% ../nbs/00b_images.ipynb #b19bb997
 def _grey16(im, # PIL, one of the modes I, I;16, I;16B ...

@@ -551,6 +551,7 @@ def protect_pictures(protect, # as `as_regions` takes it; a `Protection` stays
     if isinstance(protect, Protection): return protect
     if isinstance(protect, str) and '\n' in protect: return Protection.of(protect, len(images))
     regions = as_regions(protect)
+    if not regions: return Protection(('',)*len(images), ([],)*len(images))
     if [(r.kind, r.strength) for r in regions] == [('mask', 1)]: return _one_mask(regions[0], images)
     found = [find_regions(regions, im, text, backbone, owner) for im, text in zip(images, captions)]
     return Protection(tuple(_found_url(mask) for mask, _ in found), tuple(about for _, about in found))

@@ -71,10 +71,11 @@ class Tiling:
                 ):
         self.side, self.overlap = side, overlap
         self.on_tile = None   # on_tile(windows done, windows of this pass)
-    def count(self, h:int, w:int # of the latents
+    def count(self, h:int, w:int, # of the latents
+              shift:float=0. # as of `tile_starts`
              )->tuple: # rows, columns
         "How many windows there are"
-        return tuple(len(tile_starts(n, self.side, self.overlap)) for n in (h, w))
+        return tuple(len(tile_starts(n, self.side, self.overlap, shift)) for n in (h, w))
     def about(self, h:int, w:int)->dict: # for the record
         "What was done, in latents"
         return dict(side=self.side, overlap=self.overlap, count=list(self.count(h, w)))
@@ -87,12 +88,12 @@ class Tiling:
     def windows(self, h:int, w:int, # of the latents
                 scale:int=1, # pixels of a latent
                 shift:float=0. # as of `tile_starts`
-               )->list: # (slice of rows, slice of columns, weights (h', w'))
-        "The windows at a scale, and how much each place counts in them"
+               ): # yields (slice of rows, slice of columns, weights (h', w'))
+        "The windows at a scale, and how much each place counts in them: one at a time, as all weights are large"
         def along(n):
             each = tile_weights(n, self.side, self.overlap, scale, shift)
             return [(slice(s, s+len(w)), w) for s, w in each]
-        return [(rows, columns, wy[:, None]*wx) for (rows, wy), (columns, wx) in product(along(h), along(w))]
+        for (rows, wy), (columns, wx) in product(along(h), along(w)): yield rows, columns, wy[:, None]*wx
 
 # %% ../nbs/05b_tiles.ipynb #9a11702f
 @patch
@@ -104,14 +105,14 @@ def blend(self:Tiling, f, # of a part of `x`
          )->torch.Tensor: # (B, C', H', W'), float32
     "`f` of the whole, from its answers to one window after the other"
     h, w = (n//reads for n in x.shape[-2:])
+    of, out = math.prod(self.count(h, w, shift)), None
+    if of == 1: return f(x)
     seen, made = (self.windows(h, w, scale, shift) for scale in (reads, writes))
-    if len(seen) == 1: return f(x)
-    out = None
     for i, ((rows, columns, _), (to_rows, to_columns, weight)) in enumerate(zip(seen, made)):
         y = _answer(f, x[..., rows, columns]).float()
         if out is None: out = y.new_zeros(*y.shape[:2], h*writes, w*writes)
         out[..., to_rows, to_columns] += weight.to(y)*y
-        if self.on_tile: self.on_tile(i+1, len(seen))
+        if self.on_tile: self.on_tile(i+1, of)
     return out
 
 def _answer(f, x):

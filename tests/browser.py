@@ -302,6 +302,9 @@ class Page:
         except Exception as e: raise AssertionError(f'{js} never came; {self.seen()}') from e
     def enabled(self, *names):
         for name in names: self.until(f"document.querySelector('button.sk-{name}')?.disabled === false")
+    def press(self, name):
+        "A button of a run that may soon be over: found and clicked at once"
+        self.until(f"(b => b && !b.disabled && (b.click(), true))(document.querySelector('button.sk-{name}'))")
     def status(self): return self.tab.inner_text('.sk-status')
     def error(self): return self.tab.inner_text('.sk-error span')
     def says(self, text, seconds=60):

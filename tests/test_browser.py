@@ -629,8 +629,7 @@ def test_page_for_people_who_do_not_code(chrome, tmp_path):
         p.caption('a taxi')
         first = p.preview()
         p.click('start')
-        p.enabled('pause')
-        p.click('pause')                                       # while the model is loaded
+        p.press('pause')                                       # while the model is loaded
         p.says('Paused')
         assert p.tab.is_disabled('.sk-choice input[value=flat]')
         p.tab.evaluate('''() => {
@@ -674,8 +673,7 @@ def test_who_may_use_the_page(chrome, tmp_path):
         three = Page(chrome, link, 800)          # one too many
         assert 'All 2 places are taken' in three.tab.inner_text('main') and app.kernels() == 2
         one.click('start')
-        one.enabled('pause')
-        one.click('pause')
+        one.press('pause')
         one.says('Paused')
         two.click('start')
         two.says('Another picture is being made')
@@ -684,8 +682,7 @@ def test_who_may_use_the_page(chrome, tmp_path):
         one.click('pause')
         one.says('Done')                                       # it goes on where it was
         one.click('start')
-        one.enabled('pause')
-        one.click('pause')
+        one.press('pause')
         one.says('Paused')
         one.tab.reload()                                       # locks nobody out, its owner neither
         one.says('The page was loaded again')                  # and its run is there

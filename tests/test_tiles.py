@@ -210,3 +210,12 @@ def test_the_reach_of_a_style_without_the_pooling(sdxl, style, monkeypatch):
     monkeypatch.setattr(sms, 'cpu_if_lacking', on_cpu)
     go(sdxl, style, steps=1)
     assert asked
+
+@pytest.mark.slow
+def test_a_large_picture_is_in_memory_few_times():
+    "A process that stylises one holds some two copies of it in float32 more than one of a single window"
+    from stylekit.studies.large import peak_memory
+    size = 1536, 1024
+    one, many = peak_memory(size=(128, 128), final_t=0), peak_memory(size=size, tile=128, final_t=0)
+    copy = 3*4*size[0]*size[1]/2**20
+    assert (many['most']-one['most'])/copy < 2.8
