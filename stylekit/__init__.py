@@ -91,3 +91,11 @@ def _let_apple_gpus_fall_back():
     if sys.platform == 'darwin': os.environ.setdefault('PYTORCH_ENABLE_MPS_FALLBACK', '1')
 
 _let_apple_gpus_fall_back()
+
+def _share_cores():
+    """GNU OpenMP's threads wait for one another by turning in circles. Where another program has one of two cores, a
+    picture took more than ten times as long so; with short circles 1.6 times, and a training alone is no slower"""
+    import os
+    if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '3000')
+
+_share_cores()

@@ -225,3 +225,12 @@ def test_citation_says_what_the_package_says():
     cfg.read(ROOT/'settings.ini', encoding='utf-8')
     assert told['license'] == cfg['DEFAULT']['license'] and 'version' not in told   # it stands in `__init__`
     assert [a['name'] for a in told['authors']] == [cfg['DEFAULT']['author']]
+
+@pytest.mark.parametrize('theirs, spins', [
+    ({}, '3000'), (dict(GOMP_SPINCOUNT='7'), '7'), (dict(OMP_WAIT_POLICY='passive'), '')])
+def test_threads_do_not_fight_for_a_core(monkeypatch, theirs, spins):
+    "How long they turn in circles is said before torch is there, and what somebody has said stays"
+    for name in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY'): monkeypatch.delenv(name, raising=False)
+    code = 'import os, sys, stylekit; assert "torch" not in sys.modules; print(os.environ.get("GOMP_SPINCOUNT", ""))'
+    done = run_python('-c', code, **theirs)
+    assert done.stdout.strip() == spins, done.stderr
