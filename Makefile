@@ -20,14 +20,15 @@ app: .venv/run
 	$(INSTALL) -e ".[app]" && $(BIN)/stylekit app
 
 # tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few.
-# Three for two cores: one of them waits for a browser, a hub, a disk.
+# One more than there are cores: one of them waits for a browser, a hub, a disk. Each takes a GiB of memory.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()+1))")
 # What hangs is shown and ended after so many minutes, some five times what it takes
 LIMIT := $(BIN)/python tools/limit.py
 NOTEBOOKS := OMP_NUM_THREADS=1 MPLBACKEND=agg HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
 
 test: .venv/dev
-	OMP_NUM_THREADS=1 $(LIMIT) 60 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
-	$(NOTEBOOKS) $(LIMIT) 30 $(BIN)/nbdev-test --n-workers 3 --timing --do-print
+	OMP_NUM_THREADS=1 $(LIMIT) 60 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(NOTEBOOKS) $(LIMIT) 30 $(BIN)/nbdev-test --n-workers $(WORKERS) --timing --do-print
 
 # the tests that take half a minute each; CI runs both
 slow: .venv/dev
@@ -93,7 +94,7 @@ versions: .venv/bin/python
 	$(BIN)/python tools/requirements.py $(VERSIONS) > .venv-$(VERSIONS)/asked.txt
 	$(BIN)/uv pip install -q --upgrade --python $(OTHER)/python -r .venv-$(VERSIONS)/asked.txt
 	$(OTHER)/pip install -q --no-deps -e .
-	OMP_NUM_THREADS=1 $(OTHER)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(OTHER)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 INSTALL := $(BIN)/pip install -q -c .venv/constraints.txt
 

@@ -35,7 +35,7 @@ class Written:
         empty = self.v(x, t, self.c.empty, styled)
         return empty + scale*(self.v(x, t, cond, styled)-empty)
 
-def same(a, b): torch.testing.assert_close(a, b, atol=2e-4, rtol=2e-4)
+def same(a, b): torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 def drawn(run, level=.6):
     g = torch.Generator().manual_seed(3)
