@@ -1180,6 +1180,7 @@ def review(out:FOLDER, # folder of results, as stylize left it
            steps:whole(1, 100_000)=None, # of redos; default the folder's, or the preset's
            sign:SIGN=None, # sign redos (C2PA): certificates and key of P-256, both PEM
            redo:bool=False, # no page: make what is to be redone, and say how far the review is
+           lang:choice('en', 'ja')=None, # of the page; default that of each browser
            port:whole(1, 65535)=8866, # where the page is served
            host:TEXT='127.0.0.1', # 0.0.0.0 opens it to the network, for those who have the link
            no_browser:bool=False, # do not open a browser
@@ -1191,7 +1192,7 @@ def review(out:FOLDER, # folder of results, as stylize left it
     "Go through a folder of results: accept, reject, redo; by keys, on a page"
     if redo: return _review(SimpleNamespace(**locals()))
     from stylekit.app.serve import review_page
-    review_page(out, source, who, proof, style, backbone, device, steps, sign, port=port, host=host,
+    review_page(out, source, who, proof, style, backbone, device, steps, sign, lang, port=port, host=host,
                 browser=not no_browser, silence=silence, max_kernels=max_kernels, token=token, hosts=hosts or ())
 
 # %% ../nbs/16_cli.ipynb #c50c1c16

@@ -133,3 +133,13 @@ def test_values_come_through():
     for english, japanese in read_texts().items():
         values = {name for name, _ in re.findall(r'\{(\w+)(:d)?\}', english)}
         assert {*re.findall(r'\{(\w+)\}', japanese)} == values, english
+
+def test_a_language_reaches_every_page(results, tmp_path, monkeypatch):
+    from stylekit.app import serve
+    from stylekit.cli import main
+    opened, out = [], results(tmp_path)
+    monkeypatch.setattr(serve, 'serve_panel', lambda panel, how, *rest: opened.append(how))
+    for command in (['app'], ['review', str(out)]):
+        assert not main([*command, '--no-browser', '--lang', 'ja']) and not main([*command, '--no-browser'])
+        assert main([*command, '--lang', 'fr']) == 2
+    assert [how.get('lang') for how in opened] == ['ja', None]*2

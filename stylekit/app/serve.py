@@ -389,13 +389,14 @@ def review_page(out, # folder of results
                 device:str=None, # of redos
                 steps:int=None, # of redos; default the preset's
                 sign=None, # files of certificate and key (PEM), for redos
+                lang:str=None, # of the page: 'en' or 'ja'; default that of each browser
                 **serving): # see `Serving`
     "Serve the page of a review until Ctrl-C"
     from stylekit.review import Review
     s = changed(Serving(), serving)
     review = Review(out, source, who, proof)
     given = dict(out=str(review.out.resolve()), who=review.who, style=style, backbone=backbone, device=device)
-    given |= dict(source=review.source and str(review.source.resolve()), steps=steps)
+    given |= dict(source=review.source and str(review.source.resolve()), steps=steps, lang=check_panel_language(lang))
     given['proof'] = proof and str(Path(proof).resolve())
     given = {k: v for k, v in given.items() if v} | _signed_by(sign)
     serve_panel('ReviewPanel', given, s)
