@@ -20,7 +20,7 @@ app: .venv/run
 	$(INSTALL) -e ".[app]" && $(BIN)/stylekit app
 
 # tests/conftest.py says which files begin: xdist would take those of most tests, and the long ones have few.
-# One more than there are cores: one of them waits for a browser, a hub, a disk. Each takes a GiB of memory.
+# One more than there are cores: one of them waits for a browser, a hub, a disk.
 WORKERS ?= $(shell $(PYTHON) -c "import os; print(min(8, os.cpu_count()+1))")
 # What hangs is shown and ended after so many minutes, some five times what it takes
 LIMIT := $(BIN)/python tools/limit.py
