@@ -219,6 +219,7 @@ def _vae_encode(self:Backbone, x):
 @patch
 def _vae_decode(self:Backbone, z): return self.vae.decode(self.network.from_latents(z).to(self.vae.dtype)).sample
 
+# %% ../nbs/02_backbone.ipynb #683b9bcf
 @patch
 def _in_parts(self:Backbone, f, x, reads:int=1, writes:int=1, shift=0.): # pixels per latent of what `f` reads and gives
     "`f` of the whole, or of one part after the other where large pictures are looked at so"

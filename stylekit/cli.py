@@ -1292,6 +1292,7 @@ def _analyse(study:str, out:str, lang:str):
     if SAY.json: SAY.result('', command='merge', sentences=said, **found.to_json())
     else: SAY.result('\n'.join(said))
 
+# %% ../nbs/16_cli.ipynb #bf9741d8
 def merge(*files:PATH, # the study, then ballots or logs of votes that were given to it
           analyse:bool=False, # say what all votes show
           lang:choice('en', 'ja')=None, # with --analyse: of what is said; default English

@@ -485,6 +485,7 @@ def _lighter_together(by:Tensor, which:Tensor, size:Tensor)->Tensor: # (n, 3), (
     same = (which[:, None] == which)*size
     return torch.cat([same @ by[:, :1]/same.sum(1, keepdim=True).clamp(min=1e-12), by[:, 1:]], 1)
 
+# %% ../nbs/01c_color.ipynb #fed7d819
 def lock_palette(lab:Tensor, # the result, (3, h, w)
                  palette:Tensor, # (n, 3) in CIELAB
                  source:Tensor=None, # (3, h, w): says which colour an area gets; None: its own colour does

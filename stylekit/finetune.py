@@ -419,6 +419,7 @@ def _with_previews(style:Style, pairs:list, b:Backbone, seed:int)->Style:
         stylize(im, style, caption, backbone=b, seed=seed).save(style.path.parent/f'preview-{i}.png')
     return style
 
+# %% ../nbs/08a_finetune.ipynb #fd6ba6a9
 def examples_of(images, # folder of pictures, see `read_folder`; or a list of Examples
                 template:str='{}', # around captions from file names
                 caption:str=None, # 'auto': captions that are missing are written beside the pictures, by a model

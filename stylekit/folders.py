@@ -32,6 +32,8 @@ from .records import Record, json_line, plain_data, read_lines
 from .regions import as_regions, join_protections, protect_pictures, region_texts
 from .marks import is_signed
 from .rights import read_output
+
+# %% ../nbs/09a_folders.ipynb #e5a5d634
 from .methods.sms import Settings, settings
 from .stylizer import Changes, check_limits, recorded_run, recorded_style, stylize
 from .training import duration, place

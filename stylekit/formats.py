@@ -465,6 +465,7 @@ class _Reading:
     largest: float   # number that the model computes in
     alphas: Counter = field(default_factory=Counter)   # where α stood -> layers
 
+# %% ../nbs/03b_formats.ipynb #f13b5e22
 def _read_layer(f, part, layer, slots, shapes, reading:_Reading):
     "One layer into a LoraFile, or the reason why not into its misfits"
     try:

@@ -118,6 +118,7 @@ def _flow_schedule(config:dict, what:str)->dict:
     _check_count(c, what)
     return dict(num_train_timesteps=TIMESTEPS, prediction_type=FLOW)
 
+# %% ../nbs/01b_model_files.ipynb #59ffe2be
 def _scheduler_defaults(name:str)->dict:
     "What a scheduler's class says where its config is silent"
     import diffusers
@@ -248,6 +249,7 @@ def _needed_parts(classes:dict, name:str)->list: # of a UNet's pipeline
     if two_texts and 'text_encoder' not in classes: refuse_family(name, 'an SDXL refiner', 'only text_encoder_2')
     return ['unet', 'vae', 'text_encoder', 'tokenizer'] + ['tokenizer_2']*two_texts
 
+# %% ../nbs/01b_model_files.ipynb #fba9f05f
 def _check_complete(classes:dict, name:str, needed:list):
     missing = [p for p in (*needed, 'scheduler') if p not in classes]
     readers = [p.replace('text_encoder', 'tokenizer') for p in classes if p.startswith('text_encoder')]
@@ -359,6 +361,7 @@ def check_transformer(layout:str, # one of `LAYOUTS`
     for key in ('num_layers', 'num_single_layers'):
         if key in c: config_value(c, key, int, what, 0, 512)
 
+# %% ../nbs/01b_model_files.ipynb #c9e6e8f3
 def _text_widths(layout:str, configs:dict, name:str)->dict: # of the states and of the pooled text; None: any
     def width(part, key):
         return config_value(configs[part], key, int, f'{part}/config.json of {name}', 1, 1<<16)

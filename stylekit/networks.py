@@ -209,6 +209,7 @@ def grid_ids(shape:tuple, # (h, w) of the tokens
     ids[..., 2] = torch.arange(w, device=device)
     return ids.flatten(0, 1)
 
+# %% ../nbs/01f_networks.ipynb #ce40bd97
 class Flux(Network):
     "FluxTransformer2DModel of FLUX.1"
     family, prefix, pipeline = 'FLUX.1', 'transformer', 'FluxPipeline'

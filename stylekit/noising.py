@@ -102,6 +102,7 @@ def timesteps(self:VP, sigma:torch.Tensor # flow's noise levels (B,)
     levels = sigma_of(self.alphas_cumprod)
     return (levels[None]-sigma.to(levels)[:, None]).abs().argmin(1)
 
+# %% ../nbs/01e_noising.ipynb #7c9b7f04
 @patch
 def from_line(self:VP, x:torch.Tensor, # (1−σ)·z + σ·ε, as flows have it
               t:torch.Tensor)->torch.Tensor: # z_t
@@ -152,6 +153,7 @@ def from_line(self:Flow, x:torch.Tensor, t:torch.Tensor)->torch.Tensor:
     "They are on the line already"
     return x
 
+# %% ../nbs/01e_noising.ipynb #6e2220fb
 @patch
 def timesteps(self:Flow, sigma:torch.Tensor # (B,), in [0, 1]
              )->torch.Tensor: # (B,), fractions

@@ -50,6 +50,7 @@ def dct2(x:Tensor # (..., h, w), any size
     ch, cw = (dct_matrix(n, x.dtype, x.device) for n in x.shape[-2:])
     with _full_precision(x.device): return ch @ x @ cw.T
 
+# %% ../nbs/01_spectrum.ipynb #d9f70082
 def idct2(X:Tensor # spectrum (..., h, w)
          )->Tensor: # (..., h, w)
     "Inverse of `dct2`"

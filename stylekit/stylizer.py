@@ -31,6 +31,8 @@ from .licensing import note_rights
 from .lora import Report, Style, add_style, check_is_lora, load_style
 from .records import check_run, load_state
 from .rights import read_output, save_output
+
+# %% ../nbs/08_stylizer.ipynb #a58c91bb
 from .tiles import tiled
 from .training import save_or_warn
 from .methods.rivals import METHODS

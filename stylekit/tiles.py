@@ -50,6 +50,7 @@ def tile_starts(n:int, # places along one side
     inner = [round((i+shift)*apart) for i in range(last) if i+shift > 0]
     return sorted({0, *inner, n-side})
 
+# %% ../nbs/05b_tiles.ipynb #a8d178f5
 def tile_weights(n:int, side:int, overlap:int, # as of `tile_starts`
                  scale:int=1, # of everything: weights for pixels instead of latents
                  shift:float=0. # as of `tile_starts`

@@ -87,6 +87,7 @@ def _about_known(known)->str:
     if is_here(known.source): get = 'It is on this machine.'
     return f'Licence: {known.licence}. {get} {most}.'
 
+# %% ../../nbs/15bad_backbone_choice.ipynb #99b59c5d
 def _about_folder(path:Path, known)->str:
     files = [path] if path.is_file() else [f for f in path.rglob('*.safetensors') if f.is_file()]
     like = f' It is built as {known.name}.' if known else ''

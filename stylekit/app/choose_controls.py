@@ -132,6 +132,7 @@ def no_picture(self:ChooseControls, why:str):
     self.panel.say('No picture.')
     self.panel.say(why, error=True)
 
+# %% ../../nbs/15bae_choose_controls.ipynb #5ef477c2
 @patch
 def take(self:ChooseControls, opened, caption:str=''): # OpenedImage
     "Another picture, with what it shows"
@@ -168,6 +169,7 @@ def _show_mix(self:ChooseControls):
     if self.simple: self.mixer.layout.display = 'none' if plain else None   # a take may have brought a mix
     self.mixer.tell('' if plain else ', '.join(f'{Path(n).stem} {w:g}' for n, w in mix) or 'none')
 
+# %% ../../nbs/15bae_choose_controls.ipynb #95e1d6de
 @patch
 def _choose(self:ChooseControls, name:str, before:str):
     if self._quiet: return
@@ -192,6 +194,7 @@ def show_start(self:ChooseControls, name:str, note:str=''): # '': what the contr
     self.starts.value, self.starts.note = name, note
     self._quiet = was
 
+# %% ../../nbs/15bae_choose_controls.ipynb #59018ffa
 @patch
 def switch(self:ChooseControls, going:bool=False, # a picture is made
            fixed:bool=False, # and nothing may be changed
@@ -224,6 +227,7 @@ def _look_for(self:ChooseControls, own:dict): # name -> Style
     self.lacking = {n: own[n] for n in own if n not in found}
     self.panel.show(lambda: self._show_sheets(found))
 
+# %% ../../nbs/15bae_choose_controls.ipynb #e4dbd1bf
 @patch
 def _show_sheets(self:ChooseControls, found:dict): # name -> bytes
     self.choice.pictures = self.choice.pictures | found
@@ -254,6 +258,7 @@ def _draw_all(self:ChooseControls):
     self.panel.say('')
     self.panel.show(lambda: setattr(self.draw, 'description', 'Draw the missing pictures'))
 
+# %% ../../nbs/15bae_choose_controls.ipynb #92e5f092
 @patch
 def _show_sheet(self:ChooseControls, name:str, picture:bytes):
     self.lacking.pop(name)

@@ -113,6 +113,7 @@ def _look(self:FolderPanel):
     self._say_how_far(len(there), len(pictures))
     self._switch()
 
+# %% ../../nbs/15bha_folder_panel.ipynb #805e6aa4
 @patch
 def _say_how_far(self:FolderPanel, there:int, of:int):
     if not self.folder.value.strip(): return self.say('Say where the pictures are.')
@@ -143,6 +144,7 @@ def _add(self:FolderPanel, paths):
     self.grid.children = [*(self._cell(p) for p in reversed(fresh)), *self.grid.children]
     self._drop(MOST_SHOWN)
 
+# %% ../../nbs/15bha_folder_panel.ipynb #b8edd18c
 @patch
 def _drop(self:FolderPanel, keep:int):
     "All thumbnails but the first"

@@ -165,6 +165,7 @@ def adopt(speaker:Speaker, widget):
     widget.observe(lambda ch: _adopt_all(speaker, ch['new']), 'children')
     _adopt_all(speaker, widget.children)
 
+# %% ../../nbs/15ac_languages.ipynb #37e97e3c
 def _adopt_all(speaker:Speaker, widgets):
     for w in widgets: adopt(speaker, w)
 

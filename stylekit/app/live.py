@@ -781,6 +781,7 @@ def _next_try(self:LiveRun)->bool:
     self._start()
     return True
 
+# %% ../../nbs/15_live.ipynb #d828b959
 @patch
 def _end_search(self:LiveRun, state)->bool: # 'done' or 'stopped'
     "What stands is the best try"

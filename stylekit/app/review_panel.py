@@ -162,6 +162,7 @@ def _make_reasons(self:ReviewPanel)->W.VBox:
     self.reasons = named(W.VBox(box, layout=dict(display='none')), 'ask')
     return self.reasons
 
+# %% ../../nbs/15bh_review_panel.ipynb #bffb8a45
 @patch
 def _make_brush(self:ReviewPanel)->W.VBox:
     "Paint what must stay, or lay a box on it"

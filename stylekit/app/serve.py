@@ -372,6 +372,7 @@ def app(style:str='ink', # see `stylize`
     given |= {k: v for k,v in dict(backbone=backbone, device=device, lang=check_panel_language(lang)).items() if v}
     serve_panel('PagePanel', given, s)
 
+# %% ../../nbs/15c_app.ipynb #ebddd189
 def _folders(folders, s:Serving): # of a `PagePanel`
     "Who has come by the network must not name any folder of this machine"
     if folders is None: return True if s.host in LOOPBACK else None

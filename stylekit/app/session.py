@@ -70,6 +70,7 @@ def keep(self:Session, panel:StylizePanel):
         self._said = said
     if panel.run: self._keep_run(panel, panel.run)
 
+# %% ../../nbs/15bia_session.ipynb #a2e6d307
 @patch
 def _keep_run(self:Session, panel, run:LiveRun):
     "Its last snapshot while it goes on, its result at the end"
@@ -102,6 +103,7 @@ def bring_back(self:Session, panel:StylizePanel):
     self._opened, self._said = panel.opened, controls_said(panel)
     if (self/'recipe.json').is_file(): self._bring_back_run(panel, load_recipe(self/'recipe.json'))
 
+# %% ../../nbs/15bia_session.ipynb #08b0bb3e
 @patch
 def _bring_back_run(self:Session, panel, recipe):
     from stylekit.methods.sms import Settings

@@ -302,6 +302,7 @@ def use_preset(self:StylizePanel, preset): # name, or Settings
     left = {*self.fixed}-{*self.kept_fixed(preset)}
     if left: self.say(f'The preset {cfg.preset} does not use {", ".join(sorted(left))}: left out.')
 
+# %% ../../nbs/15bc_stylize_panel.ipynb #a10eb82f
 @patch
 def use_start(self:StylizePanel, name:str): # of `setting_controls.STARTS`
     "Gentler or bolder: the preset's settings with other values of the main sliders"
@@ -378,6 +379,7 @@ def _recolor(self:StylizePanel):
     self.view.show(run.picture(), final=True)                  # picture out
     if run.result: self._tell_proof(anew=bool(self.proved.value))
 
+# %% ../../nbs/15bc_stylize_panel.ipynb #4822a094
 @patch
 def _limits_changed(self:StylizePanel):
     if not self.children: return                               # not built yet

@@ -206,6 +206,7 @@ def add(self:Takes, result, # StylizeResult
         self._make_room()
         return take
 
+# %% ../../nbs/15aa_takes.ipynb #065ac842
 @patch
 def _claim(self:Takes)->int: # a number of its own
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -301,6 +302,7 @@ def delete(self:Takes, number:int)->Take:
         self._deleted.append(number)
         return take
 
+# %% ../../nbs/15aa_takes.ipynb #04b6c28d
 @patch
 def undo(self:Takes)->Take:
     "Bring back what was deleted last"

@@ -73,6 +73,7 @@ def _make_widgets(self:TakesControls):
     own = row(self.use_, self.compare, self.back, self.pin, self.delete_, self.undo_, self.save, self.name)
     self.box = W.VBox([self.strip, own])
 
+# %% ../../nbs/15bad_takes_controls.ipynb #03813276
 @patch
 def _make_variants(self:TakesControls):
     plain = 'Several pictures that differ in one thing, made one after the other; Stop ends all of them'
@@ -145,6 +146,7 @@ def _switch(self:TakesControls, known:dict): # number -> Take
     self.vary.disabled = self.what.disabled = self.count.disabled = self.going
     self.name.value = take.name if take else ''
 
+# %% ../../nbs/15bad_takes_controls.ipynb #19674e86
 @patch
 def switch(self:TakesControls, going:bool): # is a picture made?
     "What can be set now"

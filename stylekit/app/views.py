@@ -116,6 +116,7 @@ _PULSE_WORDS = dict(
     gone='No answer from the kernel: it is gone, or busy with another cell. If this stays, run the cell again, or load '
          'the page again.')
 
+# %% ../../nbs/15a_views.ipynb #a9f09f3e
 class Heartbeat(anywidget.AnyWidget):
     "The heart-beat between a panel and its page"
     beat = T.Int(0).tag(sync=True)            # counted by the page

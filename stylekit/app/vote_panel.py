@@ -81,6 +81,7 @@ def speak(self:VotePanel, lang:str):
 def _type(self:VotePanel, said:dict): # a message of the text field: Enter was pressed
     if said.get('event') == 'submit': self.enter(self.name.value)
 
+# %% ../../nbs/15bi_vote_panel.ipynb #2860d6a3
 @patch
 def _speak(self:VotePanel, lang:str):
     "Everything in another language"

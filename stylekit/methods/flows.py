@@ -34,6 +34,7 @@ def on_line(self:FlowMethod, z:torch.Tensor, noise:torch.Tensor, t:torch.Tensor)
     sigma = self.backbone.noising.sigma(t)
     return (1-sigma)*z + sigma*noise
 
+# %% ../../nbs/06b_flows.ipynb #b5f4b0c6
 @patch
 def source(self:FlowMethod)->Score:
     "The base model with the guidance that the source's own prompt gets"

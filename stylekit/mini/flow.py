@@ -205,6 +205,7 @@ class FlowPlan:
     style_lr: float = 5e-4
     style_views: int = 384   # of a style's pictures, and as many of the base's
 
+# %% ../../nbs/mini/12_flow_twin.ipynb #43617b67
 @dataclass
 class FlowBuild:
     "What the stages share"

@@ -43,6 +43,8 @@ _SD35_MEDIUM = dict(
     sample_size=128, num_layers=24, num_attention_heads=24, attention_head_dim=64, caption_projection_dim=1536,
     joint_attention_dim=4096, pooled_projection_dim=2048, pos_embed_max_size=384, qk_norm='rms_norm',
     dual_attention_layers=tuple(range(13)))
+
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #d16b15de
 _KLEIN_4B = dict(num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680,
                  guidance_embeds=False)
 
@@ -249,6 +251,7 @@ def _weightless_run(name:str, size:int, cfg)->SimpleNamespace:
     return SimpleNamespace(run_id='0'*16, k=0, z=z, opt=LatentOptimizer(cfg, z), method=method, cfg=cfg,
                            generators=[torch.Generator()], records=[], changes=[])
 
+# %% ../../nbs/benchmarks/01_what_fits.ipynb #2f57b965
 def rewind_bytes(name:str='SD 1.5', size:int=1024, # of MODELS; pixels of a side
                  steps:int=500, preset:str='paper', masks:int=50, # painted in mid-run
                  mask:int=40_000 # characters of each, as a PNG in text
